@@ -1,0 +1,238 @@
+"""The `raycap` command: finds the act, builds its config from file and flags, says refusals with exit code 2."""
+
+import argparse
+import dataclasses
+import importlib
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from raycap import __version__
+from raycap.refusal import Refusal
+
+if TYPE_CHECKING:
+    from raycap.config import Config
+
+
+@dataclass(frozen=True)
+class Command:
+    """One act as a person sees it. The first section is the command's own: its flags need no prefix."""
+
+    summary: str
+    act: str  # module:function, called with the config, returns the exit code
+    sections: tuple[str, ...]
+    words: str = ""  # the option of `act`'s section that the words before the flags fill; "": they are SOURCE
+
+
+COMMANDS = {
+    "inspect": Command(
+        "read every picture of a source and say what is there and what cannot be read",
+        "raycap.stages.inspect:inspect",
+        ("inspect", "source", "fetch", "reading", "cluster"),
+    ),
+    "caption": Command(
+        "write a caption for every picture of a source, into a table that can be resumed and added to",
+        "raycap.stages.caption:caption",
+        ("caption", "source", "fetch", "reading", "search", "cluster"),
+    ),
+    "extract": Command(
+        "encode every picture once, for training: a table of features that can be resumed and added to",
+        "raycap.stages.extract:extract",
+        ("extract", "source", "fetch", "reading", "encoder", "cluster"),
+    ),
+    "train": Command(
+        "train a captioner on pictures that people have described; the same command goes on where it stopped",
+        "raycap.stages.train:train",
+        ("train", "source", "fetch", "reading", "vocabulary", "encoder", "decoder", "search", "cluster"),
+    ),
+    "evaluate": Command(
+        "judge tables of captions by human captions, side by side, with intervals",
+        "raycap.stages.evaluate:evaluate",
+        ("evaluate", "metric", "source"),
+        words="tables",
+    ),
+    "report": Command(
+        "make one page of caption tables or of a training run: pictures, scores, what failed",
+        "raycap.stages.report:report",
+        ("report", "evaluate", "metric", "source", "fetch", "reading"),
+        words="tables",
+    ),
+}
+
+ABOUT = "Captions for large piles of pictures, and the captioners that write them, on one laptop or a Ray cluster."
+EXAMPLES = """\
+examples:
+  raycap caption photos/ --model DIR --out captions/      a caption for every picture, in one table
+  raycap inspect photos/                                  a folder, its sub-folders too
+  raycap inspect s3://bucket/pictures                     anything that fsspec can open
+  raycap inspect urls.txt --fetch.threads 128             a list of addresses, one a line
+  raycap inspect pairs.csv --source.column image_url      a table with a column of addresses
+  raycap inspect flickr8k/ --config run.yaml --limit 500  options from a file, changed by flags
+  raycap evaluate a/ b.json --references flickr8k/ --split dev     whose captions are better, and how surely
+
+`raycap COMMAND --help` lists every option of a command; `--print-config` shows what a command would run with.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0 when all went well, 1 when rows failed, 2 when refused."""
+    try:
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except Refusal as refusal:
+        print(f"raycap: {refusal}", file=sys.stderr)  # noqa: T201 - the command line's voice
+        return 2
+    except KeyboardInterrupt:
+        print("raycap: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="raycap",
+        usage="raycap COMMAND [SOURCE] [OPTIONS]",
+        description=f"{ABOUT}\n\ncommands:\n{_list_of_commands()}",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"raycap {__version__}")
+    parser.add_argument("command", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if not arguments:
+        parser.print_help()
+        return 2
+    parsed = parser.parse_args(arguments)
+    # Only now, so that `raycap --help` starts at once.
+    from raycap.config import dumps, nearest
+
+    if parsed.command not in COMMANDS:
+        raise Refusal(f"there is no command '{parsed.command}'{nearest(parsed.command, COMMANDS)}")
+    command = COMMANDS[parsed.command]
+    config, print_only = configure(parsed.command, parsed.rest)
+    if print_only:
+        print(dumps(config), end="")  # noqa: T201
+        return 0
+    module, function = command.act.split(":")
+    exit_code: int = getattr(importlib.import_module(module), function)(config)
+    return exit_code
+
+
+def _list_of_commands() -> str:
+    return "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+
+
+def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
+    """The config of a command: its defaults, then the file, then SOURCE and kinds, then dotted flags.
+
+    The second answer says whether the config is only to be printed.
+    """
+    from raycap.config import CHOICES, Config, load
+
+    command = COMMANDS[name]
+    arguments = list(arguments)
+    words = _leading_words(arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"raycap {name}")
+    first.add_argument("--config")
+    first.add_argument("--run", default="")
+    first.add_argument("--print-config", action="store_true")
+    rooms = [section for section in command.sections if section in CHOICES]
+    for section in rooms:
+        first.add_argument(f"--{section}")
+    if command.words:
+        first.add_argument("--references")
+    chosen, flags = first.parse_known_args(arguments if command.words else [*words[1:], *arguments])
+
+    config = load(chosen.config, chosen.run) if chosen.config else Config()
+    path = chosen.references if command.words else next(iter(words), None)
+    if command.words and words:
+        own = dataclasses.replace(getattr(config, name), **{command.words: tuple(words)})
+        config = dataclasses.replace(config, **{name: own})
+    for section in rooms:
+        kind = getattr(chosen, section)
+        config = _choose(config, section, kind, path if section == "source" else None)
+    return _with_flags(config, name, command, flags), chosen.print_config
+
+
+def _leading_words(arguments: list[str]) -> list[str]:
+    """Take the words before the first flag off the arguments."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    del arguments[: len(words)]
+    return words
+
+
+def _choose(config: "Config", section: str, kind: str | None, path: str | None) -> "Config":
+    """Another part of a room, by name or, for a source, by what is found at `path`; same kind keeps its options."""
+    from raycap.config import kind_of, part_named
+    from raycap.sources import detect
+
+    present = getattr(config, section)
+    if kind is None and path is None:
+        return config
+    if kind is None and path is not None:
+        kind = detect(path)
+    kind, _, model = str(kind).partition(":")  # timm:NAME is timm with that model
+    part = part_named(section, kind)
+    if present is None or kind_of(section, present) != kind:
+        options = {"path": path or getattr(present, "path", "")} if section == "source" else {}
+        present = part(**options)
+    elif path is not None:
+        present = dataclasses.replace(present, path=path)
+    if model and not hasattr(present, "model"):
+        raise Refusal(f"{section} '{kind}' has no models to choose from: leave out ':{model}'")
+    if model:
+        present = dataclasses.replace(present, model=model)
+    return dataclasses.replace(config, **{section: present})
+
+
+def _with_flags(config: "Config", name: str, command: Command, flags: list[str]) -> "Config":
+    """Let tyro read the flags over the sections that this command uses."""
+    import tyro
+
+    from raycap.sources import anywhere
+
+    own = command.sections[0]
+    present = {section: getattr(config, section) for section in command.sections}
+    present = {section: options for section, options in present.items() if options is not None}
+    fields: list[tuple[str, Any]] = [
+        (section, Annotated[type(options), tyro.conf.arg(name="")] if section == own else type(options))
+        for section, options in present.items()
+    ]
+    shape = dataclasses.make_dataclass(name, fields, frozen=True)
+    changed = tyro.cli(
+        shape,
+        default=shape(**present),
+        args=[_without_prefix(flag, own) for flag in flags],
+        prog=f"raycap {name} {_words(command)}",
+        description=f"{name}: {command.summary}.\n\n{_common_flags(command)}",
+    )
+    given = {section: getattr(changed, section) for section in present}
+    if given.get("source") is not None:
+        given["source"] = anywhere(given["source"])
+    return dataclasses.replace(config, **given)
+
+
+def _without_prefix(flag: str, own: str) -> str:
+    """`--inspect.limit` is `--limit` for `raycap inspect`: config files say the former, so flags may."""
+    return flag.replace(f"--{own}.", "--", 1) if flag.startswith(f"--{own}.") else flag
+
+
+def _common_flags(command: Command) -> str:
+    from raycap.config import CHOICES
+
+    rooms = [section for section in command.sections if section in CHOICES]
+    kinds = [f"--{section} {{{','.join(CHOICES[section])}}}" for section in rooms]
+    references = ["--references SOURCE (any dataset with human captions),"] if command.words else []
+    return "\n".join(
+        [
+            f"{_words(command)} comes first. Also: --config FILE.yaml (flags change what it says), --print-config,",
+            "--run NAME (of a file with several),",
+            *references,
+            *(f"{line} (its options are listed once it is known)" for line in kinds),
+        ]
+    )
+
+
+def _words(command: Command) -> str:
+    return "TABLE..." if command.words else "SOURCE"

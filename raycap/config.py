@@ -1,0 +1,242 @@
+"""Every knob of a run: one frozen, typed tree, loaded from YAML and changed by dotted flags.
+
+The sections are the rooms' own option classes. Where a room has alternatives, the choice *is* the options of the
+thing chosen, and a YAML file names it with `kind`. Nothing here belongs to one command: one file serves them all.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from raycap.bulk import Caption, Extract
+from raycap.decoders import DECODERS, DecoderChoice, TopDown
+from raycap.encoders import ENCODERS, EncoderOptions, ResNet50
+from raycap.evaluation import Evaluate, MetricOptions
+from raycap.fetch import Fetch
+from raycap.images import Reading
+from raycap.refusal import Refusal
+from raycap.report import Report
+from raycap.search import SEARCHES, Beam, SearchChoice
+from raycap.sources import SOURCES, Source
+from raycap.training import Train
+from raycap.variants import chosen
+from raycap.vocabulary import Words
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the work runs."""
+
+    address: str = ""
+    """A Ray cluster to join (auto, ray://host:10001). Empty: RAY_ADDRESS where it is set, else one of our own."""
+    cpus: int | None = None
+    """Processors that a Ray of our own may use; none: all of this machine's."""
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise Refusal(f"cluster.cpus is {self.cpus}: give at least 1, or leave it out to use every processor")
+        if self.cpus is not None and self.address:
+            raise Refusal("cluster.cpus sizes a Ray of its own: leave it out when joining cluster.address")
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What `raycap inspect` writes."""
+
+    out: str = "inspection.json"
+    """The report, a JSON file; the rows that cannot be read are listed beside it in *.failed.jsonl."""
+    limit: int | None = None
+    """Look at the first so many rows only."""
+    examples: int = 3
+    """Keys shown for each reason and each group of copies."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise Refusal(f"limit is {self.limit}: give at least 1, or leave it out to look at every row")
+        if not self.out.endswith(".json"):
+            raise Refusal(f"out is {self.out!r}: the report is a JSON file, so give a name that ends in .json")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The tree. Each field is a section, a YAML key and a family of flags."""
+
+    source: Source | None = None
+    fetch: Fetch = field(default_factory=Fetch)
+    reading: Reading = field(default_factory=Reading)
+    vocabulary: Words = field(default_factory=Words)
+    encoder: EncoderOptions = field(default_factory=ResNet50)
+    decoder: DecoderChoice = field(default_factory=TopDown)
+    search: SearchChoice = field(default_factory=Beam)
+    train: Train = field(default_factory=Train)
+    cluster: Cluster = field(default_factory=Cluster)
+    inspect: Inspect = field(default_factory=Inspect)
+    extract: Extract = field(default_factory=Extract)
+    caption: Caption = field(default_factory=Caption)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    metric: MetricOptions = field(default_factory=MetricOptions)
+    report: Report = field(default_factory=Report)
+
+
+# The rooms with alternatives: section -> kind -> options.
+CHOICES: dict[str, Mapping[str, Any]] = {
+    "source": SOURCES,
+    "encoder": ENCODERS,
+    "decoder": DECODERS,
+    "search": SEARCHES,
+}
+
+
+def kind_of(section: str, options: object) -> str:
+    """The name under which a part stands in its room's dict."""
+    return next(name for name, part in CHOICES[section].items() if part is type(options))
+
+
+def part_named(section: str, kind: str) -> Any:
+    """The option class of that name, or a refusal that lists what there is."""
+    if kind not in CHOICES[section]:
+        raise Refusal(f"there is no {section} '{kind}'{nearest(kind, CHOICES[section])}")
+    return CHOICES[section][kind]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a refusal: the closest known name, and all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"; did you mean '{close[0]}'?" if close else ";") + f" known: {', '.join(known)}"
+
+
+def load(path: str, run: str = "") -> Config:
+    """Read a YAML file into the tree, refusing what it does not know; `run` chooses one where it holds several."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"cannot read the config {path}: {error}") from error
+    return loads(text, path, run)
+
+
+def loads(text: str, name: str = "the config", run: str = "") -> Config:
+    """As `load`, from text; `name` is what messages call it."""
+    try:
+        data = yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        raise Refusal(f"{name} is not YAML: {error}") from error
+    try:
+        data = chosen({} if data is None else data, run)
+        return typing.cast(Config, _build(Config, data, ""))
+    except Refusal as refusal:
+        raise Refusal(f"{name}: {refusal}") from refusal
+
+
+def dumps(config: Config) -> str:
+    """The tree as YAML that `loads` reads back to the same tree."""
+    sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
+    plain = {name: part_to_plain(name, options) for name, options in sections.items() if options is not None}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=116)
+
+
+def part_to_plain(section: str, options: Any) -> dict[str, Any]:
+    """One section as a mapping of words, numbers and lists, with its `kind` where it was a choice."""
+    kind = {"kind": kind_of(section, options)} if section in CHOICES else {}
+    # Through JSON: tuples become lists, which safe YAML can say.
+    return kind | typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(options))))
+
+
+def part_from_plain(section: str, data: Any, name: str) -> Any:
+    """What `part_to_plain` wrote, as options again; `name` is what messages call the file."""
+    try:
+        return _value(_hints(Config)[section], data, section)
+    except Refusal as refusal:
+        raise Refusal(f"{name}: {refusal}") from refusal
+
+
+def _build(part: Any, data: Any, place: str) -> Any:
+    """A dataclass from a mapping; `place` is the dotted path so far."""
+    if not isinstance(data, Mapping):
+        raise Refusal(f"{place or 'the top level'} is {data!r}: a mapping of option to value belongs there")
+    hints = _hints(part)
+    values = {}
+    for key, value in data.items():
+        dotted = f"{place}.{key}" if place else str(key)
+        if key not in hints:
+            raise Refusal(f"there is no option '{dotted}'{nearest(str(key), hints)}")
+        values[key] = _value(hints[key], value, dotted)
+    missing = [f.name for f in dataclasses.fields(part) if _required(f) and f.name not in values]
+    if missing:
+        raise Refusal(f"{place} lacks {', '.join(missing)}")
+    try:
+        return part(**values)
+    except Refusal as refusal:
+        named = not place or str(refusal).startswith(f"{place}.")
+        raise Refusal(str(refusal) if named else f"{place}: {refusal}") from refusal
+
+
+def _value(hint: Any, value: Any, dotted: str) -> Any:
+    if dotted in CHOICES:
+        if value is None:
+            return None
+        kind, options = _split_kind(value, dotted)
+        return _build(part_named(dotted, kind), options, dotted)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, dotted)
+    try:
+        # Strict as JSON is strict: no "5" for 5, no yes for a word, but a list for a tuple and 1 for 1.0.
+        return _adapter(hint).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        wanted = "; ".join(dict.fromkeys(detail["msg"].lower() for detail in error.errors()))
+        raise Refusal(f"{dotted} is {value!r}: {wanted}") from error
+    except TypeError as error:  # a YAML date, for one, has no JSON form
+        raise Refusal(
+            f"{dotted} is {value!r}, a {type(value).__name__}: put it in quotes if it is a word"
+        ) from error
+
+
+def _split_kind(value: Any, section: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+        raise Refusal(f"{section} must name its kind, as in '{section}: {{kind: {next(iter(CHOICES[section]))}}}'")
+    return value["kind"], {key: option for key, option in value.items() if key != "kind"}
+
+
+def _required(option: dataclasses.Field[Any]) -> bool:
+    return option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
+
+
+@functools.cache
+def _hints(part: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(part)
+    return {option.name: hints[option.name] for option in dataclasses.fields(part) if option.init}
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML as people mean it: 3e-4 is a number, and a key given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise Refusal(f"line {key_node.start_mark.line + 1}: the key {key!r} is not a word")
+            if key in seen:
+                raise Refusal(f"line {key_node.start_mark.line + 1}: '{key}' is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)

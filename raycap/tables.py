@@ -1,0 +1,63 @@
+"""What a row is: the Arrow schemas of all that travels between acts, and `fit`, the door each table passes."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from raycap.refusal import Refusal
+
+# What became of one picture. Errors are strings, "" for none: a null-typed column would break Parquet later.
+SUCCESS = "success"
+FAILED_TO_FETCH = "failed_to_fetch"
+FAILED_TO_DECODE = "failed_to_decode"
+FAILED_TO_CAPTION = "failed_to_caption"
+
+MANIFEST = pa.schema(
+    [
+        ("key", pa.string()),  # stable between runs, unique in the source
+        ("uri", pa.string()),  # where the bytes are: a path, an fsspec URI or a URL
+        ("split", pa.string()),  # "" where the source has none
+        ("references", pa.list_(pa.string())),  # human captions, [] for none
+        ("bytes", pa.large_binary()),  # inline picture, null where `uri` is to be read
+    ]
+)
+
+
+def features_schema(positions: int, width: int) -> pa.Schema:
+    """One encoded picture: a float16 grid [P, D] and the global vector [D] beside it."""
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("split", pa.string()),
+            ("references", pa.list_(pa.string())),
+            ("grid", pa.fixed_shape_tensor(pa.float16(), (positions, width))),
+            ("vector", pa.fixed_shape_tensor(pa.float16(), (width,))),
+            ("status", pa.string()),
+            ("error_message", pa.string()),
+        ]
+    )
+
+
+CAPTIONS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("caption", pa.string()),
+        ("score", pa.float32()),  # length-normalised log-probability
+        ("alternatives", pa.list_(pa.struct([("caption", pa.string()), ("score", pa.float32())]))),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),  # as a viewer shows the picture, 0 where it could not be read
+        ("height", pa.int32()),
+        ("sha256", pa.string()),  # of the picture's bytes, "" where they could not be fetched
+    ]
+)
+
+
+def fit(table: pa.Table, schema: pa.Schema, carry: Sequence[str] = ()) -> pa.Table:
+    """Select and cast `table` to `schema`, with the user's own columns named by `carry` behind it."""
+    missing = [name for name in (*schema.names, *carry) if name not in table.column_names]
+    if missing:
+        raise Refusal(f"the table lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    fields = [*schema, *(table.schema.field(name) for name in carry if name not in schema.names)]
+    return table.select([field.name for field in fields]).cast(pa.schema(fields))
