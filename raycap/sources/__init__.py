@@ -1,0 +1,88 @@
+"""Where pictures and captions come from: each source, whatever it reads, gives manifest rows.
+
+A source is a frozen dataclass; its fields are its options. To add one, write its class and its line in SOURCES.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from raycap.sources.coco import Coco
+from raycap.sources.detection import detect
+from raycap.sources.flickr import Flickr
+from raycap.sources.folder import Folder
+from raycap.sources.huggingface import HuggingFace
+from raycap.sources.karpathy import Karpathy
+from raycap.sources.shapes import Shapes
+from raycap.sources.table import Table
+from raycap.sources.urls import Urls
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "SOURCES",
+    "Coco",
+    "Flickr",
+    "Folder",
+    "HuggingFace",
+    "Karpathy",
+    "Shapes",
+    "Source",
+    "Table",
+    "Urls",
+    "anywhere",
+    "detect",
+]
+
+
+class Source(Protocol):
+    """What every source can do. It holds options only, so it travels to other processes as it is."""
+
+    @property
+    def path(self) -> str:
+        """What the user gave: a folder, file, URI or URL."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether URIs come from the user's own folder or dataset, so that local paths may be opened; False for
+        lists of URLs, which anybody may have written."""
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The user's own columns behind the manifest's."""
+
+    def check(self) -> None:
+        """Refuse early what cannot be read, naming what was looked for and where; cheap."""
+
+    def tables(self) -> "Iterator[pa.Table]":
+        """Manifest rows (and the carried columns), first 64, then at most 1,000 at a time, in an order that is the
+        same as long as the files are. Keys are unique, and stay when rows are added."""
+
+    def notes(self) -> Sequence[str]:
+        """Oddities that cost no row or could not be one, as lines for a report. Found by a pass of its own, for
+        `tables` may have run in another process."""
+
+
+def anywhere(source: Source) -> Source:
+    """The same source for a process with another working directory, as workers on a cluster are."""
+    given = {name: getattr(source, name, "") for name in ("path", "pictures")}
+    local = {name: path for name, path in given.items() if path and Path(path).exists()}
+    options: Any = source
+    moved: Source = dataclasses.replace(
+        options, **{name: str(Path(path).absolute()) for name, path in local.items()}
+    )
+    return moved
+
+
+SOURCES: dict[str, Any] = {
+    "folder": Folder,
+    "urls": Urls,
+    "table": Table,
+    "flickr": Flickr,
+    "coco": Coco,
+    "karpathy": Karpathy,
+    "huggingface": HuggingFace,
+    "shapes": Shapes,
+}

@@ -1,0 +1,125 @@
+"""Flickr8k and Flickr30k as their owners and Kaggle ship them, with or without their split files."""
+
+import re
+from collections import defaultdict
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raycap.refusal import Refusal
+from raycap.sources.annotated import Album, Entry, listed, missing_notes, picture_folder, rows
+from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
+from raycap.sources.place import PICTURE_NAME, Place, existing, read_lines
+from raycap.sources.rows import Tally, tables
+from raycap.sources.splits import check_fractions, seeded_split, split_in
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_SPLIT_FILES = re.compile(
+    r"(?:flickr_?(?:8|30)k[._])?(train|dev|val|valid|test)(?:[._-]?images)?\.txt", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Flickr:
+    """Flickr8k or Flickr30k: one row for each picture that is there, with all its captions.
+
+    The key is the picture's file name. Pictures without captions are rows too, of no split.
+    """
+
+    path: str
+    """The caption file (Flickr8k.token.txt, captions.txt, results_20130124.token, results.csv), or a folder that
+    holds it, at most two folders down."""
+    pictures: str = ""
+    """The picture folder. Empty: found near the caption file by looking for a few of the pictures."""
+    split_files: bool = True
+    """Take splits from Flickr_8k.trainImages.txt and its like, where they are near the caption file; a picture that
+    none of them names has no split. Otherwise, or without such files, splits are drawn."""
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Drawn splits: how much of the pictures goes to train, dev and test."""
+    seed: int = 0
+    """Drawn splits: another seed, another draw. A picture keeps its split when others are added."""
+
+    def __post_init__(self) -> None:
+        check_fractions(self.fractions)
+
+    @property
+    def trusted(self) -> bool:
+        return True
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return ()
+
+    def check(self) -> None:
+        album = self._album([], Tally())
+        if not album.entries:
+            raise Refusal(f"{album.file.uri} holds no caption")
+
+    def tables(self) -> "Iterator[pa.Table]":
+        return tables(rows([self._album([], Tally())]), lambda: f"no picture of {self.path} is there")
+
+    def notes(self) -> Sequence[str]:
+        """From a second reading of the captions and a listing of the pictures."""
+        lines: list[str] = []
+        unknown = Tally()
+        album = self._album(lines, unknown)
+        return [
+            *lines,
+            *missing_notes([album]),
+            *unknown.note(
+                "picture of the split files has no caption", "pictures of the split files have no caption"
+            ),
+        ]
+
+    def _album(self, notes: list[str], unknown: Tally) -> Album:
+        """All pictures that have a caption, or a place in the folder; oddities go to the arguments."""
+        file, root = self._found()
+        captions: dict[str, list[Caption]] = defaultdict(list)
+        repaired, malformed = Tally(), Tally()
+        for caption in read_captions(file, repaired, malformed):
+            captions[caption.name].append(caption)
+        notes += repaired.note("line with a lost bar was repaired", "lines with a lost bar were repaired")
+        notes += malformed.note("malformed line was left out", "malformed lines were left out")
+        listed_splits = self._listed_splits(root, captions, unknown)
+        entries = []
+        for name, own in captions.items():
+            references = [caption.text for caption in sorted(own, key=lambda caption: caption.number)]
+            drawn = "" if listed_splits else seeded_split(name, self.fractions, self.seed)
+            entries.append(Entry(name, name, listed_splits.get(name, drawn), references))
+        folder = picture_folder(self.pictures, [root], entries, file)
+        silent = sorted(name for name in listed(folder) if PICTURE_NAME.fullmatch(name) and name not in captions)
+        return Album([*entries, *(Entry(name, name, "", ()) for name in silent if name[0] != ".")], folder, file)
+
+    def _found(self) -> tuple[Place, Place]:
+        """The caption file, and the folder at or below which everything else of it lies."""
+        place = existing(self.path)
+        if not place.is_folder():
+            # The owners' Flickr8k_text/ has the pictures beside it, not in it.
+            beside = re.search("text|token|annotation|caption", place.parent.name, re.IGNORECASE)
+            return place, place.parent.parent if beside else place.parent
+        found = next((file for file in place.search(CAPTION_FILES) if form_of(file)), None)
+        if found is None:
+            raise Refusal(
+                f"no Flickr caption file in {place.uri} or two folders down: Flickr8k.token.txt, captions.txt, "
+                "results_20130124.token and results.csv were looked for"
+            )
+        return found, place
+
+    def _listed_splits(self, root: Place, known: Container[str], unknown: Tally) -> dict[str, str]:
+        """The split of each picture that a split file names."""
+        splits: dict[str, str] = {}
+        files = root.search(_SPLIT_FILES) if self.split_files else ()
+        for file in files:
+            split = split_in(_SPLIT_FILES.fullmatch(file.name)[1])  # type: ignore[index]  # the search matched it
+            for line in read_lines(file):
+                name = line.strip()
+                name = name if name in known or not name else f"{name}.jpg"  # some lists have no endings
+                if name in known and splits.setdefault(name, split) != split:
+                    raise Refusal(
+                        f"{name} is in the split files of {splits[name]} and of {split}; so says {file.uri}"
+                    )
+                if name and name not in known:
+                    unknown.add(line.strip())
+        return splits

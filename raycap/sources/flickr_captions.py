@@ -1,0 +1,86 @@
+"""The caption files of Flickr8k and Flickr30k, in every form that they are passed around in."""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raycap.refusal import Refusal
+from raycap.sources.place import Place, first_line, read_lines
+from raycap.sources.rows import Tally
+
+# Names alone do not tell (results.csv may be anything): `form_of` looks inside.
+CAPTION_FILES = re.compile(
+    r"(flickr_?(8|30)k\.token(\.txt)?|captions\.(txt|csv)|results(_\d+)?\.(token|csv))", re.IGNORECASE
+)
+_NUMBERED = re.compile(r"(?P<name>.+)#(?P<number>\d+)\t(?P<text>.*)")  # name#0<TAB>caption
+_BARS = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s*\|(?P<text>.*)")  # name| 0| caption
+_LOST_BAR = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s+(?P<text>[^|]*\S)")  # Kaggle: "name| 4   A dog ..."
+_COMMA = re.compile(r'(?P<name>"[^"]+"|[^,"]+),(?P<text>.*)')  # name,caption
+_COMMAS = re.compile(r"(?P<name>[^,]+),\s*(?P<number>\d+)\s*,(?P<text>.*)")  # name,0,caption
+_QUOTED = re.compile(r'"(?P<inside>(?:[^"]|"")*)"')
+
+
+class Form(NamedTuple):
+    """How the lines of a caption file look."""
+
+    line: re.Pattern[str]
+    repaired: re.Pattern[str] | None
+    has_header: bool
+    csv_quotes: bool
+
+
+_BY_HEADER = {
+    "image_name|comment_number|comment": Form(_BARS, _LOST_BAR, True, False),
+    "image,caption": Form(_COMMA, None, True, True),
+    "image_name,comment_number,comment": Form(_COMMAS, None, True, True),
+}
+
+
+class Caption(NamedTuple):
+    """One line of a caption file."""
+
+    name: str
+    number: int
+    text: str
+
+
+def form_of(place: Place) -> Form | None:
+    """How the file is written; None where it is no caption file."""
+    line = first_line(place)
+    if _NUMBERED.fullmatch(line):
+        return Form(_NUMBERED, None, False, False)
+    return _BY_HEADER.get(re.sub(r'[\s"]', "", line.lower()))
+
+
+def read_captions(place: Place, repaired: Tally, malformed: Tally) -> Iterator[Caption]:
+    """The captions in the file's order; a line with a lost bar is repaired, others not of the form are left out."""
+    form = form_of(place)
+    if form is None:
+        raise Refusal(
+            f"{place.uri} is no Flickr caption file: its first line is {first_line(place)[:80]!r}; 'name#0', a tab "
+            "and a caption, or a header 'image,caption' or 'image_name| comment_number| comment' were looked for"
+        )
+    header = form.has_header
+    for number, ended in enumerate(read_lines(place), 1):
+        line = ended.rstrip("\r\n")
+        if not line.strip():
+            continue
+        if header:
+            header = False
+            continue
+        found = form.line.fullmatch(line)
+        if not found and form.repaired and (found := form.repaired.fullmatch(line)):
+            repaired.add(f"{place.name} line {number}")
+        if found:
+            yield _caption(found, form)
+        else:
+            malformed.add(f"{place.name} line {number}: {line[:60]!r}")
+
+
+def _caption(found: re.Match[str], form: Form) -> Caption:
+    parts = found.groupdict()
+    text = parts["text"].strip()
+    # Only where every quote inside is doubled: '" Stop " says the sign, "' is a caption as it stands.
+    if form.csv_quotes and (quoted := _QUOTED.fullmatch(text)):
+        text = quoted["inside"].replace('""', '"').strip()
+    return Caption(parts["name"].strip().strip('"'), int(parts.get("number") or 0), text)

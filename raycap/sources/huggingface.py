@@ -1,0 +1,174 @@
+"""Datasets as Hugging Face lays them out: pictures beside a metadata file, or Parquet with pictures inside."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raycap.refusal import Refusal
+from raycap.sources.keys import Keys
+from raycap.sources.listing import Oddities, walk
+from raycap.sources.place import Place, existing
+from raycap.sources.records import Piece, Records, format_of, references_of, texts
+from raycap.sources.rows import FIRST_ROWS, Row, Tally, tables
+from raycap.sources.splits import split_in, split_word
+from raycap.sources.urls import repeats_note
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+METADATA = re.compile(r"metadata\.(jsonl|csv|parquet)", re.IGNORECASE)
+PARQUET = re.compile(r".*\.parquet", re.IGNORECASE)
+_CAPTIONS = ("references", "captions", "sentences", "texts", "caption", "text", "raw")
+_NUMBERED = re.compile(r"(text|caption)_?\d+", re.IGNORECASE)
+_FILE_NAMES = ("file_name", "image_file_name")
+_PICTURE_NAMES = ("filename", "file_name", "image_name")
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """A local dataset folder or hf://datasets/OWNER/NAME: metadata.jsonl, .csv or .parquet beside the pictures
+    (imagefolder), or Parquet with the pictures' bytes inside.
+
+    The key is the file's path below the folder or, of embedded pictures, their file name; where they have none, the
+    Parquet file's path and the row ('data/train-00000.parquet/17'). A key met again has '#2', '#3', ... behind.
+    """
+
+    path: str
+    """The dataset's folder, one metadata file or one Parquet file: a path or any fsspec URI."""
+    picture_column: str = ""
+    """The column with embedded pictures. Empty: the first that holds bytes."""
+    captions: tuple[str, ...] = ()
+    """Columns of human captions, each text or a list. Empty: text, caption, captions, caption_0, ... if present."""
+    split_column: str = "split"
+    """The column of splits, where there is one; else files or folders named train, validation, test tell."""
+
+    @property
+    def trusted(self) -> bool:
+        return True
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return ()
+
+    def check(self) -> None:
+        next(self._rows(Tally(), Keys()), None)
+
+    def tables(self) -> "Iterator[pa.Table]":
+        return tables(self._rows(Tally(), Keys()), lambda: f"no row in {self.path}")
+
+    def notes(self) -> Sequence[str]:
+        """From a second reading of the metadata; none for embedded pictures: it would read them all again."""
+        files = self._files()
+        if not all(METADATA.fullmatch(file.name) for file in files):
+            return ()
+        malformed, keys = Tally(), Keys()
+        for _ in self._rows(malformed, keys):
+            pass
+        left_out = malformed.note("malformed line left out", "malformed lines left out")
+        return [*left_out, *repeats_note(keys, "file name")]
+
+    def _rows(self, malformed: Tally, keys: Keys) -> Iterator[Row]:
+        root = existing(self.path)
+        root = root if root.is_folder() else root.parent
+        for file in self._files():
+            below = file.parent.path[len(root.path) :].strip("/")
+            split = next(filter(None, map(split_in, [file.name, *reversed(below.split("/"))])), "")
+            if METADATA.fullmatch(file.name):
+                yield from self._beside(file, below and below + "/", split, malformed, keys)
+            else:
+                yield from self._inside(file, below and below + "/", split, keys)
+
+    def _files(self) -> list[Place]:
+        place = existing(self.path)
+        if not place.is_folder():
+            return [place]
+        beside, inside = [], []
+        for relative in walk(place, Oddities()):
+            name = relative.rpartition("/")[2]
+            if METADATA.fullmatch(name):
+                beside.append(place / relative)
+            elif PARQUET.fullmatch(name):
+                inside.append(place / relative)
+        if not beside and not inside:
+            raise Refusal(f"no metadata.jsonl, metadata.csv or *.parquet in {place.uri} or the folders below it")
+        return sorted(beside or inside, key=lambda file: file.path)
+
+    def _beside(self, file: Place, below: str, split: str, malformed: Tally, keys: Keys) -> Iterator[Row]:
+        """Rows of a metadata file, which names pictures relative to its own folder."""
+        records = Records(file, format_of(file.name))
+        names = records.names()
+        name_column = next((name for name in _FILE_NAMES if name in names), None)
+        if name_column is None:
+            raise Refusal(f"{file.uri} has no column {' or '.join(_FILE_NAMES)}; it has {', '.join(names)}")
+        references = self._references(names)
+        for piece in records.pieces([name_column, *self._own_split(names), *references], references, malformed):
+            pictures = texts(piece, name_column)
+            named = zip(keys.of([below + name for name in pictures]), pictures, strict=True)
+            facts = zip(self._splits(piece, split), references_of(piece, references), strict=True)
+            for (key, name), (word, said) in zip(named, facts, strict=True):
+                yield Row(key, _uri(file, name), word, said)
+
+    def _inside(self, file: Place, below: str, split: str, keys: Keys) -> Iterator[Row]:
+        """Rows of a Parquet file with the pictures' bytes."""
+        records = Records(file, "parquet")
+        names = records.names()
+        column = self.picture_column or picture_column(records.schema())
+        if column not in names:
+            raise Refusal(f"{file.uri} has no column {column or 'with pictures'}; it has {', '.join(names)}")
+        name_column = [name for name in _PICTURE_NAMES if name in names][:1]
+        references = self._references(names)
+        wanted = dict.fromkeys([column, *name_column, *self._own_split(names), *references])
+        for piece in records.pieces(list(wanted), references, Tally(), most_rows=FIRST_ROWS):
+            pictures = [_bytes_and_path(value) for value in piece.columns[column].to_pylist()]
+            given = texts(piece, name_column[0]) if name_column else [path for _, path in pictures]
+            places = [f"{file.name}/{row.removeprefix('row ')}" for row in piece.where]
+            named = keys.of([name or below + place for name, place in zip(given, places, strict=True)])
+            facts = zip(named, self._splits(piece, split), references_of(piece, references), strict=True)
+            for (data, path), place, (key, word, said) in zip(pictures, places, facts, strict=True):
+                uri = _uri(file, path) if data is None else f"{file.parent.uri}/{place}"
+                yield Row(key, uri, word, said, data)
+
+    def _own_split(self, names: Sequence[str]) -> list[str]:
+        return [self.split_column] if self.split_column in names else []
+
+    def _splits(self, piece: Piece, split: str) -> list[str]:
+        if self.split_column in piece.columns.column_names:
+            return [split_word(word) for word in texts(piece, self.split_column)]
+        return [split] * len(piece.where)
+
+    def _references(self, names: Sequence[str]) -> list[str]:
+        """The columns of captions: those given, or the first of the usual names, or caption_0, caption_1, ..."""
+        if self.captions:
+            return list(self.captions)
+        usual = next((name for name in _CAPTIONS if name in names), None)
+        return [usual] if usual else sorted(name for name in names if _NUMBERED.fullmatch(name))
+
+
+def picture_column(schema: "pa.Schema") -> str:
+    """The first column that holds pictures: bytes, or Hugging Face's struct of bytes and path; "" for none."""
+    import pyarrow as pa  # here, so that `raycap --help` stays quick
+
+    def is_bytes(kind: Any) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    def holds_bytes(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            return any(field.name == "bytes" and is_bytes(field.type) for field in kind)
+        return is_bytes(kind)
+
+    return next((str(field.name) for field in schema if holds_bytes(field.type)), "")
+
+
+def _bytes_and_path(value: Any) -> tuple[bytes | None, str]:
+    """Either may be missing."""
+    if isinstance(value, dict):
+        return value.get("bytes"), value.get("path") or ""
+    return value, ""
+
+
+def _uri(file: Place, name: str) -> str:
+    """Of a picture that a file names; it may not lead anywhere else."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise Refusal(f"{file.uri} names {name!r}: a picture has to lie below the file that names it")
+    return (file.parent / name).uri if name else ""

@@ -1,0 +1,218 @@
+"""Where things lie: a local path or an fsspec URI, looked at in one way. Knows no rows and no formats."""
+
+import difflib
+import gzip
+import io
+import os
+import re
+import sys
+import urllib.parse
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from raycap.refusal import Refusal
+
+_JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
+_HEIF = (".avif", ".heic", ".heif", ".hif")
+PICTURE_ENDINGS = (*_JPEG, *_HEIF, ".apng", ".bmp", ".dib", ".gif", ".png", ".tif", ".tiff", ".webp")
+PICTURE_NAME = re.compile(f".*({'|'.join(map(re.escape, PICTURE_ENDINGS))})", re.IGNORECASE | re.DOTALL)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}  # of raycap
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# Enough to recognise a dataset by its files; a folder with a million entries must not be read for it.
+_GLANCE = 100_000
+_FOLDERS_SEARCHED = 64
+
+
+def has_scheme(text: str) -> bool:
+    """Whether it is a URI or URL rather than a path."""
+    return _SCHEME.match(text) is not None
+
+
+def is_web(text: str) -> bool:
+    """Whether it is an http(s) URL."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def local_path(uri: str) -> str | None:
+    """The path behind a plain path or a file:// URI (percent signs decoded, unless a file has that very name);
+    None where the URI is of another kind."""
+    if not has_scheme(uri):
+        return uri
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower() not in ("file", "local"):
+        return None
+    rest = rest.removeprefix("localhost")
+    if "%" not in rest or os.path.lexists(rest):
+        return rest
+    return os.fsdecode(urllib.parse.unquote_to_bytes(rest))
+
+
+def uri_of(path: str) -> str:
+    """A local path as tables can hold it: the path itself, or, where its bytes are not UTF-8 (old discs), a file://
+    URI with those bytes percent-encoded, which `local_path` turns back."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file://" + urllib.parse.quote_from_bytes(os.fsencode(path))
+    return path
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder, there or not."""
+
+    uri: str  # as a stranger opens it; a plain absolute path where it is local
+    path: str  # as its filesystem names it
+    filesystem: Any  # fsspec's; None for local, where the operating system is asked
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    @property
+    def parent(self) -> "Place":
+        return Place(self.uri.rpartition("/")[0] or "/", self.path.rpartition("/")[0] or "/", self.filesystem)
+
+    def __truediv__(self, name: str) -> "Place":
+        return Place(f"{self.uri.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.filesystem)
+
+    def is_folder(self) -> bool:
+        return self._ask(os.path.isdir, "isdir")
+
+    def is_file(self) -> bool:
+        return self._ask(os.path.isfile, "isfile")
+
+    def exists(self) -> bool:
+        return self._ask(os.path.exists, "exists")
+
+    def _ask(self, local: Callable[[str], bool], remote: str) -> bool:
+        # os.path, for it says no where pathlib raises: names too long, folders that may not be entered.
+        return local(self.path) if self.filesystem is None else bool(getattr(self.filesystem, remote)(self.path))
+
+    def open(self) -> IO[bytes]:
+        """Its bytes; a refusal where the system will not give them."""
+        try:
+            if self.filesystem is None:
+                return Path(self.path).open("rb")
+            opened: IO[bytes] = self.filesystem.open(self.path, "rb")
+        except OSError as error:
+            raise Refusal(f"cannot read {self.uri}: {error.strerror or error}") from error
+        return opened
+
+    def entries(self, limit: int = _GLANCE) -> list[tuple[str, bool]]:
+        """Names in this folder, hidden ones left out, and whether each is a folder; sorted, at most `limit`."""
+        found: list[tuple[str, bool]] = []
+        try:
+            if hasattr(self.filesystem, "call_s3"):
+                found = _first_page_of_s3(self)
+            elif self.filesystem is not None:
+                listing = self.filesystem.ls(self.path, detail=True)
+                named = ((item["name"].rstrip("/"), item["type"] == "directory") for item in listing)
+                found = [
+                    (name.rpartition("/")[2], folder) for name, folder in named if name != self.path.rstrip("/")
+                ]
+            else:
+                with os.scandir(self.path) as listing:
+                    found = [(entry.name, entry.is_dir()) for entry, _ in zip(listing, range(limit), strict=False)]
+        except OSError:
+            return []  # a folder that may not be listed is no reason to stop looking elsewhere
+        return sorted((name, folder) for name, folder in found[:limit] if not name.startswith((".", "__MACOSX")))
+
+    def glance(self, depth: int = 2) -> "Iterator[tuple[Place, list[tuple[str, bool]]]]":
+        """This folder and those below it with their entries, nearer ones first, down to `depth`; a bounded look."""
+        if self.filesystem is not None:
+            depth = min(depth, 1)  # each listing of a bucket is a request
+        level = [self]
+        for _ in range(depth + 1):
+            below: list[Place] = []
+            for folder in level:
+                entries = folder.entries()
+                yield folder, entries
+                below.extend(folder / name for name, is_folder in entries if is_folder)
+            level = below[:_FOLDERS_SEARCHED]
+
+    def search(self, pattern: re.Pattern[str]) -> Iterator["Place"]:
+        """Files in this folder and up to two folders down whose name matches, nearer ones first."""
+        for folder, entries in self.glance():
+            for name, is_folder in entries:
+                if not is_folder and pattern.fullmatch(name):
+                    yield folder / name
+
+
+def _first_page_of_s3(folder: Place) -> list[tuple[str, bool]]:
+    """A thousand names: fsspec would list all, and there may be millions."""
+    bucket, _, prefix = folder.path.partition("/")
+    prefix = prefix and prefix + "/"
+    page = folder.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/")
+    folders = [(item["Prefix"][len(prefix) : -1], True) for item in page.get("CommonPrefixes", ())]
+    return folders + [
+        (item["Key"][len(prefix) :], False) for item in page.get("Contents", ()) if item["Key"] != prefix
+    ]
+
+
+def locate(path: str) -> Place:
+    """The place that a user's words mean; a refusal where its kind of storage is unknown or not installed."""
+    local = local_path(path)
+    if local is not None:
+        absolute = os.path.abspath(os.path.expanduser(local))  # noqa: PTH100, PTH111 - names need not be UTF-8
+        return Place(uri_of(absolute), absolute, None)
+    from fsspec.core import url_to_fs  # here, so that `raycap --help` stays quick
+
+    try:
+        filesystem, inner = url_to_fs(path)
+    except ImportError as error:
+        scheme = path.partition("://")[0].lower()
+        remedy = f"pip install 'raycap[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
+        raise Refusal(f"{scheme}:// needs a package that is missing: {remedy}") from error
+    except ValueError as error:
+        raise Refusal(f"cannot open {path}: {error}") from error
+    return Place(path.rstrip("/"), inner.rstrip("/"), filesystem)
+
+
+def existing(path: str) -> Place:
+    """As `locate`, and it must be there; the refusal names the nearest thing that is."""
+    place = locate(path)
+    try:
+        if place.exists():
+            return place
+    except _store_errors() as error:
+        raise Refusal(f"cannot reach {place.uri}: {error}") from error
+    parent, child = place.parent, place.name
+    while parent.path != "/" and not parent.exists():
+        parent, child = parent.parent, parent.name
+    if place.filesystem is not None and parent.path == "/":  # above all buckets, where there is nothing to list
+        raise Refusal(f"no such file or folder: {place.uri}")
+    close = difflib.get_close_matches(child, [name for name, _ in parent.entries(10_000)], n=1)
+    hint = f"did you mean {(parent / close[0]).uri}?" if close else f"the nearest that exists is {parent.uri}"
+    raise Refusal(f"no such file or folder: {place.uri}; {hint}")
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What stores raise for lack of credentials or network; S3's client has errors of its own for that."""
+    client = sys.modules.get("botocore.exceptions")
+    return (OSError, client.BotoCoreError) if client else (OSError,)
+
+
+def read_lines(place: Place) -> Iterator[str]:
+    """A text's lines with their ends, as the csv module wants them; gzip and byte-order marks are understood, and
+    bytes that are no text become U+FFFD."""
+    try:
+        with place.open() as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = gzip.open(raw) if zipped else raw  # noqa: SIM115 - the wrapper below closes it
+            marked = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
+            stream.seek(0)
+            encoding = "utf-16" if marked else "utf-8-sig"
+            with io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="") as text:
+                yield from text
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refusal(f"{place.uri} is a damaged gzip file ({error}): fetch it again") from error
+
+
+def first_line(place: Place) -> str:
+    """The first line that is not blank, without its end; "" for an empty file."""
+    return next((line.rstrip("\r\n") for line in read_lines(place) if line.strip()), "")

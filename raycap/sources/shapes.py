@@ -1,0 +1,89 @@
+"""Pictures made on the spot, with captions: for a first run and for tests, with nothing to download."""
+
+import io
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raycap.refusal import Refusal
+from raycap.sources.rows import Row, tables
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 80, 200), "yellow": (240, 200, 20)}
+SHAPES = ("circle", "square", "triangle")
+SIDE = 96  # pixels
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Two coloured shapes, one above the other, and three ways to say so. Every picture is the same on each run."""
+
+    path: str = "shapes"
+    """Only a name: nothing is read."""
+    count: int = 600
+    """How many pictures; of each ten, eight are train, one is dev, one is test."""
+    seed: int = 0
+    """Another seed makes other pictures."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise Refusal(f"count is {self.count}: make at least 1 picture")
+
+    @property
+    def trusted(self) -> bool:
+        return True
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return ()
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def tables(self) -> "Iterator[pa.Table]":
+        return tables(self._rows(), lambda: "no shapes")
+
+    def notes(self) -> Sequence[str]:
+        return ()
+
+    def _rows(self) -> Iterator[Row]:
+        for number in range(self.count):
+            split = {8: "dev", 9: "test"}.get(number % 10, "train")
+            chance = random.Random(f"{self.seed}/{number}")
+            upper, lower = ((chance.choice(list(COLOURS)), chance.choice(SHAPES)) for _ in range(2))
+            yield Row(
+                key=f"{number:06}.png",
+                uri=f"shapes:{self.seed}/{number:06}.png",
+                split=split,
+                references=_captions(upper, lower),
+                picture=_drawn(upper, lower, chance),
+            )
+
+
+def _captions(upper: tuple[str, str], lower: tuple[str, str]) -> list[str]:
+    above, below = (f"a {colour} {shape}" for colour, shape in (upper, lower))
+    return [f"{above} above {below}", f"{below} below {above}", f"{above} on top and {below} at the bottom"]
+
+
+def _drawn(upper: tuple[str, str], lower: tuple[str, str], chance: random.Random) -> bytes:
+    from PIL import Image, ImageDraw
+
+    background = chance.randrange(215, 256)
+    picture = Image.new("RGB", (SIDE, SIDE), (background, background, background))
+    pen = ImageDraw.Draw(picture)
+    for (colour, shape), middle in ((upper, SIDE // 4), (lower, SIDE - SIDE // 4)):
+        reach = chance.randrange(14, 21)
+        x, y = chance.randrange(reach + 2, SIDE - reach - 2), middle + chance.randrange(-2, 3)
+        box = (x - reach, y - reach, x + reach, y + reach)
+        if shape == "circle":
+            pen.ellipse(box, fill=COLOURS[colour])
+        elif shape == "square":
+            pen.rectangle(box, fill=COLOURS[colour])
+        else:
+            pen.polygon([(x, box[1]), (box[2], box[3]), (box[0], box[3])], fill=COLOURS[colour])
+    file = io.BytesIO()
+    picture.save(file, format="png")
+    return file.getvalue()

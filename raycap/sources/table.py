@@ -1,0 +1,199 @@
+"""A table with a column of URLs or paths: CSV, TSV, JSON lines or Parquet; other columns may travel along."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from raycap.refusal import Refusal
+from raycap.sources.keys import Keys
+from raycap.sources.place import has_scheme
+from raycap.sources.records import Piece, records, references_of, texts
+from raycap.sources.rows import FIRST_ROWS, MOST_ROWS, Tally
+from raycap.sources.seen import Seen
+from raycap.sources.splits import split_word
+from raycap.sources.urls import repeats_note, resolved
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_URL_NAMES = ("url", "image_url", "img_url", "uri", "image_uri", "link", "href", "src", "image", "img", "picture")
+_FILE_NAMES = ("path", "file_path", "filepath", "image_path", "file", "file_name", "filename", "image_name")
+_REFERENCE_NAMES = ("references", "captions", "caption")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of pictures: CSV, TSV, JSON lines (each plain or gzip) or Parquet.
+
+    The key is the URL, or what `key_column` holds; a URL that occurs again has '#2', '#3', ... behind its key.
+    A row without URL stays a row. Lines that are not of the table's form are left out and counted.
+    """
+
+    path: str
+    """The file, a glob of files, or a folder of Parquet: a path or any fsspec URI."""
+    column: str = ""
+    """The column of URLs or paths. Empty: the first of the usual names (url, image_url, ..., path, file_name)."""
+    key_column: str = ""
+    """The column of keys, each different. Empty: the URL is the key."""
+    split_column: str = ""
+    """The column of splits, if any."""
+    references: tuple[str, ...] = ()
+    """Columns of human captions, each text or a list; 'auto': references, captions and caption if present."""
+    columns: tuple[str, ...] = ()
+    """Other columns to carry through to the output."""
+    local: bool | None = None
+    """Whether the column holds paths of files of yours, relative ones taken from the table's folder. None: it does
+    where the column's name says so (path, file_name, ...)."""
+    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
+    """The format, where file names do not tell it; csv is any delimited text."""
+
+    def __post_init__(self) -> None:
+        if self.columns and (taken := sorted(set(self.columns) & _reserved_names())):
+            raise Refusal(f"cannot carry {', '.join(taken)}: raycap has columns of that name; rename yours first")
+        if len(set(self.columns)) < len(self.columns):
+            raise Refusal(f"a column is to be carried twice: {', '.join(self.columns)}")
+
+    @property
+    def trusted(self) -> bool:
+        """Reads the header, for the column's name may decide."""
+        if self.local is not None:
+            return self.local
+        return _plain(self._column(records(self.path, self.format)[0].names())) in _FILE_NAMES
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return self.columns
+
+    def check(self) -> None:
+        file = records(self.path, self.format)[0]
+        column = self._column(file.names())
+        wanted, references = self._wanted(file.names())
+        first = next(file.pieces(wanted, references, Tally()), None)
+        if first is None:
+            raise Refusal(f"{file.place.uri} has no rows")
+        tried = [uri for uri in texts(first, column)[:FIRST_ROWS] if uri]
+        if tried and not self.trusted and not any(map(has_scheme, tried)):
+            raise Refusal(
+                f"column {column} of {file.place.uri} holds no URLs (the first: {tried[0][:100]!r}); "
+                "--source.local True if they are paths of files of yours, --source.column for another column"
+            )
+
+    def tables(self) -> "Iterator[pa.Table]":
+        trusted, keys, seen, types = self.trusted, Keys(), Seen(), None
+        names = records(self.path, self.format)[0].names()
+        column, (_, references) = self._column(names), self._wanted(names)
+        for piece in self._pieces(Tally()):
+            uris = texts(piece, column)
+            carried = _carried(piece, self.columns, types)
+            types = carried.schema
+            table = _manifest(
+                self._unique_keys(piece, seen) if self.key_column else keys.of(uris),
+                [resolved(uri, piece.file.parent) for uri in uris] if trusted else uris,
+                [split_word(word) for word in texts(piece, self.split_column)] if self.split_column else None,
+                references_of(piece, references),
+                carried,
+            )
+            # The first rows at once, so that work can start on them.
+            first = FIRST_ROWS if len(table) == MOST_ROWS else len(table)
+            yield table.slice(0, first)
+            if first < len(table):
+                yield table.slice(first)
+        if types is None:
+            raise Refusal(f"no row in {self.path}")
+
+    def notes(self) -> Sequence[str]:
+        """From a second reading of the table, about as long as the first."""
+        malformed, keys = Tally(), Keys()
+        column = self._column(records(self.path, self.format)[0].names())
+        for piece in self._pieces(malformed):
+            if not self.key_column:
+                keys.of(texts(piece, column))
+        left_out = malformed.note("malformed line left out", "malformed lines left out")
+        return [*left_out, *repeats_note(keys, "URL")]
+
+    def _pieces(self, malformed: Tally) -> Iterator[Piece]:
+        files = records(self.path, self.format)
+        wanted, references = self._wanted(files[0].names())
+        for file in files:
+            yield from file.pieces(wanted, references, malformed)
+
+    def _column(self, names: Sequence[str]) -> str:
+        """The column of URLs or paths among those that the table has."""
+        if self.column:
+            return self.column
+        by_plain_name = {_plain(name): name for name in reversed(names)}
+        for usual in (*_URL_NAMES, *_FILE_NAMES):
+            if usual in by_plain_name:
+                return by_plain_name[usual]
+        raise Refusal(
+            f"{self.path} has no column named as usual for URLs ({', '.join(_URL_NAMES[:4])}, ..., "
+            f"{', '.join(_FILE_NAMES[:2])}, ...); it has {', '.join(names) or 'none'}: --source.column names one"
+        )
+
+    def _wanted(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The columns to read, and those of them that hold human captions."""
+        usual = [name for name in _REFERENCE_NAMES if name in names] if "auto" in self.references else []
+        references = list(dict.fromkeys([*usual, *(name for name in self.references if name != "auto")]))
+        single = [name for name in (self._column(names), self.key_column, self.split_column) if name]
+        return list(dict.fromkeys([*single, *references, *self.columns])), references
+
+    def _unique_keys(self, piece: Piece, seen: Seen) -> list[str]:
+        keys = texts(piece, self.key_column)
+        for key, where, came_before in zip(keys, piece.where, seen.add(keys), strict=True):
+            here = f"{piece.file.uri} {where}"
+            if not key:
+                raise Refusal(f"{here} has an empty {self.key_column}: every row needs a key of its own")
+            # Looking the first one up also tells two keys with one digest from one key met twice.
+            if came_before and (first := self._first_with(key)) != here:
+                raise Refusal(
+                    f"the key {key!r} stands twice: {first} and {here}; --source.key-column takes unique keys"
+                )
+        return keys
+
+    def _first_with(self, key: str) -> str:
+        for piece in self._pieces(Tally()):
+            for found, where in zip(texts(piece, self.key_column), piece.where, strict=True):
+                if found == key:
+                    return f"{piece.file.uri} {where}"
+        raise Refusal(f"{self.path} changed while it was read")
+
+
+def _reserved_names() -> set[str]:
+    from raycap.tables import CAPTIONS, MANIFEST  # here, so that `raycap --help` stays quick
+
+    return {*MANIFEST.names, *CAPTIONS.names}
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _carried(piece: Piece, names: Sequence[str], types: "pa.Schema | None") -> "pa.Table":
+    """The user's own columns, of the types that they have in the first piece: a stream has one schema."""
+    import pyarrow as pa
+
+    columns = piece.columns.select(list(names))
+    if types is None:
+        types = pa.schema(
+            [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in columns.schema]
+        )
+    try:
+        return columns.cast(types)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise Refusal(
+            f"columns of {piece.file.uri} are of other types than in the files before: {error}"
+        ) from error
+
+
+def _manifest(
+    keys: list[str], uris: list[str], splits: list[str] | None, references: list[list[str]], carried: "pa.Table"
+) -> "pa.Table":
+    import pyarrow as pa
+
+    from raycap.tables import MANIFEST, fit
+
+    none = pa.nulls(len(keys), pa.large_binary())
+    columns = (keys, uris, splits or [""] * len(keys), references, none)
+    named = {field.name: pa.array(column, field.type) for field, column in zip(MANIFEST, columns, strict=True)}
+    named |= dict(zip(carried.column_names, carried.columns, strict=True))
+    return fit(pa.table(named), MANIFEST, carried.column_names)

@@ -1,0 +1,108 @@
+"""A text file with one URL a line, or one URL."""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raycap.refusal import Refusal
+from raycap.sources.keys import Keys
+from raycap.sources.place import existing, has_scheme, is_web, locate, read_lines
+from raycap.sources.rows import Row, counted, pieces, tables
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raycap.sources.place import Place
+
+# Lines looked at before the start: none of them a URL means that the file is something else.
+_LINES_TRIED = 20
+
+
+@dataclass(frozen=True)
+class Urls:
+    """A list of URLs, one a line (blank lines and lines that begin with '#' are passed over); or one http(s) URL.
+
+    The key is the URL; where one occurs again, its second row has '#2' behind the key, its third '#3'.
+    """
+
+    path: str
+    """The list (plain or gzip; a path or any fsspec URI), or one picture's http(s) URL."""
+    local: bool = False
+    """The lines may also be paths of files of yours, taken relative to the list's folder."""
+
+    @property
+    def trusted(self) -> bool:
+        return self.local
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return ()
+
+    def check(self) -> None:
+        if is_web(self.path):
+            return
+        place = existing(self.path)
+        if place.is_folder():
+            raise Refusal(
+                f"{place.uri} is a folder: a list of URLs is a text file (for its pictures: --source folder)"
+            )
+        tried = list(itertools.islice(self._lines(), _LINES_TRIED))
+        if any("\0" in line for line in tried):
+            raise Refusal(f"{place.uri} is not a text file: a list has one URL a line")
+        if not tried:
+            raise Refusal(self._nothing())
+        if not self.local and not any(map(has_scheme, tried)):
+            raise Refusal(
+                f"the first lines of {place.uri} are no URLs (the first: {tried[0][:100]!r}); "
+                "--source.local if they are paths of files of yours"
+            )
+
+    def tables(self) -> "Iterator[pa.Table]":
+        return tables(self._rows(), self._nothing)
+
+    def notes(self) -> Sequence[str]:
+        """From a second reading of the list, about as long as the first."""
+        keys = Keys()
+        for urls in pieces(self._lines()):
+            keys.of(urls)
+        return repeats_note(keys, "URL")
+
+    def _rows(self) -> Iterator[Row]:
+        keys = Keys()
+        folder = locate(self.path).parent
+        for urls in pieces(self._lines()):
+            for key, url in zip(keys.of(urls), urls, strict=True):
+                yield Row(key, resolved(url, folder) if self.local else url)
+
+    def _lines(self) -> Iterator[str]:
+        if is_web(self.path):
+            yield self.path
+            return
+        for line in read_lines(existing(self.path)):
+            url = line.strip()
+            if url and not url.startswith("#"):
+                yield url
+
+    def _nothing(self) -> str:
+        return f"no URL in {self.path}: a list has one a line"
+
+
+def resolved(uri: str, folder: "Place") -> str:
+    """A row's URI, with a relative path taken from the folder of the list that names it."""
+    if not uri or uri.startswith("/") or has_scheme(uri):
+        return uri
+    return (folder / re.sub(r"^(\./)+", "", uri)).uri
+
+
+def repeats_note(keys: Keys, what: str) -> list[str]:
+    """What became of names that occurred again."""
+    if not keys.repeats:
+        return []
+    again = sum(keys.repeats.values()) - len(keys.repeats)
+    name, times = max(keys.repeats.items(), key=lambda item: item[1])
+    return [
+        f"{counted(again, 'row repeats', 'rows repeat')} an earlier {what} and got a number behind the key; "
+        f"most often {name!r} ({times:,} times)"
+    ]

@@ -1,0 +1,80 @@
+"""A folder in S3, on a server of the test's own: listed page by page, whatever its size."""
+
+import pytest
+from manifest import column, read
+
+from raycap.refusal import Refusal
+from raycap.sources import Coco, Folder, detect
+
+s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
+moto_server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+
+
+@pytest.fixture(scope="module")
+def bucket():  # type: ignore[no-untyped-def]
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3 = s3fs.S3FileSystem()
+        s3.mkdir("photos")
+        for name in [
+            "all/a.jpg",
+            "all/b c#%20.PNG",
+            "all/.hidden/x.jpg",
+            "all/deep/er/c.webp",
+            "all/notes.txt",
+            "d.jpg",
+        ]:
+            s3.pipe(f"photos/{name}", name.encode())
+        s3.touch("photos/all/")
+        s3.pipe({f"photos/many/{number:04d}.jpg": b"x" for number in range(1100)})
+        yield s3
+    server.stop()
+
+
+def test_what_is_in_a_bucket(bucket) -> None:  # type: ignore[no-untyped-def]
+    table = read(Folder("s3://photos/all"))
+    assert table["key"].to_pylist() == ["a.jpg", "b c#%20.PNG", "deep/er/c.webp"]
+    assert [bucket.cat(uri).decode() for uri in table["uri"].to_pylist()] == [
+        f"all/{key}" for key in table["key"].to_pylist()
+    ]
+    assert "d.jpg" in column(Folder("s3://photos"), "key")
+    assert column(Folder("s3://photos/d.jpg"), "uri") == ["s3://photos/d.jpg"]
+    assert detect("s3://photos/all/") == "folder"
+
+
+def test_the_first_rows_come_with_the_first_page(bucket, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    asked = []
+    call = bucket.call_s3
+    monkeypatch.setattr(type(bucket), "call_s3", lambda self, *a, **k: asked.append(a) or call(*a, **k))
+    tables = Folder("s3://photos/many").tables()
+    assert len(next(tables)) == 64
+    assert len(asked) == 1
+    assert sum(map(len, tables)) == 1100 - 64
+    assert len(asked) == 2
+
+
+def test_no_credentials(bucket, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    try:
+        with pytest.raises(Refusal, match="cannot reach s3://photos/all: Unable to locate credentials"):
+            Folder("s3://photos/all").check()
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_what_is_not_in_a_bucket(bucket) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(Refusal, match="no such file or folder: s3://photos/al; did you mean s3://photos/all"):
+        detect("s3://photos/al")
+    with pytest.raises(Refusal, match=r"no captions_\*\.json"):
+        Coco("s3://photos/all").check()
+    with pytest.raises(Refusal, match="no such"):
+        Folder("s3://other/x").check()
