@@ -1,0 +1,160 @@
+"""A URI to bytes, safely and politely, or a reason: local paths, object stores, http and https."""
+
+import random
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from raycap.fetch import files
+from raycap.fetch.fault import FetchError, unforeseen
+from raycap.fetch.options import Fetch
+from raycap.fetch.turns import Turns
+
+if TYPE_CHECKING:
+    from raycap.fetch.web import Moved
+
+__all__ = ["Fetch", "Fetched", "Fetcher"]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The bytes behind a URI, or why there are none."""
+
+    data: bytes
+    error: str  # "" for none
+
+
+class _Errand:
+    """One picture on its way, through redirects and retries."""
+
+    def __init__(self, fetcher: "Fetcher", uri: str, seconds: float) -> None:
+        self.fetcher = fetcher
+        self.uri = uri  # where to look next: changes with each redirect
+        self.seconds = seconds  # what is left of the deadline; turns and limits of our own making cost nothing
+        self.redirects = 0
+        self.retries = 0
+        self.answer: Future[Fetched] = Future()
+
+    def finish(self, data: bytes, error: str) -> None:
+        # A lone surrogate out of an odd URI would make the reason, and with it a whole table, unwritable.
+        self.answer.set_result(Fetched(data, error.encode(errors="replace").decode()))
+
+
+class Fetcher:
+    """Fetches with threads of its own, politely to each host; made inside the task that uses it.
+
+    `trusted` URIs come from a listing of the user's own folder: local paths and whatever fsspec reads are fine.
+    Others, from lists that anyone may have written, are http(s) or object stores, unless `allow_file`.
+    """
+
+    def __init__(self, options: Fetch, trusted: bool) -> None:
+        from raycap.fetch.web import Web  # urllib3 takes 50 ms, which `raycap --help` should not pay
+
+        self._options = options
+        self._trusted = trusted
+        self._web = Web(options)
+        self._random = random.Random()  # not the global one, whose seed is the user's
+        self._turns: Turns[_Errand] = Turns(options.per_host, options.host_rate)
+        self._workers = 0
+        self._hiring = threading.Lock()
+        # Workers know the fetcher only through the errand in hand, so one that is merely dropped ends them too.
+        self._send_home = weakref.finalize(self, self._turns.close)
+
+    def fetch(self, uri: str) -> Fetched:
+        """One picture; never raises."""
+        return self.fetch_all([uri])[0]
+
+    def fetch_all(self, uris: Sequence[str]) -> list[Fetched]:
+        """Many pictures at once, answered in the order given; never raises."""
+        errands = [_Errand(self, uri, self._options.deadline) for uri in uris]
+        self._hire(len(errands))
+        for errand in errands:
+            self._line_up(errand)
+        return [errand.answer.result() for errand in errands]
+
+    def close(self) -> None:
+        """End the threads and close connections; what still waits for its turn is answered with a reason."""
+        for errand in self._turns.close():
+            errand.finish(b"", "the fetcher was closed")
+        self._web.close()
+
+    def __enter__(self) -> "Fetcher":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _hire(self, wanted: int) -> None:
+        with self._hiring:
+            while self._workers < min(wanted, self._options.threads):
+                self._workers += 1
+                threading.Thread(target=_work, args=(self._turns,), daemon=True, name="raycap-fetch").start()
+
+    def _line_up(self, errand: _Errand, wait: float = 0.0) -> None:
+        try:
+            files.check_permitted(errand.uri, self._trusted, self._options.allow_file)
+            # Files and stores, which have no limits, line up at "".
+            host = self._web.host(errand.uri) if files.scheme_of(errand.uri) in files.WEB else ""
+        except FetchError as fault:
+            return errand.finish(b"", fault.reason)
+        if not self._turns.put(host, errand, wait):
+            errand.finish(b"", "the fetcher was closed")
+
+    def _run(self, errand: _Errand) -> None:
+        """One request for the errand, and what follows from it: an answer, or another place in a line."""
+        try:
+            outcome = self._request(errand)
+        except FetchError as fault:
+            self._retry(errand, fault)
+        except Exception as error:  # noqa: BLE001 - one picture's misfortune becomes its row's reason
+            errand.finish(b"", unforeseen(error))
+        else:
+            if isinstance(outcome, bytes):
+                errand.finish(outcome, "")
+            else:
+                self._redirect(errand, outcome.url)
+
+    def _request(self, errand: _Errand) -> "bytes | Moved":
+        started = time.monotonic()
+        try:
+            if files.scheme_of(errand.uri) in files.WEB:
+                return self._web.get(errand.uri, errand.seconds)
+            return files.read(errand.uri, self._options, errand.seconds)
+        finally:
+            errand.seconds -= time.monotonic() - started
+
+    def _redirect(self, errand: _Errand, url: str) -> None:
+        if errand.redirects == self._options.max_redirects:
+            return errand.finish(b"", f"more than {self._options.max_redirects} redirects (--fetch.max-redirects)")
+        errand.redirects += 1
+        errand.uri = url
+        self._line_up(errand)
+
+    def _retry(self, errand: _Errand, fault: FetchError) -> None:
+        if not fault.again or errand.retries == self._options.retries:
+            return errand.finish(b"", fault.reason)
+        longest = self._options.backoff * 2 ** min(errand.retries, 10)
+        wait = max(fault.wait, self._random.uniform(0, longest))  # "full jitter": a crowd spreads out by itself
+        if wait >= errand.seconds:
+            return errand.finish(b"", f"{fault.reason}; the next try would miss the deadline (--fetch.deadline)")
+        errand.retries += 1
+        errand.seconds -= wait
+        self._line_up(errand, wait)
+
+
+def _work(turns: Turns[_Errand]) -> None:
+    """What one thread does until it is sent home."""
+    while (turn := turns.take()) is not None:
+        host, errand = turn
+        try:
+            errand.fetcher._run(errand)
+        finally:
+            turns.done(host)
+        del turn, errand  # hold on to no fetcher while waiting

@@ -1,0 +1,176 @@
+"""Connections that go only where they may and never outlast their picture's deadline; knows no HTTP."""
+
+import socket
+import ssl
+import threading
+import time
+from functools import cached_property
+from typing import Any
+
+import certifi
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from raycap.fetch.addresses import why_refused
+from raycap.fetch.aside import within
+from raycap.fetch.fault import FetchError
+
+
+class Clock(threading.local):
+    """What is left of the deadline of the picture that the asking thread is at: one thread, one picture."""
+
+    def __init__(self, connect_timeout: float, read_timeout: float) -> None:
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._end = 0.0
+
+    def start(self, seconds: float) -> None:
+        """Give the picture in hand `seconds` from now."""
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds until the deadline, negative after it."""
+        return self._end - time.monotonic()
+
+    def to_connect(self) -> float:
+        """How long a connection may take to be made."""
+        return self._at_most(self._connect_timeout)
+
+    def to_read(self) -> float:
+        """How long the next bytes may be waited for."""
+        return self._at_most(self._read_timeout)
+
+    def _at_most(self, seconds: float) -> float:
+        left = self.left()
+        if left <= 0:
+            raise TimeoutError
+        return min(seconds, left)
+
+
+class TimedSocket(socket.socket):
+    """Asks the clock before each read, so that a server that drips single bytes cannot outlast the deadline."""
+
+    clock: Clock
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(self.clock.to_read())
+        return super().recv_into(*args)
+
+
+class TimedTLSSocket(ssl.SSLSocket):
+    """The same under TLS. (OpenSSL's handshake takes the socket's timeout for the whole of it.)"""
+
+    clock: Clock
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(self.clock.to_read())
+        return super().recv_into(*args)
+
+
+class Dial:
+    """Opens sockets: looks a name up once, checks every address, and connects to exactly what was checked.
+
+    A name that changes its answer between check and use (DNS rebinding) gains nothing: there is no second look.
+    """
+
+    def __init__(self, clock: Clock, allow_private: bool) -> None:
+        self.clock = clock
+        self._allow_private = allow_private
+
+    def __call__(self, host: str, port: int) -> TimedSocket:
+        found = self._look_up(host.strip("[]"), port)
+        permitted = [entry for entry in found if self._allow_private or not why_refused(entry[-1][0])]
+        if not permitted:
+            address = found[0][-1][0]
+            raise FetchError(f"refused: {address} is {why_refused(address)} (--fetch.allow-private permits it)")
+        for place, (family, kind, protocol, _, where) in enumerate(permitted, 1):
+            try:
+                return self._connect(TimedSocket(family, kind, protocol), where)
+            except OSError as error:
+                if place == len(permitted):
+                    raise self._no_connection(host, error) from error
+        raise AssertionError("unreachable: the last address either connects or raises")
+
+    def _look_up(self, host: str, port: int) -> list[Any]:
+        try:
+            return within(self.clock.to_connect(), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except TimeoutError as error:
+            raise self._no_connection(host, error) from error
+        except (socket.gaierror, UnicodeError) as error:  # the latter for labels that are empty or too long
+            again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+            raise FetchError(f"the host name {host} does not resolve", again) from error
+
+    def _connect(self, connection: TimedSocket, where: Any) -> TimedSocket:
+        try:
+            connection.clock = self.clock
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.settimeout(self.clock.to_connect())
+            connection.connect(where)
+            connection.settimeout(self.clock.to_connect())  # for the TLS handshake, with what is left by now
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def _no_connection(self, host: str, error: OSError) -> Exception:
+        if self.clock.left() <= 0:
+            return TimeoutError()
+        if isinstance(error, TimeoutError):
+            return FetchError(f"no connection to {host} in time (--fetch.connect-timeout)", again=True)
+        return FetchError(f"no connection to {host}: {error.strerror or type(error).__name__}", again=True)
+
+
+class _Connection(HTTPConnection):
+    def __init__(self, *args: Any, dial: Dial, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._dial = dial
+
+    def _new_conn(self) -> socket.socket:
+        return self._dial(self.host, self.port)
+
+
+class _TLSConnection(HTTPSConnection):
+    """Name and certificate stay the host's: only the socket below is ours."""
+
+    def __init__(self, *args: Any, dial: Dial, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._dial = dial
+
+    def _new_conn(self) -> socket.socket:
+        return self._dial(self.host, self.port)
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock.clock = self._dial.clock  # type: ignore[union-attr]
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class Pools(PoolManager):
+    """Open connections to at most `hosts` hosts at a time, at most `places` idle ones to each."""
+
+    def __init__(self, dial: Dial, hosts: int, places: int) -> None:
+        super().__init__(num_pools=hosts)
+        self._dial = dial
+        self._places = places
+
+    def _new_pool(
+        self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
+    ) -> HTTPConnectionPool:
+        if scheme == "https":
+            return _TLSPool(host, port, maxsize=self._places, dial=self._dial, ssl_context=self._trust)
+        return _Pool(host, port, maxsize=self._places, dial=self._dial)
+
+    @cached_property  # 30 ms, which a list without https never pays
+    def _trust(self) -> ssl.SSLContext:
+        """The machine's own certificate authorities (SSL_CERT_FILE too) and Mozilla's list beside them."""
+        context = ssl.create_default_context()
+        context.load_verify_locations(certifi.where())
+        context.sslsocket_class = TimedTLSSocket
+        return context

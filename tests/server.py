@@ -1,0 +1,250 @@
+"""A real web server on loopback that serves pictures and misbehaves on request."""
+
+import gzip
+import http.server
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+BODY = bytes(range(256)) * 20  # 5,120 bytes, what a well-behaved answer holds
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers a path by its pictures or by its misbehaviour's name, and keeps count."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        self.options = {name: values[0] for name, values in parse_qs(url.query).items()}
+        self.server.count(self.path)
+        picture = self.server.pictures.get(unquote(url.path))
+        try:
+            if picture is not None:
+                self.whole(picture)
+            else:
+                MISBEHAVIOURS.get(url.path, lambda handler: handler.whole(b"gone", 404))(self)
+        except OSError:  # the client had enough
+            self.close_connection = True
+
+    def log_message(self, *words: object) -> None:
+        """Stay silent: the test asserts what matters."""
+
+    def head(self, status: int = 200, **headers: object) -> None:
+        """The status and headers (`_` stands for `-`), and then no more requests on this connection."""
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+
+    def whole(self, body: bytes, status: int = 200, **headers: object) -> None:
+        """A proper answer that keeps the connection."""
+        self.send_response(status)
+        for name, value in {"Content_Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def times(self) -> int:
+        """How often this very URL was asked for, this time included."""
+        return self.server.asked[self.path]
+
+    def drip(self, text: bytes) -> None:
+        """One byte every 20 ms, over and over, until the client or the test has had enough."""
+        while True:
+            for byte in text:
+                if self.server.closing.wait(0.02):
+                    return
+                self.wfile.write(bytes([byte]))
+
+
+def _drip_body(handler: Handler) -> None:
+    handler.head(Content_Length=100_000)
+    handler.drip(b"x")
+
+
+def _drip_headers(handler: Handler) -> None:
+    handler.close_connection = True
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    handler.drip(b"X-More: and more\r\n")
+
+
+def _drip_chunks(handler: Handler) -> None:
+    handler.head(Transfer_Encoding="chunked")
+    handler.drip(b"1\r\nx\r\n")
+
+
+def _endless(handler: Handler) -> None:
+    handler.head()
+    while not handler.server.closing.is_set():
+        handler.wfile.write(BODY)
+
+
+def _endless_chunks(handler: Handler) -> None:
+    handler.head(Transfer_Encoding="chunked")
+    while not handler.server.closing.is_set():
+        handler.wfile.write(b"%x\r\n%b\r\n" % (len(BODY), BODY))
+
+
+def _short(handler: Handler) -> None:
+    handler.head(Content_Length=len(BODY))
+    handler.wfile.write(BODY[:1000])
+
+
+def _short_chunks(handler: Handler) -> None:
+    handler.head(Transfer_Encoding="chunked")
+    handler.wfile.write(b"%x\r\n%b" % (len(BODY), BODY[:1000]))
+
+
+def _long(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(BODY)
+
+
+def _bomb(handler: Handler) -> None:
+    handler.whole(gzip.compress(bytes(20_000_000)), Content_Encoding="gzip")
+
+
+def _gzip_and_more(handler: Handler) -> None:
+    handler.head(Content_Encoding="gzip")
+    handler.wfile.write(gzip.compress(BODY))
+    while not handler.server.closing.is_set():
+        handler.wfile.write(gzip.compress(b""))
+
+
+def _busy_once(handler: Handler) -> None:
+    if handler.times() == 1:
+        handler.whole(b"later", 429, Retry_After=handler.options["wait"])
+    else:
+        handler.whole(BODY)
+
+
+def _fails_twice(handler: Handler) -> None:
+    handler.whole(b"oh", 500) if handler.times() < 3 else handler.whole(BODY)
+
+
+def _closes(handler: Handler) -> None:
+    handler.close_connection = True
+
+
+def _silent(handler: Handler) -> None:
+    handler.close_connection = True
+    handler.server.closing.wait()
+
+
+def _not_http(handler: Handler) -> None:
+    handler.close_connection = True
+    handler.wfile.write(b"SSH-2.0-something\r\n")
+
+
+def _slow(handler: Handler) -> None:
+    with handler.server.at_work():
+        time.sleep(0.02)  # long enough for requests to overlap, if the client lets them
+    handler.whole(handler.path.encode())
+
+
+MISBEHAVIOURS: dict[str, Callable[[Handler], object]] = {
+    "/good": lambda handler: handler.whole(BODY),
+    "/echo-headers": lambda handler: handler.whole(str(handler.headers).encode()),
+    "/drip-body": _drip_body,
+    "/drip-headers": _drip_headers,
+    "/drip-chunks": _drip_chunks,
+    "/endless": _endless,
+    "/endless-chunks": _endless_chunks,
+    "/declares-too-much": lambda handler: handler.head(Content_Length=10**12),
+    "/short": _short,
+    "/short-chunks": _short_chunks,
+    "/short-once": lambda handler: _short(handler) if handler.times() == 1 else handler.whole(BODY),
+    "/long": _long,
+    "/bomb": _bomb,
+    "/gzip": lambda handler: handler.whole(gzip.compress(BODY), Content_Encoding="gzip"),
+    "/half-gzip": lambda handler: handler.whole(gzip.compress(BODY)[:-20], Content_Encoding="gzip"),
+    "/gzip-and-more": _gzip_and_more,
+    "/brotli": lambda handler: handler.whole(BODY, Content_Encoding="br"),
+    "/made-up-encoding": lambda handler: handler.whole(BODY, Content_Encoding="jpeg"),
+    "/not-gzip": lambda handler: handler.whole(BODY, Content_Encoding="gzip"),
+    "/loop": lambda handler: handler.whole(b"", 302, Location="/loop"),
+    "/redirect": lambda handler: handler.whole(b"there", 302, Location=handler.options["to"]),
+    "/status": lambda handler: handler.whole(b"no", int(handler.options["code"])),
+    "/busy-once": _busy_once,
+    "/fails-twice": _fails_twice,
+    "/empty": lambda handler: handler.whole(b""),
+    "/html": lambda handler: handler.whole(b"<html>not a picture</html>", Content_Type="text/html"),
+    "/closes": _closes,
+    "/silent": _silent,
+    "/not-http": _not_http,
+    "/slow": _slow,
+}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """What it was asked is in `asked` and `order`, how many /slow answers were made at once in `most_at_once`."""
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, pictures: Mapping[str, bytes], certificate: Path | None) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pictures = pictures
+        self.scheme = "https" if certificate else "http"
+        self.names: list[str | None] = []  # that TLS clients asked for (SNI)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            context.sni_callback = lambda connection, name, _: self.names.append(name)
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.closing = threading.Event()
+        self.asked: Counter[str] = Counter()
+        self.order: list[str] = []
+        self.most_at_once = 0
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        """The URL of `path` here."""
+        return f"{self.scheme}://{host}:{self.server_port}{path}"
+
+    def count(self, path: str) -> None:
+        """Note one request."""
+        with self._lock:
+            self.asked[path] += 1
+            self.order.append(path)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Count who makes an answer at the same time; once it is sent, the client may ask for the next."""
+        with self._lock:
+            self._now += 1
+            self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._now -= 1
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up, in the handshake for one, is what the tests are about."""
+
+
+@contextmanager
+def serving(pictures: Mapping[str, bytes] | None = None, certificate: Path | None = None) -> Iterator[Server]:
+    """A server with `pictures` by path ("/a.jpg") beside MISBEHAVIOURS; https with a PEM file of key and chain."""
+    with Server(pictures or {}, certificate) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.closing.set()
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,560 @@
+"""A URI to bytes or a reason: against a real server that misbehaves, real files, and addresses of every kind."""
+
+import gc
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import weakref
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from importlib.util import find_spec
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from server import BODY, MISBEHAVIOURS, serving
+
+from raycap.fetch import Fetch, Fetched, Fetcher
+from raycap.fetch.addresses import why_refused
+from raycap.fetch.connections import TimedSocket
+from raycap.fetch.fault import scrubbed
+from raycap.fetch.turns import Turns
+from raycap.fetch.web import asked_wait
+from raycap.refusal import Refusal
+
+PUBLIC = "93.184.215.14"
+
+
+def quick(**changes) -> Fetch:
+    """Options for a server on loopback and tests that should not take long."""
+    known = {"connect_timeout": 1.0, "read_timeout": 0.3, "deadline": 0.9, "backoff": 0.01, "allow_private": True}
+    return Fetch(**{**known, "max_bytes": 1_000_000, **changes})
+
+
+def fetch(uri: str, trusted: bool = False, **changes) -> Fetched:
+    with Fetcher(quick(**changes), trusted) as fetcher:
+        return fetcher.fetch(uri)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving({"/photo one.jpg": b"photo"}) as running:
+        yield running
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/good", BODY),
+        ("/long", BODY[:1000]),  # what was declared; whether that is a picture is for the decoder to say
+        ("/gzip", BODY),
+        ("/made-up-encoding", BODY),
+        ("/html", b"<html>not a picture</html>"),
+        ("/fails-twice", BODY),
+        ("/busy-once?wait=0", BODY),
+        ("/short-once", BODY),
+        ("/photo one.jpg", b"photo"),
+        ("/redirect?to=/redirect%3Fto=/good", BODY),
+    ],
+)
+def test_what_can_be_had_is_had(server, path, body):
+    assert fetch(server.url(path)) == Fetched(body, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/status?code=404", "HTTP 404 Not Found"),
+        ("/status?code=403", "HTTP 403 Forbidden"),
+        ("/status?code=503", "HTTP 503 Service Unavailable"),
+        ("/status?code=799", "HTTP 799"),
+        ("/empty", "an empty body"),
+        ("/drip-body", "no answer within 0.9 s (--fetch.deadline)"),
+        ("/drip-headers", "no answer within 0.9 s (--fetch.deadline)"),
+        ("/drip-chunks", "no answer within 0.9 s (--fetch.deadline)"),
+        ("/endless", "larger than 1 MB (--fetch.max-bytes)"),
+        ("/endless-chunks", "larger than 1 MB (--fetch.max-bytes)"),
+        ("/declares-too-much", "larger than 1 MB (--fetch.max-bytes)"),
+        ("/bomb", "larger than 1 MB (--fetch.max-bytes)"),
+        ("/short", "the connection was closed after 1,000 of 5,120 bytes"),
+        ("/short-chunks", "the connection was closed before the end of the body"),
+        ("/not-gzip", "the body is not what its Content-Encoding says"),
+        ("/half-gzip", "the body is not what its Content-Encoding says"),
+        ("/gzip-and-more", "larger than 1 MB (--fetch.max-bytes)"),
+        ("/brotli", "packed as br, which was not asked for"),
+        ("/closes", "the connection was closed without an answer"),
+        ("/not-http", "the server does not speak HTTP"),
+        ("/loop", "more than 5 redirects (--fetch.max-redirects)"),
+        ("/redirect?to=file:///etc/passwd", "refused: a redirect to 'file' (only http and https are followed)"),
+        ("/redirect?to=ftp://127.0.0.1/x", "refused: a redirect to 'ftp' (only http and https are followed)"),
+        ("/redirect?to=http://[::1/", "redirected to something that is not a URL"),
+        ("/redirect?to=http://a b/", "not a URL: its host or port cannot be understood"),
+        (
+            "/busy-once?wait=3600",
+            "HTTP 429 Too Many Requests; the next try would miss the deadline (--fetch.deadline)",
+        ),
+    ],
+)
+def test_each_misbehaviour_has_its_reason(server, path, reason):
+    assert fetch(server.url(path), retries=1) == Fetched(b"", reason)
+
+
+def test_silence_is_given_up(server):
+    assert fetch(server.url("/silent"), retries=0).error == "no byte for 0.3 s (--fetch.read-timeout)"
+    assert fetch(server.url("/silent")).error in (
+        "no answer within 0.9 s (--fetch.deadline)",
+        "no byte for 0.3 s (--fetch.read-timeout); the next try would miss the deadline (--fetch.deadline)",
+    )
+
+
+@pytest.mark.parametrize(("path", "times"), [("/status?code=500", 4), ("/short?", 4), ("/status?code=410", 1)])
+def test_only_what_may_pass_is_tried_again(server, path, times):
+    fetch(server.url(path), retries=3)
+    assert server.asked[path] == times
+
+
+def test_a_connection_is_kept_for_the_next_picture(server, monkeypatch):
+    made = []
+    connect = TimedSocket.connect
+    monkeypatch.setattr(TimedSocket, "connect", lambda self, where: made.append(where) or connect(self, where))
+    with Fetcher(quick(), trusted=False) as fetcher:
+        for path in ("/good", "/status?code=404", "/redirect?to=/good", "/gzip"):
+            fetcher.fetch(server.url(path))
+    assert len(made) == 1
+
+
+def test_what_a_server_is_told(server):
+    told = fetch(server.url("/echo-headers").replace("//", "//me:p%40ss@"), user_agent="my-job (me@example.org)")
+    assert b"User-Agent: my-job (me@example.org)" in told.data
+    assert b"Authorization: Basic bWU6cEBzcw==" in told.data
+    assert b"Accept-Encoding: identity" in told.data
+
+
+def test_proxies_of_the_environment_are_not_used(server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetch(server.url("/good")).data == BODY
+
+
+@pytest.mark.parametrize(
+    "path", ["/status?code=404&token=hunter2", "/short?token=hunter2", "/endless?token=hunter2"]
+)
+def test_reasons_give_no_secrets_away(server, path):
+    error = fetch(server.url(path).replace("//", "//user:swordfish@")).error
+    assert error and "hunter2" not in error and "swordfish" not in error and "user" not in error
+
+
+def test_quoted_urls_lose_what_may_be_secret():
+    text = "cannot read https://me:p@ss@host/a.jpg?X-Signature=abc&b=1 (404)"
+    assert scrubbed(text) == "cannot read https://host/a.jpg (404)"
+
+
+def test_retry_after_is_seconds_or_a_date():
+    soon = datetime.now(UTC) + timedelta(seconds=100)
+    assert 90 < asked_wait(format_datetime(soon, usegmt=True)) <= 100
+    assert asked_wait(format_datetime(soon - timedelta(days=1), usegmt=True)) == 0
+    assert (asked_wait("7"), asked_wait(None), asked_wait("whenever")) == (7, 0, 0)
+
+
+@given(st.text())
+def test_any_retry_after_is_understood_or_ignored(header):
+    assert asked_wait(header) >= 0
+
+
+# Where connections may go
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "kind"),
+    [
+        ("127.0.0.1", "127.0.0.1", "a loopback address"),
+        ("127.1", "127.0.0.1", "a loopback address"),
+        ("0x7f000001", "127.0.0.1", "a loopback address"),
+        ("2130706433", "127.0.0.1", "a loopback address"),
+        ("localhost", None, "a loopback address"),
+        ("localhost.", None, "a loopback address"),
+        ("user@localhost", None, "a loopback address"),
+        ("example.org@127.0.0.1", "127.0.0.1", "a loopback address"),
+        ("[::ffff:127.0.0.1]", "::ffff:127.0.0.1", "a loopback address"),
+        ("0.0.0.0", "0.0.0.0", "an unspecified address"),
+        ("169.254.169.254", "169.254.169.254", "a link-local address"),
+        ("10.0.0.5", "10.0.0.5", "a private address"),
+        ("[fd00:ec2::254]", "fd00:ec2::254", "a private address"),
+    ],
+)
+def test_private_addresses_are_refused_however_they_are_written(server, host, address, kind):
+    before = server.asked.total()
+    error = fetch(f"http://{host}:{server.server_port}/good", allow_private=False).error
+    assert error.startswith(f"refused: {address or ''}") and error.endswith(
+        f" is {kind} (--fetch.allow-private permits it)"
+    )
+    assert server.asked.total() == before
+
+
+def _answers(monkeypatch, *answers):
+    """Make every look-up give the next of `answers`, each a list of addresses; returns the looked-up names."""
+    names, coming = [], iter(answers)
+
+    def look_up(host, port, *_, **__):
+        names.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in next(coming)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return names
+
+
+def _dialled(monkeypatch):
+    """Let no connection leave the machine; returns the addresses that were to be connected to."""
+    dialled = []
+
+    def connect(self, where):
+        dialled.append(where[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(TimedSocket, "connect", connect)
+    return dialled
+
+
+def test_a_name_that_turns_private_after_the_check_gains_nothing(monkeypatch):
+    names, dialled = _answers(monkeypatch, [PUBLIC], ["127.0.0.1"]), _dialled(monkeypatch)
+    error = fetch("http://rebinding.example/", allow_private=False).error
+    assert dialled == [
+        PUBLIC
+    ]  # the first answer was checked and used; the second try looked up, checked and refused
+    assert names == ["rebinding.example"] * 2
+    assert error == "refused: 127.0.0.1 is a loopback address (--fetch.allow-private permits it)"
+
+
+def test_private_answers_among_public_ones_are_passed_over(monkeypatch):
+    _answers(monkeypatch, ["10.0.0.1", PUBLIC, "127.0.0.1"])
+    dialled = _dialled(monkeypatch)
+    assert "no connection to mixed.example" in fetch("http://mixed.example/", allow_private=False, retries=0).error
+    assert dialled == [PUBLIC]
+
+
+@pytest.mark.parametrize(("address", "kind"), [("127.0.0.2", "loopback"), ("169.254.169.254", "link-local")])
+def test_a_redirect_to_a_private_address_is_refused(server, monkeypatch, address, kind):
+    """The first hop is let through as if 127.0.0.1 were public; the second is not."""
+    monkeypatch.setattr(
+        "raycap.fetch.connections.why_refused", lambda place: "" if place == "127.0.0.1" else why_refused(place)
+    )
+    error = fetch(server.url(f"/redirect?to=http://{address}:{server.server_port}/"), allow_private=False).error
+    assert error == f"refused: {address} is a {kind} address (--fetch.allow-private permits it)"
+
+
+def _stands_for_ipv4(address):
+    return any(address in ipaddress.ip_network(network) for network in ("::ffff:0:0/96", "64:ff9b::/96"))
+
+
+@given(st.ip_addresses().filter(lambda address: not _stands_for_ipv4(address)))
+def test_what_python_calls_special_is_refused(address):
+    special = address.is_private or address.is_multicast or address.is_reserved or address.is_unspecified
+    if special or address.is_link_local or not address.is_global:
+        assert why_refused(str(address))
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_in_disguise_is_judged_as_itself(address):
+    for prefix in ("::ffff:", "64:ff9b::"):
+        assert why_refused(f"{prefix}{address}") == why_refused(str(address))
+    assert why_refused(str(ipaddress.IPv6Address((0x2002 << 112) | (int(address) << 80))))
+
+
+def test_public_addresses_pass_and_scoped_ones_do_not():
+    assert why_refused("fe80::1%1") == "a link-local address"
+    assert [why_refused(a) for a in (PUBLIC, "1.1.1.1", "2606:4700::1111", "2a00:1450:4001::1")] == [""] * 4
+
+
+# URLs and other URIs
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("http://nowhere.invalid/x.jpg", "the host name nowhere.invalid does not resolve"),
+        (f"http://{'a' * 70}.example/", f"the host name {'a' * 70}.example does not resolve"),
+        ("http:///x.jpg", "not a URL: no host in it"),
+        ("http://", "not a URL: no host in it"),
+        ("http://a b/", "not a URL: its host or port cannot be understood"),
+        ("http://a:99999/", "not a URL: its host or port cannot be understood"),
+        ("http://[::1/", "not a URL: its host or port cannot be understood"),
+        (f"http://{'a.' * 200}example/", "not a URL: its host name is too long"),
+        ("http://example.org/\r\nHost: other", "a control character in the URL"),
+        ("", "an empty URI"),
+        ("data:image/png;base64,AAAA", "refused: a data: URI (pictures inside URIs are not read)"),
+        ("ftp://example.org/x", "refused: a list of URLs may not use the scheme ftp"),
+        ("github://org:repo@/x", "refused: a list of URLs may not use the scheme github"),
+        ("simplecache::s3://bucket/x", "refused: a list of URLs may not use the scheme simplecache"),
+        ("s3://bucket/x::file:///etc/passwd", "refused: a list of URLs may not use the scheme s3"),
+        ("memory://x", "refused: a list of URLs may not use the scheme memory"),
+        ("file:///etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
+        ("FILE:/etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
+        ("local:///etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
+        ("/etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
+    ],
+)
+def test_a_list_that_anyone_wrote_can_name_only_the_web_and_stores(uri, reason):
+    assert fetch(uri, retries=0) == Fetched(b"", reason)
+
+
+@pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed: nothing is missing")
+def test_a_missing_package_is_named():
+    assert fetch("s3://bucket/x").error == "reading s3:// needs a package that is missing: pip install 'raycap[s3]'"
+
+
+@pytest.fixture(scope="module")
+def stubborn():
+    with Fetcher(quick(retries=0), trusted=False) as fetcher:
+        yield fetcher
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text() | st.text().map("http://127.0.0.1:9/".__add__) | st.text(min_size=1).map("http://".__add__))
+def test_no_text_makes_it_raise(stubborn, uri):
+    def no_names(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", no_names)  # nothing that hypothesis thinks of is to be asked for
+        fetched = stubborn.fetch(uri)
+    assert fetched.data == b"" and fetched.error
+    fetched.error.encode()  # a reason must fit into a table
+
+
+# Files and stores
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a b%20c.jpg").write_bytes(BODY)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "large.jpg").write_bytes(bytes(1_000_001))
+    (tmp_path / "link.jpg").symlink_to("gone.jpg")
+    (tmp_path / "good-link.jpg").symlink_to("a b%20c.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["a b%20c.jpg", "good-link.jpg"])
+@pytest.mark.parametrize("prefix", ["", "file://", "file:", "file://localhost"])
+def test_files_are_read(folder, prefix, name):
+    assert fetch(f"{prefix}{folder}/{name}", trusted=True) == Fetched(BODY, "")
+    assert fetch(f"{prefix}{folder}/{name}", allow_file=True) == Fetched(BODY, "")
+
+
+def test_a_quoted_file_uri_is_read(folder):
+    assert fetch(f"file://{folder}/a%20b%2520c.jpg", trusted=True) == Fetched(BODY, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.jpg", "no such file: "),
+        ("link.jpg", "a link to a missing file: "),
+        ("", "a directory, not a file: "),
+        ("pipe.jpg", "not a regular file: "),
+    ],
+)
+def test_a_file_that_is_none_has_its_reason(folder, name, reason):
+    path = f"{folder}/{name}"
+    assert fetch(path, trusted=True) == Fetched(b"", reason + path)
+
+
+def test_devices_caps_and_odd_names(folder):
+    assert fetch("/dev/zero", trusted=True).error == "not a regular file: /dev/zero"
+    assert fetch(f"{folder}/empty.jpg", trusted=True).error == "an empty file"
+    assert fetch(f"{folder}/large.jpg", trusted=True).error == "larger than 1 MB (--fetch.max-bytes)"
+    assert "null byte" in fetch("a\0b", trusted=True).error
+    fetch("\udcff.jpg", trusted=True).error.encode()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_forbidden_file_has_its_reason(folder):
+    (folder / "empty.jpg").chmod(0)
+    assert fetch(f"{folder}/empty.jpg", trusted=True).error == f"no permission to read: {folder}/empty.jpg"
+
+
+def test_stores_are_read_through_fsspec():
+    store = fsspec.filesystem("memory")
+    store.pipe({"/fetch/a.jpg": BODY, "/fetch/large.jpg": bytes(1_000_001), "/fetch/empty.jpg": b""})
+    try:
+        assert fetch("memory://fetch/a.jpg", trusted=True) == Fetched(BODY, "")
+        assert fetch("memory://fetch/large.jpg", trusted=True).error == "larger than 1 MB (--fetch.max-bytes)"
+        assert fetch("memory://fetch/empty.jpg", trusted=True).error == "an empty file"
+        assert fetch("memory://fetch/b.jpg?key=1", trusted=True).error == "no such file: memory://fetch/b.jpg"
+        assert "nosuch" in fetch("nosuch://x", trusted=True).error
+    finally:
+        store.rm("/fetch", recursive=True)
+
+
+class HangingStore(fsspec.AbstractFileSystem):
+    """A store that never answers."""
+
+    protocol = "hanging"
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        threading.Event().wait()
+
+
+def test_what_takes_no_timeout_is_left_behind(monkeypatch):
+    fsspec.register_implementation("hanging", HangingStore, clobber=True)
+    assert fetch("hanging://x", trusted=True, deadline=0.1).error == "no answer within 0.1 s (--fetch.deadline)"
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: threading.Event().wait())
+    error = fetch("http://slow-name.example/", connect_timeout=0.1, retries=0).error
+    assert error == "no connection to slow-name.example in time (--fetch.connect-timeout)"
+    assert fetch("http://slow-name.example/", deadline=0.1).error == "no answer within 0.1 s (--fetch.deadline)"
+
+
+# Many at once
+
+
+def test_hundreds_in_flight_keep_their_order_and_the_hosts_limit(server):
+    uris = [server.url(f"/slow?number={number}") for number in range(300)]
+    with Fetcher(quick(threads=64, per_host=12, deadline=20, read_timeout=5), trusted=False) as fetcher:
+        answers = fetcher.fetch_all(uris)
+    assert [answer.data.decode() for answer in answers] == [f"/slow?number={number}" for number in range(300)]
+    assert 2 < server.most_at_once <= 12
+
+
+def test_a_slow_host_does_not_keep_others_waiting(monkeypatch):
+    """Four threads, and a host whose every answer waits until the other host has served all of its own."""
+    done = threading.Event()
+
+    def count(handler):
+        handler.whole(BODY)
+        if sum(path.startswith("/count") for path in handler.server.order) == 30:
+            done.set()
+
+    monkeypatch.setitem(MISBEHAVIOURS, "/wait", lambda handler: handler.whole(BODY, 200 if done.wait(9) else 500))
+    monkeypatch.setitem(MISBEHAVIOURS, "/count", count)
+    options = quick(threads=4, per_host=2, deadline=20, read_timeout=10, retries=0)
+    with serving() as server, Fetcher(options, trusted=False) as fetcher:
+        slow = [server.url(f"/wait?{number}") for number in range(20)]
+        answers = fetcher.fetch_all(slow + [server.url(f"/count?{number}", "localhost") for number in range(30)])
+    assert {answer.error for answer in answers} == {""}
+
+
+def test_a_back_off_holds_no_thread():
+    with serving() as server, Fetcher(quick(threads=1, deadline=10), trusted=False) as fetcher:
+        answers = fetcher.fetch_all([server.url("/busy-once?wait=1"), server.url("/good?1"), server.url("/good?2")])
+        assert [answer.error for answer in answers] == ["", "", ""]
+        assert server.order == ["/busy-once?wait=1", "/good?1", "/good?2", "/busy-once?wait=1"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=40),
+    st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_turns_lose_nothing_and_keep_the_limit(items, per_host):
+    turns: Turns[int] = Turns(per_host, host_rate=0)
+    for number, (host, waits) in enumerate(items):
+        turns.put(host, number, wait=0.001 if waits else 0.0)
+    taken, out = [], []
+    while len(taken) < len(items):
+        if len(out) >= per_host:  # then one host may be full: give the oldest place back
+            turns.done(out.pop(0))
+        host, number = turns.take()
+        out.append(host)
+        taken.append(number)
+        assert items[number][0] == host and out.count(host) <= per_host
+    assert sorted(taken) == list(range(len(items)))
+
+
+def test_a_rate_keeps_its_host_back_and_no_other():
+    turns: Turns[str] = Turns(per_host=9, host_rate=2.0)
+    turns.put("a", "first of a")
+    turns.put("a", "second of a")
+    assert turns.take() == ("a", "first of a")
+    turns.put("b", "first of b")  # came last, and yet a's second has to wait half a second
+    assert [turns.take(), turns.take()] == [("b", "first of b"), ("a", "second of a")]
+
+
+def test_a_closed_fetcher_says_so(server):
+    fetcher = Fetcher(quick(), trusted=False)
+    assert fetcher.fetch(server.url("/good")).data
+    fetcher.close()
+    assert fetcher.fetch(server.url("/good")) == Fetched(b"", "the fetcher was closed")
+
+
+def test_a_dropped_fetcher_is_freed_with_its_threads(server):
+    def own():
+        return [thread for thread in threading.enumerate() if thread not in before]
+
+    before = threading.enumerate()
+    fetcher = Fetcher(quick(threads=2), trusted=False)
+    fetcher.fetch_all([server.url("/good")] * 4)
+    workers = [thread for thread in own() if thread.name == "raycap-fetch"]
+    watch = weakref.ref(fetcher)
+    del fetcher
+    while watch() is not None:  # a worker may still be about to let go of its errand
+        gc.collect()
+    for worker in workers:
+        worker.join()
+    assert len(workers) == 2
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for localhost, with its key, in one PEM file."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl command to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"),
+            *("-keyout", folder / "key.pem", "-out", folder / "certificate.pem"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "certificate.pem").read_bytes())
+    return both
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(certificate):
+    with serving(certificate=certificate) as server:
+        error = fetch(server.url("/good", "localhost")).error
+        assert error.startswith("the certificate of localhost is not trusted: self") and not server.asked
+
+
+def test_tls_checks_the_hosts_name_and_keeps_the_deadline(certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with serving(certificate=certificate) as server:
+        assert fetch(server.url("/good", "localhost")) == Fetched(BODY, "")
+        assert server.names == ["localhost"]
+        assert "certificate of 127.0.0.1 is not trusted: IP address mismatch" in fetch(server.url("/good")).error
+        assert fetch(server.url("/drip-body", "localhost")).error == "no answer within 0.9 s (--fetch.deadline)"
+
+
+def test_a_handshake_that_never_comes_is_given_up(server):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        error = fetch(f"https://127.0.0.1:{silent.getsockname()[1]}/", connect_timeout=0.2, retries=0).error
+    assert error.startswith("no ")
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"deadline": 0}, {"threads": 0}, {"retries": -1}, {"max_bytes": 0}, {"read_timeout": float("nan")}),
+        *({"host_rate": -1.0}, {"user_agent": "a\r\nHost: b"}),
+    ],
+)
+def test_impossible_options_are_refused_by_name(change):
+    with pytest.raises(Refusal, match=next(iter(change))):
+        Fetch(**change)
