@@ -1,0 +1,135 @@
+"""Pictures and files made by hand for the hostile corpus: coloured quadrants, and what no library would write."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Colour = tuple[int, int, int]
+WIDTH, HEIGHT = 96, 64  # each quadrant is whole in blocks of 16, so that JPEG keeps its colour
+QUADRANTS: list[Colour] = [(200, 40, 40), (40, 160, 60), (40, 60, 200), (230, 200, 60)]  # as one reads
+
+
+def quadrants(
+    colours: list[Any] = QUADRANTS, mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)
+) -> Image.Image:
+    picture = Image.new(mode, size)
+    for place, colour in enumerate(colours):
+        left, top = (place % 2) * size[0] // 2, (place // 2) * size[1] // 2
+        picture.paste(colour, (left, top, left + size[0] // 2, top + size[1] // 2))
+    return picture
+
+
+def luma(colour: Colour) -> int:
+    return round(0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2])
+
+
+LUMA = [luma(colour) for colour in QUADRANTS]
+GREYS: list[Colour | None] = [(grey, grey, grey) for grey in LUMA]
+
+
+def textured() -> Image.Image:
+    """Quadrants with fine noise, so that no part of the file is much smaller than another."""
+    noise = np.random.default_rng(0).integers(-5, 6, (HEIGHT, WIDTH, 3))
+    return Image.fromarray((np.asarray(quadrants()) + noise).astype(np.uint8))
+
+
+def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    file = BytesIO()
+    picture.copy().save(file, kind, **options)  # a copy: Pillow leaves settings of one save behind for the next
+    return file.getvalue()
+
+
+def jpeg(picture: Image.Image, **options: Any) -> bytes:
+    return saved(picture, "JPEG", quality=92, **options)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, before: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(width: int, height: int) -> bytes:
+    """A TIFF that claims this size of 8-bit grey, with one byte of it."""
+    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IIH", 12, 0, len(tags)) + entries + bytes(4)
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment of a JPEG before its first scan's data."""
+    start = 2
+    while start < len(data):
+        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        yield data[start + 1], start, end
+        if data[start + 1] == 0xDA:
+            return
+        start = end
+
+
+def segment(data: bytes, marker: int) -> tuple[int, int]:
+    return next((start, end) for found, start, end in segments(data) if found == marker)
+
+
+def patched(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def stored(picture: Image.Image, orientation: int) -> Image.Image:
+    """The picture as a camera with this EXIF orientation stores it."""
+    turn = Image.Transpose
+    back = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE}
+    back |= {6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}
+    return picture.transpose(back[orientation]) if orientation in back else picture
+
+
+def inked(picture: Image.Image) -> Image.Image:
+    """To CMYK with as much black ink as there can be."""
+    ink = 255 - np.asarray(picture).astype(float)
+    black = ink.min(2, keepdims=True)
+    colours = (ink - black) * 255 / np.maximum(255 - black, 1)
+    return Image.fromarray(np.concatenate([colours, black], 2).round().astype(np.uint8), "CMYK")
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif
+
+
+# Columns: the red, green and blue primaries in XYZ under D50, of sRGB and of Display P3, as in their ICC profiles.
+SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+
+
+def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A minimal ICC profile, version 2."""
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
+        body += content
+    head = bytes(4) + b"\2\x40\0\0mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += struct.pack(">3i", 63190, 65536, 54061) + bytes(48)  # D50 in 1/65536
+    return struct.pack(">I", 128 + len(table + body)) + head + table + body
+
+
+def xyz(values: Any) -> bytes:
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+
+def linear(levels: Any) -> Any:
+    """sRGB levels 0..255 to light 0..1."""
+    levels = np.asarray(levels, float) / 255
+    return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
