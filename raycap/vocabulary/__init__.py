@@ -1,0 +1,18 @@
+"""Words and numbers: cleaning captions, the vocabulary, and GloVe vectors for it."""
+
+from raycap.vocabulary.cleaning import Cleaning
+from raycap.vocabulary.glove import Glove, load_glove
+from raycap.vocabulary.words import END, PAD, SPECIAL_TOKENS, START, UNK, Vocabulary, Words
+
+__all__ = [
+    "END",
+    "PAD",
+    "SPECIAL_TOKENS",
+    "START",
+    "UNK",
+    "Cleaning",
+    "Glove",
+    "Vocabulary",
+    "Words",
+    "load_glove",
+]
