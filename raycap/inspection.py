@@ -1,0 +1,192 @@
+"""What a pile of pictures holds, counted row by row in flat memory, and said as JSON and as text. Knows no Ray."""
+
+import json
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+
+from raycap.tables import SUCCESS
+from raycap.terminal import printable
+
+# The longer side in pixels; a picture falls in the last bucket that it reaches.
+SIDES = (1, 64, 256, 512, 1024, 2048, 4096, 8192)
+# Splits, formats and reasons are few; a column that is not what it seems must not fill the memory.
+MOST_NAMES = 1000
+OTHERS = "(others)"
+
+
+class Inspection:
+    """Adds up tables of opened pictures (see `stages.pictures.open_pictures`)."""
+
+    def __init__(self, examples: int) -> None:
+        self._most_examples = examples
+        self.rows = self.failed = self.captions = 0
+        self._splits, self._formats, self._statuses = Tally(), Tally(), Tally()
+        self._captions_per_picture, self._sides = Tally(), Tally()
+        self._reasons: dict[str, Tally] = defaultdict(Tally)
+        self._reason_examples: dict[tuple[str, str], list[str]] = {}
+        self._copies = Copies()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._copies.close()
+
+    def add(self, table: pa.Table) -> list[dict[str, Any]]:
+        """Count the rows; the answer is the failed ones."""
+        rows = table.drop_columns(["references"]).to_pylist()
+        for row, references in zip(rows, table["references"].to_pylist(), strict=True):
+            self.rows += 1
+            self.captions += len(references)
+            self._captions_per_picture.add(len(references))
+            self._splits.add(row["split"])
+            self._statuses.add(row["status"])
+            if row["format"]:
+                self._formats.add(row["format"])
+            if row["status"] == SUCCESS:
+                longer = max(row["width"], row["height"])
+                self._sides.add(max(side for side in SIDES if side <= longer))
+        failed = [row for row in rows if row["status"] != SUCCESS]
+        for row in failed:
+            self._add_failed(row)
+        self._copies.add((row["sha256"], row["key"]) for row in rows if row["sha256"])
+        return failed
+
+    def _add_failed(self, row: dict[str, Any]) -> None:
+        self.failed += 1
+        reason = row["error_message"].removesuffix(f": {row['uri']}")  # "no such file" is one reason, not thousands
+        reason = self._reasons[row["status"]].add(reason)
+        examples = self._reason_examples.setdefault((row["status"], reason), [])
+        if len(examples) < self._most_examples:
+            examples.append(row["key"])
+
+    def report(self) -> dict[str, Any]:
+        """Everything counted, as plain data, the commonest first."""
+        reasons = [
+            {"status": status, "reason": reason, "rows": rows, "examples": self._reason_examples[status, reason]}
+            for status, tally in self._reasons.items()
+            for reason, rows in tally.items()
+        ]
+        return {
+            "rows": self.rows,
+            "readable": self.rows - self.failed,
+            "failed": self.failed,
+            "statuses": dict(self._statuses.items()),
+            "reasons": sorted(reasons, key=lambda reason: -reason["rows"]),
+            "splits": dict(self._splits.items()),
+            "captions": self.captions,
+            "captions_per_picture": {
+                str(count): rows for count, rows in sorted(self._captions_per_picture.items())
+            },
+            "formats": dict(self._formats.items()),
+            "longer_side": {_side_name(side): rows for side, rows in sorted(self._sides.items())},
+            "copies": self._copies.report(self._most_examples),
+        }
+
+
+class Tally:
+    """A counter of names that stops learning new ones when there are too many."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[Any] = Counter()
+
+    def add(self, name: Any) -> Any:
+        """Count it; the answer is the name it was counted under."""
+        if name not in self._counts and len(self._counts) >= MOST_NAMES:
+            name = OTHERS
+        self._counts[name] += 1
+        return name
+
+    def items(self) -> list[tuple[Any, int]]:
+        return self._counts.most_common()
+
+
+class Copies:
+    """Which pictures are the same bytes under several keys.
+
+    Digests wait in 256 files on disk, one for each first byte, and are compared file by file at the end: memory is
+    that of one file, whatever the number of pictures.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="raycap-copies-")
+
+    def add(self, pictures: Iterator[tuple[str, str]]) -> None:
+        lines: dict[str, list[str]] = defaultdict(list)
+        for digest, key in pictures:
+            lines[digest[:2]].append(json.dumps([digest, key]) + "\n")
+        for first_byte, batch in lines.items():
+            with (Path(self._folder.name) / first_byte).open("a", encoding="utf-8") as file:
+                file.writelines(batch)
+
+    def report(self, most_examples: int) -> dict[str, Any]:
+        """How many pictures are copies of an earlier one, and some groups of keys with the same bytes."""
+        copies = groups = 0
+        examples: list[list[str]] = []
+        for file in sorted(Path(self._folder.name).iterdir()):
+            keys: dict[str, list[str]] = defaultdict(list)
+            counts: Counter[str] = Counter()
+            with file.open(encoding="utf-8") as lines:
+                for digest, key in map(json.loads, lines):
+                    counts[digest] += 1
+                    if len(keys[digest]) < most_examples:
+                        keys[digest].append(key)
+            copied = [digest for digest, count in counts.items() if count > 1]
+            groups += len(copied)
+            copies += sum(counts[digest] - 1 for digest in copied)
+            examples += [keys[digest] for digest in copied[: max(0, most_examples - len(examples))]]
+        return {"pictures": copies, "groups": groups, "examples": examples}
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+
+def _side_name(side: int) -> str:
+    later = [bound for bound in SIDES if bound > side]
+    return f"{side}-{later[0] - 1}" if later else f"{side}+"
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    lines = [f"{report['rows']:,} rows, {report['readable']:,} readable, {report['failed']:,} failed"]
+    if any(report["splits"]):
+        lines += _bars("splits", {name or "(none)": rows for name, rows in report["splits"].items()})
+    lines += _bars("formats", report["formats"])
+    lines += _bars("longer side, pixels", report["longer_side"])
+    if report["captions"]:
+        lines += _bars(f"captions per picture ({report['captions']:,} in all)", report["captions_per_picture"])
+    copies = report["copies"]
+    lines += ["", f"copies (same bytes under another key): {copies['pictures']:,} in {copies['groups']:,} groups"]
+    lines += [f"  {_names(keys)}" for keys in copies["examples"]]
+    if report["reasons"]:
+        lines += ["", "cannot be read:"]
+    for reason in report["reasons"]:
+        lines += [f"  {reason['rows']:>9,}  {reason['status']}: {printable(reason['reason'])}"]
+        lines += [f"             {_names(reason['examples'])}"]
+    if report["notes"]:
+        lines += ["", "noted in the source:", *(f"  {note}" for note in report["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def _bars(title: str, counts: dict[str, int]) -> list[str]:
+    """A small histogram; nothing to say of a single empty name."""
+    if not counts:
+        return []
+    most, name_width = max(counts.values()), max(len(printable(name)) for name in counts)
+    bars = [
+        f"  {printable(name):<{name_width}}  {rows:>9,}  {'█' * round(30 * rows / most)}".rstrip()
+        for name, rows in counts.items()
+    ]
+    return ["", f"{title}:", *bars]
+
+
+def _names(keys: Sequence[str]) -> str:
+    return ", ".join(printable(key) for key in keys)

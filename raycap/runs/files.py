@@ -1,0 +1,40 @@
+"""Small files of this machine: they take their names complete or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from raycap.refusal import Refusal
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file to write; it takes its name when the block ends well, and leaves nothing when it does not."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = beside.open("w", encoding="utf-8")
+    except OSError as error:
+        raise Refusal(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        beside.replace(path)
+    except OSError as error:
+        if error.errno in FULL:  # other faults are of the caller's block
+            raise Refusal(f"cannot write {path}: {error.strerror}; free some space, or write elsewhere") from error
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    with whole_file(path) as file:
+        file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")

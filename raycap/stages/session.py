@@ -1,0 +1,88 @@
+"""A Ray to work on: the cluster that was named, or one of our own that ends with the act. Every act enters here."""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+from ray.data import DataContext
+from ray.exceptions import RayError, RayTaskError
+
+from raycap.config import Cluster
+from raycap.refusal import Refusal
+
+# Bytes of a block between two acts. Ray's own 128 MiB would hold a listing back until half a million rows are
+# known; this is some 25 thousand rows of a manifest, or 28 decoded pictures.
+BLOCK_BYTES = 4 * 2**20
+
+
+@contextlib.contextmanager
+def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
+    """Join or start Ray, and leave it as it was found. A Refusal raised in a task comes out as itself.
+
+    `workers_heard` shows here what other processes write to their terminals.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _start(cluster, workers_heard)
+    _quieten()
+    DataContext.get_current().target_max_block_size = BLOCK_BYTES
+    try:
+        yield
+    except RayError as error:
+        refusal = refusal_within(error)
+        if refusal is None:
+            raise
+        raise refusal from error
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(cluster: Cluster, workers_heard: bool) -> None:
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        if address == "local":
+            start = functools.partial(ray.init, "local", num_cpus=cluster.cpus, include_dashboard=False)
+        else:
+            start = functools.partial(ray.init, address)
+        start(logging_level=logging.WARNING, log_to_driver=workers_heard)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise Refusal(
+            f"cannot reach the Ray cluster at {address!r} (--cluster.address, RAY_ADDRESS): {error}"
+        ) from error
+
+
+def _quieten() -> None:
+    """Ray Data tells its plans, draws its own bars, and logs each error that it also raises; raycap says these."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
+    DataContext.get_current().enable_progress_bars = False
+
+
+def innermost(error: BaseException) -> str:
+    """What went wrong at the bottom of Ray's wrappers, in one line; a wrapper's word where the bottom has none."""
+    said = ""
+    seen: BaseException | None = error
+    while seen is not None:
+        if lines := str(seen).strip().splitlines():
+            said = f"{type(seen).__name__}: {lines[-1] if isinstance(seen, RayTaskError) else lines[0]}"
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    return said[:300] or type(error).__name__
+
+
+def refusal_within(error: BaseException) -> Refusal | None:
+    """Ray wraps what a task raised, sometimes twice."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen) is Refusal:  # Ray's own wrappers are subclasses of what they wrap
+            return seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    return None
