@@ -1,0 +1,108 @@
+"""What every encoder is: uint8 pixels in, a grid of features and a global vector out, whatever does the work."""
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from raycap.encoders import Trainable
+from raycap.encoders.intake import Intake
+from raycap.precision import Precision
+
+
+class Features(NamedTuple):
+    """What a decoder knows of pictures, in float32."""
+
+    grid: Tensor  # [B, P, D], row by row from the top left
+    vector: Tensor  # [B, D], of the whole picture
+
+
+class Trunk(nn.Module):
+    """The network inside an encoder: normalised pixels [B, 3, S, S] -> a map [B, D, H, H] and a vector [B, D]."""
+
+    def last_stage(self) -> list[nn.Module]:
+        """The parts that `trainable: last` trains."""
+        raise NotImplementedError
+
+    def fold(self) -> None:
+        """Merge for inference what can be merged, with the same answers; not to be trained afterwards."""
+
+
+class Encoder(nn.Module):
+    """A trunk with its door in front (colours normalised on the device) and its grid behind."""
+
+    scale: Tensor  # [3, 1, 1]
+    shift: Tensor  # [3, 1, 1]
+
+    def __init__(
+        self, trunk: Trunk, intake: Intake, grid: int | None = None, trainable: Trainable = "none"
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.intake = intake
+        self.size, self.resize, self.interpolation = intake.size, intake.resize, intake.interpolation
+        self._grid = grid
+        self._dtype = torch.float32  # of the trunk's weights
+        # pixel * scale + shift = (pixel / 255 - mean) / std; not saved, the options say it
+        mean, std = (torch.tensor(colour)[:, None, None] for colour in (intake.mean, intake.std))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+        self.requires_grad_(False)
+        # a tuple, which torch does not register as children of their own
+        self._trained: tuple[nn.Module, ...] = ()
+        if trainable != "none":
+            self._trained = (trunk,) if trainable == "all" else tuple(trunk.last_stage())
+        for part in self._trained:
+            part.requires_grad_(True)
+        self.eval()
+        with torch.no_grad():  # not inference_mode: networks that keep tensors from here could not be trained later
+            example = self(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8))
+        self.positions, self.width = example.grid.shape[1:]
+        self.side = round(self.positions**0.5)  # positions = side * side
+
+    def forward(self, pixels: Tensor) -> Features:
+        """uint8 pixels [B, 3, S, S], red, green, blue, from any device."""
+        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, self.size, self.size):
+            raise ValueError(
+                f"pixels are {pixels.dtype} {list(pixels.shape)}; wanted uint8 [B, 3, {self.size}, {self.size}]"
+            )
+        pixels = pixels.to(self.scale.device, non_blocking=True)
+        colours = pixels.to(torch.float32, memory_format=torch.channels_last)
+        colours = torch.addcmul(self.shift, colours, self.scale)  # [B, 3, S, S]
+        cells, vector = self.trunk(colours.to(self._dtype))
+        cells = cells.float()  # [B, D, H, H]
+        if self._grid is not None:
+            cells = adaptive_avg_pool2d(cells, self._grid)
+        return Features(cells.flatten(2).transpose(1, 2), vector.float())
+
+    def train(self, mode: bool = True) -> Self:
+        """The frozen part stays as in inference: no dropout, and batch norm keeps its statistics."""
+        super().train(False)
+        self.training = mode
+        for part in self._trained:
+            part.train(mode)
+        return self
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """What an optimiser may change; nothing where the encoder is frozen."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def for_training(self, precision: Precision) -> Self:
+        """This encoder on the device, in float32, to be called under `precision.autocast()`."""
+        return self.to(precision.device).to(memory_format=torch.channels_last)
+
+    def for_inference(self, precision: Precision, compiled: bool = False) -> "Encoder":
+        """A frozen copy on the device, in the precision's numbers, folded; save or train the original."""
+        frozen = copy.deepcopy(self).requires_grad_(False)
+        frozen._trained = ()
+        frozen.eval()
+        frozen.trunk.fold()
+        frozen.trunk.to(dtype=precision.dtype)
+        frozen._dtype = precision.dtype
+        frozen.to(precision.device).to(memory_format=torch.channels_last)
+        if compiled:
+            frozen.trunk.compile()
+        return frozen

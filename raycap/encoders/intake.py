@@ -1,0 +1,32 @@
+"""What an encoder takes in: the shape and the colours that its pictures must have. No torch here."""
+
+import math
+from dataclasses import dataclass
+
+from raycap.images import Square
+from raycap.refusal import Refusal
+
+Colour = tuple[float, float, float]
+
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Intake(Square):
+    """What an encoder takes in: a square of pixels, whose 0..1 colours become (colour - mean) / std."""
+
+    mean: Colour = IMAGENET_MEAN
+    std: Colour = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.std) <= 0:
+            raise Refusal(f"std is {self.std}: the colours are divided by it, so give numbers above 0")
+
+
+def check_patches(size: int, patch: int) -> None:
+    """Refuse a picture of which a strip would be cut off."""
+    if size % patch:
+        fits = math.ceil(size / patch) * patch
+        raise Refusal(f"size is {size}, which patches of {patch} pixels do not fill: {fits} would do")
