@@ -1,0 +1,174 @@
+"""The decoders to choose from, as frozen options; torch is imported only when one is built.
+
+A new decoder is one file with a `Decoder` in it, one class of options here, and one line in `DECODERS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from raycap.refusal import Refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from raycap.decoders.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """What every decoder can be asked."""
+
+    hidden_width: int = 512
+    """Width of the decoder's state."""
+    embedding_width: int = 256
+    """Width of a word's vector; with GloVe, the width of its vectors."""
+    embedding_trainable: bool = True
+    """Train the words' vectors; off keeps them as they were given."""
+    tied_words: bool = False
+    """Score the next word with the same vectors that the words come in by."""
+    normalise_picture: bool = False
+    """Layer norm on the grid and on the vector as they come from the encoder."""
+    projection_width: int = 0
+    """Bring the grid to this width (linear, ReLU) before anything else reads it; 0 leaves it as it is."""
+    grid_dropout: float = 0.0
+    """Dropout on the (projected) grid and on the vector."""
+    embedding_dropout: float = 0.0
+    """Dropout on the words' vectors."""
+    layer_dropout: float = 0.0
+    """Dropout between layers; in a transformer, on what each of its parts adds."""
+    output_dropout: float = 0.5
+    """Dropout on what the vocabulary's scores are made from."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_width", "embedding_width"):
+            if getattr(self, name) < 1:
+                raise Refusal(f"decoder.{name} is {getattr(self, name)}: give a width of at least 1")
+        if self.projection_width < 0:
+            raise Refusal(f"decoder.projection_width is {self.projection_width}: give a width, or 0 for none")
+        for name in ("grid_dropout", "embedding_dropout", "layer_dropout", "output_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise Refusal(f"decoder.{name} is {getattr(self, name)}: give a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Recurrent(DecoderOptions):
+    """LSTM or GRU, with attention over the grid or without."""
+
+    cell: Literal["lstm", "gru"] = "lstm"
+    """The recurrent cell."""
+    layers: int = 1
+    """Recurrent layers, 1 to 3."""
+    attention: Literal["additive", "multi_head", "none"] = "additive"
+    """How the grid is looked at for each word: Bahdanau's sum, dot products with several heads, or not at all."""
+    attention_width: int = 512
+    """Width in which the state and the grid's positions are compared."""
+    heads: int = 8
+    """Heads of multi-head attention; they share attention_width."""
+    vector_enters: Literal["initial_state", "first_input", "both", "nowhere"] = "initial_state"
+    """Where the picture's vector comes in: as the first state, as an input before the first word, both, or not."""
+    gated_context: bool = False
+    """Let the state decide how much of what attention found counts (the gate of Show, Attend and Tell)."""
+    deep_output: bool = False
+    """Score words from state, attended picture and last word together, through one more layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.layers <= 3:
+            raise Refusal(f"decoder.layers is {self.layers}: give 1, 2 or 3")
+        if self.attention == "none" and self.vector_enters == "nowhere":
+            raise Refusal(
+                "decoder.vector_enters is nowhere and decoder.attention is none: the picture would not be seen at "
+                "all; let its vector enter as initial_state or first_input, or choose an attention"
+            )
+        if self.attention == "none" and self.gated_context:
+            raise Refusal("decoder.gated_context needs an attention to gate: decoder.attention is none")
+        if self.attention == "none" and self.projection_width:
+            raise Refusal(
+                "decoder.projection_width is for the grid, which decoder.attention none never reads: leave it 0; "
+                "the vector is brought to embedding_width as first_input, to hidden_width as initial_state"
+            )
+        _check_attention(self.attention, self.attention_width, self.heads)
+
+    def build(
+        self, vocabulary_size: int, positions: int, width: int, embeddings: np.ndarray | None = None
+    ) -> Decoder:
+        """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
+        from raycap.decoders.recurrent import AttentiveRecurrent, PlainRecurrent
+
+        kind = PlainRecurrent if self.attention == "none" else AttentiveRecurrent
+        return kind(self, vocabulary_size, width, embeddings)
+
+
+@dataclass(frozen=True)
+class TopDown(DecoderOptions):
+    """Two LSTMs: one that sees the whole picture and attends, one that speaks (Anderson et al. 2018, on grids)."""
+
+    projection_width: int = 512
+    """Bring the grid to this width (linear, ReLU) before anything else reads it; 0 leaves it as it is."""
+    attention: Literal["additive", "multi_head"] = "additive"
+    """How the grid is looked at for each word: Bahdanau's sum, or dot products with several heads."""
+    attention_width: int = 512
+    """Width in which the state and the grid's positions are compared."""
+    heads: int = 8
+    """Heads of multi-head attention; they share attention_width."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_attention(self.attention, self.attention_width, self.heads)
+
+    def build(
+        self, vocabulary_size: int, positions: int, width: int, embeddings: np.ndarray | None = None
+    ) -> Decoder:
+        """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
+        from raycap.decoders.top_down import TopDownDecoder
+
+        return TopDownDecoder(self, vocabulary_size, width, embeddings)
+
+
+@dataclass(frozen=True)
+class Transformer(DecoderOptions):
+    """A small pre-norm transformer decoder; search keeps the keys and values of the words so far."""
+
+    layers: int = 3
+    """Blocks of self-attention, attention over the grid, and a feed-forward part."""
+    heads: int = 8
+    """Heads of each attention; they share hidden_width."""
+    layer_dropout: float = 0.1
+    """Dropout on what each part of a block adds."""
+    output_dropout: float = 0.1
+    """Dropout on what the vocabulary's scores are made from."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers < 1:
+            raise Refusal(f"decoder.layers is {self.layers}: give at least 1")
+        if self.heads < 1 or self.hidden_width % self.heads or self.hidden_width % 2:
+            raise Refusal(
+                f"decoder.hidden_width {self.hidden_width} must be even and a multiple of heads, {self.heads}"
+            )
+
+    def build(
+        self, vocabulary_size: int, positions: int, width: int, embeddings: np.ndarray | None = None
+    ) -> Decoder:
+        """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
+        from raycap.decoders.transformer import TransformerDecoder
+
+        return TransformerDecoder(self, vocabulary_size, width, embeddings)
+
+
+def _check_attention(attention: str, width: int, heads: int) -> None:
+    if width < 1:
+        raise Refusal(f"decoder.attention_width is {width}: give a width of at least 1")
+    if attention == "multi_head" and (heads < 1 or width % heads):
+        raise Refusal(f"decoder.attention_width {width} must be a multiple of heads, {heads}")
+
+
+DecoderChoice = Recurrent | TopDown | Transformer
+
+DECODERS: dict[str, type[DecoderChoice]] = {
+    "recurrent": Recurrent,
+    "top_down": TopDown,
+    "transformer": Transformer,
+}
