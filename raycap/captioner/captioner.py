@@ -1,0 +1,182 @@
+"""Pictures to captions with one trained model, in this process: read, encode, search, in batches that fit."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from raycap.captioner import folder
+from raycap.captioner.caption import Alternative, Caption, Explanation
+from raycap.captioner.plan import Plan
+from raycap.captioner.room import Room
+from raycap.decoders.decoder import Decoder
+from raycap.encoders.encoder import Encoder
+from raycap.fetch import Fetch, Fetched, Fetcher
+from raycap.images import Picture, read_picture
+from raycap.precision import PrecisionName, derive
+from raycap.refusal import Refusal
+from raycap.search import Beam, Hypothesis, SearchChoice
+from raycap.tables import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH, SUCCESS
+from raycap.vocabulary import Vocabulary
+
+# A path or URI, a picture's bytes, a PIL picture, or an array [H, W], [H, W, 3] or [H, W, 4] of uint8.
+AnyPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+# Files that hold a picture of these modes as it is.
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+TIFF_MODES = {"CMYK", "YCbCr", "LAB", "I", "F"}
+
+
+class Captioner:
+    """An encoder, a decoder, the words, and how to search."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        vocabulary: Vocabulary,
+        encoder: Encoder,
+        decoder: Decoder,
+        facts: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        precision: PrecisionName = "auto",
+        batch: int = 64,
+    ) -> None:
+        self.plan, self.vocabulary, self.facts = plan, vocabulary, dict(facts or {})
+        self.encoder, self.decoder = encoder, decoder
+        self.precision = derive(device, precision)
+        self.room = Room(batch)
+        self._encode = encoder.for_inference(self.precision)
+        self._decode = decoder.to(self.precision.device).eval()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: PrecisionName = "auto",
+        encoder_weights: str = "",
+        batch: int = 64,
+    ) -> Self:
+        """The captioner in the folder at `path` (or URI). Nothing in it is executed.
+
+        `encoder_weights` says where the encoder's weights are now, for a folder that does not hold them.
+        """
+        parts = folder.load(str(path), encoder_weights)
+        return cls(*parts, device=device, precision=precision, batch=batch)
+
+    def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
+        """Write the folder; an encoder that was trained is always in it, a frozen one if asked for."""
+        folder.save(
+            Path(path), self.plan, self.vocabulary, self.encoder, self.decoder, self.facts, include_encoder, half
+        )
+
+    def caption(
+        self,
+        pictures: Sequence[AnyPicture],
+        beam: int | None = None,
+        search: SearchChoice | None = None,
+        attention: bool = False,
+    ) -> list[Caption]:
+        """One answer for each picture, in their order; one that cannot be read or captioned says why."""
+        if isinstance(pictures, str | bytes | Path):
+            raise Refusal("caption takes a list of pictures: put the one in brackets")
+        search = self._search(beam, search)
+        opened = self._open(pictures)
+        readable = [picture.pixels for _, picture in opened if picture.pixels is not None]
+        found = iter(self.caption_pixels(readable, search, attention))
+        return [
+            Caption.failed(status, picture.error, picture.width, picture.height)
+            if picture.pixels is None
+            else self._caption(next(found), picture.width, picture.height)
+            for status, picture in opened
+        ]
+
+    def caption_pixels(
+        self, pixels: Sequence[NDArray[np.uint8]], search: SearchChoice | None = None, attention: bool = False
+    ) -> list[list[Hypothesis] | MemoryError]:
+        """For each square of pixels [S, S, 3] what the search found, best first, or why it found nothing."""
+        chosen = search or self.plan.search
+
+        def act(batch: Sequence[NDArray[np.uint8]]) -> list[list[Hypothesis]]:
+            with torch.inference_mode():
+                stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # [B, 3, S, S]
+                memory = self._decode.remember(*self._encode(stacked))
+                return chosen.search(self._decode, memory, attention=attention).hypotheses()
+
+        return self.room.each(pixels, act)
+
+    def explain(self, picture: AnyPicture, beam: int | None = None) -> Explanation:
+        """The caption of one picture with a map of where the captioner looked for each word."""
+        [(status, opened)] = self._open([picture])
+        if opened.pixels is None:
+            raise Refusal(f"cannot explain this picture: {status}: {opened.error}")
+        found = self.caption_pixels([opened.pixels], self._search(beam, None), attention=True)
+        caption = self._caption(found[0], opened.width, opened.height)
+        if caption.succeeded and caption.attention is None:
+            raise Refusal("this captioner has no attention to show: its decoder sees the picture as a whole")
+        aspect = opened.height / opened.width if self.encoder.intake.resize == "squash" else 1.0
+        return Explanation(caption, opened.pixels, aspect)
+
+    def _search(self, beam: int | None, search: SearchChoice | None) -> SearchChoice:
+        chosen = search or self.plan.search
+        if beam is None:
+            return chosen
+        if isinstance(chosen, Beam):
+            return dataclasses.replace(chosen, width=beam, best=min(beam, chosen.best))
+        return Beam(width=beam, max_length=chosen.max_length)
+
+    def _open(self, pictures: Sequence[AnyPicture]) -> list[tuple[str, Picture]]:
+        """For each the status it has so far, and the picture."""
+        uris = [str(picture) for picture in pictures if isinstance(picture, str | Path)]
+        with Fetcher(Fetch(), trusted=True) as fetcher:
+            fetched = iter(fetcher.fetch_all(uris) if uris else [])
+        answers = [
+            next(fetched) if isinstance(picture, str | Path) else Fetched(_bytes(picture), "")
+            for picture in pictures
+        ]
+        return [self._read(answer) for answer in answers]
+
+    def _read(self, fetched: Fetched) -> tuple[str, Picture]:
+        if fetched.error:
+            return FAILED_TO_FETCH, Picture(None, "", 0, 0, fetched.error)
+        picture = read_picture(fetched.data, self.plan.reading, self.encoder.intake)
+        return FAILED_TO_DECODE if picture.error else SUCCESS, picture
+
+    def _caption(self, found: list[Hypothesis] | MemoryError, width: int, height: int) -> Caption:
+        if isinstance(found, MemoryError):
+            return Caption.failed(FAILED_TO_CAPTION, str(found), width, height)
+        best, *others = found
+        return Caption(
+            caption=self.vocabulary.decode(best.words),
+            score=best.score,
+            alternatives=tuple(Alternative(self.vocabulary.decode(other.words), other.score) for other in others),
+            status=SUCCESS,
+            error_message="",
+            width=width,
+            height=height,
+            words=tuple(self.vocabulary.words[word] for word in best.words),
+            attention=None if best.attention is None else best.attention.float().numpy(),
+        )
+
+
+def _bytes(picture: bytes | Image.Image | NDArray[np.uint8]) -> bytes:
+    """Everything goes the one way in, so that a PIL picture and its file get the same caption."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+            raise Refusal(f"an array picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}")
+        picture = Image.fromarray(picture)
+    file = io.BytesIO()
+    if picture.mode in TIFF_MODES:
+        picture.save(file, format="tiff")
+    else:
+        picture = picture if picture.mode in PNG_MODES else picture.convert("RGB")
+        picture.save(file, format="png", compress_level=1)
+    return file.getvalue()
