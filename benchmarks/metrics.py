@@ -1,0 +1,118 @@
+"""Seconds to score 5,000 captions beside pycocoevalcap, and captions a second of the CIDEr-D reward beside it.
+
+    python benchmarks/metrics.py [--rounds 5] [--pictures 64] [--samples 5]
+
+Captions and references come from the folder reference-scores in RAYCAP_DATA (default ../shared/data). Both sides
+start from text: tokenising, BLEU, ROUGE-L and CIDEr-D. They take turns; the figures are medians. pycocoevalcap
+(pip install pycocoevalcap; its tokeniser needs Java) is left out where it is not installed.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raycap.metrics import METRICS, CiderReward, Corpus, tokenise
+from raycap.vocabulary import PAD, Vocabulary, Words
+
+Captions = list[str]
+References = list[list[str]]
+
+
+def human() -> tuple[Captions, References]:
+    """The 5,000 captions and the 20,014 they are scored against."""
+    folder = Path(os.environ.get("RAYCAP_DATA", "../shared/data")) / "reference-scores"
+    captions = json.loads((folder / "coco_val2017_human_cands.json").read_text(encoding="utf-8"))
+    references: dict[int, list[str]] = {row["image_id"]: [] for row in captions}
+    for row in json.loads((folder / "coco_val2017_human_refs.json").read_text(encoding="utf-8"))["annotations"]:
+        references[row["image_id"]].append(row["caption"])
+    return [row["caption"] for row in captions], list(references.values())
+
+
+def ours(captions: Captions, references: References) -> list[float]:
+    corpus = Corpus(captions, references)
+    return [answer.score for name in ("bleu", "rouge_l", "cider_d") for answer in METRICS[name]().judge(corpus)]
+
+
+def theirs(captions: Captions, references: References) -> list[float]:
+    def part(name: str) -> Any:
+        return importlib.import_module(f"pycocoevalcap.{name}")
+
+    tokenizer = part("tokenizer.ptbtokenizer").PTBTokenizer()
+    found = tokenizer.tokenize({key: [{"caption": caption}] for key, caption in enumerate(captions)})
+    wanted = tokenizer.tokenize({key: [{"caption": each} for each in all_] for key, all_ in enumerate(references)})
+    bleu, _ = part("bleu.bleu").Bleu(4).compute_score(wanted, found, verbose=0)
+    rouge, _ = part("rouge.rouge").Rouge().compute_score(wanted, found)
+    cider, _ = part("cider.cider").Cider().compute_score(wanted, found)
+    return [*bleu, rouge, cider]
+
+
+def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each side, which take turns; the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+
+def sampled(references: References, pictures: int, samples: int) -> tuple[CiderReward, Any, Any, list[str]]:
+    """A reward of all references, and a batch of captions as sampling writes them: [pictures x samples, T]."""
+    vocabulary = Vocabulary.build((caption for every in references for caption in every), Words())
+    encoded = [[vocabulary.encode(caption) for caption in every] for every in references]
+    random = np.random.default_rng(0)
+    places = np.repeat(random.choice(len(references), pictures, replace=False), samples)
+    batch = np.full((len(places), 20), PAD)
+    for row, place in enumerate(places):
+        near = place if row % 2 else random.integers(len(references))  # right and wrong captions in turns
+        numbers = encoded[near][random.integers(len(encoded[near]))][1:21]
+        batch[row, : len(numbers)] = numbers
+    return CiderReward(encoded), batch, places, [vocabulary.decode(row) for row in batch]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name, default in (("rounds", 5), ("pictures", 64), ("samples", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    captions, references = human()
+    peer = importlib.util.find_spec("pycocoevalcap") is not None
+
+    sides: dict[str, Callable[[], object]] = {"raycap": lambda: ours(captions, references)}
+    if peer:
+        sides["pycocoevalcap"] = lambda: theirs(captions, references)
+        apart = np.abs(np.array(ours(captions, references)) - theirs(captions, references)).max()
+        print(f"largest difference of a corpus score: {apart:.1e}")
+    scoring = medians(sides, options.rounds)
+    for name, seconds in scoring.items():
+        print(f"{name:>14}: {seconds:.2f} s for {len(captions)} captions, {scoring[name] / scoring['raycap']:.1f}x")
+
+    reward, batch, places, texts = sampled(references, options.pictures, options.samples)
+    sides = {"raycap": lambda: reward(batch, places)}
+    if peer:
+        scorer = importlib.import_module("pycocoevalcap.cider.cider").Cider()
+        clean = [tokenise(references[place]) for place in places]
+        found = {row: [text] for row, text in enumerate(texts)}
+        wanted = dict(enumerate(clean))
+        sides["pycocoevalcap"] = lambda: scorer.compute_score(wanted, found)
+    rewarding = medians(sides, 5 * options.rounds)
+    for name, seconds in rewarding.items():
+        print(f"{name:>14}: {len(batch) / seconds:.0f} rewards a second, {seconds * 1000:.1f} ms a batch")
+    code = "import time; t = time.perf_counter(); import raycap.metrics; print(time.perf_counter() - t)"
+    print(f"import raycap.metrics: {float(subprocess.check_output([sys.executable, '-c', code])):.2f} s")
+
+
+if __name__ == "__main__":
+    main()

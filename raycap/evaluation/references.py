@@ -1,0 +1,95 @@
+"""The human captions that captions are measured by, from any source; of COCO the annotations alone will do."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+
+from raycap.refusal import Refusal
+from raycap.sources import Coco, Source, Table, coco
+from raycap.sources.annotated import read_json, records_of
+from raycap.sources.place import Place, existing
+from raycap.sources.splits import split_word
+
+
+@dataclass(frozen=True)
+class References:
+    """Pictures that have human captions, in the source's order."""
+
+    captions: dict[str, list[str]]  # by key
+    splits: dict[str, str]
+    uris: dict[str, str] = field(default_factory=dict)  # where the pictures are, if the source knows
+    numbers: dict[str, int] = field(default_factory=dict)  # COCO's ids
+    silent: frozenset[str] = frozenset()  # pictures without any caption
+
+
+def read(source: Source | None) -> References:
+    """All references of a source; a refusal where it has none."""
+    if source is None or not source.path:
+        raise Refusal("which references? Give the dataset with the human captions: --references SOURCE")
+    if isinstance(source, Table) and not source.references:
+        source = dataclasses.replace(source, references=("auto",))
+    found = _of_coco(source) if isinstance(source, Coco) else _of_source(source)
+    if not found.captions:
+        raise Refusal(
+            f"{source.path} has pictures but no captions: --references takes a dataset with human captions, such "
+            "as Flickr8k or COCO, or a table with a column of references (--source.references names it)"
+        )
+    return found
+
+
+def _of_source(source: Source) -> References:
+    captions: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}
+    uris: dict[str, str] = {}
+    silent = []
+    for table in source.tables():
+        columns = [table[name].to_pylist() for name in ("key", "uri", "split", "references")]
+        for key, uri, split, references in zip(*columns, strict=True):
+            uris[key] = uri
+            if references:
+                captions[key], splits[key] = references, split
+            else:
+                silent.append(key)
+    return References(captions, splits, uris, silent=frozenset(silent))
+
+
+def _of_coco(source: Coco) -> References:
+    """From the annotations alone: who judges captions need not have the pictures."""
+    place = existing(source.path)
+    files = list(place.search(coco.ANNOTATIONS)) if place.is_folder() else [place]
+    if not files:
+        raise Refusal(f"no captions_*.json in {place.uri} or the folders below it")
+    captions: dict[str, list[str]] = {}
+    splits: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    silent: set[str] = set()
+    for file in files:
+        split = source.split or _split_of(file.name)
+        names, spoken = _annotations(file)
+        for number, name in names.items():
+            if name in numbers:
+                raise Refusal(f"{name} stands twice in {', '.join(each.uri for each in files)}")
+            numbers[name] = number
+            if number in spoken:
+                captions[name], splits[name] = spoken[number], split
+            else:
+                silent.add(name)
+    return References(captions, splits, numbers=numbers, silent=frozenset(silent))
+
+
+def _annotations(file: Place) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """The name of each picture by its id, and the captions by the same; without a list of pictures the id is the
+    name."""
+    document = read_json(file)
+    spoken: dict[int, list[str]] = {}
+    for annotation in records_of(document, "annotations", ["image_id", "caption"], file):
+        spoken.setdefault(int(annotation["image_id"]), []).append(str(annotation["caption"]).strip())
+    if "images" not in document:
+        return {number: str(number) for number in spoken}, spoken
+    pictures = records_of(document, "images", ["id", "file_name"], file)
+    return {int(picture["id"]): str(picture["file_name"]) for picture in pictures}, spoken
+
+
+def _split_of(name: str) -> str:
+    found = re.search(r"(train|val|test)(?![a-z])", name, re.IGNORECASE)
+    return split_word(found[1]) if found else ""

@@ -1,0 +1,123 @@
+"""n-grams of many captions at once, in whole arrays: references counted once, captions matched against them.
+
+A caption is a sequence of token numbers here. An n-gram is known by its place in the sorted table of the
+references' n-grams; one that no reference holds has the place -1.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.signedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Token numbers of many captions, one after the other."""
+
+    tokens: Ints  # [T]
+    owner: Ints  # [T], the caption of each token, rising
+    count: int  # captions, empty ones included
+
+    @classmethod
+    def of(cls, captions: Sequence[Sequence[int]]) -> "Captions":
+        lengths = np.fromiter(map(len, captions), np.int64, len(captions))
+        tokens = np.fromiter(chain.from_iterable(captions), np.int64, int(lengths.sum()))
+        return cls(tokens, np.repeat(np.arange(len(captions)), lengths), len(captions))
+
+    @property
+    def lengths(self) -> Ints:
+        return np.bincount(self.owner, minlength=self.count)
+
+    def starts(self, n: int) -> Ints:
+        """The places in `tokens` where n tokens of one caption begin."""
+        return np.flatnonzero(self.owner[: max(len(self.owner) - n + 1, 0)] == self.owner[n - 1 :])
+
+
+@dataclass(frozen=True)
+class Grams:
+    """The distinct n-grams of each caption, for one n."""
+
+    caption: Ints  # [K]
+    place: Ints  # [K], in the table, -1 for none
+    count: Ints  # [K], how often the caption holds it
+
+    @classmethod
+    def counted(cls, caption: Ints, kind: Ints, place: Ints) -> "Grams":
+        """From every n-gram's caption, kind (the same number for the same n-gram) and place."""
+        key = caption * (kind.max(initial=0) + 1) + kind
+        _, first, count = np.unique(key, return_index=True, return_counts=True)
+        return cls(caption[first], place[first], count)
+
+    def small(self, order: Ints) -> "Grams":
+        """In another order, in half the memory: references may be half a million."""
+        return Grams(*(column[order].astype(np.int32) for column in (self.caption, self.place, self.count)))
+
+
+class ReferenceGrams:
+    """The n-grams of the references of many pictures, in tables that captions can be matched with."""
+
+    def __init__(self, references: Sequence[Sequence[Sequence[int]]], longest: int = 4) -> None:
+        self.per_picture = np.fromiter(map(len, references), np.int64, len(references))  # [pictures]
+        self.picture = np.repeat(np.arange(len(references)), self.per_picture)  # [R], of each reference
+        captions = Captions.of(list(chain.from_iterable(references)))
+        self.lengths = captions.lengths  # [R]
+        self.grams: list[Grams] = []  # for each n, in the order of (picture, place)
+        self._tables: list[Ints] = []  # for each n, the sorted n-grams: first n - 1 tokens' place and last token
+        self._keys: list[Ints] = []  # for each n, picture and place of each of `grams` in one number, rising
+        self._base = int(captions.tokens.max(initial=0)) + 1
+        place = np.zeros(len(captions.tokens), np.int64)  # of the n-gram that starts here
+        for n in range(1, longest + 1):
+            starts = captions.starts(n)
+            table, place[starts] = np.unique(
+                place[starts] * self._base + captions.tokens[starts + n - 1], return_inverse=True
+            )
+            grams = Grams.counted(captions.owner[starts], place[starts], place[starts])
+            keys = self.picture[grams.caption] * len(table) + grams.place
+            order = np.argsort(keys, kind="stable")
+            self.grams.append(grams.small(order))
+            self._keys.append(keys[order])
+            self._tables.append(table)
+
+    def look_up(self, captions: Captions) -> Iterator[Grams]:
+        """The n-grams of other captions, for each n."""
+        place = np.zeros(len(captions.tokens), np.int64)
+        kind = np.zeros_like(place)  # tells apart those that have no place, too
+        base = int(captions.tokens.max(initial=0)) + 1
+        for n, table in enumerate(self._tables, start=1):
+            starts = captions.starts(n)
+            last = captions.tokens[starts + n - 1]
+            known = (place[starts] >= 0) & (last < self._base)
+            place[starts] = _find(table, np.where(known, place[starts] * self._base + last, -1))
+            kind[starts] = np.unique(kind[starts] * base + last, return_inverse=True)[1]
+            yield Grams.counted(captions.owner[starts], kind[starts], place[starts])
+
+    def documents(self, n: int) -> Ints:
+        """In how many pictures' references each n-gram of the table occurs."""
+        first = np.diff(self._keys[n - 1], prepend=-1) != 0  # an n-gram counts once for a picture
+        return np.bincount(self.grams[n - 1].place[first], minlength=len(self._tables[n - 1]))
+
+    def matches(self, n: int, grams: Grams, pictures: Ints) -> tuple[Ints, Ints]:
+        """All pairs (row of `grams`, row of the references' grams) of the same n-gram and picture.
+
+        `pictures` [captions] says which picture's references each caption is judged by.
+        """
+        keys, size = self._keys[n - 1], len(self._tables[n - 1])
+        wanted = np.where(grams.place >= 0, pictures[grams.caption] * size + grams.place, -1)
+        low = np.searchsorted(keys, wanted)
+        times = np.searchsorted(keys, wanted, side="right") - low
+        ours = np.repeat(np.arange(len(times)), times)
+        first = np.cumsum(times) - times  # in `ours`, of each row of grams
+        return ours, low[ours] + np.arange(len(ours)) - first[ours]
+
+
+def _find(table: Ints, values: Ints) -> Ints:
+    """The place of each value in the sorted table, -1 where it is not in it."""
+    if not len(table):
+        return np.full(len(values), -1)
+    place = np.minimum(np.searchsorted(table, values), len(table) - 1)
+    return np.where(table[place] == values, place, -1)

@@ -1,0 +1,51 @@
+"""Templates to pages: everything from outside is escaped, and the page may load and run nothing but its own."""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from raycap import __version__, plots
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(**given: Any) -> str:
+    """The page as one text of HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"brief": brief, "plot": _plot, "plain": _plain}
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(
+        **given,
+        version=__version__,
+        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        # Were a caption ever to slip through as mark-up, the browser would still not run it or fetch for it.
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'",
+    )
+
+
+def brief(number: float) -> str:
+    """Enough of a number to look at."""
+    return f"{number:,.0f}" if number == round(number) or abs(number) >= 100 else f"{number:.2f}"
+
+
+def _plot(drawn: Figure) -> Markup:
+    return Markup(plots.svg(drawn))
+
+
+def _plain(text: str) -> str:
+    """Without control characters, which HTML does not allow."""
+    return "".join(character if character >= " " or character in "\n\t" else "�" for character in text)

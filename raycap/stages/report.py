@@ -1,0 +1,48 @@
+"""`raycap report`: one page to look at, of caption tables or training runs. Needs neither Ray nor torch."""
+
+import sys
+from pathlib import Path
+
+from raycap.config import Config
+from raycap.evaluation import alignment, captions, references
+from raycap.evaluation.references import References
+from raycap.evaluation.scores import judge
+from raycap.refusal import Refusal
+from raycap.report import captions as of_captions
+from raycap.report import training as of_training
+from raycap.report.pages import render
+from raycap.runs import whole_file
+
+
+def report(config: Config) -> int:
+    """Exit code 0 when the page was written, whatever it shows."""
+    options = config.report
+    named = captions.names_and_paths(options.tables)
+    runs = [of_training.read_run(name, path) for name, path in named if of_training.is_run(path)]
+    tables = [(name, path) for name, path in named if not of_training.is_run(path)]
+    if not named:
+        raise Refusal("a report of what? Give caption tables or training runs: raycap report TABLE_OR_RUN...")
+    known = references.read(config.source) if config.source else None
+    page = render(
+        title=options.title or " and ".join(name for name, _ in named),
+        runs=runs,
+        charts=of_training.charts(runs) if runs else [],
+        samples=of_training.samples(runs, known, options, config.fetch, config.reading),
+        **_captions(tables, known, config),
+    )
+    out = Path(options.out)
+    with whole_file(out) as file:
+        file.write(page)
+    sys.stdout.write(f"written: {out} ({out.stat().st_size / 2**20:.1f} MB)\n")
+    return 0
+
+
+def _captions(named: list[tuple[str, str]], known: References | None, config: Config) -> dict[str, object]:
+    """What the page tells of caption tables; nothing where there are none."""
+    how = config.evaluate
+    tables = [captions.read(path, name, how.key_column, how.caption_column) for name, path in named]
+    if not tables:
+        return {"tables": (), "scores": None}
+    scores = judge(alignment.align(tables, known, how), how, config.metric) if known else None
+    told = of_captions.told(tables, known, scores, config.report, how, config.fetch, config.reading)
+    return {"tables": tables, **told}

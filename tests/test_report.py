@@ -1,0 +1,520 @@
+"""The page in a real browser: it loads without errors or requests, nothing in it runs but its own, filters work."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from raycap import plots
+from raycap.cli import main
+from raycap.config import part_to_plain
+from raycap.encoders import Pixels
+from raycap.evaluation import captions
+from raycap.evaluation.captions import CaptionTable
+from raycap.fetch import Fetch
+from raycap.images import Reading
+from raycap.report.gallery import Collection
+from raycap.report.thumbnails import thumbnails
+from raycap.tables import CAPTIONS
+
+HOSTILE = [
+    "<script>window.pwned = 1</script>",
+    '"><img src=x onerror="window.pwned = 2">',
+    "</ul></main><script src=http://127.0.0.1:9/x.js></script>",
+    "' onmouseover='window.pwned = 3' x='",
+    "{{ 7 * 7 }} {% raise %} ${7*7} $\\frac{1$",
+    "javascript:window.pwned = 4",
+    "&lt;b&gt; &amp;amp; ]]> <!-- --!> <style>*{display:none}</style>",
+    "\u202egnp.exe \u2066 עברית \x07bell \x1b[31m",
+    "<svg/onload=window.pwned=5>",
+    "a" * 400,
+]
+PICTURES = 30
+
+
+def row(key: str, caption: str, place: int, uri: str, status: str = "success") -> dict[str, Any]:
+    reason = "" if status == "success" else f"HTTP 404: <b>{key}</b> is not there"
+    alternatives = [{"caption": f"{caption} or so", "score": -3.0}]
+    fixed = {"key": key, "uri": uri, "caption": caption, "score": -place / 10, "alternatives": alternatives}
+    return fixed | {"status": status, "error_message": reason, "width": 4, "height": 3, "sha256": ""}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tables of real pictures with hostile keys and captions and some failures, and their references."""
+    folder = tmp_path_factory.mktemp("report")
+    colours = np.random.default_rng(0)
+    first, second, references = [], [], []
+    for place in range(PICTURES):
+        uri = folder / f"{place}.jpg"
+        noise = colours.integers(0, 255, (3, 4, 3)).astype(np.uint8)
+        Image.fromarray(noise).resize((640, 480 if place % 2 else 900)).save(uri)
+        hostile = HOSTILE[place] if place < len(HOSTILE) else ""
+        key = f"{place} {hostile}.jpg"
+        truth = f"a dog number{place} runs on the grass {hostile}".strip()
+        status = "failed_to_fetch" if place in (11, 12) else "failed_to_decode" if place == 13 else "success"
+        first.append(row(key, truth if status == "success" else "", place, str(uri), status))
+        second.append(row(key, f"a cat {hostile or 'sits'}", place, str(uri)))
+        references.append(
+            {"key": key, "path": f"{place}.jpg", "references": [truth, f"the dog number{place} is on grass"]}
+        )
+    pq.write_table(pa.Table.from_pylist(first, CAPTIONS), folder / "first.parquet")
+    pq.write_table(pa.Table.from_pylist(second[1:], CAPTIONS), folder / "_second <b> $x$.parquet")
+    (folder / "references.jsonl").write_text("".join(json.dumps(line) + "\n" for line in references))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(made: Path) -> Path:
+    out = made / "one.html"
+    arguments = [
+        str(made / "first.parquet"),
+        "--references",
+        str(made / "references.jsonl"),
+        "--source.key-column",
+        "key",
+    ]
+    assert main(["report", *arguments, "--out", str(out), "--evaluate.samples", "100"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(made: Path) -> Path:
+    out = made / "two.html"
+    tables = [str(made / "first.parquet"), str(made / "_second <b> $x$.parquet")]
+    flags = [
+        "--references",
+        str(made / "references.jsonl"),
+        "--source.key-column",
+        "key",
+        "--evaluate.samples",
+        "100",
+        "--out",
+        str(out),
+    ]
+    assert main(["report", *tables, *flags]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+    from selenium.webdriver.chrome.service import Service
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("needs Chromium and chromedriver: apt-get install chromium chromium-driver")
+    options = selenium.ChromeOptions()
+    options.binary_location = program
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = selenium.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def opened(browser: Any, page: Path, width: int = 1280, dark: bool = False) -> None:
+    """The page, freshly loaded, in a window of that width."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    wishes = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+    features = [{"name": name, "value": value} for name, value in wishes.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    browser.get(page.as_uri())
+
+
+def shown(browser: Any) -> list[int]:
+    """The numbers that the keys of the visible pictures begin with, in their order."""
+    script = (
+        "return [...document.querySelectorAll('#gallery .picture')].filter(e => !e.hidden)"
+        ".map(e => parseInt(e.querySelector('.key').textContent))"
+    )
+    settle = (
+        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20)))"
+    )
+    browser.execute_async_script(settle)
+    return list(browser.execute_script(script))
+
+
+def put(browser: Any, name: str, value: str) -> None:
+    """As a person: type into a field, or choose an option by its words."""
+    from selenium.webdriver.support.ui import Select
+
+    field = browser.find_element("css selector", f"#controls [name={name}]")
+    if field.tag_name == "select":
+        Select(field).select_by_visible_text(value)
+    else:
+        field.clear()
+        field.send_keys(value)
+
+
+# --- in the browser
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_the_page_loads_without_errors_and_requests(
+    browser: Any, name: str, request: pytest.FixtureRequest
+) -> None:
+    page = request.getfixturevalue(name)
+    opened(browser, page)
+    assert len(shown(browser)) == PICTURES
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [
+        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_hostile_words_are_words(browser: Any, name: str, request: pytest.FixtureRequest) -> None:
+    opened(browser, request.getfixturevalue(name))
+    for summary in browser.find_elements("css selector", ".picture summary")[:12]:
+        summary.click()
+    assert window_pwned(browser) is None
+    assert browser.execute_script("return document.scripts.length") == 1
+    assert browser.execute_script("return document.images.length") == PICTURES
+    assert browser.execute_script("return document.querySelectorAll('style').length") <= 1 + len(
+        browser.find_elements("css selector", ".plots svg")
+    )
+    words = browser.execute_script("return document.getElementById('gallery').textContent")
+    for hostile in HOSTILE:
+        said = "".join(character if character >= " " else "�" for character in hostile)
+        assert f"a dog number{HOSTILE.index(hostile)} runs on the grass {said}" in words
+    assert (
+        browser.execute_script("return document.querySelectorAll('[onerror], [onload], [onmouseover]').length") == 0
+    )
+
+
+def test_search_filters_and_sorting_work(browser: Any, one: Path) -> None:
+    opened(browser, one)
+    everything = list(range(PICTURES))
+    assert shown(browser) == everything
+    put(browser, "search", "number17 GRASS")
+    assert shown(browser) == [17]
+    put(browser, "search", "no such words")
+    assert shown(browser) == []
+    browser.find_element("id", "all").click()
+    assert shown(browser) == everything
+    put(browser, "status", "failed to fetch")
+    assert shown(browser) == [11, 12]
+    assert browser.find_element("css selector", "output").text == f"2 of {PICTURES} pictures"
+    put(browser, "status", "all")
+    put(browser, "measure", "sureness")
+    told = [place for place in everything if place not in (11, 12, 13)]
+    assert shown(browser) == [*told, 11, 12, 13]
+    put(browser, "order", "lowest first")
+    assert shown(browser) == [*reversed(told), 11, 12, 13]
+    put(browser, "from", "-0.95")
+    put(browser, "to", "-0.45")
+    assert shown(browser) == [9, 8, 7, 6, 5]
+    put(browser, "search", "number7")
+    assert shown(browser) == [7]
+    browser.find_element("css selector", "button[type=reset]").click()
+    assert shown(browser) == everything
+
+
+def test_a_comparison_shows_both_and_sorts_by_difference(browser: Any, two: Path) -> None:
+    opened(browser, two)
+    item = browser.find_elements("css selector", ".picture")[20]
+    assert [name.text for name in item.find_elements("css selector", "h3")] == ["first", "_second <b> $x$"]
+    words = item.get_property("textContent")
+    for said in ("a dog number20 runs on the grass", "a cat sits", "the dog number20 is on grass"):
+        assert said in words
+    assert item.find_elements("css selector", "details[open]")  # the references
+    legend = browser.execute_script("return [...document.querySelectorAll('svg text')].map(e => e.textContent)")
+    assert {"first", "_second <b> $x$"} <= set(legend)
+    assert browser.find_elements("css selector", "td.won")
+    put(browser, "measure", "difference between tables")
+    order = shown(browser)
+    values = browser.execute_script(
+        "return [...document.querySelectorAll('.picture')].map(e => e.dataset.values.split(',')[0])"
+    )
+    known = [float(value) for value in values if value]
+    assert known == sorted(known, reverse=True) and len(known) == PICTURES - 4
+    assert set(order[-4:]) == {0, 11, 12, 13}  # missing in one, or failed in the other
+
+
+@pytest.mark.parametrize("width", [1280, 768, 360])
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_nothing_is_wider_than_the_window(
+    browser: Any, name: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    opened(browser, request.getfixturevalue(name), width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    small = browser.execute_script(
+        "return [...document.querySelectorAll('input, select, button')].filter(e => e.offsetParent)"
+        ".filter(e => e.getBoundingClientRect().height < 40).length"
+    )
+    assert small == 0  # fingers need room
+
+
+def test_dark_and_light_are_both_readable(browser: Any, two: Path) -> None:
+    shades = []
+    for dark in (False, True):
+        opened(browser, two, dark=dark)
+        script = "const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
+        paper, ink = (_luminance(colour) for colour in browser.execute_script(script))
+        assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7
+        shades.append(paper)
+    assert shades[0] > 0.8 > 0.1 > shades[1]
+
+
+def _luminance(colour: str) -> float:
+    """WCAG's, of rgb(r, g, b)."""
+    shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_screen_readers_and_keyboards_find_their_way(browser: Any, two: Path) -> None:
+    opened(browser, two)
+    ask = browser.execute_script
+    assert ask("return document.documentElement.lang") == "en"
+    assert ask("return document.querySelectorAll('h1').length") == 1
+    assert ask("return [...document.images].every(e => e.alt.trim())")
+    assert ask(
+        "return [...document.querySelectorAll('#controls input, #controls select')].every(e => e.labels.length)"
+    )
+    assert ask("return [...document.querySelectorAll('figure')].every(e => e.getAttribute('aria-label'))")
+    assert ask("return document.querySelector('output').getAttribute('aria-live')") == "polite"
+    assert ask("return [...document.querySelectorAll('nav a')].every(e => document.querySelector(e.hash))")
+    focused = "const e = document.activeElement; return e.name || e.hash || e.type || e.tagName"
+    search = browser.find_element("css selector", "[name=search]")
+    search.click()
+    reached = []
+    for _ in range(3):
+        browser.switch_to.active_element.send_keys("\ue004")  # Tab
+        reached.append(ask(focused))
+    assert reached == ["status", "measure", "reset"]  # the rest waits until a measure is chosen
+
+
+def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
+    out = made / "run.html"
+    runs = [written_run(made / "runs" / name, grade) for name, grade in (("fine_tuned", 1.0), ("frozen", 0.5))]
+    references = [
+        "--references",
+        str(made / "references.jsonl"),
+        "--source.key-column",
+        "key",
+        "--evaluate.samples",
+        "100",
+        "--out",
+        str(out),
+    ]
+    assert main(["report", runs[0], *references]) == 0
+    opened(browser, out, 360)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    words = browser.execute_script("return document.querySelector('main').textContent")
+    assert "3 epochs of 30 steps, not finished; kept: epoch 2" in " ".join(words.split())
+    assert browser.execute_script("return document.querySelectorAll('.epochs tbody tr').length") == 3
+    assert browser.execute_script("return document.querySelectorAll('tr.kept').length") == 1
+    grown = browser.execute_script(
+        "return [...document.querySelectorAll('.growth li')].map(e => e.textContent.trim())"
+    )
+    assert [" ".join(line.split()) for line in grown[:4]] == [
+        "epoch 1 a <b>1</b>",
+        "step 15 a <i>",
+        "epoch 2 a <b>2</b>",
+        "epoch 3 a <b>3</b>",
+    ]
+    assert browser.execute_script("return document.images.length") == 1  # the source knows the picture
+    assert len(browser.find_elements("css selector", "figure")) == 5
+    assert main(["report", *runs, str(made / "first.parquet"), *references]) == 0
+    opened(browser, out)
+    assert len(shown(browser)) == PICTURES
+    legend = browser.execute_script("return [...document.querySelectorAll('svg text')].map(e => e.textContent)")
+    assert legend.count("fine_tuned") == legend.count("frozen") == 5
+    assert window_pwned(browser) is None
+
+
+def test_where_the_captioner_looked_is_drawn(
+    browser: Any, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = pa.schema(
+        [*CAPTIONS, ("words", pa.list_(pa.string())), ("attention", pa.list_(pa.list_(pa.float16())))]
+    )
+    words = ["a", "<b>dog</b>", "$runs$"]
+    maps = np.eye(4, dtype=np.float16)[:3].tolist()
+    rows = [
+        row(f"{place}.jpg", " ".join(words), place, str(made / f"{place}.jpg"), status)
+        | {"words": words if status == "success" else [], "attention": maps if status == "success" else []}
+        for place, status in enumerate(["success"] * 6 + ["failed_to_decode"])
+    ]
+    (tmp_path / "run" / "captions").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "run" / "captions" / "part.parquet")
+    (tmp_path / "model").mkdir()
+    encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"encoder": encoder}))
+    out = tmp_path / "page.html"
+    arguments = ["report", str(tmp_path / "run"), "--panels", "4", "--out", str(out)]
+    assert main(arguments) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "say with --model which captioner wrote them" in text and 'class="panel"' not in text
+    (tmp_path / "run" / "facts.json").write_text(json.dumps({"model": str(tmp_path / "model")}))
+    assert main(arguments) == 0
+    opened(browser, out, 360)
+    assert browser.execute_script("return document.querySelectorAll('.panel img').length") == 4
+    assert browser.execute_script("return [...document.images].every(e => e.alt.trim())")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert browser.get_log("browser") == []
+
+
+def window_pwned(browser: Any) -> Any:
+    return browser.execute_script("return window.pwned ?? null")
+
+
+def written_run(folder: Path, grade: float) -> str:
+    """A journal as training writes it."""
+    folder.mkdir(parents=True)
+    lines: list[dict[str, Any]] = []
+    for epoch in (1, 2, 3):
+        for step in (10 * epoch - 5, 10 * epoch):
+            step_line = {"kind": "step", "phase": "cross_entropy", "epoch": epoch, "step": step, "lr": 1e-3}
+            lines.append({**step_line, "training_loss": 3 / step, "training_accuracy": 0.1 * epoch})
+            if step == 15:
+                sample = {"key": f"9 {HOSTILE[9]}.jpg", "caption": "a <i>", "reference": "a dog"}
+                lines.append({"kind": "samples", "step": step, "samples": [sample]})
+        sample = {"key": f"9 {HOSTILE[9]}.jpg", "caption": f"a <b>{epoch}</b>", "reference": "a dog"}
+        epoch_line = {
+            "kind": "epoch",
+            "phase": "cross_entropy",
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "best": epoch == 2,
+        }
+        scores = {
+            "bleu_4": 0.1 * grade,
+            "cider_d": 0.2 * grade * epoch,
+            "rouge_l": 0.3,
+            "cut_off": 0.0,
+            "distinct": 1.0,
+        }
+        losses = {"training_loss": 2 / epoch, "validation_loss": 2.5 / epoch, "accuracy": 0.2, "seconds": 1.5}
+        lines.append({**epoch_line, **losses, **scores, "samples": [sample]})
+    half = '{"kind": "ste'  # what a killed run may leave
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + half)
+    (folder / "config.yaml").write_text("train: {note: '</pre><script>window.pwned = 6</script>'}\n")
+    return str(folder)
+
+
+def test_a_run_that_has_not_begun_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "only begun" in capsys.readouterr().err
+
+
+# --- without a browser
+
+
+class Links(HTMLParser):
+    """What a page would load, and whether its elements close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+
+
+def test_the_page_refers_to_nothing_outside(one: Path, two: Path) -> None:
+    for page in (one, two):
+        reader = Links()
+        reader.feed(page.read_text(encoding="utf-8"))
+        assert reader.links and all(link.startswith(("data:", "#")) for link in reader.links)
+        assert html.unescape(page.read_text(encoding="utf-8")).count("default-src 'none'") == 1
+
+
+def test_a_page_without_references_still_tells(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plain.html"
+    flags = ["--out", str(out), "--pictures", "12", "--thumbnail", "64", "--title", "<My> title"]
+    assert main(["report", str(made / "first.parquet"), *flags]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert text.count('class="picture"') == 12
+    assert "&lt;My&gt; title" in text and "2 failed to fetch" in text and "12 of 30 are shown" in text
+    assert "CIDEr" not in text
+    assert main(["report", "--out", str(out)]) == 2
+    assert main(["report", str(made / "first.parquet"), "--out", "page.pdf"]) == 2
+
+
+rows_of_tables = st.lists(
+    st.tuples(st.booleans(), st.one_of(st.none(), st.floats(-9, 0)), st.sampled_from(["a dog", "", "a cat"])),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(st.lists(rows_of_tables, min_size=1, max_size=3), st.integers(1, 12), st.integers(0, 3))
+def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) -> None:
+    tables = []
+    for number, own in enumerate(drawn):
+        rows = [
+            row(str(place), caption, 0, "", "success" if fine else "failed_to_decode") | {"score": score}
+            for place, (fine, score, caption) in enumerate(own)
+        ]
+        table = pa.Table.from_pylist(rows, CAPTIONS).select(captions.ROWS.names)
+        tables.append(CaptionTable(f"table{number}", "", table))
+    gallery = Collection(tables, None, None).gallery(most, seed)
+    shown = [entry.key for entry in gallery.entries]
+    assert gallery.pictures == max(map(len, drawn))
+    assert len(shown) == min(most, gallery.pictures) == len(set(shown))
+    assert shown == sorted(shown, key=int)
+    failed = [str(place) for own in drawn for place, (fine, _, _) in enumerate(own) if not fine]
+    if failed:
+        assert set(failed) & set(shown)
+    for table, own in zip(tables, drawn, strict=True):
+        assert sum(gallery.statuses[table.name].values()) == len(own)
+    for entry in gallery.entries:
+        assert len(entry.said) == sum(int(entry.key) < len(own) for own in drawn)
+        assert len(entry.values) == len(gallery.measures)
+
+
+def test_thumbnails_keep_their_shape_and_their_bounds(made: Path) -> None:
+    uris = [str(made / "0.jpg"), str(made / "1.jpg"), str(made / "gone.jpg"), str(made / "first.parquet")]
+    tall, broad, gone, no_picture = thumbnails(uris, 100, 1e6, Fetch(), Reading())
+    assert (tall.width, tall.height) == (71, 100) and (broad.width, broad.height) == (100, 75)
+    assert not gone.data and gone.reason and not no_picture.data and no_picture.reason
+    few = thumbnails(uris[:2] * 20, 100, len(tall.data) * 3, Fetch(), Reading())
+    assert 0 < sum(len(each.data) for each in few) <= len(tall.data) * 3
+    assert "small" in few[-1].reason
+
+
+def test_figures_become_elements_whatever_the_names() -> None:
+    names = ["_hidden", "$x$ \\frac{", "<b>&", "plain"]
+    series = {name: np.random.default_rng(place).normal(size=50) for place, name in enumerate(names)}
+    element = plots.svg(plots.histogram(series, "$ \\alpha <i>"))
+    assert element.startswith("<svg") and "currentColor" in element
+    for name in ("_hidden", "$x$ \\frac{", "&lt;b&gt;&amp;", "$ \\alpha &lt;i&gt;"):
+        assert f">{name}</text>" in element
+    assert plots.svg(plots.histogram(series, "$ \\alpha <i>")) == element
+    plots.svg(plots.histogram({"nothing": np.array([np.nan])}, "x"))
+    plots.svg(plots.curves({"a": ([1, 2], [0.5, 0.7]), "b": ([1], [0.2])}, "epoch", "loss"))
+
+
+def test_reports_load_neither_torch_nor_ray() -> None:
+    program = (
+        "import sys, raycap.stages.report\n"
+        "print([name for name in ('torch', 'ray', 'torchvision') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
