@@ -1,0 +1,240 @@
+"""Captions per second of training on features, against plain loops.
+
+    python benchmarks/train.py [--pictures 600] [--batch 32] [--steps 8] [--rounds 5] [--weights FILE --photos DIR]
+
+All figures are of one run in which the sides take turns, medians over rounds; the ratios are what counts. Made-up
+captions as long as Flickr8k's, grids of 49 x 2048, the top-down decoder as in configs/flickr8k.yaml.
+
+- step: raycap's step (rows read from the mapped file, words put together, counts, schedule, average) against the
+  best plain torch loop: the same model and optimiser, features in memory, captions padded before. At least 0.95.
+- workers: 2 processes with 1 thread each, by gloo, against 1 process with 2 threads. At least 0.9.
+- tutorials: pictures read and encoded at every epoch, one caption in a row with a grid of its own, against cached
+  features, by the caption. At least 10 times. Wants --photos, and --weights of a ResNet-50 in He et al.'s layout.
+- self-critical: the rewards' share of a step. At most 15%.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from torch.multiprocessing.spawn import spawn
+from torch.nn import functional
+
+from raycap.decoders import TopDown
+from raycap.encoders import ResNet50
+from raycap.images import Reading, read_picture
+from raycap.precision import derive
+from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train
+from raycap.training.batches import Batch, Lesson, read_ahead
+from raycap.training.checkpoint import Place
+from raycap.training.group import Group
+from raycap.training.learner import Learner
+from raycap.training.network import Network
+from raycap.training.objective import before
+from raycap.training.phases import Phase
+from raycap.training.self_critical import Critic
+from raycap.training.store import Store
+from raycap.vocabulary import PAD, Vocabulary, Words
+
+POSITIONS, WIDTH, WORDS, REFERENCES = 49, 2048, 2500, 5
+DECODER = TopDown(grid_dropout=0.3, embedding_dropout=0.3, layer_dropout=0.3)
+OPTIONS = Train(objective=Objective(label_smoothing=0.0), optimiser=Optimiser(averaging=0.999))
+
+
+def made_up(pictures: int, file: Path) -> Store:
+    """Features in a mapped file, and captions of made-up words, as often used as words are."""
+    chance = np.random.default_rng(0)
+    rows = np.memmap(file, np.float16, mode="w+", shape=(pictures, POSITIONS + 1, WIDTH))
+    for row in rows:
+        row[:] = np.maximum(chance.standard_normal(row.shape, np.float32), 0)
+    words = [f"word{number}" for number in range(WORDS)]
+    odds = 1 / np.arange(1, WORDS + 1)
+    lengths = np.clip(chance.normal(10.8, 3.9, (pictures, REFERENCES)).round(), 3, 30).astype(int)
+    said = [[" ".join(chance.choice(words, length, p=odds / odds.sum())) for length in own] for own in lengths]
+    return Store(rows, [str(number) for number in range(pictures)], ["train"] * pictures, said)
+
+
+@dataclass
+class Side:
+    """One way to train: a network, and steps without end."""
+
+    steps: Iterator[int]  # each trains one step and gives its captions
+
+    def seconds_per_caption(self, steps: int) -> float:
+        start, captions = time.perf_counter(), 0
+        for captions_of_step in itertools.islice(self.steps, steps):
+            captions += captions_of_step
+        return (time.perf_counter() - start) / captions
+
+
+def network(width: int = WIDTH) -> Network:
+    torch.manual_seed(0)
+    return Network(DECODER.build(WORDS + 4, POSITIONS, width), None).train()
+
+
+def ours(lesson: Lesson, batch: int, group: Group, critic: Critic | None = None) -> Iterator[int]:
+    """raycap's steps, as a run makes them."""
+    phase = Phase("self_critical" if critic else "cross_entropy", 1000, 5e-4, Schedule())
+    learner = Learner(network(), OPTIONS, phase, 1000 * lesson.steps(batch), critic, derive("cpu"), group)
+    for epoch in itertools.count():
+        place = Place(epoch=epoch, epochs_done=epoch)
+        shares = lesson.shares(epoch, 0, batch, group.rank, group.size)
+        for parts in read_ahead(shares, lambda share: [lesson.batch(share)]):
+            learner.step(parts, place, 0.0, (False, False))
+            place.step, place.step_of_epoch = place.step + 1, place.step_of_epoch + 1
+            yield sum(int((part.words[..., 1] != PAD).sum()) for part in parts) * group.size
+
+
+def plain(lesson: Lesson, batch: int) -> Iterator[int]:
+    """The best loop that one writes by hand: everything in memory, nothing counted."""
+    whole: Batch = lesson.batch(lesson.places)
+    features = whole.pictures.clone()
+    net, precision = network(), derive("cpu")
+    optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
+    while True:
+        for rows in torch.split(torch.randperm(len(features)), batch):
+            words = whole.words[rows]
+            words = words[..., : int((words != PAD).any(0).any(0).sum())]
+            true = words[..., 1:] != PAD
+            with precision.autocast():
+                outputs, _ = net.decoder.unroll(net.remember(features[rows]), before(words))
+                loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            yield len(rows) * REFERENCES
+
+
+def tutorials(photos: list[Path], encoder: Any, lesson: Lesson, captions: int = 32) -> Iterator[int]:
+    """Read, encode, and learn one caption of each picture, whose grid comes again for each of its captions."""
+    net, precision = network(), derive("cpu")
+    encode = encoder.for_inference(precision)
+    optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
+    for turn in itertools.count():
+        chosen = [photos[(turn * captions + number) % len(photos)] for number in range(captions)]
+        pixels = [read_picture(path.read_bytes(), Reading(), encoder.intake).pixels for path in chosen]
+        with torch.inference_mode():
+            grid, vector = encode(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))  # type: ignore[arg-type]
+        places = np.arange(turn * captions, (turn + 1) * captions) % len(lesson)
+        words = lesson.batch(places).words[:, :1]  # [B, 1, T + 1]
+        true = words[..., 1:] != PAD
+        with precision.autocast():
+            outputs, _ = net.decoder.unroll(net.decoder.remember(grid.clone(), vector.clone()), before(words))
+            loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad()
+        yield captions
+
+
+def one_of_two(rank: int, size: int, port: int, store: Store, batch: int, steps: int, answers: Any) -> None:
+    """A process of the comparison of workers: `size` together use two threads."""
+    torch.set_num_threads(2 // size)
+    if size > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
+    side = Side(ours(_lesson(store), batch, Group()))
+    side.seconds_per_caption(2)
+    seconds = side.seconds_per_caption(steps)
+    if rank == 0:
+        answers.put(seconds)
+    if size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def in_processes(size: int, port: int, store: Store, batch: int, steps: int) -> float:
+    answers = multiprocessing.get_context("spawn").SimpleQueue()
+    arguments = (size, port, store, batch, steps, answers)
+    spawn(one_of_two, arguments, nprocs=size)  # type: ignore[no-untyped-call]
+    return float(answers.get())
+
+
+def _lesson(store: Store) -> Lesson:
+    captions = [caption for references in store.references for caption in references]
+    vocabulary = Vocabulary.build(captions, Words(min_count=1, max_size=WORDS))
+    return Lesson(store, store.of("train"), vocabulary)
+
+
+def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The median of each side's figure."""
+    seen: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            seen[name].append(side())
+    return {name: statistics.median(figures) for name, figures in seen.items()}
+
+
+def rewards_share(lesson: Lesson, batch: int, steps: int) -> tuple[float, float]:
+    """The rewards' share of self-critical steps, and samples per second."""
+    critic, spent = Critic(lesson, SelfCritical(samples=5)), [0.0]
+    judge = critic.rewards
+
+    def timed(captions: np.ndarray, places: np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        rewards = judge(captions, places)
+        spent[0] += time.perf_counter() - start
+        return rewards
+
+    critic.rewards = timed  # type: ignore[method-assign]
+    side = ours(lesson, batch, Group(), critic)
+    next(side)
+    spent[0], start = 0.0, time.perf_counter()
+    for _ in itertools.islice(side, steps):
+        pass
+    seconds = time.perf_counter() - start
+    return spent[0] / seconds, steps * batch * 5 / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"pictures": 600, "batch": 32, "steps": 8, "rounds": 5, "threads": 2}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--weights", default="")
+    parser.add_argument("--photos", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        store = made_up(given.pictures, Path(folder) / "rows.bin")
+        lesson = _lesson(store)
+        mine, theirs = Side(ours(lesson, given.batch, Group())), Side(plain(lesson, given.batch))
+        sides = {
+            "plain loop in memory": lambda: theirs.seconds_per_caption(given.steps),
+            "raycap": lambda: mine.seconds_per_caption(given.steps),
+        }
+        if given.photos:
+            encoder = ResNet50(weights=given.weights, stride_in_1x1=True).build()
+            slow = Side(tutorials(sorted(given.photos.glob("*.jpg"))[:500], encoder, lesson))
+            sides["tutorials' way"] = lambda: slow.seconds_per_caption(2)
+        in_turns(sides, 1)  # the first steps warm up
+        seconds = in_turns(sides, given.rounds)
+        for name, median in seconds.items():
+            ratio = seconds["raycap"] / median
+            print(f"{name:22} {1 / median:8.1f} captions/s   {ratio:6.3f} x raycap's")
+        ports = itertools.count(29_500)
+
+        def together(size: int) -> Callable[[], float]:
+            return lambda: in_processes(size, next(ports), store, given.batch, given.steps)
+
+        names = {f"{size} x {2 // size} threads": together(size) for size in (1, 2)}
+        seconds = in_turns(names, max(1, given.rounds // 2))
+        for name, median in seconds.items():
+            print(
+                f"{name:22} {1 / median:8.1f} captions/s   {seconds['1 x 2 threads'] / median:6.3f} x one process"
+            )
+        share, rate = rewards_share(lesson, given.batch, given.steps)
+        print(f"self-critical: rewards take {share:.1%} of a step; {rate:.1f} samples/s")
+
+
+if __name__ == "__main__":
+    main()

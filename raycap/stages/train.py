@@ -1,0 +1,153 @@
+"""`raycap train`: a captioner from pictures that people have described, on one process or many, resumable."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import ray
+import torch
+
+from raycap import __version__
+from raycap.config import Config, dumps
+from raycap.encoders.encoder import Encoder
+from raycap.refusal import Refusal
+from raycap.runs import Lease, RunFolder, differences
+from raycap.stages.bulk.features import features_work, pixels_work
+from raycap.stages.bulk.passes import perform
+from raycap.stages.bulk.work import source_of
+from raycap.stages.session import session
+from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
+from raycap.training.journal import METRICS, epochs
+from raycap.training.keeping import CAPTIONER
+from raycap.training.material import FACTS, check, gather, identity, table_in, wants_pixels
+from raycap.training.run import STOP
+from raycap.training.store import cache_folder
+from raycap.training.watching import CURVE, Watch
+from raycap.vocabulary import Vocabulary
+
+RUN, WORDS = "run.json", "vocabulary.json"
+LOOKS_PER_SECOND = 2
+
+
+def train(config: Config) -> int:
+    """Exit code 0 when the run is finished, 130 when it was stopped before."""
+    out = Path(config.train.out).expanduser().absolute()
+    done = fit(config)
+    sys.stdout.write(_ending(out, config) if done else f"stopped and saved; the same command goes on: {out}\n")
+    return 0 if done else 130
+
+
+def fit(config: Config) -> bool:
+    """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was."""
+    check(config)
+    out = Path(config.train.out).expanduser().absolute()
+    folder = RunFolder(str(out))
+    with Lease(folder) as lease:
+        if config.train.fresh:
+            for name in (RUN, FACTS, METRICS, WORDS, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN):
+                folder.remove(name)
+        _check_same(folder, config)
+        if folder.exists(FACTS):
+            sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
+            return True
+        encoder = config.encoder.build()
+        table = table_in(config.train.features, encoder) if config.train.features else ""
+        here = config.train.workers.count == 0
+        with contextlib.nullcontext() if here and table else session(config.cluster, workers_heard=False):
+            material = gather(config, table or _made_table(config, encoder), encoder, _words(out))
+            # Only now, so that a run that was refused does not keep the folder from the mended one.
+            folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
+            folder.write("config.yaml", dumps(config).encode())
+            material.vocabulary.save(out / WORDS)
+            (out / STOP).unlink(missing_ok=True)
+            train_them = train_here if here else train_on_workers
+            with Watch(out, config.train.trackers) as watch:
+                _until_done(lambda: train_them(material, out, lease.run), out, watch)
+    return _finished(folder, out, config)
+
+
+def _check_same(folder: RunFolder, config: Config) -> None:
+    """Refuse a folder that holds another run."""
+    found = folder.read_json(RUN)
+    if found is None:
+        return
+    if wrong := differences(found.get("identity", {}), identity(config)):
+        raise Refusal(
+            f"{folder} holds another run ({'; '.join(wrong)}): give another --out, or --fresh to start over there"
+        )
+
+
+def _words(out: Path) -> Vocabulary | None:
+    return Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
+
+
+def _made_table(config: Config, encoder: Encoder) -> str:
+    """What to look at, made from the source, or found where an earlier run has made it of the same."""
+    source = source_of(config, "train")
+    if len([node for node in ray.nodes() if node["Alive"]]) > 1 and not config.train.cache:  # type: ignore[no-untyped-call]
+        raise Refusal("on several machines, say where they all find the features: train.cache, a folder they share")
+    make = pixels_work if wants_pixels(config) else features_work
+    told = make(config, source, encoder)
+    fingerprint = hashlib.sha256(json.dumps(told.identity, sort_keys=True).encode()).hexdigest()[:16]
+    out = cache_folder(config.train.cache) / told.table / fingerprint
+    extract = dataclasses.replace(config.extract, out=str(out))
+    perform(make(dataclasses.replace(config, extract=extract), source, encoder), {})
+    return str(out / told.table)
+
+
+def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:
+    """Run `work` in a thread while this one watches. The first Ctrl-C lets it save and end, the second leaves."""
+    # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving it.
+    pool = ThreadPoolExecutor(1, "train")
+    working = pool.submit(work)
+    pool.shutdown(wait=False)
+    while not working.done():
+        try:
+            wait([working], 1 / LOOKS_PER_SECOND)
+            watch.look()
+        except KeyboardInterrupt:
+            if (out / STOP).exists():
+                raise
+            (out / STOP).touch()
+            sys.stdout.write("saving after this step; Ctrl-C again does not wait for it\n")
+    working.result()
+
+
+def _finished(folder: RunFolder, out: Path, config: Config) -> bool:
+    """Write the facts, unless the run was asked to stop."""
+    if (out / STOP).exists():
+        (out / STOP).unlink()
+        return False
+    curve = epochs(out / METRICS)
+    kept = [line for line in curve if line["best"]][-1]
+    told = {name: value for name, value in kept.items() if name not in ("kind", "best", "samples")}
+    folder.write_json(
+        FACTS,
+        {
+            "raycap": __version__,
+            "act": "train",
+            "epochs": len(curve),
+            "kept": told,
+            "seconds": curve[-1]["seconds"],
+            "identity": identity(config),
+            "config": dumps(config),
+            "versions": {"ray": ray.__version__, "torch": torch.__version__},
+        },
+    )
+    return True
+
+
+def _ending(out: Path, config: Config) -> str:
+    kept = [line for line in epochs(out / METRICS) if line["best"]][-1]
+    names = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "validation_loss", "accuracy")
+    scores = ", ".join(f"{name} {kept[name]:.4f}" for name in names)
+    return (
+        f"kept: epoch {kept['epoch']} ({scores})\n"
+        f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
+        f"caption pictures with it: raycap caption photos/ --model {config.train.out}/{CAPTIONER} --out captions\n"
+    )

@@ -1,0 +1,104 @@
+"""The processes that a captioner is trained in: this one, or Ray Train's workers, of which any may be lost."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.config import FailureConfig, RunConfig
+
+from raycap.precision import derive
+from raycap.refusal import Refusal
+from raycap.stages.session import refusal_within
+from raycap.training import Train
+from raycap.training.group import Group
+from raycap.training.material import Material
+from raycap.training.run import Run
+from raycap.training.store import cache_folder, unpacked
+
+RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
+
+
+def train_here(material: Material, out: Path, name: str) -> None:
+    """Train in this process."""
+    workers = material.options.workers
+    torch.set_num_threads(workers.threads or _processors())
+    device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
+    store = unpacked(material.table, cache_folder(material.options.cache))
+    Run(material, out, store, derive(device, material.options.precision), Group()).go()
+
+
+def train_on_workers(material: Material, out: Path, name: str) -> None:
+    """Train on Ray Train's workers; a lost one is replaced, and all go on from the last checkpoint."""
+    options = material.options
+    count, gpu = _placed(options)
+    resources = {"CPU": options.workers.cpus} | ({"GPU": 1} if gpu else {})
+    # A worker's folder is the driver's: paths in the config stay what they are.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    failures = options.workers.failures
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"material": ray.put(material), "out": str(out)},
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker=resources),
+        run_config=RunConfig(  # type: ignore[arg-type]  # typed as the old one, and wants the new one
+            # A name of its own for each start: under a name that has finished, Ray would train nothing.
+            name=name,
+            storage_path=str(out / RAYS_OWN),
+            failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        for failure in (error, *getattr(error, "worker_failures", {}).values()):
+            if refusal := refusal_within(failure):
+                raise refusal from error
+        raise
+    finally:
+        shutil.rmtree(out / RAYS_OWN, ignore_errors=True)
+
+
+def _work(given: dict[str, Any]) -> None:
+    """What each worker runs."""
+    material: Material = ray.get(given["material"])
+    context, options = ray.train.get_context(), material.options
+    torch.set_num_threads(options.workers.threads or max(1, _processors() // context.get_local_world_size()))
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    group, cache = Group(), cache_folder(options.cache)
+    if context.get_local_rank() == 0:  # once on each machine
+        unpacked(material.table, cache)
+    group.wait()
+    store = unpacked(material.table, cache)
+    precision = derive(str(device), options.precision)
+    Run(material, Path(given["out"]), store, precision, group, ray.train.report).go()
+
+
+def _placed(options: Train) -> tuple[int, bool]:
+    """How many workers, and whether on GPUs; refused where the cluster has no room, for Ray would wait for ever."""
+    there, workers = ray.cluster_resources(), options.workers  # type: ignore[no-untyped-call]
+    gpus, processors = int(there.get("GPU", 0)), there.get("CPU", 0)
+    gpu = gpus > 0 if workers.gpu is None else workers.gpu
+    if gpu and not gpus:
+        raise Refusal("train.workers.gpu asks for GPUs, but Ray sees none here: leave it out, or join a cluster")
+    count = workers.count or (min(gpus, options.batch) if gpu else 1)
+    if gpu and count > gpus:
+        raise Refusal(
+            f"train.workers.count is {count}, but there are {gpus} GPUs: take as many workers, or gpu false"
+        )
+    if count * workers.cpus > processors:
+        raise Refusal(
+            f"{count} workers with {workers.cpus} processors each (train.workers) are more than the {processors:g} "
+            "that Ray has: take fewer, or give each less"
+        )
+    return count, gpu
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

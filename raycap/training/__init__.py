@@ -1,0 +1,243 @@
+"""How a captioner learns: the options of a training run. What learns is in the modules beside this one."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raycap.precision import PrecisionName
+from raycap.refusal import Refusal
+
+# What the best checkpoint may be chosen by; of `loss` and `perplexity` the lowest is best.
+Measure = Literal["cider_d", "bleu_4", "rouge_l", "accuracy", "loss"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised: cross-entropy over the true words, padding never counted."""
+
+    label_smoothing: float = 0.1
+    """Share of the target spread over all words; 0 for plain cross-entropy."""
+    attention_penalty: float = 0.0
+    """Weight of the doubly stochastic penalty: each place of the picture should be looked at once in a caption."""
+    scheduled_sampling: float = 0.0
+    """In the last epoch, the chance that a word read is the captioner's own and not the true one; it grows by a
+    straight line from 0 in the first epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "scheduled_sampling"):
+            if not 0 <= getattr(self, name) < 1:
+                raise Refusal(f"objective.{name} is {getattr(self, name)}: give a share from 0 to below 1")
+        if not (math.isfinite(self.attention_penalty) and self.attention_penalty >= 0):
+            raise Refusal(f"objective.attention_penalty is {self.attention_penalty}: give a weight, or 0 for none")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How weights move."""
+
+    kind: Literal["adam", "adamw"] = "adamw"
+    """Adam, or AdamW, whose weight decay is apart from the gradient."""
+    weight_decay: float = 1e-4
+    """Decay of matrices; biases and scales never decay."""
+    clip: float = 1.0
+    """Longest gradient, as the norm over all weights; 0 leaves it as it is."""
+    accumulate: int = 1
+    """Take a batch in so many parts, one after the other, where it is too large for the memory."""
+    averaging: float = 0.0
+    """Keep an average of the weights with this decay (such as 0.999), and judge and save that; 0 off."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise Refusal(f"optimiser.accumulate is {self.accumulate}: give 1 or more parts")
+        if not 0 <= self.averaging < 1:
+            raise Refusal(f"optimiser.averaging is {self.averaging}: give a decay below 1, or 0 for none")
+        for name in ("weight_decay", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise Refusal(f"optimiser.{name} is {getattr(self, name)}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How learning rates change over a run."""
+
+    kind: Literal["cosine", "plateau", "constant"] = "cosine"
+    """After the warm-up: down along a cosine, down whenever validation no longer improves, or not at all."""
+    warmup: int = 200
+    """Steps in which the rates rise from 0."""
+    floor: float = 0.02
+    """Where rates end, as a share of where they began."""
+    factor: float = 0.5
+    """Plateau: what the rates are multiplied by."""
+    patience: int = 2
+    """Plateau: epochs without a better validation before that."""
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.patience < 0:
+            raise Refusal("schedule.warmup and schedule.patience count steps and epochs: give 0 or more")
+        if not (0 <= self.floor <= 1 and 0 < self.factor < 1):
+            raise Refusal("schedule.floor is a share from 0 to 1, schedule.factor one between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What happens after each epoch. Captions are written with the search of the run's `search` section."""
+
+    best_by: Measure = "cider_d"
+    """The captioner kept is the one of the epoch that is best by this."""
+    patience: int = 0
+    """Stop after so many epochs in a row without a better one; 0 never stops early."""
+    batch: int = 64
+    """Pictures at once in each worker."""
+    samples: int = 3
+    """Captions shown in the log after each epoch, beside a reference."""
+    samples_every: int = 0
+    """Show sample captions every so many steps too; 0 only after epochs."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise Refusal(f"validation.batch is {self.batch}: give at least 1 picture")
+        if min(self.patience, self.samples, self.samples_every) < 0:
+            raise Refusal("validation.patience, samples and samples_every are counts: give 0 or more")
+
+
+@dataclass(frozen=True)
+class SelfCritical:
+    """Training on the metric itself, after cross-entropy and from its best epoch: captions are drawn, and made
+    likelier as they are better than the picture's other draws."""
+
+    epochs: int = 0
+    """Epochs of it; 0 for none."""
+    lr: float = 5e-5
+    """Learning rate of the decoder; other rates keep their proportion to train.lr."""
+    samples: int = 5
+    """Captions drawn for each picture; the mean of the others is what each must beat."""
+    bleu_4: float = 0.0
+    """Weight of BLEU-4 (times 10, as CIDEr-D is) in the reward; CIDEr-D has the rest."""
+    max_length: int = 20
+    """Most words of a drawn caption, with its end."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise Refusal(f"self_critical.epochs is {self.epochs}: give a count, or 0 for none")
+        if self.samples < 2:
+            raise Refusal(f"self_critical.samples is {self.samples}: draws are compared, so give at least 2")
+        if not 0 <= self.bleu_4 <= 1:
+            raise Refusal(f"self_critical.bleu_4 is {self.bleu_4}: give a share from 0 to 1")
+        if not self.lr > 0 or self.max_length < 2:
+            raise Refusal("self_critical.lr must be above 0, and max_length at least 2")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Which processes train."""
+
+    count: int | None = None
+    """How many; none: one for each GPU, or one where there is none. 0: in this process, without Ray Train."""
+    gpu: bool | None = None
+    """Train on GPUs, one for each worker; none: where the cluster has some."""
+    cpus: float = 0.5
+    """Processors that Ray sets aside for each worker; threads are shared out by themselves."""
+    threads: int | None = None
+    """Threads of each worker; none: the machine's processors, shared among its workers."""
+    failures: int = 3
+    """How often a lost worker is replaced; the run goes on from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 0:
+            raise Refusal(f"workers.count is {self.count}: give 1 or more, or 0 to train in this process")
+        if self.cpus <= 0 or self.failures < 0 or (self.threads is not None and self.threads < 1):
+            raise Refusal(
+                "workers.cpus must be above 0, workers.threads at least 1 and workers.failures at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes to training pictures, another at each look; needs pictures, so the encoder runs at every step."""
+
+    crop: float = 0.0
+    """Most that is cut off, as a share of each side; the rest is brought back to size."""
+    flip: bool = False
+    """Mirror every other picture. Off, since captions name sides."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crop < 1:
+            raise Refusal(f"augmentation.crop is {self.crop}: give a share from 0 to below 1")
+
+    @property
+    def on(self) -> bool:
+        return self.flip or self.crop > 0
+
+
+@dataclass(frozen=True)
+class Train:
+    """One training run."""
+
+    out: str = "run"
+    """Folder of the run: captioner, metrics, curve, checkpoints. The same command goes on where it stopped."""
+    fresh: bool = False
+    """Start over, deleting the run that is in `out`."""
+    features: str = ""
+    """A feature table that `raycap extract` made; empty: made from the source, and found again by later runs."""
+    cache: str = ""
+    """Folder for made features and unpacked rows, which all machines share; empty: ~/.cache/raycap."""
+    start_from: str = ""
+    """A captioner folder whose words and weights to start from."""
+    training_splits: tuple[str, ...] = ("train",)
+    """Splits to learn from (COCO by Karpathy's splits: train and restval)."""
+    validation_split: str = "dev"
+    """Split to judge each epoch by."""
+    epochs: int = 20
+    """Looks at every picture with all its captions, by cross-entropy."""
+    batch: int = 32
+    """Pictures of one step, each with all its captions, over all workers together."""
+    lr: float = 5e-4
+    """Learning rate of the decoder."""
+    embedding_lr: float | None = None
+    """Learning rate of the words' vectors; none: the decoder's."""
+    encoder_lr: float = 1e-5
+    """Learning rate of the encoder, where it is trainable."""
+    seed: int = 0
+    """Starts every draw: weights, order, dropout, samples."""
+    precision: PrecisionName = "auto"
+    """Numbers of the arithmetic: auto takes what the device has in hardware."""
+    checkpoint_minutes: float = 0.0
+    """Save within an epoch too, when so many minutes have passed since the last save; 0 only after epochs."""
+    log_steps: int = 50
+    """A line in metrics.jsonl every so many steps."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where figures go besides metrics.jsonl; mlflow and wandb need the extras of that name."""
+    data_name: str = ""
+    """What the model card calls the data."""
+    data_licence: str = ""
+    """What the model card says of the data's licence."""
+    objective: Objective = field(default_factory=Objective)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    schedule: Schedule = field(default_factory=Schedule)
+    validation: Validation = field(default_factory=Validation)
+    self_critical: SelfCritical = field(default_factory=SelfCritical)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    workers: Workers = field(default_factory=Workers)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.epochs + self.self_critical.epochs < 1:
+            raise Refusal(f"train.epochs is {self.epochs}: give at least 1, or self_critical.epochs and start_from")
+        if self.epochs == 0 and not self.start_from:
+            raise Refusal("train.epochs is 0, and self-critical training needs a captioner: give train.start_from")
+        if self.batch < 1:
+            raise Refusal(f"train.batch is {self.batch}: give at least 1 picture")
+        for name in ("lr", "encoder_lr", "embedding_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not (math.isfinite(rate) and rate > 0):
+                raise Refusal(
+                    f"train.{name} is {rate}: give more than 0; what must not learn is frozen by its part"
+                )
+        if self.log_steps < 1 or self.checkpoint_minutes < 0:
+            raise Refusal("train.log_steps must be at least 1 and train.checkpoint_minutes at least 0")
+        if not self.training_splits or not self.validation_split:
+            raise Refusal("train.training_splits and train.validation_split must name splits")
+        if self.validation_split in self.training_splits:
+            raise Refusal(f"the split {self.validation_split} is to be learned from and judged by: choose one")
+        if self.workers.count and self.batch < self.workers.count:
+            raise Refusal(f"train.batch is {self.batch}: {self.workers.count} workers need a picture each")

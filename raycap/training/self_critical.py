@@ -1,0 +1,81 @@
+"""Self-critical training: draw captions, reward them by the metric, push up those that beat their like."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raycap.decoders.decoder import Decoder, Tensors
+from raycap.metrics import CiderReward
+from raycap.search import Sample
+from raycap.training import SelfCritical
+from raycap.training.batches import Lesson
+from raycap.training.bleu_reward import BleuReward
+from raycap.training.objective import before
+from raycap.vocabulary import PAD, START, UNK
+
+
+class Critic:
+    """Rewards of drawn captions by the references of the training pictures, `<end>` counted everywhere: without it
+    a captioner learns to stop in mid-sentence."""
+
+    def __init__(self, lesson: Lesson, options: SelfCritical) -> None:
+        self.options = options
+        self._places = np.sort(lesson.places)
+        references = [[caption.tolist() for caption in lesson.captions(place)] for place in self._places]
+        self._cider = CiderReward(references)
+        self._bleu = BleuReward(references) if options.bleu_4 else None
+
+    def rewards(self, captions: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """[B, K] of captions [B, K, T], of the pictures at `places` [B] in the store."""
+        pictures = np.repeat(np.searchsorted(self._places, places), captions.shape[1])
+        flat = captions.reshape(-1, captions.shape[2])
+        rewards = self._cider(flat, pictures)
+        if self._bleu is not None:
+            share = self.options.bleu_4
+            rewards = (1 - share) * rewards + share * 10 * self._bleu(flat, pictures)
+        return rewards.reshape(captions.shape[:2])
+
+    def draw(self, decoder: Decoder, memory: Tensors, seeds: Sequence[int]) -> Tensor:
+        """Captions [B, K, T] with their `<end>`, then PAD."""
+        options = Sample(samples=self.options.samples, max_length=self.options.max_length)
+        words = options.search(decoder, memory, seeds=seeds).words
+        return words[..., : int((words != PAD).any(0).any(0).sum())]
+
+
+def advantages(rewards: np.ndarray) -> np.ndarray:
+    """How much better each of [B, K] is than the mean of the picture's others."""
+    others: np.ndarray = (rewards.sum(1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+    better: np.ndarray = rewards - others
+    return better
+
+
+def likelihood(decoder: Decoder, memory: Tensors, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-probability of each drawn word [N] of captions [B, K, T] under the search that drew it, and a mask
+    [B, K, T] of where they stand."""
+    started = torch.cat([torch.full_like(drawn[..., :1], START), drawn], 2)
+    true = drawn != PAD
+    scores = decoder.scores(decoder.unroll(memory, before(started)).outputs[true]).float()  # [N, V]
+    # What the search never says takes no part, or its gradient would push at words that cannot be drawn.
+    scores = scores.index_fill(1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf)
+    return torch.log_softmax(scores, 1).gather(1, drawn[true].unsqueeze(1)).squeeze(1), true
+
+
+@contextlib.contextmanager
+def without_dropout(network: nn.Module) -> Iterator[None]:
+    """Training with every word as likely as when it was drawn. (Not `eval`: cuDNN's cells then refuse to learn.)"""
+    dropouts = [part for part in network.modules() if isinstance(part, nn.Dropout) and part.training]
+    cells = [(part, part.dropout) for part in network.modules() if isinstance(part, nn.RNNBase)]
+    for part in dropouts:
+        part.eval()
+    for cell, _ in cells:
+        cell.dropout = 0.0
+    try:
+        yield
+    finally:
+        for part in dropouts:
+            part.train()
+        for cell, share in cells:
+            cell.dropout = share

@@ -1,0 +1,161 @@
+"""Pictures to learn from, as rows of one size in one local file, so that any row can be read at any moment.
+
+Tables come as Parquet, which is read in runs of rows; a shuffled epoch wants single rows. Each machine unpacks a
+table once. The file is mapped, not loaded: memory stays flat, and what the page cache can hold is read once.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raycap.refusal import Refusal
+from raycap.runs import write_json
+from raycap.tables import SUCCESS
+
+ROWS, CAPTIONS, FORM = "rows.bin", "captions.parquet", "form.json"
+ROWS_AT_ONCE = 128
+CAPTION_COLUMNS = ["key", "split", "references"]
+
+
+@dataclass(frozen=True)
+class Store:
+    """An unpacked table. A row is a picture's features [P + 1, D] in float16, the vector below the grid, or its
+    pixels [S, S, 3] in uint8."""
+
+    rows: np.ndarray  # [N, ...], mapped
+    keys: list[str]
+    splits: list[str]
+    references: list[list[str]]
+
+    @property
+    def holds_pixels(self) -> bool:
+        return self.rows.dtype == np.uint8
+
+    def of(self, *splits: str) -> np.ndarray:
+        """The places of the pictures of these splits that have a caption."""
+        wanted = set(splits)
+        return np.array(
+            [
+                place
+                for place, (split, references) in enumerate(zip(self.splits, self.references, strict=True))
+                if split in wanted and references
+            ],
+            np.int64,
+        )
+
+
+def cache_folder(given: str) -> Path:
+    """Where made and unpacked features are kept on this machine."""
+    if given:
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raycap"
+
+
+def unpacked(table: str, cache: Path) -> Store:
+    """The rows of the table at `table` (a path or URI), unpacked on this machine now or by an earlier run."""
+    files = _parts(table)
+    told = json.dumps([str(table), *files], default=str)
+    folder = cache / "rows" / hashlib.sha256(told.encode()).hexdigest()[:16]
+    if not (folder / FORM).exists():
+        beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.part")
+        try:
+            _unpack(table, [name for name, *_ in files], beside)
+            with contextlib.suppress(OSError):  # another run was quicker, with the same rows
+                beside.rename(folder)
+        except OSError as error:
+            raise Refusal(f"cannot unpack {table} into {cache} (train.cache): {error}") from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    return _opened(folder)
+
+
+def table_form(table: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of what a row holds: of `grid` and `vector`, or of `pixels`."""
+    with _open(_parts(table)[0][0], table) as file:
+        schema = pq.read_schema(file)
+    form = {
+        name: tuple(schema.field(name).type.shape) for name in ("grid", "vector", "pixels") if name in schema.names
+    }
+    if not form:
+        raise Refusal(f"{table} is no feature table: it has no column `grid`; make one with `raycap extract`")
+    return form
+
+
+def tables(table: str, columns: list[str]) -> Iterator[pa.Table]:
+    """The readable rows of a feature table, some at a time, in their order."""
+    for name, *_ in _parts(table):
+        with _open(name, table) as file:
+            parquet = pq.ParquetFile(file)
+            missing = [column for column in columns if column not in parquet.schema_arrow.names]
+            if missing:
+                raise Refusal(f"{name} lacks {', '.join(missing)}: it is no table that `raycap extract` made")
+            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*columns, "status"]):
+                whole = pa.Table.from_batches([batch])
+                yield whole.filter(pc.equal(whole["status"], SUCCESS))
+
+
+def _parts(table: str) -> list[tuple[str, int, Any]]:
+    """The table's Parquet files in order, each with its size and time."""
+    try:
+        files, root = fsspec.core.url_to_fs(table)
+        found = [files.info(name) for name in sorted(files.glob(f"{root.rstrip('/')}/*.parquet"))]
+    except (OSError, ValueError, ImportError) as error:
+        raise Refusal(f"cannot read the feature table {table}: {error}") from error
+    if not found:
+        raise Refusal(f"there is no feature table at {table}: no *.parquet in it; make one with `raycap extract`")
+    return [
+        (files.unstrip_protocol(one["name"]), one["size"], one.get("mtime") or one.get("ETag")) for one in found
+    ]
+
+
+@contextlib.contextmanager
+def _open(name: str, table: str) -> Iterator[Any]:
+    try:
+        with fsspec.open(name, "rb") as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        raise Refusal(f"{name} of the table {table} cannot be read: {error}") from error
+
+
+def _unpack(table: str, names: list[str], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    parts = list(table_form(table))
+    captions, form = [], None
+    with (folder / ROWS).open("wb") as out:
+        for piece in tables(table, [*CAPTION_COLUMNS, *parts]):
+            if len(piece):
+                rows = _rows(piece, parts)
+                rows.tofile(out)
+                form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
+                captions.append(piece.select(CAPTION_COLUMNS))
+    if form is None:
+        raise Refusal(f"{table} holds no readable picture")
+    pq.write_table(pa.concat_tables(captions), folder / CAPTIONS)
+    write_json(folder / FORM, form)
+
+
+def _rows(piece: pa.Table, parts: list[str]) -> np.ndarray:
+    """[n, P + 1, D] from a grid and a vector, or [n, S, S, 3]."""
+    arrays = [piece[name].combine_chunks().to_numpy_ndarray() for name in parts]
+    return arrays[0] if len(arrays) == 1 else np.concatenate([arrays[0], arrays[1][:, None]], axis=1)
+
+
+def _opened(folder: Path) -> Store:
+    form = json.loads((folder / FORM).read_text(encoding="utf-8"))
+    captions = pq.read_table(folder / CAPTIONS)
+    shape = (len(captions), *form["shape"])
+    rows = np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape)
+    return Store(rows, *(captions[name].to_pylist() for name in CAPTION_COLUMNS))

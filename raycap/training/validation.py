@@ -1,0 +1,90 @@
+"""How good the captioner is after an epoch: loss and accuracy by the true words, captions by the metrics."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from raycap.decoders.decoder import Tensors
+from raycap.metrics import METRICS, Corpus
+from raycap.precision import Precision
+from raycap.search import SearchChoice
+from raycap.training import Objective
+from raycap.training.batches import Lesson, in_batches, read_ahead
+from raycap.training.group import Group
+from raycap.training.material import Material
+from raycap.training.network import Network
+from raycap.training.objective import sums
+from raycap.vocabulary import Vocabulary
+
+JUDGES = ("bleu", "rouge_l", "cider_d", "health")
+REPORTED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "cut_off", "distinct")
+LOWER_IS_BETTER = {"loss"}
+
+
+class Told(NamedTuple):
+    """A picture's caption, by its place in the store."""
+
+    place: int
+    caption: str
+
+
+@torch.no_grad()
+def validate(
+    network: Network, lesson: Lesson, material: Material, precision: Precision, group: Group
+) -> dict[str, Any]:
+    """Scores over all processes' pictures, and some samples; the same answer in each process."""
+    options, search = material.options.validation, material.plan.search
+    network.eval()
+    counts = torch.zeros(4, device=precision.device)
+    told: list[Told] = []
+    for batch in read_ahead(in_batches(lesson.places, options.batch, group.rank, group.size), lesson.batch):
+        batch = batch.to(precision.device)
+        with precision.autocast():
+            memory = network.remember(batch.pictures)
+            counts += sums(network.decoder, memory, batch.words, Objective(label_smoothing=0.0)).counts
+            told += tell(network, memory, batch.places, material.vocabulary, search)
+    network.train()
+    surprise, right, words, _ = group.add(counts).tolist()
+    told = sorted(group.collect(told))
+    return {
+        "validation_loss": surprise / words,
+        "perplexity": float(np.exp(surprise / words)),
+        "accuracy": right / words,
+        **scored(lesson, told),
+        "samples": shown(lesson, [one for one in told if one.place in spread(lesson.places, options.samples)]),
+    }
+
+
+def tell(
+    network: Network, memory: Tensors, places: np.ndarray, vocabulary: Vocabulary, search: SearchChoice
+) -> list[Told]:
+    """The captions of pictures that are remembered."""
+    found = search.search(network.decoder, memory).words[:, 0].tolist()
+    return [Told(int(place), vocabulary.decode(words)) for place, words in zip(places, found, strict=True)]
+
+
+def spread(places: np.ndarray, count: int) -> np.ndarray:
+    """A few of `places`, always the same."""
+    chosen: np.ndarray = places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)]
+    return chosen
+
+
+def scored(lesson: Lesson, told: list[Told]) -> dict[str, float]:
+    """The captions' scores."""
+    corpus = Corpus([one.caption for one in told], [lesson.store.references[one.place] for one in told])
+    answers = {answer.name: answer.score for judge in JUDGES for answer in METRICS[judge]().judge(corpus)}
+    return {name: answers[name] for name in REPORTED}
+
+
+def shown(lesson: Lesson, told: list[Told]) -> list[dict[str, str]]:
+    """Captions for people to read, each beside a reference."""
+    keys, references = lesson.store.keys, lesson.store.references
+    return [{"key": keys[one.place], "caption": one.caption, "reference": references[one.place][0]} for one in told]
+
+
+def better(measure: str, score: float, than: float | None) -> bool:
+    """Whether a score is better than the best so far."""
+    if than is None:
+        return True
+    return score < than if measure in LOWER_IS_BETTER else score > than

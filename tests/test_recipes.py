@@ -1,0 +1,163 @@
+"""Every file in configs/ trains: on a few made pictures, with random weights in place of downloaded ones."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+
+from raycap.captioner import Captioner
+from raycap.cli import main
+from raycap.config import load
+from raycap.refusal import Refusal
+from raycap.training.journal import epochs
+
+pytestmark = pytest.mark.ray
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
+PICTURES = 24
+HALVES = ["--source.fractions", "0.5", "0.5", "0"]
+# Each file, the run in it, the form of data that it expects, and what else a small trial changes.
+TRIALS = [
+    ("smoke", "", "", ["--source.count", "40"]),
+    ("flickr8k", "", "flickr", ["--self-critical.epochs", "1"]),
+    ("flickr30k", "", "flickr", ["--self-critical.epochs", "0", *HALVES]),
+    ("coco", "", "karpathy", ["--self-critical.epochs", "0", "--decoder.hidden-width", "64"]),
+    ("recipe-resnet50-gru-glove", "fine_tuned", "flickr", []),
+    ("recipe-resnet50-gru-glove", "not_fine_tuned", "flickr", []),
+    ("recipe-resnet50-bahdanau-gru-coco", "", "coco", []),
+    ("recipe-resnet50-lstm-flickr8k", "", "flickr", ["--validation.samples-every", "2"]),
+    ("recipe-resnet50-attention-lstm-flickr30k", "", "flickr", HALVES),
+    ("recipe-resnet101-attention-lstm-flickr8k", "", "flickr", []),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same pictures and captions as Flickr8k, COCO and Karpathy's splits have them, and GloVe vectors."""
+    root = tmp_path_factory.mktemp("data")
+    captions: dict[str, list[str]] = {}
+    for folder in ("flickr/Images", "coco/train2017", "coco/val2017", "karpathy/images"):
+        (root / folder).mkdir(parents=True)
+    for number in range(PICTURES):
+        name, colour = f"{number:06}.jpg", list(COLOURS)[number % 4]
+        captions[name] = [f"a {colour} wall .", f"The wall is painted in {colour} .", f"one {colour} wall"] * 2
+        split = "val2017" if number % 4 == number // 4 % 4 else "train2017"
+        for folder in ("flickr/Images", f"coco/{split}", "karpathy/images"):
+            Image.new("RGB", (80, 60), COLOURS[colour]).save(root / folder / name)
+    lines = [f"{name}#{place}\t{text}\n" for name, texts in captions.items() for place, text in enumerate(texts)]
+    (root / "flickr/Flickr8k.token.txt").write_text("".join(lines))
+    _write_coco(root / "coco", captions)
+    _write_karpathy(root / "karpathy", captions)
+    words = {word for texts in captions.values() for text in texts for word in text.lower().split()}
+    chance = np.random.default_rng(0)
+    vectors = [
+        f"{word} {' '.join(f'{value:.4f}' for value in chance.normal(size=100))}\n" for word in sorted(words)
+    ]
+    (root / "glove.txt").write_text("".join(vectors))
+    return root
+
+
+def _write_coco(root: Path, captions: dict[str, list[str]]) -> None:
+    (root / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        names = sorted(path.name for path in (root / split).iterdir())
+        data = {
+            "images": [{"id": int(Path(name).stem), "file_name": name} for name in names],
+            "annotations": [
+                {"id": 10 * int(Path(name).stem) + place, "image_id": int(Path(name).stem), "caption": text}
+                for name in names
+                for place, text in enumerate(captions[name])
+            ],
+        }
+        (root / "annotations" / f"captions_{split}.json").write_text(json.dumps(data))
+
+
+def _write_karpathy(root: Path, captions: dict[str, list[str]]) -> None:
+    splits = ["train", "restval", "val", "test"]
+    images: list[dict[str, Any]] = [
+        {
+            "filename": name,
+            "imgid": number,
+            "split": splits[number % 4] if number > 3 else "train",
+            "sentences": [{"raw": text, "tokens": text.split()} for text in texts],
+        }
+        for number, (name, texts) in enumerate(captions.items())
+    ]
+    (root / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
+
+
+@pytest.mark.parametrize(
+    "name, run, form, changes", TRIALS, ids=[f"{name} {run}".strip() for name, run, *_ in TRIALS]
+)
+def test_it_trains(name: str, run: str, form: str, changes: list[str], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--config", str(CONFIGS / f"{name}.yaml"), "--out", str(out), *changes]
+    arguments += [
+        "--epochs",
+        "2",
+        "--batch",
+        "8",
+        "--trackers",
+        "tensorboard",
+        "--workers.count",
+        "0",
+        "--schedule.warmup",
+        "0",
+    ]
+    # One folder for all: the recipes that look at the same pictures with the same encoder find them made.
+    arguments += ["--cache", str(data / "cache")]
+    if run:
+        arguments += ["--run", run]
+    if form:
+        where = data / form / "dataset_coco.json" if form == "karpathy" else data / form
+        arguments[1:1] = [str(where)]
+        arguments += ["--encoder.weights", "random", "--encoder.size", "32", "--vocabulary.min-count", "1"]
+    if "glove" in name:
+        arguments += ["--vocabulary.glove", str(data / "glove.txt")]
+    assert main(arguments) == 0
+    curve = epochs(out / "metrics.jsonl")
+    assert curve[1]["training_loss"] < curve[0]["training_loss"]
+    assert {path.name for path in out.iterdir()} >= {"captioner", "facts.json", "learning_curve.png", "tensorboard"}
+    captioner = Captioner.load(out / "captioner")
+    [caption] = captioner.caption([Image.new("RGB", (80, 60), COLOURS["red"])])
+    assert caption.succeeded
+    trained = "encoder.trunk.layers.layer4.0.conv1.weight" in _names(out / "captioner")
+    assert trained == (run == "fine_tuned")
+
+
+def _names(captioner: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(captioner / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+def test_each_config_is_tried() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {name for name, *_ in TRIALS}
+
+
+def test_a_file_with_several_runs_wants_one_named() -> None:
+    path = str(CONFIGS / "recipe-resnet50-gru-glove.yaml")
+    with pytest.raises(Refusal, match=r"fine_tuned, not_fine_tuned.*--run"):
+        load(path)
+    with pytest.raises(Refusal, match="did you mean 'fine_tuned'"):
+        load(path, "fine_tune")
+    with pytest.raises(Refusal, match="only one run"):
+        load(str(CONFIGS / "smoke.yaml"), "any")
+    fine, frozen = load(path, "fine_tuned"), load(path, "not_fine_tuned")
+    assert (fine.encoder.trainable, frozen.encoder.trainable) == ("last", "none")
+    assert (fine.decoder.embedding_trainable, frozen.decoder.embedding_trainable) == (True, False)
+    assert fine.vocabulary == frozen.vocabulary

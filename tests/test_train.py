@@ -1,0 +1,263 @@
+"""`raycap train` on a real Ray: many workers do what one does, and whatever is killed, the same command goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from lessons import features, write
+
+from raycap.captioner import Captioner
+from raycap.cli import main
+from raycap.training.journal import epochs, lines
+
+pytestmark = pytest.mark.ray
+
+DECODER = (
+    "{kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16, projection_width: 16, "
+    "output_dropout: 0.0}"
+)
+CONFIG = """
+encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
+decoder: %s
+search: {kind: greedy, max_length: 12}
+vocabulary: {min_count: 1}
+train:
+  epochs: 3
+  batch: 8
+  lr: 0.02
+  schedule: {warmup: 2}
+  precision: fp32
+  log_steps: 1
+  trackers: []
+"""
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("tables") / "table", features(48))
+
+
+@pytest.fixture
+def config(tmp_path: Path, table: str) -> Path:
+    file = tmp_path / "run.yaml"
+    cache = f"  features: {table}\n  cache: {tmp_path / 'cache'}\n"
+    file.write_text(CONFIG % DECODER + cache)
+    return file
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+
+
+def curve(out: Path) -> list[dict[str, Any]]:
+    """The epochs of a run, without its times."""
+    return [
+        {name: value for name, value in line.items() if "seconds" not in name and name != "samples"}
+        for line in epochs(out / "metrics.jsonl")
+    ]
+
+
+def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
+    """Whether losses agree to a thousandth, which is what other orders of adding float32 numbers leave."""
+    names = ("training_loss", "validation_loss")
+    return [one["epoch"] for one in ours] == [one["epoch"] for one in theirs] and all(
+        one[name] == pytest.approx(other[name], rel=1e-3)
+        for one, other in zip(ours, theirs, strict=True)
+        for name in names
+    )
+
+
+# ------------------------------------------------------------------------------------------- without Ray's workers
+
+
+def test_in_this_process_and_from_the_command_line(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--config", str(config), "--out", str(out), "--workers.count", "0"]) == 0
+    facts = json.loads((out / "facts.json").read_text())
+    assert facts["epochs"] == 3 == len(curve(out))
+    assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    captioner = Captioner.load(out / "captioner")
+    assert captioner.facts["training"]["epoch"] == facts["kept"]["epoch"]
+
+
+def test_a_finished_run_says_so_and_does_nothing(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
+    assert main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*") if "lease" not in path.name}
+    assert main(arguments) == 0
+    assert "finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_another_run_in_the_same_folder_is_refused_and_fresh_starts_over(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--lr", "0.01"]) == 2
+    assert "train.lr was 0.02, now 0.01" in capsys.readouterr().err
+    assert main([*arguments, "--lr", "0.01", "--epochs", "1", "--fresh"]) == 0
+    assert len(curve(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--validation-split", "test"], ["test", "dev: "]),
+        (["--training-splits", "trian"], ["trian", "train: "]),
+        (["--features", "no-such-folder"], ["no-such-folder", "raycap extract"]),
+        (["--vocabulary.min-count", "999"], ["999", "min_count"]),
+        (["--encoder.patch", "8"], ["another encoder"]),
+        (["--vocabulary.glove", "no-such.txt"], ["no-such.txt"]),
+        (["--augmentation.flip"], ["augmentation", "source"]),
+        (["--out", "s3://bucket/run"], ["s3://bucket/run"]),
+        (["--start-from", "no-such-captioner"], ["no-such-captioner"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_started(
+    flags: list[str], words: list[str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["--out", str(tmp_path / "run"), "--workers.count", "0"]
+    assert main(["train", "--config", str(config), *usual, *flags]) == 2
+    shown = capsys.readouterr().err
+    for word in words:
+        assert word in shown
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
+    assert main([*arguments, "--validation-split", "devv"]) == 2
+    assert main([*arguments, "--epochs", "1"]) == 0
+
+
+# ------------------------------------------------------------------------------------------- killed for real
+
+
+def start(config: Path, out: Path, *flags: str) -> "subprocess.Popen[bytes]":
+    """The command as a person starts it, in a session of its own."""
+    command = [sys.executable, "-m", "raycap", "train", "--config", str(config), "--out", str(out), *flags]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload,no-any-return]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def steps(out: Path) -> int:
+    return max((line["step"] for line in lines(out / "metrics.jsonl")), default=0)
+
+
+def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(config: Path, tmp_path: Path) -> None:
+    here = ["--workers.count", "0", "--epochs", "60", "--validation.best-by", "loss"]
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole"), *here]) == 0
+    out, killed = tmp_path / "killed", 0
+    for _ in range(3):
+        process, before = start(config, out, *here), steps(out)
+        wait_for(lambda before=before, process=process: steps(out) >= before + 25 or process.poll() is not None)  # type: ignore[misc]
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed
+    assert main(["train", "--config", str(config), "--out", str(out), *here]) == 0
+    assert curve(out) == curve(tmp_path / "whole")
+    weights = [(folder / "captioner" / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_ctrl_c_saves_in_the_middle_of_an_epoch(workers: str, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(config, out, "--workers.count", workers, "--epochs", "400", "--batch", "2")
+    wait_for(lambda: steps(out) >= 30)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    state = json.loads(sorted((out / "checkpoints").iterdir())[-1].joinpath("state.json").read_text())
+    assert state["place"]["step"] >= 30
+    assert not (out / "facts.json").exists() and not (out / "stop").exists()
+
+
+# ------------------------------------------------------------------------------------------- on Ray's workers
+
+
+def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: None) -> None:
+    curves = []
+    for count in ("0", "2"):
+        out = tmp_path / count
+        assert main(["train", "--config", str(config), "--out", str(out), "--workers.count", count]) == 0
+        curves.append(curve(out))
+    assert close(*curves)
+    assert not (tmp_path / "2" / "_ray").exists()
+
+
+def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(config: Path, tmp_path: Path, one_ray: None) -> None:
+    usual = ["train", "--config", str(config), "--epochs", "40", "--validation.best-by", "loss"]
+    assert main([*usual, "--out", str(tmp_path / "whole"), "--workers.count", "0"]) == 0
+    out = tmp_path / "killed"
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: steps(out) >= 20)
+        killed.append(_one_worker())
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert main([*usual, "--out", str(out), "--workers.count", "2"]) == 0
+    killer.join()
+    assert killed
+    assert close(curve(out), curve(tmp_path / "whole"))
+
+
+def _one_worker() -> int:
+    """The process number of a worker that trains."""
+    names = {
+        int(folder.name): folder.joinpath("cmdline").read_bytes()
+        for folder in Path("/proc").iterdir()
+        if folder.name.isdigit() and folder.joinpath("cmdline").exists()
+    }
+    ours = set(_children(os.getpid()))
+    return next(pid for pid, name in names.items() if name.startswith(b"ray::RayTrainWorker") and pid in ours)
+
+
+def _children(pid: int) -> Iterator[int]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                yield int(folder.name)
+                yield from _children(int(folder.name))
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(
+    config: Path, tmp_path: Path, one_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
+    assert main([*usual, "--workers.count", "8", "--workers.cpus", "2"]) == 2
+    assert "8 workers with 2.0 processors each" in capsys.readouterr().err
+    if not ray.cluster_resources().get("GPU"):
+        assert main([*usual, "--workers.gpu", "True"]) == 2
+        assert "GPU" in capsys.readouterr().err

@@ -1,0 +1,461 @@
+"""The room where captioners learn, without Ray: what is counted, what is drawn, what a run goes on from."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lessons import POSITIONS, WIDTH, features, write
+
+from raycap.captioner import Plan
+from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
+from raycap.decoders.decoder import Decoder
+from raycap.encoders import Pixels
+from raycap.precision import derive
+from raycap.refusal import Refusal
+from raycap.search import Beam, Greedy, Sample
+from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train, Validation, Workers, checkpoint
+from raycap.training.batches import Lesson, read_ahead
+from raycap.training.group import Group
+from raycap.training.journal import epochs, lines
+from raycap.training.material import Material
+from raycap.training.movement import Average, Pace
+from raycap.training.network import Network
+from raycap.training.objective import before, sums, unevenness, words_read
+from raycap.training.run import STOP, Run
+from raycap.training.self_critical import Critic, advantages, likelihood, without_dropout
+from raycap.training.store import Store, unpacked
+from raycap.training.trackers import open_tracker
+from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, Words
+
+SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
+DECODER_CHOICES = [
+    Recurrent(**SMALL, attention_width=16),
+    Recurrent(**SMALL, cell="gru", attention="none", layers=2),
+    TopDown(**SMALL, attention_width=16, projection_width=16),
+    Transformer(**SMALL, layers=1, heads=2, layer_dropout=0.0),
+]
+CPU = derive("cpu", "fp32")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("tables")
+    return unpacked(write(folder / "table", features(48)), folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(store: Store) -> Vocabulary:
+    captions = [caption for references in store.references for caption in references]
+    return Vocabulary.build(captions, Words(min_count=1))
+
+
+def lesson(store: Store, vocabulary: Vocabulary, split: str = "train") -> Lesson:
+    return Lesson(store, store.of(split), vocabulary)
+
+
+def network(options: object, vocabulary: Vocabulary) -> Network:
+    torch.manual_seed(0)
+    return Network(options.build(len(vocabulary), POSITIONS, WIDTH), None)  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------------- rows and batches
+
+
+def test_a_store_holds_what_the_table_held(store: Store) -> None:
+    table = features(48)
+    assert store.keys == table["key"].to_pylist()
+    assert store.references == table["references"].to_pylist()
+    grids = table["grid"].combine_chunks().to_numpy_ndarray()
+    vectors = table["vector"].combine_chunks().to_numpy_ndarray()
+    assert np.array_equal(store.rows[:, :-1], grids)
+    assert np.array_equal(store.rows[:, -1], vectors)
+
+
+def test_a_table_is_unpacked_once_and_a_changed_one_anew(tmp_path: Path) -> None:
+    table, cache = write(tmp_path / "table", features(8)), tmp_path / "cache"
+    unpacked(table, cache)
+    [folder] = (cache / "rows").iterdir()
+    before_that = (folder / "rows.bin").stat().st_mtime_ns
+    unpacked(table, cache)
+    assert (folder / "rows.bin").stat().st_mtime_ns == before_that
+    shutil.rmtree(table)
+    write(Path(table), features(12))
+    assert len(unpacked(table, cache).keys) == 12
+
+
+def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Path) -> None:
+    table = features(12)
+    status = ["failed_to_decode" if number == 1 else "success" for number in range(12)]
+    table = table.set_column(table.column_names.index("status"), "status", [status])
+    references = [[] if number == 3 else own for number, own in enumerate(table["references"].to_pylist())]
+    table = table.set_column(table.column_names.index("references"), table.schema.field("references"), [references])
+    opened = unpacked(write(tmp_path / "table", table), tmp_path / "cache")
+    learned = {opened.keys[place] for place in opened.of("train", "dev")}
+    assert learned == set(table["key"].to_pylist()) - {"0001.png", "0003.png"}
+
+
+def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"no feature table.*raycap extract"):
+        unpacked(str(tmp_path), tmp_path / "cache")
+
+
+def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(store: Store, vocabulary: Vocabulary) -> None:
+    learned = lesson(store, vocabulary)
+    batch = learned.batch(learned.places[:5])
+    lengths = []
+    for row, place in enumerate(learned.places[:5]):
+        said = [vocabulary.decode(caption[1:]) for caption in batch.words[row].tolist() if caption[0] == START]
+        assert said == store.references[place]
+        lengths += [len(caption.split()) for caption in said]
+        assert torch.equal(batch.pictures[row], torch.from_numpy(np.array(store.rows[place])))
+    assert batch.words.shape[2] == max(lengths) + 2
+
+
+@settings(max_examples=20)
+@given(batch=st.integers(1, 50), ranks=st.integers(1, 4), epoch=st.integers(0, 3))
+def test_an_epoch_is_every_picture_once_however_many_share_it(
+    store: Store, vocabulary: Vocabulary, batch: int, ranks: int, epoch: int
+) -> None:
+    learned = lesson(store, vocabulary)
+    alone = learned.shares(epoch, 7, batch, 0, 1)
+    assert len(alone) == learned.steps(batch)
+    assert sorted(np.concatenate(alone)) == sorted(learned.places)
+    together = [learned.shares(epoch, 7, batch, rank, ranks) for rank in range(ranks)]
+    for step, whole in enumerate(alone):
+        assert sorted(np.concatenate([own[step] for own in together])) == sorted(whole)
+
+
+def test_each_epoch_has_another_order(store: Store, vocabulary: Vocabulary) -> None:
+    learned = lesson(store, vocabulary)
+    first, second, again = (np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in (0, 1, 0))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, again)
+
+
+def test_what_is_read_ahead_comes_in_order_and_errors_come_out() -> None:
+    assert list(read_ahead(range(9), lambda number: number * number)) == [number * number for number in range(9)]
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead([1, 0], lambda number: 1 / number))
+
+
+# ---------------------------------------------------------------------------------------------- the objective
+
+
+@pytest.mark.parametrize("options", DECODER_CHOICES, ids=lambda options: type(options).__name__)
+def test_the_loss_is_the_mean_over_true_words(options: object, store: Store, vocabulary: Vocabulary) -> None:
+    """Beside a plain loop over single captions, without padding."""
+    net, learned = network(options, vocabulary).eval(), lesson(store, vocabulary)
+    batch = learned.batch(learned.places[:6])
+    counted = sums(net.decoder, net.remember(batch.pictures), batch.words, Objective(label_smoothing=0.1))
+    surprise, smoothed, right, words = 0.0, 0.0, 0, 0
+    for row, place in enumerate(learned.places[:6]):
+        for caption in learned.captions(place):
+            numbers = torch.tensor(caption.tolist()).view(1, 1, -1)
+            scores, _ = net.decoder(net.remember(batch.pictures[row : row + 1]), numbers[..., :-1])
+            following = numbers[0, 0, 1:]
+            cross_entropy = torch.nn.functional.cross_entropy
+            scores = scores.detach()
+            surprise += float(cross_entropy(scores[0, 0], following, reduction="sum"))
+            smoothed += float(cross_entropy(scores[0, 0], following, reduction="sum", label_smoothing=0.1))
+            right += int((scores[0, 0].argmax(1) == following).sum())
+            words += len(following)
+    captions = sum(len(store.references[place]) for place in learned.places[:6])
+    assert counted.counts.tolist() == pytest.approx([surprise, right, words, captions], rel=1e-4)
+    assert counted.objective.item() == pytest.approx(smoothed, rel=1e-4)
+
+
+def test_padding_changes_neither_loss_nor_gradients(store: Store, vocabulary: Vocabulary) -> None:
+    options = Objective(label_smoothing=0.0, attention_penalty=1.0)
+    learned = lesson(store, vocabulary)
+    batch = learned.batch(learned.places[:4])
+    wider = torch.nn.functional.pad(batch.words, (0, 5, 0, 2), value=PAD)
+    gradients = []
+    for words in (batch.words, wider):
+        net = network(DECODER_CHOICES[0], vocabulary)
+        counted = sums(net.decoder, net.remember(batch.pictures), words, options)
+        (counted.objective + counted.penalty).backward()
+        gradients.append(
+            torch.cat([weight.grad.flatten() for weight in net.parameters() if weight.grad is not None])
+        )
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
+def test_attention_that_looks_once_at_each_place_has_no_penalty() -> None:
+    once = torch.eye(4).view(1, 1, 4, 4)  # four words, each at another place
+    true = torch.ones(1, 1, 4, dtype=torch.bool)
+    assert float(unevenness(once, true)) == 0
+    stuck = torch.zeros(1, 1, 4, 4)
+    stuck[..., 0] = 1
+    assert float(unevenness(stuck, true)) == pytest.approx((9 + 1 + 1 + 1) / 4)
+
+
+def test_words_are_read_up_to_the_last_and_never_the_end() -> None:
+    words = torch.tensor([[[START, 7, 8, END, PAD], [START, 7, 8, 9, END]]])
+    assert before(words).tolist() == [[[START, 7, 8, PAD], [START, 7, 8, 9]]]
+
+
+def test_scheduled_sampling_reads_true_words_own_words_or_some_of_both(
+    store: Store, vocabulary: Vocabulary
+) -> None:
+    net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), lesson(store, vocabulary)
+    batch = learned.batch(learned.places)
+    memory = net.remember(batch.pictures)
+    true = before(batch.words)
+    assert torch.equal(words_read(net.decoder, memory, batch.words, 0.0), true)
+    torch.manual_seed(0)
+    half, own = (words_read(net.decoder, memory, batch.words, chance) for chance in (0.5, 0.999))
+    inner = true[..., 1:] != PAD
+    shares = [float((read[..., 1:] != true[..., 1:])[inner].float().mean()) for read in (half, own)]
+    assert 0.2 < shares[0] < 0.6 < shares[1]
+    for read in (half, own):
+        assert torch.equal(read == PAD, true == PAD)
+        assert bool((read[..., 0] == true[..., 0]).all())
+
+
+# ---------------------------------------------------------------------------------------------- movement
+
+
+def test_rates_rise_then_fall_along_a_cosine() -> None:
+    pace = Pace(Schedule(warmup=10, floor=0.1), steps=110)
+    shares = [pace.share(step) for step in range(110)]
+    assert shares[:11] == sorted(shares[:11]) and shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[10] == pytest.approx(1.0) and shares[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_rates_fall_on_a_plateau_only() -> None:
+    pace = Pace(Schedule(kind="plateau", warmup=0, factor=0.5, patience=1), steps=100)
+    seen = []
+    for better in (True, False, False, True, False, False):
+        pace.judge(better)
+        seen.append(pace.share(50))
+    assert seen == [1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_an_average_is_what_it_says_and_swaps_back() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average = Average(layer, Optimiser(averaging=0.5))
+    expected = 0.0
+    for step in range(1, 5):
+        with torch.no_grad():
+            layer.weight.fill_(float(step))
+        average.follow()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    average.swap()
+    assert layer.weight.item() == pytest.approx(expected)
+    average.swap()
+    assert layer.weight.item() == 4
+
+
+# ---------------------------------------------------------------------------------------------- self-critical
+
+
+def test_advantages_sum_to_nothing_and_compare_with_the_others() -> None:
+    rewards = np.array([[1.0, 0.0, 0.5], [2.0, 2.0, 2.0]])
+    assert advantages(rewards)[0].tolist() == [0.75, -0.75, 0.0]
+    assert np.allclose(advantages(rewards).sum(1), 0)
+
+
+@pytest.mark.parametrize("options", DECODER_CHOICES, ids=lambda options: type(options).__name__)
+def test_drawn_words_are_as_likely_as_when_they_were_drawn(
+    options: object, store: Store, vocabulary: Vocabulary
+) -> None:
+    """Also with dropout in the options: what is learned from must be what was drawn from."""
+    options = dataclasses.replace(options, output_dropout=0.5, layer_dropout=0.3, grid_dropout=0.3)  # type: ignore[type-var]
+    net, learned = network(options, vocabulary).train(), lesson(store, vocabulary)
+    batch = learned.batch(learned.places[:6])
+    critic = Critic(learned, SelfCritical(samples=4, max_length=8))
+    with torch.no_grad(), without_dropout(net):
+        memory = net.remember(batch.pictures)
+        drawn = critic.draw(net.decoder, memory, list(range(6)))
+        found = Sample(samples=4, max_length=8).search(net.decoder, memory, seeds=list(range(6)))
+        likely, true = likelihood(net.decoder, memory, drawn)
+    assert not {START, UNK} & set(drawn.flatten().tolist())
+    total = torch.zeros(true.shape).masked_scatter_(true, likely).sum(2)
+    # The search gives the model's own probability, of which forbidden words have a share.
+    assert bool((total >= found.log_probability - 1e-4).all())
+    assert any(part.training for part in net.modules() if isinstance(part, torch.nn.Dropout))
+
+
+def test_a_reference_is_rewarded_most_and_a_cut_one_less(store: Store, vocabulary: Vocabulary) -> None:
+    learned = lesson(store, vocabulary)
+    place = next(int(place) for place in learned.places if len(store.references[place]) == 3)
+    true = learned.captions(place)[1].tolist()[1:]
+    captions = np.full((1, 3, len(true)), PAD)
+    captions[0, 0] = true
+    captions[0, 1, :-3] = true[:-3]
+    captions[0, 2, 0] = END
+    for bleu_4 in (0.0, 0.5, 1.0):
+        critic = Critic(learned, SelfCritical(bleu_4=bleu_4))
+        rewards = critic.rewards(captions, np.array([place]))[0]
+        assert rewards[0] > rewards[2] >= 0
+        if bleu_4 < 1:  # BLEU alone is content with words of one reference and the length of another
+            assert rewards[0] > rewards[1] > rewards[2]
+
+
+# ---------------------------------------------------------------------------------------------- whole runs
+
+
+def options(**changed: object) -> Train:
+    usual = {"epochs": 3, "batch": 8, "lr": 0.02, "schedule": Schedule(warmup=2), "log_steps": 2}
+    return Train(**{**usual, **changed})  # type: ignore[arg-type]
+
+
+def run(store: Store, vocabulary: Vocabulary, out: Path, train: Train, decoder: object = DECODER_CHOICES[2]) -> Run:
+    plan = Plan(encoder=Pixels(size=32, patch=16, frequencies=2), decoder=decoder, search=Greedy(max_length=12))  # type: ignore[arg-type]
+    out.mkdir(parents=True, exist_ok=True)
+    encoder = plan.encoder.build()
+    assert (encoder.positions, encoder.width) == (POSITIONS, WIDTH)
+    return Run(Material(plan, train, vocabulary, encoder, "a table"), out, store, CPU, Group())
+
+
+@pytest.mark.parametrize("decoder", DECODER_CHOICES, ids=lambda options: type(options).__name__)
+def test_every_decoder_learns_by_heart(
+    decoder: object, store: Store, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    train = options(epochs=30, objective=Objective(label_smoothing=0.0))
+    run(store, vocabulary, tmp_path, train, decoder).go()
+    curve = epochs(tmp_path / "metrics.jsonl")
+    assert len(curve) == 30
+    # Three captions of one picture begin alike: no captioner knows which is asked for.
+    assert curve[-1]["training_loss"] < 0.35 < 1.5 < curve[0]["training_loss"]
+    assert curve[-1]["cider_d"] > 4 > 1 > curve[0]["cider_d"]
+    assert (tmp_path / "captioner" / "config.json").exists()
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
+    store: Store, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """With everything that has a state: dropout, sampling, averaging, both phases, a plateau."""
+    decoder = dataclasses.replace(DECODER_CHOICES[2], output_dropout=0.3)
+    train = options(
+        epochs=2,
+        objective=Objective(scheduled_sampling=0.3),
+        optimiser=Optimiser(averaging=0.9, accumulate=2),
+        schedule=Schedule(kind="plateau", warmup=2, patience=0),
+        self_critical=SelfCritical(epochs=1, samples=2, max_length=8),
+    )
+    assert run(store, vocabulary, tmp_path / "whole", train, decoder).go()
+    for _ in range(40):
+        stopped = run(store, vocabulary, tmp_path / "pieces", train, decoder)
+        _stop_after(stopped, steps=2)
+        if stopped.go():
+            break
+        (tmp_path / "pieces" / STOP).unlink()
+    assert (tmp_path / "pieces" / "metrics.jsonl").exists()
+    whole, pieces = (
+        [_timeless(line) for line in epochs(tmp_path / name / "metrics.jsonl")] for name in ("whole", "pieces")
+    )
+    assert len(whole) == 3
+    assert pieces == whole
+    weights = [(tmp_path / name / "captioner" / "model.safetensors").read_bytes() for name in ("whole", "pieces")]
+    assert weights[0] == weights[1]
+
+
+def _stop_after(run: Run, steps: int) -> None:
+    """Ask the run to stop while it makes its `steps`-th step."""
+    original, left = run._parts, [steps]
+
+    def counted(share: np.ndarray) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            (run.out / STOP).touch()
+        return original(share)
+
+    run._parts = counted  # type: ignore[method-assign]
+
+
+def _timeless(line: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in line.items() if "seconds" not in name}
+
+
+def test_parts_of_a_batch_learn_what_the_batch_learns(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    losses = []
+    for accumulate in (1, 3):
+        train = options(epochs=2, optimiser=Optimiser(accumulate=accumulate))
+        run(store, vocabulary, tmp_path / str(accumulate), train).go()
+        curve = epochs(tmp_path / str(accumulate) / "metrics.jsonl")
+        losses.append([line[name] for line in curve for name in ("training_loss", "validation_loss")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_a_run(
+    store: Store, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    train = options(epochs=40, lr=0.05, validation=Validation(best_by="loss", patience=2))
+    run(store, vocabulary, tmp_path, train).go()
+    curve = epochs(tmp_path / "metrics.jsonl")
+    assert len(curve) < 40
+    best = min(curve, key=lambda line: line["validation_loss"])
+    assert best["epoch"] == len(curve) - 2
+    facts = json.loads((tmp_path / "captioner" / "config.json").read_text())["facts"]
+    assert facts["training"]["epoch"] == best["epoch"]
+
+
+def test_self_critical_training_raises_the_reward(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    critical = SelfCritical(epochs=12, lr=1e-2, samples=4, max_length=10)
+    train = options(epochs=10, validation=Validation(best_by="loss"), self_critical=critical)
+    run(store, vocabulary, tmp_path, train).go()
+    rewards = [line["reward"] for line in epochs(tmp_path / "metrics.jsonl") if line["phase"] == "self_critical"]
+    assert len(rewards) == 12
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
+
+
+def test_a_captioner_is_started_from(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    run(store, vocabulary, tmp_path / "first", options(epochs=6)).go()
+    captioner = str(tmp_path / "first" / "captioner")
+    train = options(epochs=0, start_from=captioner, self_critical=SelfCritical(epochs=1, max_length=8))
+    run(store, vocabulary, tmp_path / "second", train).go()
+    first, second = (epochs(tmp_path / name / "metrics.jsonl") for name in ("first", "second"))
+    assert [line["phase"] for line in second] == ["self_critical"]
+    assert second[0]["validation_loss"] < first[0]["validation_loss"] - 0.5
+
+
+def test_only_two_checkpoints_are_kept(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    run(store, vocabulary, tmp_path, options(epochs=4)).go()
+    kept = sorted(path.name for path in (tmp_path / checkpoint.FOLDER).iterdir())
+    last = lines(tmp_path / "metrics.jsonl")[-1]["step"]
+    assert len(kept) == 2 and kept[-1] == f"step-{last:09}"
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: Train(epochs=0), "start_from"),
+        (lambda: Train(batch=2, workers=Workers(count=3)), "3 workers"),
+        (lambda: Train(training_splits=("dev",)), "dev"),
+        (lambda: Train(lr=0.0), "lr"),
+        (lambda: SelfCritical(samples=1), "at least 2"),
+        (lambda: Objective(label_smoothing=1.0), "label_smoothing"),
+        (lambda: Optimiser(accumulate=0), "accumulate"),
+    ],
+)
+def test_impossible_options_are_refused(make: object, words: str) -> None:
+    with pytest.raises(Refusal, match=words):
+        make()  # type: ignore[operator]
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
+    with pytest.raises(Refusal, match=r"raycap\[wandb\]"):
+        open_tracker("wandb", tmp_path)
+
+
+def test_every_decoder_is_tried_here() -> None:
+    assert {type(options) for options in DECODER_CHOICES} == set(DECODERS.values())
+    assert all(
+        isinstance(network(options, Vocabulary.build(["a"], Words(min_count=1))).decoder, Decoder)
+        for options in DECODER_CHOICES
+    )
+    assert Beam().width  # the default search of a run
