@@ -1,0 +1,156 @@
+"""What a run costs that hardly computes: a million rows through a captioner that pretends, and sleeping actors.
+
+    python benchmarks/million.py [--rows 1000000] [--scaling]
+
+Prints the driver's memory while the table grows, rows per second of all the machinery around the model, how long a
+run takes that finds nothing to do, and (--scaling) how 1, 2 and 4 actors that only sleep share the work.
+"""
+
+import argparse
+import logging
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from raycap.bulk import Caption
+from raycap.config import Config
+from raycap.sources import Folder
+from raycap.sources.rows import Row, tables
+from raycap.stages.bulk.passes import perform
+from raycap.stages.bulk.publish import Parts
+from raycap.stages.bulk.shape import on_actors, shape
+from raycap.stages.bulk.todo import Todo
+from raycap.stages.bulk.work import Work
+from raycap.stages.pictures import manifest
+from raycap.stages.session import session
+from raycap.tables import CAPTIONS
+
+ROWS_IN_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A source of so many rows that lead nowhere."""
+
+    rows: int
+    path: str = "numbers"
+    trusted: bool = True
+    carried: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Nothing can be wrong with it."""
+
+    def tables(self) -> Iterator[pa.Table]:
+        names = (f"folder/{number:012d}.jpg" for number in range(self.rows))
+        return tables((Row(name, f"/nowhere/{name}") for name in names), lambda: "no rows")
+
+    def notes(self) -> Sequence[str]:
+        return ()
+
+
+class Pretends:
+    """An actor that says the same of every picture, after a rest."""
+
+    def __init__(self, rest: float) -> None:
+        self._rest = rest
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        time.sleep(self._rest)
+        said: dict[str, Any] = {
+            "caption": "a dog on grass",
+            "score": -1.0,
+            "status": "success",
+            "error_message": "",
+        }
+        said |= {"width": 1, "height": 1, "sha256": "", "alternatives": []}
+        for name, value in said.items():
+            table = table.append_column(name, pa.array([value] * len(table), CAPTIONS.field(name).type))
+        return table.drop_columns(["bytes", "split", "references"])
+
+
+def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> Work:
+    options = Caption(out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000, part_seconds=5)
+    source = Numbers(rows)
+
+    def stream(todo: Todo) -> Dataset:
+        return on_actors(manifest(todo, batch), Pretends, shape(options), batch, {"rest": rest})
+
+    config = replace(Config(), source=Folder("numbers"), caption=options)
+    parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})
+    return Work("caption", "captions", config, source, options, {"rows": "numbers"}, parts, stream)
+
+
+class Memory(threading.Thread):
+    """What this process holds, looked at each second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[int] = []
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.seen.append(pages * 4096 // 2**20)
+            time.sleep(1)
+
+
+def million(folder: Path, rows: int) -> None:
+    memory = Memory()
+    for count in (rows // 10, rows):
+        memory.seen.clear()
+        began = time.monotonic()
+        perform(work(folder / "out", count, ROWS_IN_BATCH, 1, 0.0), {})
+        took = time.monotonic() - began
+        print(
+            f"{count:,} rows in {took:.1f} s; driver {memory.seen[0]} MiB at first, {max(memory.seen)} MiB at most"
+        )
+    began = time.monotonic()
+    perform(work(folder / "out", rows, ROWS_IN_BATCH, 1, 0.0), {})
+    print(f"again, with nothing to do: {time.monotonic() - began:.1f} s")
+
+
+def scaling(folder: Path, rounds: int = 3) -> None:
+    """Batches of 16 that take 0.4 s each; the start of a run is taken off by a run of one batch for each actor."""
+    rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
+    for number in range(rounds):
+        for actors, found in rates.items():
+            seconds = []
+            for batches in (actors, 20 * actors):
+                began = time.monotonic()
+                perform(work(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4), {})
+                seconds.append(time.monotonic() - began)
+            found.append(16 * 19 * actors / (seconds[1] - seconds[0]))
+    one = statistics.median(rates[1])
+    for actors, found in rates.items():
+        rate = statistics.median(found)
+        print(f"{actors} sleeping actors: {rate:.1f} rows/s, efficiency {rate / one / actors:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--scaling", action="store_true")
+    chosen = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="raycap-million-"))
+    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        with session(Config().cluster):
+            scaling(folder) if chosen.scaling else million(folder, chosen.rows)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

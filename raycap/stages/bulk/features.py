@@ -1,0 +1,137 @@
+"""What training looks at, as tables: encoded pictures, or their pixels where the encoder itself is to learn."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray.data import Dataset
+
+from raycap import __version__
+from raycap.bulk import Extract
+from raycap.captioner.folder import digest_of
+from raycap.config import Config, part_to_plain
+from raycap.encoders.encoder import Encoder
+from raycap.images import Square
+from raycap.precision import derive
+from raycap.sources import Source
+from raycap.stages.bulk.publish import Parts
+from raycap.stages.bulk.shape import on_actors, pictures, shape
+from raycap.stages.bulk.todo import Todo
+from raycap.stages.bulk.work import Work, source_identity
+from raycap.tables import SUCCESS, features_schema
+
+
+def features_work(config: Config, source: Source, encoder: Encoder) -> Work:
+    """A grid and a vector for each picture."""
+    options, sha256 = config.extract, digest_of(encoder)
+    return Work(
+        act="extract",
+        table="features",
+        config=config,
+        source=source,
+        options=options,
+        identity={
+            **_seen(config, source),
+            "encoder": part_to_plain("encoder", config.encoder),
+            "encoder_sha256": sha256,
+        },
+        parts=Parts(
+            rows=options.part_rows,
+            seconds=options.part_seconds,
+            schema=features_schema(encoder.positions, encoder.width),
+            carry=(),
+            metadata={"raycap": __version__, "encoder_sha256": sha256},
+        ),
+        stream=lambda todo: _encoded(config, encoder, todo),
+    )
+
+
+def pixels_work(config: Config, source: Source, encoder: Encoder) -> Work:
+    """Each picture as it enters the encoder: read and resized once, for all epochs."""
+    options, square = config.extract, square_of(encoder)
+    return Work(
+        act="extract",
+        table="pixels",
+        config=config,
+        source=source,
+        options=options,
+        identity={**_seen(config, source), "square": dataclasses.asdict(square)},
+        parts=Parts(
+            rows=options.part_rows,
+            seconds=options.part_seconds,
+            schema=pixels_schema(square.size),
+            carry=(),
+            metadata={"raycap": __version__},
+        ),
+        stream=lambda todo: _pixels(config, square, todo),
+    )
+
+
+def pixels_schema(size: int) -> pa.Schema:
+    """One picture's pixels [S, S, 3], red, green, blue."""
+    names = ("key", "split", "references", "status", "error_message")
+    told = features_schema(1, 1)
+    return pa.schema(
+        [*(told.field(name) for name in names), ("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)))]
+    )
+
+
+def _seen(config: Config, source: Source) -> dict[str, Any]:
+    return {"source": source_identity(source), "reading": part_to_plain("reading", config.reading)}
+
+
+def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:
+    return pictures(todo, config, config.extract.batch, config.reading, square)
+
+
+def _encoded(config: Config, encoder: Encoder, todo: Todo) -> Dataset:
+    options, square = config.extract, square_of(encoder)
+    pool = shape(options)
+    rows = pictures(todo, config, options.batch, config.reading, square)
+    arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options}
+    return on_actors(rows, Encode, pool, options.batch, arguments)
+
+
+def square_of(encoder: Encoder) -> Square:
+    """What pictures must be to enter."""
+    return Square(encoder.size, encoder.resize, encoder.interpolation)
+
+
+class Encode:
+    """An actor: opened pictures in; out the same rows with grids and vectors instead of pixels."""
+
+    def __init__(self, encoder: Any, threads: int, options: Extract) -> None:
+        torch.set_num_threads(threads)  # Ray gives an actor one
+        whole: Encoder = ray.get(encoder)
+        self._encode = whole.for_inference(derive(options.device, options.precision))
+        self._batch = options.batch
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
+        readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
+        grids = np.zeros((len(table), self._encode.positions, self._encode.width), np.float16)
+        vectors = np.zeros((len(table), self._encode.width), np.float16)
+        for start in range(0, len(readable), self._batch):
+            rows = readable[start : start + self._batch]
+            grids[rows], vectors[rows] = self._features(pixels[rows])
+        table = table.drop_columns(["pixels"])
+        for name, column in (("grid", grids), ("vector", vectors)):
+            table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(column))
+        return table
+
+    def _features(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            squares = torch.from_numpy(padded(pixels, self._batch)).permute(0, 3, 1, 2)  # [B, 3, S, S]
+            features = self._encode(squares)
+        grid, vector = (part[: len(pixels)].to(torch.float16).cpu().numpy() for part in features)
+        return grid, vector
+
+
+def padded(pixels: np.ndarray, batch: int) -> np.ndarray:
+    """Black squares behind the pictures [R, S, S, 3], up to `batch`: arithmetic that rounds by the size of the
+    batch would let a picture's features depend on its company."""
+    missing = batch - len(pixels)
+    return np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)]) if missing > 0 else pixels

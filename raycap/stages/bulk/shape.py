@@ -1,0 +1,91 @@
+"""How many model actors, with how many threads, on which share of a GPU: derived from the cluster unless told."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from raycap.bulk import Bulk
+from raycap.config import Config
+from raycap.images import Reading, Square
+from raycap.refusal import Refusal
+from raycap.stages.bulk.todo import Todo
+from raycap.stages.pictures import manifest, opened
+
+# Of one actor without a GPU: torch, the weights and a batch.
+BYTES_OF_ACTOR = 2 * 2**30
+# An actor that dies is made again so often; then the pass ends and the next one begins with new actors.
+RESTARTS = 3
+# Rows that one task fetches from the web.
+WEB_ROWS = 256
+# A stream that stands still so long ends the pass, instead of hanging for ever. The slowest fetch is far below.
+SECONDS_WITHOUT_PROGRESS = 900
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The pool that an act runs its model on."""
+
+    actors: int
+    threads: int
+    gpus: float  # share of one GPU for each actor
+
+    def __str__(self) -> str:
+        gpu = f", {self.gpus:g} GPU each" if self.gpus else ", on the processor"
+        return f"{self.actors} model actor(s) with {self.threads} thread(s){gpu}"
+
+
+def shape(wanted: Bulk) -> Shape:
+    """As told, else: on GPUs as many actors as fit; without, one for each processor as far as memory goes.
+
+    Threads of one actor wait for each other, all the more while pictures are decoded on the same processors.
+    """
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, gpus = int(have.get("CPU", 0)), have.get("GPU", 0.0)
+    if not cpus:
+        raise Refusal("the cluster has no processor to offer: start Ray with at least one CPU")
+    share = wanted.gpus if wanted.gpus is not None else min(1.0, gpus)
+    if share > gpus:
+        raise Refusal(f"an actor shall have {share:g} GPU, and the cluster has {gpus:g}: give --gpus 0, or a GPU")
+    room = int(have.get("memory", 0) // BYTES_OF_ACTOR)
+    fit = int(gpus / share) if share else min(room, cpus // (wanted.threads or 1))
+    actors = wanted.actors or max(1, fit)
+    return Shape(actors, wanted.threads or max(1, cpus // actors), share)
+
+
+def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: dict[str, Any]) -> Dataset:
+    """Each batch through the model. Actors hold no logical processor, so that they can never wait for the tasks
+    that feed them, nor these for them, on one processor or on many; the system shares the real ones."""
+    sys.stderr.write(f"raycap: {pool}, batches of {batch}\n")
+    options: Callable[[], dict[str, Any]] = lambda: {  # noqa: E731 - Ray Data asks for a function
+        "max_restarts": RESTARTS,
+        "max_task_retries": RESTARTS,
+        "scheduling_strategy": "SPREAD",
+    }
+    # Ray is to drop this argument, and offers no other way to say it yet.
+    warnings.filterwarnings("ignore", message=r"[\s\S]*ray_remote_args_fn")
+    return rows.map_batches(
+        model,
+        batch_format="pyarrow",
+        batch_size=batch,
+        compute=ActorPoolStrategy(size=pool.actors),
+        fn_constructor_kwargs=arguments,
+        num_cpus=0,
+        num_gpus=pool.gpus,
+        ray_remote_args_fn=options,
+    )
+
+
+def pictures(todo: Todo, config: Config, batch: int, reading: Reading, square: Square) -> Dataset:
+    """Every row to do as an opened picture, in blocks that are whole batches of the model."""
+    # Addresses on the web are fetched more at a time, so that a slow one holds back fewer tasks.
+    rows_per_task = batch if todo.source.trusted else batch * max(1, WEB_ROWS // batch)
+    context = DataContext.get_current()
+    context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2  # twice what it takes: never cut in two
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = SECONDS_WITHOUT_PROGRESS
+    return opened(manifest(todo, rows_per_task), todo.source, config.fetch, reading, square, True, rows_per_task)

@@ -1,0 +1,375 @@
+"""`raycap caption` on a real Ray: a row for every picture, once, the same as the captioner says of it alone."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from hostile import hostile, write
+from PIL import Image
+from server import serving
+from small_captioner import photos, save_captioner
+
+from raycap.captioner import Captioner
+from raycap.cli import main
+from raycap.runs import Lease, RunFolder
+from raycap.tables import CAPTIONS
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "captioner"
+    save_captioner(path)
+    return path
+
+
+def caption(path: object, out: Path, model: Path, *flags: str) -> int:
+    small = ["--model", str(model), "--batch", "8", "--actors", "1"]
+    return main(["caption", str(path), "--out", str(out), *small, *flags])
+
+
+def rows(out: Path) -> dict[str, dict[str, Any]]:
+    table = pq.read_table(out / "captions")
+    assert table.schema.names[: len(CAPTIONS.names)] == CAPTIONS.names
+    assert table.select(CAPTIONS.names).schema.remove_metadata() == CAPTIONS
+    keys = table["key"].to_pylist()
+    assert len(set(keys)) == len(keys), "no key twice"
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) in ([], ["_lease.lock"])
+    return {row["key"]: row for row in table.to_pylist()}
+
+
+def said(out: Path) -> dict[str, str]:
+    return {key: row["caption"] for key, row in rows(out).items()}
+
+
+def facts(out: Path) -> dict[str, Any]:
+    return json.loads((out / "facts.json").read_text())
+
+
+def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: Path) -> None:
+    folder = photos(tmp_path / "photos", range(43))
+    assert caption(folder, tmp_path / "out", model) == 0
+    found = rows(tmp_path / "out")
+    assert sorted(found) == sorted(path.name for path in folder.iterdir())
+    assert len({row["caption"] for row in found.values()}) > 10, "captions differ, else this shows nothing"
+    captioner = Captioner.load(model)
+    for path in list(folder.iterdir())[::7]:
+        alone = captioner.caption([path])[0]
+        row = found[path.name]
+        assert (row["caption"], row["width"], row["height"]) == (alone.caption, alone.width, alone.height)
+        assert row["score"] == pytest.approx(alone.score, abs=1e-4)
+        assert row["uri"] == str(path) and len(row["sha256"]) == 64
+    metadata = pq.read_schema(next((tmp_path / "out" / "captions").iterdir())).metadata
+    assert metadata[b"captioner"].decode() == facts(tmp_path / "out")["identity"]["captioner"]
+
+
+def test_the_same_table_whatever_the_actors_and_the_parts(tmp_path: Path, model: Path) -> None:
+    folder = photos(tmp_path / "photos", range(30))
+    assert caption(folder, tmp_path / "one", model) == 0
+    assert caption(folder, tmp_path / "two", model, "--actors", "2", "--part-rows", "8", "--shuffle-seed", "3") == 0
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    for row in (*one.values(), *two.values()):
+        row["score"] = round(row["score"], 4)  # the last bits depend on what else is in a batch
+    assert one == two
+
+
+def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path, model: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(9)), tmp_path / "out"
+    assert caption(folder, out, model) == 0
+    before, written = rows(out), (out / "facts.json").stat().st_mtime_ns
+    assert caption(folder, out, model) == 0
+    assert (out / "facts.json").stat().st_mtime_ns == written, "a finished run is left as it is"
+    photos(folder, range(9, 12))
+    assert caption(folder, out, model) == 0
+    after = rows(out)
+    assert len(after) == 12 and facts(out)["made_in_this_run"] == 3
+    assert {key: after[key] for key in before} == before
+
+
+def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write(tmp_path / "corpus")
+    assert caption(tmp_path / "corpus", tmp_path / "out", model, "--source.glob", "*") == 1
+    found = rows(tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert len(found) == files and "--retry failed" in shown and "failed_to_decode: not a picture" in shown
+    for row in found.values():
+        assert (row["status"] == "success") == bool(row["caption"]) == (not row["error_message"])
+        assert (row["score"] is None) == (row["status"] != "success")
+    for file in hostile():
+        if file.data and not file.options:
+            assert found[file.name]["error_message"].startswith(file.error), file.name
+            assert bool(file.error) == (found[file.name]["status"] != "success"), file.name
+
+
+def test_urls_that_misbehave_and_then_behave(tmp_path: Path, model: Path) -> None:
+    photo = (photos(tmp_path / "photos", range(1)) / "00000.png").read_bytes()
+    with serving({"/a.png": photo}) as server:
+        asked = ["/a.png", "/status?code=404", "/html", "/closes", "/b.png", "/empty"]
+        listed = tmp_path / "urls.txt"
+        listed.write_text("\n".join(server.url(path) for path in asked) + "\n")
+        quick = ["--fetch.allow-private", "--fetch.retries", "1", "--fetch.backoff", "0.01"]
+        assert caption(listed, tmp_path / "out", model, *quick) == 1
+        first = rows(tmp_path / "out")
+        assert sorted(row["status"] for row in first.values()).count("success") == 1
+        assert len(first) == 6 and first[server.url("/b.png")]["status"] == "failed_to_fetch"
+        assert (
+            first[server.url("/html")]["status"] == "failed_to_decode"
+            or "picture" in first[server.url("/html")]["error_message"]
+        )
+        server.pictures["/b.png"] = photo
+        assert caption(listed, tmp_path / "out", model, *quick) == 1
+        assert rows(tmp_path / "out") == first, "failed rows are left until --retry"
+        assert caption(listed, tmp_path / "out", model, *quick, "--retry", "failed") == 1
+    second = rows(tmp_path / "out")
+    changed = [key for key in first if first[key] != second[key]]
+    assert changed == [server.url("/b.png")] and second[changed[0]]["caption"]
+    assert facts(tmp_path / "out")["failed"] == 4 and facts(tmp_path / "out")["rows"] == 6
+
+
+def test_retry_of_one_status_leaves_the_others(tmp_path: Path, model: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(20)), tmp_path / "out"
+    whole = (folder / "00003.png").read_bytes()
+    for number in (3, 11):
+        (folder / f"{number:05d}.png").write_bytes(b"not a picture")
+    assert caption(folder, out, model, "--part-rows", "8") == 1
+    parts = sorted(path.name for path in (out / "captions").iterdir())
+    (folder / "00003.png").write_bytes(whole)
+    assert caption(folder, out, model, "--part-rows", "8", "--retry", "failed_to_fetch") == 1
+    assert rows(out)["00003.png"]["status"] == "failed_to_decode"
+    assert caption(folder, out, model, "--part-rows", "8", "--retry", "failed_to_decode") == 1
+    assert rows(out)["00003.png"]["status"] == "success"
+    assert rows(out)["00011.png"]["status"] == "failed_to_decode"
+    assert sorted(path.name for path in (out / "captions").iterdir()) == parts, "rows are replaced where they stand"
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_retry_that_was_cut_off_is_finished_by_the_next_run(
+    renames: int, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver ends after so many of the table's files were replaced."""
+    folder, out = photos(tmp_path / "photos", range(24)), tmp_path / "out"
+    broken = [folder / f"{number:05d}.png" for number in (2, 9, 20)]
+    whole = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(b"broken")
+    assert caption(folder, out, model, "--part-rows", "8") == 1
+    for path, content in zip(broken, whole, strict=True):
+        path.write_bytes(content)
+    rename, left = RunFolder.rename, [renames]
+
+    def cut_off(self: RunFolder, old: str, new: str) -> None:
+        if new.startswith("captions/"):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        rename(self, old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "rename", cut_off)
+        assert caption(folder, out, model, "--retry", "failed") == 130
+    keys = pq.read_table(out / "captions")["key"].to_pylist()
+    assert len(keys) == len(set(keys)) == 24, "no key twice and none lost, right after the end"
+    assert caption(folder, out, model) == 0, "what was made again is put in place without being asked for"
+    assert {row["status"] for row in rows(out).values()} == {"success"}
+
+
+def test_another_captioner_or_source_is_refused_until_overwrite(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out, other = photos(tmp_path / "photos", range(6)), tmp_path / "out", tmp_path / "other"
+    save_captioner(other, seed=1)
+    assert caption(folder, out, model) == 0
+    before = rows(out)
+    assert caption(folder, out, other) == 2
+    assert "captioner was" in capsys.readouterr().err
+    assert caption(folder, out, model, "--beam", "2") == 2
+    assert "search.width was 3, now 2" in capsys.readouterr().err
+    assert rows(out) == before
+    assert caption(folder, out, other, "--overwrite") == 0
+    after = rows(out)
+    assert after.keys() == before.keys() and after != before
+    assert caption(folder, out, other) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["_lease.lock", "captions", "facts.json", "run.json"]
+
+
+def test_the_second_of_two_runs_into_one_folder_is_refused(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(2)), tmp_path / "out"
+    with Lease(RunFolder(str(out))):
+        assert caption(folder, out, model) == 2
+    assert "another run writes to" in capsys.readouterr().err
+    assert caption(folder, out, model) == 0
+
+
+def test_the_options_of_a_caption(tmp_path: Path, model: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
+    (folder / "broken.png").write_bytes(b"broken")
+    assert (
+        caption(folder, out, model, "--beam", "5", "--num-captions", "3", "--attention", "--min-score", "-1.5") == 1
+    )
+    found = rows(out)
+    assert {len(row["alternatives"]) for key, row in found.items() if key != "broken.png"} == {2}
+    for row in found.values():
+        said = [row["caption"], *(one["caption"] for one in row["alternatives"])]
+        assert len(set(said)) == len(said) and all(one["score"] < 0 for one in row["alternatives"])
+        assert row["low_score"] == (row["score"] is not None and row["score"] < -1.5)
+        assert len(row["attention"]) == len(row["words"]) and all(len(look) == 4 for look in row["attention"])
+        assert all(sum(look) == pytest.approx(1, abs=0.01) for look in row["attention"])
+    assert len({row["low_score"] for row in found.values()}) == 2
+
+
+def test_columns_of_the_users_own_table_travel_along(tmp_path: Path, model: Path) -> None:
+    photos(tmp_path / "photos", range(3))
+    table = tmp_path / "pairs.csv"
+    table.write_text("path,shop\nphotos/00000.png,north\nphotos/00001.png,south\nphotos/gone.png,west\n")
+    assert caption(table, tmp_path / "out", model, "--columns", "shop") == 1
+    assert {row["shop"]: row["status"] for row in rows(tmp_path / "out").values()} == {
+        "north": "success",
+        "south": "success",
+        "west": "failed_to_fetch",
+    }
+
+
+def test_other_forms_are_made_of_the_whole_table_and_made_again_after_a_retry(tmp_path: Path, model: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(12)), tmp_path / "out"
+    whole = (folder / "00003.png").read_bytes()
+    (folder / "00003.png").write_bytes(b"broken")
+    flags = ["--also", "txt", "jsonl", "imagefolder", "webdataset", "--part-rows", "8"]
+    assert caption(folder, out, model, *flags) == 1
+    lines = [json.loads(line) for path in (out / "jsonl").iterdir() for line in path.read_text().splitlines()]
+    assert {line["key"]: line["caption"] for line in lines} == {
+        key: row["caption"] for key, row in rows(out).items()
+    }
+    assert not (out / "txt" / "00003.txt").exists()
+    (folder / "00003.png").write_bytes(whole)
+    assert caption(folder, out, model, *flags, "--retry", "failed") == 0
+    found = rows(out)
+    assert (out / "txt" / "00003.txt").read_text().strip() == found["00003.png"]["caption"] != ""
+    listed = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert {line["file_name"]: line["text"] for line in listed} == {
+        key: row["caption"] for key, row in found.items()
+    }
+
+
+def test_copies_are_captioned_once_and_all_have_rows(tmp_path: Path, model: Path) -> None:
+    folder = photos(tmp_path / "photos", range(4))
+    for number in range(40):
+        (folder / f"copy{number}.png").write_bytes((folder / f"{number % 4:05d}.png").read_bytes())
+    assert caption(folder, tmp_path / "with", model, "--dedup") == 0
+    assert caption(folder, tmp_path / "without", model) == 0
+    assert said(tmp_path / "with") == said(tmp_path / "without")
+
+
+def test_sample_takes_the_same_rows_each_time(tmp_path: Path, model: Path) -> None:
+    folder = photos(tmp_path / "photos", range(60))
+    assert caption(folder, tmp_path / "out", model, "--sample", "0.3") == 0
+    drawn = set(rows(tmp_path / "out"))
+    assert 5 < len(drawn) < 35
+    assert caption(folder, tmp_path / "out", model, "--sample", "0.3") == 0
+    assert set(rows(tmp_path / "out")) == drawn
+    assert caption(folder, tmp_path / "out", model, "--sample", "0.6") == 0
+    assert drawn < set(rows(tmp_path / "out"))
+
+
+def test_a_dry_run_counts_and_leaves_nothing(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(7)), tmp_path / "out"
+    assert caption(folder, out, model, "--dry-run") == 0
+    assert "7 rows would be made" in capsys.readouterr().out and not out.exists()
+    assert caption(folder, out, model, "--limit", "3") == 0
+    capsys.readouterr()
+    assert caption(folder, out, model, "--dry-run") == 0
+    assert "4 rows would be made" in capsys.readouterr().out
+
+
+def test_a_rotten_source_ends_the_run_early(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
+    for number in range(10, 60):
+        (folder / f"{number:05d}.png").write_bytes(b"rotten")
+    assert caption(folder, out, model, "--max-failed", "10%", "--part-rows", "8") == 2
+    shown = capsys.readouterr().err
+    assert "--max-failed 10%" in shown and "not a picture" in shown
+    assert len(rows(out)) > 0 and not (out / "facts.json").exists()
+    assert caption(folder, out, model, "--max-failed", "50") == 1
+    assert len(rows(out)) == 60
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--model", ""], "which captioner? Give --model DIR"),
+        (["--model", "/no/such/model"], "/no/such/model is no captioner folder"),
+        (["--max-failed", "some"], "max_failed is 'some'"),
+        (["--sample", "0"], "sample is 0"),
+        (["--columns", "shop"], "--columns carries columns of a table"),
+        (["--gpus", "64"], "64 GPU"),
+        (["--out", "/proc/nowhere"], "cannot write"),
+    ],
+)
+def test_refusals(
+    flags: list[str], words: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos(tmp_path / "photos", range(1))
+    try:
+        code = caption(folder, tmp_path / "out", model, *flags)
+    except SystemExit as end:
+        code = int(str(end.code))
+    assert code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out" / "captions").exists()
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_few_processors_do_not_starve(cpus: int, tmp_path: Path, model: Path) -> None:
+    """In a process of its own with a Ray of its own; the deadline only ends what hangs."""
+    folder = photos(tmp_path / "photos", range(20))
+    (folder / "x.png").write_bytes(b"no picture")
+    command = [
+        sys.executable,
+        "jobs/caption.py",
+        str(folder),
+        "--model",
+        str(model),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    answer = subprocess.run(
+        [*command, "--batch", "8", "--cluster.cpus", str(cpus)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert answer.returncode == 1, answer.stderr
+    assert len(rows(tmp_path / "out")) == 21
+    assert "model actor" in answer.stderr
+
+
+def test_an_unreadable_picture_size_is_zero(tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (10, 20)).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"")
+    assert caption(folder, tmp_path / "out", model) == 1
+    found = rows(tmp_path / "out")
+    assert [(row["width"], row["height"]) for row in (found["a.png"], found["b.png"])] == [(10, 20), (0, 0)]

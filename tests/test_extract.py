@@ -1,0 +1,156 @@
+"""`raycap extract` on a real Ray: a row for every picture, once, equal to what the encoder says of it alone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from hostile import write
+from PIL import Image
+
+from raycap.cli import main
+from raycap.encoders import Pixels
+from raycap.images import Reading, Square, read_picture
+from raycap.precision import derive
+from raycap.tables import features_schema
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def extract(path: Path, out: Path, *flags: str) -> int:
+    small = ["--encoder", "pixels", "--encoder.size", "64", "--batch", "8", "--actors", "1"]
+    return main(["extract", str(path), "--out", str(out), *small, *flags])
+
+
+def features(out: Path) -> dict[str, dict[str, object]]:
+    table = pq.read_table(out / "features")
+    assert table.schema.remove_metadata() == features_schema(4, 192)
+    keys = table["key"].to_pylist()
+    assert len(set(keys)) == len(keys), "no key twice"
+    assert not [name for name in out.iterdir() if name.name == "_staged"]
+    return {row["key"]: row for row in table.to_pylist()}
+
+
+def facts(out: Path) -> dict[str, object]:
+    return json.loads((out / "facts.json").read_text())
+
+
+def photos(folder: Path, numbers: range) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        pixels = np.random.default_rng(number).integers(0, 255, (48, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_each_picture_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", range(37))  # no multiple of the batch
+    assert extract(folder, tmp_path / "out") == 0
+    rows = features(tmp_path / "out")
+    assert sorted(rows) == [f"{number:03d}.png" for number in range(37)]
+    encoder = Pixels(size=64).build().for_inference(derive())
+    for key in ("000.png", "020.png", "036.png"):
+        picture = read_picture((folder / key).read_bytes(), Reading(), Square(64, "squash", "bilinear"))
+        alone = np.zeros((8, 64, 64, 3), np.uint8)  # a batch has always the same size
+        alone[0] = picture.pixels
+        with torch.inference_mode():
+            grid, vector = encoder(torch.from_numpy(alone).permute(0, 3, 1, 2))
+        assert np.array_equal(np.array(rows[key]["grid"]).reshape(4, 192), grid[0].half().numpy())
+        assert np.array_equal(rows[key]["vector"], vector[0].half().numpy())
+
+
+def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
+    assert extract(folder, out) == 0
+    before = sorted(path.name for path in (out / "features").iterdir())
+    assert extract(folder, out) == 0
+    assert facts(out)["made_in_this_run"] == 10, "a finished run is left as it is"
+    assert sorted(path.name for path in (out / "features").iterdir()) == before
+    photos(folder, range(10, 15))
+    assert extract(folder, out) == 0
+    assert (facts(out)["made_in_this_run"], facts(out)["rows"]) == (5, 15)
+    assert set(before) < {path.name for path in (out / "features").iterdir()}
+    assert len(features(out)) == 15
+
+
+def test_parts_hold_about_the_rows_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert extract(photos(tmp_path / "photos", range(40)), out, "--part-rows", "16") == 0
+    sizes = [pq.read_metadata(path).num_rows for path in (out / "features").iterdir()]
+    assert sorted(sizes) == [8, 16, 16]
+    metadata = pq.read_schema(next((out / "features").iterdir())).metadata
+    assert metadata[b"raycap"] and metadata[b"encoder_sha256"].decode() == facts(out)["identity"]["encoder_sha256"]
+
+
+def test_the_hostile_corpus_has_a_row_for_each(tmp_path: Path) -> None:
+    files = write(tmp_path / "corpus")
+    assert extract(tmp_path / "corpus", tmp_path / "out", "--source.glob", "*") == 1
+    rows = features(tmp_path / "out")
+    assert len(rows) == files == facts(tmp_path / "out")["rows"]
+    for row in rows.values():
+        assert (row["status"] == "success") == (not row["error_message"]), row["key"]
+        assert row["status"] == "success" or not np.any(row["grid"]), row["key"]
+
+
+def test_references_and_splits_travel_along(shared_data: Path, tmp_path: Path) -> None:
+    assert extract(shared_data / "coco-mini", tmp_path / "out") == 0
+    rows = features(tmp_path / "out")
+    assert len(rows) == 60 and all(len(row["references"]) == 5 for row in rows.values())
+
+
+def test_other_rows_are_refused_with_the_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = photos(tmp_path / "photos", range(3)), tmp_path / "out"
+    assert extract(folder, out) == 0
+    assert extract(folder, out, "--encoder.frequencies", "4") == 2
+    assert "encoder.frequencies was 8, now 4" in capsys.readouterr().err
+    assert extract(photos(tmp_path / "others", range(3)), out) == 2
+    assert "source.path was" in capsys.readouterr().err
+    assert len(features(out)) == 3
+
+
+def test_limit_takes_the_first_rows_and_can_grow(tmp_path: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(12)), tmp_path / "out"
+    assert extract(folder, out, "--limit", "5") == 0
+    assert sorted(features(out)) == [f"{number:03d}.png" for number in range(5)]
+    assert extract(folder, out, "--limit", "9") == 0
+    assert facts(out)["made_in_this_run"] == 4
+    assert len(features(out)) == 9
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--out", ""], "--out"),
+        (["--out", "memory://x"], "memory of one process"),
+        (["--out", "/proc/nowhere"], "cannot write"),
+        (["--encoder.weights", "/no/such", "--encoder", "resnet18"], "/no/such"),
+    ],
+)
+def test_refusals(flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photos(tmp_path / "photos", range(1))
+    assert main(["extract", str(folder), "--out", str(tmp_path / "out"), "--encoder", "pixels", *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_empty_source_is_refused_and_leaves_no_table(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert extract(tmp_path / "empty", tmp_path / "out", "--source", "folder") == 2
+    assert not (tmp_path / "out" / "features").exists()
+
+
+def test_grids_have_a_fixed_shape(tmp_path: Path) -> None:
+    assert extract(photos(tmp_path / "photos", range(2)), tmp_path / "out") == 0
+    schema = pq.read_schema(next((tmp_path / "out/features").iterdir()))
+    assert isinstance(schema.field("grid").type, pa.FixedShapeTensorType)
