@@ -240,8 +240,8 @@ def child(name: str, model: Path, folder: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path)
-    parser.add_argument("--weights")
+    parser.add_argument("--photos", type=Path, help="a folder of photos, used again and again")
+    parser.add_argument("--weights", help="ResNet-50 in the layout of He et al., as safetensors")
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -249,6 +249,8 @@ def main() -> None:
     if chosen.child:
         child(chosen.child[0], *map(Path, chosen.child[1:]))
         return
+    if not (chosen.photos and chosen.weights):
+        parser.error("give --photos FOLDER and --weights FILE: this benchmark needs real ones")
     home = Path(tempfile.mkdtemp(prefix="raycap-caption-"))
     try:
         make_model(home / "model", str(chosen.weights))
