@@ -144,6 +144,8 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
         first.add_argument("--references")
     chosen, flags = first.parse_known_args(arguments if command.words else [*words[1:], *arguments])
 
+    if chosen.run and not chosen.config:
+        raise Refusal(f"--run {chosen.run} names one of the runs of a file: say which with --config FILE.yaml")
     config = load(chosen.config, chosen.run) if chosen.config else Config()
     path = chosen.references if command.words else next(iter(words), None)
     if command.words and words:

@@ -55,6 +55,7 @@ def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str])
         (["inspect", "no-such-folder"], ["no-such-folder"]),
         (["inspect", ".", "--source", "foldr"], ["'foldr'", "did you mean 'folder'"]),
         (["inspect", "--config", "no.yaml"], ["no.yaml"]),
+        (["inspect", ".", "--run", "fine_tuned"], ["fine_tuned", "--config"]),
         (["inspect", ".", "--source", "folder", "--limit", "0"], ["limit is 0"]),
     ],
 )
