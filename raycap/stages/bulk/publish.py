@@ -83,8 +83,12 @@ class Pass:
             for blocks in self._gathered(rows):
                 self._write(blocks)
         finally:  # also after a fault: what is finished is kept
-            while self._writing:
-                self._publish_one()
+            try:
+                while self._writing:
+                    self._publish_one()
+            finally:  # and no task is left that would write after the run has cleared up
+                if self._writing:
+                    ray.wait(self._writing, num_returns=len(self._writing))
         return self._last is not None and self.counts.rows == self._last + 1
 
     def _gathered(self, rows: Dataset) -> Iterator[list[Any]]:
