@@ -129,6 +129,7 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     The second answer says whether the config is only to be printed.
     """
     from raycap.config import CHOICES, Config, load
+    from raycap.search import Beam
 
     command = COMMANDS[name]
     arguments = list(arguments)
@@ -154,6 +155,9 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     for section in rooms:
         kind = getattr(chosen, section)
         config = _choose(config, section, kind, path if section == "source" else None)
+    # A captioner brings its own search; another is meant only by who says something of it.
+    if config.search is None and (name != "caption" or any(flag.startswith("--search.") for flag in flags)):
+        config = dataclasses.replace(config, search=Beam())
     return _with_flags(config, name, command, flags), chosen.print_config
 
 

@@ -26,7 +26,7 @@ from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.refusal import Refusal
 from raycap.report import Report
-from raycap.search import SEARCHES, Beam, SearchChoice
+from raycap.search import SEARCHES, SearchChoice
 from raycap.sources import SOURCES, Source
 from raycap.training import Train
 from raycap.variants import chosen
@@ -41,8 +41,16 @@ class Cluster:
     """A Ray cluster to join (auto, ray://host:10001). Empty: RAY_ADDRESS where it is set, else one of our own."""
     cpus: int | None = None
     """Processors that a Ray of our own may use; none: all of this machine's."""
+    decode_on: str = ""
+    """Fetch and decode only on nodes with this label: name=value, or name=!value for all others; empty: on any."""
+    model_on: str = ""
+    """Likewise for the processes that hold a model, in captioning and in training."""
 
     def __post_init__(self) -> None:
+        for name in ("decode_on", "model_on"):
+            label = getattr(self, name)
+            if label and not re.fullmatch(r"[^=\s]+=!?[^=!\s]+", label):
+                raise Refusal(f"cluster.{name} is {label!r}: give a label as name=value, or name=!value")
         if self.cpus is not None and self.cpus < 1:
             raise Refusal(f"cluster.cpus is {self.cpus}: give at least 1, or leave it out to use every processor")
         if self.cpus is not None and self.address:
@@ -77,7 +85,7 @@ class Config:
     vocabulary: Words = field(default_factory=Words)
     encoder: EncoderOptions = field(default_factory=ResNet50)
     decoder: DecoderChoice = field(default_factory=TopDown)
-    search: SearchChoice = field(default_factory=Beam)
+    search: SearchChoice | None = None  # none: the captioner's own; where one is trained, a beam search
     train: Train = field(default_factory=Train)
     cluster: Cluster = field(default_factory=Cluster)
     inspect: Inspect = field(default_factory=Inspect)

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "raycap"
 DOORS = {"cli"}  # what may import an act
 # Rooms of the acts, not acts.
-SHARED_STAGES = {f"raycap.stages.{room}" for room in ("pictures", "session", "workers")}
+SHARED_STAGES = {f"raycap.stages.{room}" for room in ("nodes", "pictures", "session", "workers")}
 BULK = ("also", "anew", "digests", "features", "passes", "publish", "retried", "shape", "standing", "todo", "work")
 SHARED_STAGES |= {"raycap.stages.alone", "raycap.stages.bulk", *(f"raycap.stages.bulk.{room}" for room in BULK)}
 LIGHT = ("raycap.cli", "raycap.config", "raycap.tables", "raycap.metrics", "raycap.evaluation", "raycap.report")

@@ -29,6 +29,7 @@ from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.shape import on_actors, pictures, shape
 from raycap.stages.bulk.todo import Todo
 from raycap.stages.bulk.work import Work, source_identity, source_of
+from raycap.stages.nodes import signed
 from raycap.stages.session import session
 from raycap.tables import CAPTIONS, FAILED_TO_CAPTION, SUCCESS
 
@@ -99,7 +100,7 @@ def _carrying(source: Source | None, columns: tuple[str, ...]) -> Source | None:
 def _search(config: Config, trained: SearchChoice) -> SearchChoice:
     """The captioner's own search, unless the config says another; then the flags of this act."""
     options = config.caption
-    chosen = trained if config.search == Beam() else config.search
+    chosen = config.search or trained
     if options.beam is None and options.num_captions is None:
         return chosen
     beam = chosen if isinstance(chosen, Beam) else Beam(max_length=chosen.max_length, min_length=chosen.min_length)
@@ -115,7 +116,7 @@ def _schema(options: Caption) -> pa.Schema:
 def _stream(config: Config, parts: folder.Parts, search: SearchChoice, todo: Todo) -> Dataset:
     options, intake = config.caption, parts[2].intake
     square = Square(intake.size, intake.resize, intake.interpolation)
-    pool = shape(options)
+    pool = shape(options, config.cluster.model_on)
     rows = pictures(todo, config, options.batch, config.reading, square)
     arguments = {"parts": ray.put(parts), "search": search, "options": options, "threads": pool.threads}
     return on_actors(rows, Describe, pool, options.batch, arguments)
@@ -140,7 +141,7 @@ class Describe:
         answers: list[list[Hypothesis] | MemoryError | None] = [None] * len(table)
         for row, answer in zip(readable, found, strict=True):
             answers[row] = answer
-        return self._told(table.drop_columns(["pixels"]), answers)
+        return signed(self._told(table.drop_columns(["pixels"]), answers))
 
     def _found(self, pixels: np.ndarray, digests: Sequence[str]) -> list[list[Hypothesis] | MemoryError]:
         """What the search found in each picture [R, S, S, 3]; where asked for, once for the same bytes."""

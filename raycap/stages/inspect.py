@@ -14,6 +14,7 @@ from raycap.progress import Progress
 from raycap.refusal import Refusal
 from raycap.runs import whole_file, write_json
 from raycap.sources import Source
+from raycap.stages.nodes import selector
 from raycap.stages.pictures import manifest, opened
 from raycap.stages.session import session
 
@@ -49,7 +50,8 @@ def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any
     rows = manifest(source)
     if config.inspect.limit is not None:
         rows = rows.limit(config.inspect.limit)
-    pictures = opened(rows, source, config.fetch, config.reading, Square(), keep_pixels=False)
+    where = selector(config.cluster.decode_on)
+    pictures = opened(rows, source, config.fetch, config.reading, Square(), keep_pixels=False, nodes=where)
     with Inspection(config.inspect.examples) as inspection, Progress("inspect") as progress:
         for table in pictures.iter_batches(batch_format="pyarrow", batch_size=None):
             failed = inspection.add(table)

@@ -68,12 +68,15 @@ def opened(
     square: Square,
     keep_pixels: bool,
     rows_per_task: int = ROWS_PER_TASK,
+    nodes: dict[str, str] | None = None,
 ) -> Dataset:
-    """Fetch and decode every row, on processor tasks; no row is lost, a bad one has a reason."""
+    """Fetch and decode every row, on processor tasks (of nodes with that label); no row is lost, a bad one has a
+    reason."""
     return rows.map_batches(
         open_pictures,  # type: ignore[arg-type]
         batch_format="pyarrow",
         batch_size=rows_per_task,
+        label_selector=nodes,
         fn_kwargs={
             "fetch": fetch,
             "reading": reading,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -17,9 +18,12 @@ from raycap.config import Config, dumps
 from raycap.encoders.encoder import Encoder
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
+from raycap.runs.lease import LEASE
+from raycap.search import Beam
 from raycap.stages.bulk.features import features_work, pixels_work
 from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.work import source_of
+from raycap.stages.nodes import check_seen, machines
 from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
 from raycap.training.journal import METRICS, epochs
@@ -44,6 +48,7 @@ def train(config: Config) -> int:
 
 def fit(config: Config) -> bool:
     """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was."""
+    config = dataclasses.replace(config, search=config.search or Beam())
     check(config)
     out = Path(config.train.out).expanduser().absolute()
     folder = RunFolder(str(out))
@@ -59,13 +64,15 @@ def fit(config: Config) -> bool:
         table = table_in(config.train.features, encoder) if config.train.features else ""
         here = config.train.workers.count == 0
         with contextlib.nullcontext() if here and table else session(config.cluster, workers_heard=False):
+            if ray.is_initialized():
+                check_seen({str(out / LEASE): "train.out"})
             material = gather(config, table or _made_table(config, encoder), encoder, _words(out))
             # Only now, so that a run that was refused does not keep the folder from the mended one.
             folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
             folder.write("config.yaml", dumps(config).encode())
             material.vocabulary.save(out / WORDS)
             (out / STOP).unlink(missing_ok=True)
-            train_them = train_here if here else train_on_workers
+            train_them = train_here if here else functools.partial(train_on_workers, label=config.cluster.model_on)
             with Watch(out, config.train.trackers) as watch:
                 _until_done(lambda: train_them(material, out, lease.run), out, watch)
     return _finished(folder, out, config)
@@ -89,7 +96,7 @@ def _words(out: Path) -> Vocabulary | None:
 def _made_table(config: Config, encoder: Encoder) -> str:
     """What to look at, made from the source, or found where an earlier run has made it of the same."""
     source = source_of(config, "train")
-    if len([node for node in ray.nodes() if node["Alive"]]) > 1 and not config.train.cache:  # type: ignore[no-untyped-call]
+    if machines() > 1 and not config.train.cache:
         raise Refusal("on several machines, say where they all find the features: train.cache, a folder they share")
     make = pixels_work if wants_pixels(config) else features_work
     told = make(config, source, encoder)

@@ -8,12 +8,13 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import ScalingConfig, TrainingFailedError
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
-from ray.train.v2.api.config import FailureConfig, RunConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from raycap.precision import derive
 from raycap.refusal import Refusal
+from raycap.stages.nodes import capacity, selector
 from raycap.stages.session import refusal_within
 from raycap.training import Train
 from raycap.training.group import Group
@@ -33,9 +34,10 @@ def train_here(material: Material, out: Path, name: str) -> None:
     Run(material, out, store, derive(device, material.options.precision), Group()).go()
 
 
-def train_on_workers(material: Material, out: Path, name: str) -> None:
-    """Train on Ray Train's workers; a lost one is replaced, and all go on from the last checkpoint."""
-    options = material.options
+def train_on_workers(material: Material, out: Path, name: str, label: str) -> None:
+    """Train on Ray Train's workers, on nodes with that label. A lost one is replaced, and all go on from the last
+    checkpoint."""
+    options, nodes = material.options, selector(label)
     count, gpu = _placed(options)
     resources = {"CPU": options.workers.cpus} | ({"GPU": 1} if gpu else {})
     # A worker's folder is the driver's: paths in the config stay what they are.
@@ -44,7 +46,9 @@ def train_on_workers(material: Material, out: Path, name: str) -> None:
     trainer = TorchTrainer(
         _work,
         train_loop_config={"material": ray.put(material), "out": str(out)},
-        scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=count, use_gpu=gpu, resources_per_worker=resources, label_selector=nodes
+        ),
         run_config=RunConfig(  # type: ignore[arg-type]  # typed as the old one, and wants the new one
             # A name of its own for each start: under a name that has finished, Ray would train nothing.
             name=name,
@@ -82,7 +86,7 @@ def _work(given: dict[str, Any]) -> None:
 
 def _placed(options: Train) -> tuple[int, bool]:
     """How many workers, and whether on GPUs; refused where the cluster has no room, for Ray would wait for ever."""
-    there, workers = ray.cluster_resources(), options.workers  # type: ignore[no-untyped-call]
+    there, workers = capacity(), options.workers
     gpus, processors = int(there.get("GPU", 0)), there.get("CPU", 0)
     gpu = gpus > 0 if workers.gpu is None else workers.gpu
     if gpu and not gpus:

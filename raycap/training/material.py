@@ -13,6 +13,7 @@ from raycap.config import Config, part_to_plain
 from raycap.encoders.encoder import Encoder
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
+from raycap.search import Beam
 from raycap.training import Train
 from raycap.training.store import table_form, tables
 from raycap.vocabulary import Vocabulary, load_glove
@@ -109,7 +110,7 @@ def gather(config: Config, table: str, encoder: Encoder, words: Vocabulary | Non
         words = _words_of(options.start_from)
     if words is None:
         words = Vocabulary.build(captions, config.vocabulary)
-    plan = Plan(config.encoder, config.decoder, config.reading, config.search)
+    plan = Plan(config.encoder, config.decoder, config.reading, config.search or Beam())
     glove = config.vocabulary.glove
     embeddings = load_glove(glove, words, options.seed).matrix if glove else None
     # Built once here, so that what does not fit is refused before any process is started.

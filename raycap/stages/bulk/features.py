@@ -21,6 +21,7 @@ from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.shape import on_actors, pictures, shape
 from raycap.stages.bulk.todo import Todo
 from raycap.stages.bulk.work import Work, source_identity
+from raycap.stages.nodes import signed
 from raycap.tables import SUCCESS, features_schema
 
 
@@ -89,7 +90,7 @@ def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:
 
 def _encoded(config: Config, encoder: Encoder, todo: Todo) -> Dataset:
     options, square = config.extract, square_of(encoder)
-    pool = shape(options)
+    pool = shape(options, config.cluster.model_on)
     rows = pictures(todo, config, options.batch, config.reading, square)
     arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options}
     return on_actors(rows, Encode, pool, options.batch, arguments)
@@ -120,7 +121,7 @@ class Encode:
         table = table.drop_columns(["pixels"])
         for name, column in (("grid", grids), ("vector", vectors)):
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(column))
-        return table
+        return signed(table)
 
     def _features(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():

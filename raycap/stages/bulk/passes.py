@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -13,11 +13,14 @@ from raycap.progress import Progress
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder
 from raycap.runs.folder import STAGED
+from raycap.runs.lease import LEASE
+from raycap.sources.place import locate
 from raycap.stages.bulk import anew, retried
 from raycap.stages.bulk.publish import Pass
 from raycap.stages.bulk.standing import Counts, Standing, standing
 from raycap.stages.bulk.todo import Todo, survey
 from raycap.stages.bulk.work import FACTS, Outcome, Work, identify, reasons, strangeness, summary, write_facts
+from raycap.stages.nodes import check_seen
 from raycap.stages.session import innermost, refusal_within
 from raycap.tables import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH
 
@@ -36,6 +39,7 @@ def perform(work: Work, more: dict[str, Any]) -> int:
         sys.stdout.write(_forecast(work, out))
         return 0
     with Lease(out) as lease:
+        check_seen(_local(work, out))
         try:
             anew.finish(out)
             folder = anew.begin(work, out) if work.options.overwrite else out
@@ -51,11 +55,19 @@ def perform(work: Work, more: dict[str, Any]) -> int:
     return 1 if outcome.held.failed else 0
 
 
+def _local(work: Work, out: RunFolder) -> dict[str, str]:
+    """What is on a disc, and all machines must see."""
+    source = locate(work.source.path)
+    here = {source.path: "the source"} if source.filesystem is None and source.exists() else {}
+    return here | ({out.path(LEASE): "--out"} if out.is_local else {})
+
+
 @dataclass
 class _Run:
     work: Work
     folder: RunFolder
     lease: Lease
+    faults: list[str] = field(default_factory=list)
 
     def make(self) -> Outcome:
         began, made = time.monotonic(), Counts()
@@ -67,7 +79,7 @@ class _Run:
             self._fill(retried.TABLE, standing(self.folder, retried.TABLE), made, before.failed)
             retried.merge(self.folder, self.work.table, self.lease)
             held = standing(self.folder, self.work.table).counts
-        return Outcome(made, held, time.monotonic() - began)
+        return Outcome(made, held, time.monotonic() - began, self.faults)
 
     def _fill(self, table: str, there: Standing, made: Counts, only: tuple[Any, ...] | None) -> Counts:
         """Passes until the table has all rows (or all of `only`); the answer is what it holds then."""
@@ -82,6 +94,7 @@ class _Run:
             if not fault:
                 there.counts.add(fresh)
                 return there.counts
+            self.faults.append(fault)
             fruitless = 0 if fresh.rows else fruitless + 1
             if fruitless == FRUITLESS_PASSES:
                 raise Refusal(

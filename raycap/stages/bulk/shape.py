@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raycap.bulk import Bulk
@@ -14,6 +13,7 @@ from raycap.config import Config
 from raycap.images import Reading, Square
 from raycap.refusal import Refusal
 from raycap.stages.bulk.todo import Todo
+from raycap.stages.nodes import capacity, selector
 from raycap.stages.pictures import manifest, opened
 
 # Of one actor without a GPU: torch, the weights and a batch.
@@ -33,18 +33,19 @@ class Shape:
     actors: int
     threads: int
     gpus: float  # share of one GPU for each actor
+    nodes: dict[str, str] | None = None  # only those with this label
 
     def __str__(self) -> str:
         gpu = f", {self.gpus:g} GPU each" if self.gpus else ", on the processor"
         return f"{self.actors} model actor(s) with {self.threads} thread(s){gpu}"
 
 
-def shape(wanted: Bulk) -> Shape:
+def shape(wanted: Bulk, label: str = "") -> Shape:
     """As told, else: on GPUs as many actors as fit; without, one for each processor as far as memory goes.
 
     Threads of one actor wait for each other, all the more while pictures are decoded on the same processors.
     """
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    have = capacity()
     cpus, gpus = int(have.get("CPU", 0)), have.get("GPU", 0.0)
     if not cpus:
         raise Refusal("the cluster has no processor to offer: start Ray with at least one CPU")
@@ -54,7 +55,7 @@ def shape(wanted: Bulk) -> Shape:
     room = int(have.get("memory", 0) // BYTES_OF_ACTOR)
     fit = int(gpus / share) if share else min(room, cpus // (wanted.threads or 1))
     actors = wanted.actors or max(1, fit)
-    return Shape(actors, wanted.threads or max(1, cpus // actors), share)
+    return Shape(actors, wanted.threads or max(1, cpus // actors), share, selector(label))
 
 
 def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: dict[str, Any]) -> Dataset:
@@ -76,6 +77,7 @@ def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: di
         fn_constructor_kwargs=arguments,
         num_cpus=0,
         num_gpus=pool.gpus,
+        label_selector=pool.nodes,
         ray_remote_args_fn=options,
     )
 
@@ -88,4 +90,6 @@ def pictures(todo: Todo, config: Config, batch: int, reading: Reading, square: S
     context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2  # twice what it takes: never cut in two
     context.execution_options.preserve_order = False
     context.execution_no_progress_timeout_s = SECONDS_WITHOUT_PROGRESS
-    return opened(manifest(todo, rows_per_task), todo.source, config.fetch, reading, square, True, rows_per_task)
+    rows = manifest(todo, rows_per_task)
+    where = selector(config.cluster.decode_on)
+    return opened(rows, todo.source, config.fetch, reading, square, True, rows_per_task, where)

@@ -12,6 +12,7 @@ import ray
 
 from raycap.runs import RunFolder
 from raycap.stages.bulk.digests import Digests, digests_of, in_order
+from raycap.stages.nodes import MAKER
 from raycap.tables import SUCCESS
 
 # Each listed table of rows is looked up in every group, so there are few, however large the table is.
@@ -21,10 +22,11 @@ LEAST_PARTS_IN_GROUP = 16
 
 @dataclass
 class Counts:
-    """Rows by status, and why rows failed; adds up over parts."""
+    """Rows by status, why rows failed, and who made them where that is known; adds up over parts."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    makers: Counter[str] = field(default_factory=Counter)
 
     @property
     def rows(self) -> int:
@@ -37,6 +39,7 @@ class Counts:
     def add(self, other: "Counts") -> None:
         self.statuses += other.statuses
         self.reasons += other.reasons
+        self.makers += other.makers
 
 
 @dataclass
@@ -85,6 +88,9 @@ def count(rows: Any) -> Counts:
     counts = Counts()
     statuses = pc.value_counts(rows["status"])
     counts.statuses = Counter({item["values"]: item["counts"] for item in statuses.to_pylist()})
+    if MAKER in rows.schema.names:
+        makers = pc.value_counts(rows[MAKER])
+        counts.makers = Counter({item["values"]: item["counts"] for item in makers.to_pylist()})
     if counts.failed:
         bad = rows.filter(pc.not_equal(rows["status"], SUCCESS))
         pairs = zip(bad["status"].to_pylist(), bad["error_message"].to_pylist(), strict=True)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from raycap.sources.place import locate
 from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.standing import Counts
 from raycap.stages.bulk.todo import Todo
+from raycap.stages.nodes import makers
 from raycap.terminal import printable
 
 RUN, FACTS = "run.json", "facts.json"
@@ -47,6 +48,7 @@ class Outcome:
     made: Counts
     held: Counts
     seconds: float
+    faults: Sequence[str] = ()  # each cost another pass over what the table lacked
 
 
 def source_of(config: Config, act: str) -> Source:
@@ -104,6 +106,8 @@ def write_facts(work: Work, folder: RunFolder, outcome: Outcome, more: dict[str,
         "made_in_this_run": made.rows,
         "seconds": round(outcome.seconds, 1),
         "rows_per_second": round(made.rows / max(outcome.seconds, 1e-9), 2),
+        "nodes": makers(made.makers, outcome.seconds),
+        "passes_lost": list(outcome.faults),
         **more,
         "identity": work.identity,
         "options": part_to_plain(work.act, work.options),
