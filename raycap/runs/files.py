@@ -11,11 +11,23 @@ from typing import Any, TextIO
 from raycap.refusal import Refusal
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Where Ray unpacks what `ray job submit --working-dir` brings.
+JOBS_COPY = "working_dir_files"
+
+
+def check_stays(path: str | Path) -> None:
+    """Refuse a place in the copy of the working directory that a submitted job runs in: Ray deletes it."""
+    if JOBS_COPY in Path(path).absolute().parts:
+        raise Refusal(
+            f"{path} would be written into the job's own copy of its working directory, which Ray deletes: give an "
+            "absolute path, or a URI such as s3://bucket/folder"
+        )
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """A text file to write; it takes its name when the block ends well, and leaves nothing when it does not."""
+    check_stays(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

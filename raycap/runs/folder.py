@@ -15,6 +15,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from raycap.refusal import Refusal
+from raycap.runs.files import check_stays
 
 # What is on its way waits here; readers of Parquet folders leave out names that begin so.
 STAGED = "_staged"
@@ -32,6 +33,8 @@ class RunFolder:
         if self.uri.startswith("memory://"):
             raise Refusal(f"{self.uri} is the memory of one process, and several write: give a folder, or s3://...")
         _place(self.uri)
+        if self.is_local:
+            check_stays(self.path())
 
     def __truediv__(self, name: str) -> "RunFolder":
         return RunFolder(f"{self.uri.rstrip('/')}/{name}")
