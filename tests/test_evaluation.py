@@ -61,7 +61,7 @@ def write_references(path: Path, keys: list[str], split: str = "dev") -> str:
 
 def table_of(rows: list[tuple[str, str, str]], name: str = "ours") -> CaptionTable:
     columns = [caption_row(key, caption, status) for key, caption, status in rows]
-    return CaptionTable(name, name, pa.Table.from_pylist(columns, CAPTIONS).select(captions.ROWS.names))
+    return CaptionTable(name, name, pa.Table.from_pylist(columns, captions.ROWS))
 
 
 # --- every form of table

@@ -472,7 +472,7 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
             row(str(place), caption, 0, "", "success" if fine else "failed_to_decode") | {"score": score}
             for place, (fine, score, caption) in enumerate(own)
         ]
-        table = pa.Table.from_pylist(rows, CAPTIONS).select(captions.ROWS.names)
+        table = pa.Table.from_pylist(rows, captions.ROWS)
         tables.append(CaptionTable(f"table{number}", "", table))
     gallery = Collection(tables, None, None).gallery(most, seed)
     shown = [entry.key for entry in gallery.entries]

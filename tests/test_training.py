@@ -27,7 +27,7 @@ from raycap.training.journal import epochs, lines
 from raycap.training.material import Material
 from raycap.training.movement import Average, Pace
 from raycap.training.network import Network
-from raycap.training.objective import before, sums, unevenness, words_read
+from raycap.training.objective import before, by_picture, sums, unevenness, words_read
 from raycap.training.run import STOP, Run
 from raycap.training.self_critical import Critic, advantages, likelihood, without_dropout
 from raycap.training.store import Store, unpacked
@@ -169,6 +169,11 @@ def test_the_loss_is_the_mean_over_true_words(options: object, store: Store, voc
     captions = sum(len(store.references[place]) for place in learned.places[:6])
     assert counted.counts.tolist() == pytest.approx([surprise, right, words, captions], rel=1e-4)
     assert counted.objective.item() == pytest.approx(smoothed, rel=1e-4)
+    each = by_picture(net.decoder, net.remember(batch.pictures), batch.words)
+    assert each.sum(0).tolist() == pytest.approx(counted.counts[:3].tolist(), rel=1e-4)
+    for row in range(6):
+        alone = by_picture(net.decoder, net.remember(batch.pictures[row : row + 1]), batch.words[row : row + 1])
+        assert alone[0].tolist() == pytest.approx(each[row].tolist(), rel=1e-4)
 
 
 def test_padding_changes_neither_loss_nor_gradients(store: Store, vocabulary: Vocabulary) -> None:

@@ -24,10 +24,7 @@ class References:
 
 def read(source: Source | None) -> References:
     """All references of a source; a refusal where it has none."""
-    if source is None or not source.path:
-        raise Refusal("which references? Give the dataset with the human captions: --references SOURCE")
-    if isinstance(source, Table) and not source.references:
-        source = dataclasses.replace(source, references=("auto",))
+    source = with_captions(source)
     found = _of_coco(source) if isinstance(source, Coco) else _of_source(source)
     if not found.captions:
         raise Refusal(
@@ -35,6 +32,15 @@ def read(source: Source | None) -> References:
             "as Flickr8k or COCO, or a table with a column of references (--source.references names it)"
         )
     return found
+
+
+def with_captions(source: Source | None) -> Source:
+    """The source, told to give what people say; a refusal where there is none."""
+    if source is None or not source.path:
+        raise Refusal("which references? Give the dataset with the human captions: --references SOURCE")
+    if isinstance(source, Table) and not source.references:
+        return dataclasses.replace(source, references=("auto",))
+    return source
 
 
 def _of_source(source: Source) -> References:

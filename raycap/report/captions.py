@@ -37,6 +37,9 @@ NAMES = {
     "vocabulary": "words used",
     "cut_off": "cut off (share)",
     "repetitive": "repetitive (share)",
+    "loss": "loss by the true words (nats a word)",
+    "perplexity": "perplexity by the true words",
+    "token_accuracy": "token accuracy by the true words",
     "novel": "not a training caption (share)",
     DISPUTE: "difference between tables",
 }
@@ -104,21 +107,21 @@ def _quantiles(values: Any) -> str:
 
 def _table_of_scores(scores: Scores) -> list[dict[str, Any]]:
     rows = []
-    for name in scores.answers[0]:
+    for name in scores.names:
         best = scores.best.get(name)
         cells = []
         for number, answers in enumerate(scores.answers):
             bounds = scores.intervals[number].get(name)
             between = f"{telling.figure(bounds[0])} to {telling.figure(bounds[1])}" if bounds else ""
             won = best is not None and best.table == number
-            score = answers[name].score
+            score = answers[name].score if name in answers else math.nan
             cells.append(
                 {
                     "score": "" if math.isnan(score) else telling.figure(score),
                     "between": between,
                     "won": won,
                     "sure": won and best is not None and best.beyond_chance,
-                    "signature": answers[name].signature,
+                    "signature": answers[name].signature if name in answers else "",
                 }
             )
         rows.append({"name": NAMES.get(name, name), "cells": cells})

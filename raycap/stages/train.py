@@ -1,9 +1,6 @@
 """`raycap train`: a captioner from pictures that people have described, on one process or many, resumable."""
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,14 +16,13 @@ from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
 from raycap.stages.bulk.features import features_work, pixels_work
 from raycap.stages.bulk.passes import perform
-from raycap.stages.bulk.work import source_of
+from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
 from raycap.training.journal import METRICS, epochs
 from raycap.training.keeping import CAPTIONER
 from raycap.training.material import FACTS, check, gather, identity, table_in, wants_pixels
 from raycap.training.run import STOP
-from raycap.training.store import cache_folder
 from raycap.training.watching import CURVE, Watch
 from raycap.vocabulary import Vocabulary
 
@@ -89,15 +85,10 @@ def _words(out: Path) -> Vocabulary | None:
 def _made_table(config: Config, encoder: Encoder) -> str:
     """What to look at, made from the source, or found where an earlier run has made it of the same."""
     source = source_of(config, "train")
-    if len([node for node in ray.nodes() if node["Alive"]]) > 1 and not config.train.cache:  # type: ignore[no-untyped-call]
-        raise Refusal("on several machines, say where they all find the features: train.cache, a folder they share")
     make = pixels_work if wants_pixels(config) else features_work
-    told = make(config, source, encoder)
-    fingerprint = hashlib.sha256(json.dumps(told.identity, sort_keys=True).encode()).hexdigest()[:16]
-    out = cache_folder(config.train.cache) / told.table / fingerprint
-    extract = dataclasses.replace(config.extract, out=str(out))
-    perform(make(dataclasses.replace(config, extract=extract), source, encoder), {})
-    return str(out / told.table)
+    work = kept(make(config, source, encoder), config.train.cache, "train.cache")
+    perform(work, {})
+    return f"{work.options.out}/{work.table}"
 
 
 def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:

@@ -20,23 +20,46 @@ class Sums(NamedTuple):
 
 def sums(decoder: Decoder, memory: Tensors, words: Tensor, options: Objective, read: Tensor | None = None) -> Sums:
     """Of captions [B, R, T + 1]; `read` [B, R, T] are the words to be read where they are not the true ones."""
+    foretold = _foretold(decoder, memory, words, read)
+    surprise, true = foretold.surprise.sum(), foretold.true
+    objective = surprise
+    if options.label_smoothing:
+        everywhere = -foretold.log_probability.mean(1).sum()
+        objective = (1 - options.label_smoothing) * surprise + options.label_smoothing * everywhere
+    penalty = surprise.new_zeros(())
+    if options.attention_penalty and foretold.attention is not None:
+        penalty = options.attention_penalty * unevenness(foretold.attention, true)
+    counts = [surprise.detach(), foretold.right.sum(), true.sum(), true.any(2).sum()]
+    return Sums(objective, penalty, torch.stack([count.float() for count in counts]))
+
+
+def by_picture(decoder: Decoder, memory: Tensors, words: Tensor) -> Tensor:
+    """Of each picture's captions [B, R, T + 1]: cross-entropy, words guessed right, words; [B, 3]."""
+    foretold = _foretold(decoder, memory, words, None)
+    each = torch.stack([foretold.surprise, foretold.right.float(), torch.ones_like(foretold.surprise)], 1)  # [N, 3]
+    picture = foretold.true.nonzero()[:, 0]  # [N]
+    return each.new_zeros(len(words), 3).index_add_(0, picture, each)
+
+
+class _Foretold(NamedTuple):
+    """What a decoder expected at each of the N true words."""
+
+    true: Tensor  # [B, R, T] where a word is to be said
+    log_probability: Tensor  # [N, V]
+    surprise: Tensor  # [N] of the word that came
+    right: Tensor  # [N] whether it was the likeliest
+    attention: Tensor | None  # [B, R, T, P]
+
+
+def _foretold(decoder: Decoder, memory: Tensors, words: Tensor, read: Tensor | None) -> _Foretold:
     following = words[..., 1:]  # [B, R, T]
     true = following != PAD
     unrolled = decoder.unroll(memory, before(words) if read is None else read)
     scores = decoder.scores(unrolled.outputs[true])  # [N, V]: padding, half of a batch, is never scored
     log_probability = torch.log_softmax(scores, -1, dtype=torch.float32)
     wanted = following[true]  # [N]
-    surprise = -log_probability.gather(1, wanted.unsqueeze(1)).sum()
-    objective = surprise
-    if options.label_smoothing:
-        everywhere = -log_probability.mean(1).sum()
-        objective = (1 - options.label_smoothing) * surprise + options.label_smoothing * everywhere
-    penalty = surprise.new_zeros(())
-    if options.attention_penalty and unrolled.attention is not None:
-        penalty = options.attention_penalty * unevenness(unrolled.attention, true)
-    right = (scores.argmax(1) == wanted).sum()
-    counts = [surprise.detach(), right, true.sum(), true.any(2).sum()]
-    return Sums(objective, penalty, torch.stack([count.float() for count in counts]))
+    surprise = -log_probability.gather(1, wanted.unsqueeze(1)).squeeze(1)
+    return _Foretold(true, log_probability, surprise, scores.argmax(1) == wanted, unrolled.attention)
 
 
 def before(words: Tensor) -> Tensor:
