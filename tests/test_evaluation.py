@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 
 from raycap.cli import main
 from raycap.config import dumps, loads
-from raycap.evaluation import Evaluate, MetricOptions, alignment, captions
+from raycap.evaluation import Evaluate, MetricOptions, alignment, captions, references
 from raycap.evaluation.alignment import align
 from raycap.evaluation.captions import CaptionTable, read
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import as_table, judge
 from raycap.evaluation.telling import as_text
 from raycap.refusal import Refusal
+from raycap.sources import SOURCES
 from raycap.tables import CAPTIONS, SUCCESS
 
 WORDS = ["a", "the", "red", "brown", "dog", "cat", "child", "runs", "sits", "jumps", "on", "under", "grass", "road"]
@@ -335,6 +337,45 @@ def test_the_command_writes_scores_and_pictures(tmp_path: Path, capsys: pytest.C
     assert main(["evaluate", shorter, *flags]) == 1
     shown = capsys.readouterr().out
     assert "missing" in shown and "0.jpg" in shown and "else.jpg" in shown and "--split dev" in shown
+
+
+def written_dataset(folder: Path, kind: str) -> None:
+    """Four pictures' captions and splits; the last is in no split file."""
+    folder.mkdir()
+    said = {f"{number}.jpg": [sentence(number), sentence(number + 9)] for number in range(4)}
+    if kind == "flickr":
+        lines = [f"{name}#{place}\t{text}\n" for name, own in said.items() for place, text in enumerate(own)]
+        (folder / "Flickr8k.token.txt").write_text("".join(lines))
+        (folder / "Flickr_8k.trainImages.txt").write_text("0.jpg\n")
+        (folder / "Flickr_8k.devImages.txt").write_text("1.jpg\n2.jpg\n")
+    else:
+        images = [
+            {
+                "filename": name,
+                "split": "train" if name == "0.jpg" else "val",
+                "sentences": [{"raw": t} for t in own],
+            }
+            for name, own in said.items()
+        ]
+        (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
+
+
+@pytest.mark.parametrize("kind", ["flickr", "karpathy"])
+def test_references_need_no_pictures(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written_dataset(tmp_path / "captions", kind)
+    written_dataset(tmp_path / "whole", kind)
+    for number in range(4):
+        (tmp_path / "whole" / f"{number}.jpg").write_bytes(b"looked for by name only")
+    known = SOURCES[kind](path=str(tmp_path / "captions"))
+    bare, whole = (references.read(replace(known, path=str(tmp_path / name))) for name in ("captions", "whole"))
+    assert (bare.captions, bare.splits) == (whole.captions, whole.splits)
+    assert whole.uris and not bare.uris
+    table = write_captions(tmp_path / "t.parquet", [caption_row(f"{number}.jpg", "a dog") for number in (1, 2)])
+    arguments = ["evaluate", table, "--references", str(tmp_path / "captions"), "--out", str(tmp_path / "s.json")]
+    assert main([*arguments, "--samples", "0", "--split", "dev"]) == (0 if kind == "flickr" else 1)
+    assert "2 pictures judged, 2 references each" in capsys.readouterr().out
+    with pytest.raises(Refusal, match=r"--source\.pictures"):  # a folder that was named must hold them
+        references.read(replace(known, pictures=str(tmp_path)))
 
 
 def test_scores_never_replace_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

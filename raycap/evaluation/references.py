@@ -1,12 +1,13 @@
-"""The human captions that captions are measured by, from any source; of COCO the annotations alone will do."""
+"""The human captions that captions are measured by, from any source. Captioned datasets need no pictures for it."""
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raycap.refusal import Refusal
-from raycap.sources import Coco, Source, Table, coco
-from raycap.sources.annotated import read_json, records_of
+from raycap.sources import Coco, Flickr, Karpathy, Source, Table, coco
+from raycap.sources.annotated import Entry, read_json, records_of
 from raycap.sources.place import Place, existing
 from raycap.sources.splits import split_word
 
@@ -44,6 +45,28 @@ def with_captions(source: Source | None) -> Source:
 
 
 def _of_source(source: Source) -> References:
+    try:
+        return _of_rows(source)
+    except Refusal:
+        if not isinstance(source, Flickr | Karpathy) or source.pictures:
+            raise
+        entries = source.entries()  # says the same where it was not for want of pictures
+        if len({entry.key for entry in entries}) < len(entries):
+            raise
+    return _of_entries(entries)
+
+
+def _of_entries(entries: Sequence[Entry]) -> References:
+    """Of pictures that are not there."""
+    told = {entry.key: entry for entry in entries if entry.references}
+    return References(
+        captions={key: list(entry.references) for key, entry in told.items()},
+        splits={key: entry.split for key, entry in told.items()},
+        silent=frozenset(entry.key for entry in entries if not entry.references),
+    )
+
+
+def _of_rows(source: Source) -> References:
     captions: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     uris: dict[str, str] = {}
