@@ -18,7 +18,7 @@ from raycap.report import attention
 from raycap.report.gallery import DISPUTE, LENGTH, SURENESS, Collection, Gallery, Measure
 from raycap.report.options import Report
 from raycap.report.pages import brief
-from raycap.report.thumbnails import thumbnails
+from raycap.report.thumbnails import Room, thumbnails
 
 NAMES = {
     **{f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
@@ -51,15 +51,15 @@ def told(
     scores: Scores | None,
     options: Report,
     evaluate: Evaluate,
+    room: Room,
     fetch: Fetch,
     reading: Reading,
 ) -> dict[str, Any]:
     """What the template asks for."""
     gallery = Collection(tables, references, scores).gallery(options.pictures, options.seed)
-    pictures = thumbnails(
-        [entry.uri for entry in gallery.entries], options.thumbnail, options.megabytes * 2**20, fetch, reading
-    )
-    panels, notes = attention.panels(tables, options.panels, options.model, fetch, reading)
+    uris = [entry.uri for entry in gallery.entries]
+    panels, notes = attention.panels(tables, options.panels, options.model, room, fetch, reading)
+    pictures = thumbnails(uris, options.thumbnail, room, fetch, reading)
     return {
         "panels": panels,
         "notes": notes,

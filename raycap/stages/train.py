@@ -19,7 +19,7 @@ from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
-from raycap.training.journal import METRICS, epochs
+from raycap.training.journal import METRICS, PICTURES, epochs
 from raycap.training.keeping import CAPTIONER
 from raycap.training.material import FACTS, check, gather, identity, table_in, wants_pixels
 from raycap.training.run import STOP
@@ -45,7 +45,7 @@ def fit(config: Config) -> bool:
     folder = RunFolder(str(out))
     with Lease(folder) as lease:
         if config.train.fresh:
-            for name in (RUN, FACTS, METRICS, WORDS, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN):
+            for name in (RUN, FACTS, METRICS, PICTURES, WORDS, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN):
                 folder.remove(name)
         _check_same(folder, config)
         if folder.exists(FACTS):
