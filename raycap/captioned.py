@@ -16,7 +16,7 @@ LONGEST_SIDE = 1024  # of the photo, in pixels; a larger one is made smaller
 LEAST_WIDTH = 480  # of the drawing, so that there is room for words
 INK, PALE, PAPER = "#1a1a1a", "#6b6b6b", "#ffffff"
 PHOTO = "Photo"  # the text in a PNG that names its photo
-LONGEST_NAME = 120
+LONGEST_NAME = 50  # in characters, of which one may take four bytes
 
 
 def draw(pixels: NDArray[np.uint8], caption: str, others: Sequence[str] = ()) -> Image.Image:

@@ -144,10 +144,10 @@ def test_tables_have_names_of_their_own(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write_captions(tmp_path / folder / "captions.parquet", [caption_row("1", "a dog")])
     paths = [str(tmp_path / folder / "captions.parquet") for folder in ("a", "b")]
-    assert [table.name for table in captions.read_all(paths)] == paths
-    assert [table.name for table in captions.read_all([f"x={paths[0]}", paths[1]])] == ["x", "captions"]
+    assert [name for name, _ in captions.names_and_paths(paths)] == paths
+    assert [name for name, _ in captions.names_and_paths([f"x={paths[0]}", paths[1]])] == ["x", "captions"]
     with pytest.raises(Refusal, match="twice"):
-        captions.read_all([f"x={paths[0]}", f"x={paths[1]}"])
+        captions.names_and_paths([f"x={paths[0]}", f"x={paths[1]}"])
 
 
 # --- what is judged and what is not

@@ -33,11 +33,6 @@ class CaptionTable:
     vocabulary: str = ""  # which words the captioner knows, where the table says how well it foretells others
 
 
-def read_all(tables: Sequence[str], key_column: str = "", caption_column: str = "") -> list[CaptionTable]:
-    """The tables, each under a name of its own."""
-    return [read(path, name, key_column, caption_column) for name, path in names_and_paths(tables)]
-
-
 def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
     """What each is called, and where it is, of PATH or NAME=PATH."""
     given = [_name_and_path(table) for table in tables]

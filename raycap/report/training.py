@@ -71,17 +71,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One validation picture and what the captioner that is kept says of it."""
-
-    key: str
-    caption: str
-    score: float  # CIDEr-D
-    references: Sequence[str]
-    thumbnail: Thumbnail
-
-
-@dataclass(frozen=True)
 class Sample:
     """One validation picture and what was said of it while the captioner learned."""
 
@@ -115,20 +104,10 @@ def told(
     runs: Sequence[Run], references: References | None, options: Report, room: Room, fetch: Fetch, reading: Reading
 ) -> dict[str, Any]:
     """What the template asks for."""
-    chosen = _extremes(runs, options.extremes)
+    extremes = _extremes(runs, options.extremes)
     said = _said(runs)
-    keys = [each["key"] for _, pictures in chosen for each in pictures] + list(said)
+    keys = [each["key"] for _, pictures in extremes for each in pictures] + list(said)
     shown = _shown(list(dict.fromkeys(keys)), references, options, room, fetch, reading)
-    extremes = [
-        (
-            heading,
-            [
-                Example(each["key"], each["caption"], each["cider_d"], each["references"], shown[each["key"]])
-                for each in pictures
-            ],
-        )
-        for heading, pictures in chosen
-    ]
     samples = [
         Sample(key, references.captions.get(key, [first]) if references else [first], grown, shown[key])
         for key, (first, grown) in said.items()
@@ -137,6 +116,7 @@ def told(
     return {
         "charts": charts(runs) if runs else [],
         "extremes": extremes,
+        "shown": shown,
         "samples": samples,
         "panels": panels,
         "notes": notes,

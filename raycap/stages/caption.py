@@ -57,7 +57,8 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
         raise Refusal(f"{', '.join(given)}: only a table has that; give --out DIR, or leave it out")
     if folders := [photo for photo in photos if not is_web(photo) and locate(photo).is_folder()]:
         raise Refusal(f"{folders[0]} is a folder: give it alone, with --out DIR, or name photos only")
-    captioner, good = _captioner(config), True
+    # Threads would wait for each other longer than they work on one photo, and on a busy machine for seconds.
+    captioner, good = _captioner(config, threads=options.threads or (1 if len(photos) == 1 else None)), True
     # Whoever names a photo on the command line means it, wherever it lies.
     with Fetcher(config.fetch, trusted=True) as fetcher, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # remarks about metadata
@@ -72,14 +73,14 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
     return 0 if good else 1
 
 
-def _captioner(config: Config) -> "Captioner":
+def _captioner(config: Config, threads: int | None) -> "Captioner":
     import torch
 
     from raycap.captioner import Captioner, folder
 
     options = config.caption
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if threads:
+        torch.set_num_threads(threads)
     plan, words, encoder, decoder, facts = folder.load(options.model, options.encoder_weights)
     # How pictures are shown is a part of what was learned; which are accepted is for this run to say.
     reading = dataclasses.replace(config.reading, background=plan.reading.background)
