@@ -1,10 +1,12 @@
 """What the acts that go through a whole pile of pictures can be told: which rows, where to, on how much machine."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from raycap.precision import PrecisionName
 from raycap.refusal import Refusal
+from raycap.search import Beam, SearchChoice
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,8 @@ class Bulk:
 
     out: str = ""
     """Folder of the run, local or in an object store (s3://...); the same command again goes on where it was."""
+    split: str = ""
+    """Take the rows of this split of the source only (train, dev, test); empty: of every split."""
     limit: int | None = None
     """Take the first so many rows of the source only."""
     sample: float = 1.0
@@ -83,7 +87,8 @@ class Extract(Bulk):
 
 @dataclass(frozen=True)
 class Caption(Bulk):
-    """What `raycap caption` writes: OUT/captions, a table with a row for every picture."""
+    """What `raycap caption` writes: OUT/captions, a table with a row for every picture. Single photos are
+    captioned at once and printed, without --out."""
 
     model: str = ""
     """The captioner: a folder or URI that `raycap train` or Captioner.save wrote."""
@@ -96,7 +101,16 @@ class Caption(Bulk):
     min_score: float | None = None
     """Mark rows whose caption scores less, in a column low_score; they stay."""
     attention: bool = False
-    """Keep the words and where the captioner looked for each, in columns of their own."""
+    """Keep the words and where the captioner looked for each, in columns of their own; of single photos, draw it:
+    NAME.attention.png."""
+    true_words: bool = False
+    """Also say how well the captioner foretells the source's own captions, word by word: columns true_surprise
+    (nats), true_right (words it would have said) and true_count (words, with the ends), of which `raycap evaluate`
+    makes loss, token accuracy and perplexity."""
+    show: bool = False
+    """Of single photos: draw each with its caption under it, NAME.captioned.png."""
+    photos: tuple[str, ...] = ()
+    """Photos, when several are named instead of a source: paths or URLs."""
     columns: tuple[str, ...] = ()
     """Columns of the source's own table to carry through."""
     also: tuple[Literal["txt", "jsonl", "webdataset", "imagefolder"], ...] = ()
@@ -114,3 +128,16 @@ class Caption(Bulk):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise Refusal(f"{name} is {value}: give at least 1")
+        if self.true_words and self.dedup:
+            raise Refusal("true_words and dedup do not go together: equal pictures may have other captions")
+
+    def search(self, given: SearchChoice | None, trained: SearchChoice) -> SearchChoice:
+        """The captioner's own search, unless the config gives another; then the flags of this act."""
+        chosen = given or trained
+        if self.beam is None and self.num_captions is None:
+            return chosen
+        beam = (
+            chosen if isinstance(chosen, Beam) else Beam(max_length=chosen.max_length, min_length=chosen.min_length)
+        )
+        best = self.num_captions or min(beam.best, self.beam or beam.width)
+        return dataclasses.replace(beam, width=self.beam or max(beam.width, best), best=best)

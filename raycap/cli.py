@@ -24,6 +24,7 @@ class Command:
     act: str  # module:function, called with the config, returns the exit code
     sections: tuple[str, ...]
     words: str = ""  # the option of `act`'s section that the words before the flags fill; "": they are SOURCE
+    several: str = ""  # the option that they fill where they are more than one
 
 
 COMMANDS = {
@@ -33,9 +34,10 @@ COMMANDS = {
         ("inspect", "source", "fetch", "reading", "cluster"),
     ),
     "caption": Command(
-        "write a caption for every picture of a source, into a table that can be resumed and added to",
+        "write a caption for every picture of a source into a table that can be resumed, or say those of photos",
         "raycap.stages.caption:caption",
         ("caption", "source", "fetch", "reading", "search", "cluster"),
+        several="photos",
     ),
     "extract": Command(
         "encode every picture once, for training: a table of features that can be resumed and added to",
@@ -48,9 +50,9 @@ COMMANDS = {
         ("train", "source", "fetch", "reading", "vocabulary", "encoder", "decoder", "search", "cluster"),
     ),
     "evaluate": Command(
-        "judge tables of captions by human captions, side by side, with intervals",
+        "judge tables of captions, or captioners, by human captions, side by side, with intervals",
         "raycap.stages.evaluate:evaluate",
-        ("evaluate", "metric", "source"),
+        ("evaluate", "metric", "source", "caption", "fetch", "reading", "search", "cluster"),
         words="tables",
     ),
     "report": Command(
@@ -64,6 +66,7 @@ COMMANDS = {
 ABOUT = "Captions for large piles of pictures, and the captioners that write them, on one laptop or a Ray cluster."
 EXAMPLES = """\
 examples:
+  raycap caption photo.jpg --model DIR                    its caption, here and now
   raycap caption photos/ --model DIR --out captions/      a caption for every picture, in one table
   raycap inspect photos/                                  a folder, its sub-folders too
   raycap inspect s3://bucket/pictures                     anything that fsspec can open
@@ -143,20 +146,22 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
         first.add_argument(f"--{section}")
     if command.words:
         first.add_argument("--references")
-    chosen, flags = first.parse_known_args(arguments if command.words else [*words[1:], *arguments])
+    filled = command.several if len(words) > 1 and command.several else command.words
+    chosen, flags = first.parse_known_args(arguments if filled else [*words[1:], *arguments])
 
     if chosen.run and not chosen.config:
         raise Refusal(f"--run {chosen.run} names one of the runs of a file: say which with --config FILE.yaml")
     config = load(chosen.config, chosen.run) if chosen.config else Config()
-    path = chosen.references if command.words else next(iter(words), None)
-    if command.words and words:
-        own = dataclasses.replace(getattr(config, name), **{command.words: tuple(words)})
+    path = chosen.references if command.words else None if filled else next(iter(words), None)
+    if filled and words:
+        own = dataclasses.replace(getattr(config, name), **{filled: tuple(words)})
         config = dataclasses.replace(config, **{name: own})
     for section in rooms:
         kind = getattr(chosen, section)
         config = _choose(config, section, kind, path if section == "source" else None)
-    # A captioner brings its own search; another is meant only by who says something of it.
-    if config.search is None and (name != "caption" or any(flag.startswith("--search.") for flag in flags)):
+    # A captioner brings its own search; another is meant only by who trains one, or says something of it.
+    trains = "decoder" in command.sections
+    if config.search is None and (trains or any(flag.startswith("--search.") for flag in flags)):
         config = dataclasses.replace(config, search=Beam())
     return _with_flags(config, name, command, flags), chosen.print_config
 

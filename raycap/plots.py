@@ -119,10 +119,10 @@ def svg(figure: Figure) -> str:
     return re.sub(r' id="(?!p[0-9a-f]{10}"|m[0-9a-f]{10}")[^"]*"', "", element)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, under its name only when whole."""
+def save(figure: Figure, path: Path, notes: Mapping[str, str] | None = None) -> None:
+    """Write a figure as PNG, under its name only when whole; the notes go into it as texts."""
     beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, format="png", dpi=150)
+    figure.savefig(beside, format="png", dpi=150, metadata=dict(notes or {}))
     beside.replace(path)
 
 

@@ -53,6 +53,16 @@ CAPTIONS = pa.schema(
     ]
 )
 
+# Behind those, where asked for: how well the captioner foretells the picture's own captions when it reads the true
+# words so far. Null where it did not see the picture.
+TRUE_WORDS = pa.schema(
+    [
+        ("true_surprise", pa.float64()),  # cross-entropy in nats, summed over the words
+        ("true_right", pa.int64()),  # words that it thought the likeliest
+        ("true_count", pa.int64()),  # words, with the end of each caption
+    ]
+)
+
 
 def fit(table: pa.Table, schema: pa.Schema, carry: Sequence[str] = ()) -> pa.Table:
     """Select and cast `table` to `schema`, with the user's own columns named by `carry` behind it."""

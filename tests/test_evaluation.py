@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from hypothesis import strategies as st
 
 from raycap.cli import main
 from raycap.config import dumps, loads
-from raycap.evaluation import Evaluate, MetricOptions, alignment, captions
+from raycap.evaluation import Evaluate, MetricOptions, alignment, captions, references
 from raycap.evaluation.alignment import align
 from raycap.evaluation.captions import CaptionTable, read
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import as_table, judge
 from raycap.evaluation.telling import as_text
 from raycap.refusal import Refusal
+from raycap.sources import SOURCES
 from raycap.tables import CAPTIONS, SUCCESS
 
 WORDS = ["a", "the", "red", "brown", "dog", "cat", "child", "runs", "sits", "jumps", "on", "under", "grass", "road"]
@@ -61,7 +63,7 @@ def write_references(path: Path, keys: list[str], split: str = "dev") -> str:
 
 def table_of(rows: list[tuple[str, str, str]], name: str = "ours") -> CaptionTable:
     columns = [caption_row(key, caption, status) for key, caption, status in rows]
-    return CaptionTable(name, name, pa.Table.from_pylist(columns, CAPTIONS).select(captions.ROWS.names))
+    return CaptionTable(name, name, pa.Table.from_pylist(columns, captions.ROWS))
 
 
 # --- every form of table
@@ -142,10 +144,10 @@ def test_tables_have_names_of_their_own(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         write_captions(tmp_path / folder / "captions.parquet", [caption_row("1", "a dog")])
     paths = [str(tmp_path / folder / "captions.parquet") for folder in ("a", "b")]
-    assert [table.name for table in captions.read_all(paths)] == paths
-    assert [table.name for table in captions.read_all([f"x={paths[0]}", paths[1]])] == ["x", "captions"]
+    assert [name for name, _ in captions.names_and_paths(paths)] == paths
+    assert [name for name, _ in captions.names_and_paths([f"x={paths[0]}", paths[1]])] == ["x", "captions"]
     with pytest.raises(Refusal, match="twice"):
-        captions.read_all([f"x={paths[0]}", f"x={paths[1]}"])
+        captions.names_and_paths([f"x={paths[0]}", f"x={paths[1]}"])
 
 
 # --- what is judged and what is not
@@ -335,6 +337,45 @@ def test_the_command_writes_scores_and_pictures(tmp_path: Path, capsys: pytest.C
     assert main(["evaluate", shorter, *flags]) == 1
     shown = capsys.readouterr().out
     assert "missing" in shown and "0.jpg" in shown and "else.jpg" in shown and "--split dev" in shown
+
+
+def written_dataset(folder: Path, kind: str) -> None:
+    """Four pictures' captions and splits; the last is in no split file."""
+    folder.mkdir()
+    said = {f"{number}.jpg": [sentence(number), sentence(number + 9)] for number in range(4)}
+    if kind == "flickr":
+        lines = [f"{name}#{place}\t{text}\n" for name, own in said.items() for place, text in enumerate(own)]
+        (folder / "Flickr8k.token.txt").write_text("".join(lines))
+        (folder / "Flickr_8k.trainImages.txt").write_text("0.jpg\n")
+        (folder / "Flickr_8k.devImages.txt").write_text("1.jpg\n2.jpg\n")
+    else:
+        images = [
+            {
+                "filename": name,
+                "split": "train" if name == "0.jpg" else "val",
+                "sentences": [{"raw": t} for t in own],
+            }
+            for name, own in said.items()
+        ]
+        (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
+
+
+@pytest.mark.parametrize("kind", ["flickr", "karpathy"])
+def test_references_need_no_pictures(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written_dataset(tmp_path / "captions", kind)
+    written_dataset(tmp_path / "whole", kind)
+    for number in range(4):
+        (tmp_path / "whole" / f"{number}.jpg").write_bytes(b"looked for by name only")
+    known = SOURCES[kind](path=str(tmp_path / "captions"))
+    bare, whole = (references.read(replace(known, path=str(tmp_path / name))) for name in ("captions", "whole"))
+    assert (bare.captions, bare.splits) == (whole.captions, whole.splits)
+    assert whole.uris and not bare.uris
+    table = write_captions(tmp_path / "t.parquet", [caption_row(f"{number}.jpg", "a dog") for number in (1, 2)])
+    arguments = ["evaluate", table, "--references", str(tmp_path / "captions"), "--out", str(tmp_path / "s.json")]
+    assert main([*arguments, "--samples", "0", "--split", "dev"]) == (0 if kind == "flickr" else 1)
+    assert "2 pictures judged, 2 references each" in capsys.readouterr().out
+    with pytest.raises(Refusal, match=r"--source\.pictures"):  # a folder that was named must hold them
+        references.read(replace(known, pictures=str(tmp_path)))
 
 
 def test_scores_never_replace_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

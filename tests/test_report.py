@@ -28,7 +28,7 @@ from raycap.evaluation.captions import CaptionTable
 from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.report.gallery import Collection
-from raycap.report.thumbnails import thumbnails
+from raycap.report.thumbnails import Room, thumbnails
 from raycap.tables import CAPTIONS
 
 HOSTILE = [
@@ -339,12 +339,64 @@ def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
     ]
     assert browser.execute_script("return document.images.length") == 1  # the source knows the picture
     assert len(browser.find_elements("css selector", "figure")) == 5
+    assert not browser.find_elements("css selector", "#extremes"), "an old run has no validation.jsonl"
     assert main(["report", *runs, str(made / "first.parquet"), *references]) == 0
     opened(browser, out)
     assert len(shown(browser)) == PICTURES
     legend = browser.execute_script("return [...document.querySelectorAll('svg text')].map(e => e.textContent)")
     assert legend.count("fine_tuned") == legend.count("frozen") == 5
     assert window_pwned(browser) is None
+
+
+def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
+    browser: Any, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(written_run(tmp_path / "run", 1.0))
+    truth = [json.loads(line) for line in (made / "references.jsonl").read_text().splitlines()]
+    chance = np.random.default_rng(1)
+    pictures: list[dict[str, Any]] = [
+        {"key": each["key"], "caption": f"said {place} {HOSTILE[place % 10]}", "cider_d": float(score)}
+        | {"references": each["references"]}
+        for place, (each, score) in enumerate(zip(truth, chance.permutation(len(truth)) / 10, strict=True))
+    ]
+    for picture in pictures[:5]:
+        picture |= {"words": ["a", "<i>dog</i>"], "attention": np.eye(4)[:2].tolist()}
+    (run / "validation.jsonl").write_text("".join(json.dumps(picture) + "\n" for picture in pictures))
+    (run / "captioner").mkdir()
+    encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
+    (run / "captioner" / "config.json").write_text(json.dumps({"encoder": encoder}))
+    out = tmp_path / "page.html"
+    source = ["--references", str(made / "references.jsonl"), "--source.key-column", "key"]
+    arguments = ["report", str(run), "--out", str(out), "--extremes", "4", "--panels", "3"]
+    assert main([*arguments, *source]) == 0
+    opened(browser, out, 360)
+    assert browser.get_log("browser") == [] and window_pwned(browser) is None
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    ask = "return [...document.querySelectorAll('[aria-labelledby=extremes] .caption')].map(e => e.textContent)"
+    order = sorted(pictures, key=lambda picture: -picture["cider_d"])
+    wanted = [picture["caption"].split()[1] for picture in [*order[:4], *order[:-5:-1]]]
+    assert [text.split()[1] for text in browser.execute_script(ask)] == wanted
+    assert browser.execute_script("return document.querySelectorAll('.panel img').length") == 3
+    assert browser.execute_script("return [...document.images].every(e => e.alt.trim())")
+    assert browser.execute_script("return document.images.length") == 8 + 3 + 1
+    for reference in order[0]["references"]:
+        assert html.escape(reference, quote=False).split(" on ")[0] in out.read_text(encoding="utf-8")
+    assert main(arguments) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "<img" not in text and "give --references SOURCE, which has the pictures" in text
+    assert main([*arguments, *source, "--megabytes", "0.02"]) == 0
+    assert out.stat().st_size < 2**17, "charts and words, and 20 KB of pictures"
+    table = [
+        "evaluate",
+        str(run / "validation.jsonl"),
+        *source,
+        "--samples",
+        "0",
+        "--out",
+        str(tmp_path / "s.json"),
+    ]
+    assert main(table) == 0, "what the run says is a table too"
+    assert f"{len(pictures)} pictures judged" in capsys.readouterr().out
 
 
 def test_where_the_captioner_looked_is_drawn(
@@ -472,7 +524,7 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
             row(str(place), caption, 0, "", "success" if fine else "failed_to_decode") | {"score": score}
             for place, (fine, score, caption) in enumerate(own)
         ]
-        table = pa.Table.from_pylist(rows, CAPTIONS).select(captions.ROWS.names)
+        table = pa.Table.from_pylist(rows, captions.ROWS)
         tables.append(CaptionTable(f"table{number}", "", table))
     gallery = Collection(tables, None, None).gallery(most, seed)
     shown = [entry.key for entry in gallery.entries]
@@ -491,10 +543,10 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
 
 def test_thumbnails_keep_their_shape_and_their_bounds(made: Path) -> None:
     uris = [str(made / "0.jpg"), str(made / "1.jpg"), str(made / "gone.jpg"), str(made / "first.parquet")]
-    tall, broad, gone, no_picture = thumbnails(uris, 100, 1e6, Fetch(), Reading())
+    tall, broad, gone, no_picture = thumbnails(uris, 100, Room(1), Fetch(), Reading())
     assert (tall.width, tall.height) == (71, 100) and (broad.width, broad.height) == (100, 75)
     assert not gone.data and gone.reason and not no_picture.data and no_picture.reason
-    few = thumbnails(uris[:2] * 20, 100, len(tall.data) * 3, Fetch(), Reading())
+    few = thumbnails(uris[:2] * 20, 100, Room(len(tall.data) * 3 / 2**20), Fetch(), Reading())
     assert 0 < sum(len(each.data) for each in few) <= len(tall.data) * 3
     assert "small" in few[-1].reason
 

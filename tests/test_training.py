@@ -27,11 +27,12 @@ from raycap.training.journal import epochs, lines
 from raycap.training.material import Material
 from raycap.training.movement import Average, Pace
 from raycap.training.network import Network
-from raycap.training.objective import before, sums, unevenness, words_read
+from raycap.training.objective import before, by_picture, sums, unevenness, words_read
 from raycap.training.run import STOP, Run
 from raycap.training.self_critical import Critic, advantages, likelihood, without_dropout
 from raycap.training.store import Store, unpacked
 from raycap.training.trackers import open_tracker
+from raycap.training.validation import PANELS
 from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, Words
 
 SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
@@ -169,6 +170,11 @@ def test_the_loss_is_the_mean_over_true_words(options: object, store: Store, voc
     captions = sum(len(store.references[place]) for place in learned.places[:6])
     assert counted.counts.tolist() == pytest.approx([surprise, right, words, captions], rel=1e-4)
     assert counted.objective.item() == pytest.approx(smoothed, rel=1e-4)
+    each = by_picture(net.decoder, net.remember(batch.pictures), batch.words)
+    assert each.sum(0).tolist() == pytest.approx(counted.counts[:3].tolist(), rel=1e-4)
+    for row in range(6):
+        alone = by_picture(net.decoder, net.remember(batch.pictures[row : row + 1]), batch.words[row : row + 1])
+        assert alone[0].tolist() == pytest.approx(each[row].tolist(), rel=1e-4)
 
 
 def test_padding_changes_neither_loss_nor_gradients(store: Store, vocabulary: Vocabulary) -> None:
@@ -398,6 +404,15 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_run(
     assert best["epoch"] == len(curve) - 2
     facts = json.loads((tmp_path / "captioner" / "config.json").read_text())["facts"]
     assert facts["training"]["epoch"] == best["epoch"]
+    pictures = lines(tmp_path / "validation.jsonl")
+    assert [picture["key"] for picture in pictures] == [store.keys[place] for place in store.of("dev")]
+    assert np.mean([picture["cider_d"] for picture in pictures]) == pytest.approx(best["cider_d"])
+    looked = [picture for picture in pictures if "attention" in picture]
+    assert len(looked) == min(PANELS, len(pictures))
+    for picture in looked:
+        assert " ".join(picture["words"]) == picture["caption"]
+        assert np.sum(picture["attention"], axis=1) == pytest.approx(1, abs=1e-3)
+        assert np.shape(picture["attention"]) == (len(picture["words"]), POSITIONS)
 
 
 def test_self_critical_training_raises_the_reward(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:

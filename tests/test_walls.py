@@ -12,9 +12,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raycap"
 DOORS = {"cli"}  # what may import an act
 # Rooms of the acts, not acts.
 SHARED_STAGES = {f"raycap.stages.{room}" for room in ("nodes", "pictures", "session", "workers")}
-BULK = ("also", "anew", "digests", "features", "passes", "publish", "retried", "shape", "standing", "todo", "work")
+BULK = ("also", "anew", "captions", "digests", "features", "passes")
+BULK += ("publish", "retried", "shape", "standing", "todo", "work")
 SHARED_STAGES |= {"raycap.stages.alone", "raycap.stages.bulk", *(f"raycap.stages.bulk.{room}" for room in BULK)}
 LIGHT = ("raycap.cli", "raycap.config", "raycap.tables", "raycap.metrics", "raycap.evaluation", "raycap.report")
+# Acts that answer at once, and load the heavy parts only where they need them.
+LIGHT += ("raycap.stages.caption", "raycap.stages.evaluate", "raycap.stages.report")
 FORBIDDEN_WORDS = {"utils", "common", "helpers", "base", "manager", "core"}
 
 MODULES = {

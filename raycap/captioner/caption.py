@@ -1,11 +1,14 @@
 """What a captioner says of one picture."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raycap.search import Hypothesis
 from raycap.tables import SUCCESS
 
 
@@ -48,6 +51,26 @@ class Caption:
         return self.caption if self.succeeded else f"({self.status}: {self.error_message})"
 
 
+class Foretold(NamedTuple):
+    """How well a captioner foretells a picture's own captions, when it reads the true words so far."""
+
+    surprise: float
+    """Cross-entropy in nats, summed over the words."""
+    right: int
+    """Words that it thought the likeliest."""
+    words: int
+    """True words, with the `<end>` of each caption."""
+
+
+class Seen(NamedTuple):
+    """What a captioner makes of a square of pixels."""
+
+    hypotheses: list[Hypothesis]
+    """Best first."""
+    foretold: Foretold | None = None
+    """Of the picture's own captions, where they were given."""
+
+
 @dataclass(frozen=True)
 class Explanation:
     """A caption and the picture as the encoder saw it, with a map of attention for each word."""
@@ -57,10 +80,10 @@ class Explanation:
     aspect: float
     """Height by width to show the pixels at: a squashed picture gets its own shape back."""
 
-    def save(self, path: str | Path) -> None:
-        """Draw the panel, one tile for each word, as PNG."""
+    def save(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+        """Draw the panel, one tile for each word, as PNG, which holds the notes too."""
         from raycap import plots  # matplotlib takes a while, and few callers draw
 
         assert self.caption.attention is not None
         panel = plots.attention_panel(self.pixels, self.caption.words, self.caption.attention, self.aspect)
-        plots.save(panel, Path(path))
+        plots.save(panel, Path(path), notes)

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raycap.captioner import folder
-from raycap.captioner.caption import Alternative, Caption, Explanation
+from raycap.captioner.caption import Alternative, Caption, Explanation, Foretold, Seen
 from raycap.captioner.plan import Plan
 from raycap.captioner.room import Room
-from raycap.decoders.decoder import Decoder
+from raycap.decoders.decoder import Decoder, Tensors
 from raycap.encoders.encoder import Encoder
 from raycap.fetch import Fetch, Fetched, Fetcher
 from raycap.images import Picture, read_picture
 from raycap.precision import PrecisionName, derive
 from raycap.refusal import Refusal
-from raycap.search import Beam, Hypothesis, SearchChoice
+from raycap.search import Beam, SearchChoice
 from raycap.tables import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH, SUCCESS
 from raycap.vocabulary import Vocabulary
 
@@ -89,7 +89,7 @@ class Captioner:
         search = self._search(beam, search)
         opened = self._open(pictures)
         readable = [picture.pixels for _, picture in opened if picture.pixels is not None]
-        found = iter(self.caption_pixels(readable, search, attention))
+        found = iter(self.look(readable, search, attention))
         return [
             Caption.failed(status, picture.error, picture.width, picture.height)
             if picture.pixels is None
@@ -97,26 +97,45 @@ class Captioner:
             for status, picture in opened
         ]
 
-    def caption_pixels(
-        self, pixels: Sequence[NDArray[np.uint8]], search: SearchChoice | None = None, attention: bool = False
-    ) -> list[list[Hypothesis] | MemoryError]:
-        """For each square of pixels [S, S, 3] what the search found, best first, or why it found nothing."""
+    def look(
+        self,
+        pixels: Sequence[NDArray[np.uint8]],
+        search: SearchChoice | None = None,
+        attention: bool = False,
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> list[Seen | MemoryError]:
+        """For each square of pixels [S, S, 3] what the search found, or why it found nothing; with `references`
+        also how well each picture's own captions are foretold."""
         chosen = search or self.plan.search
 
-        def act(batch: Sequence[NDArray[np.uint8]]) -> list[list[Hypothesis]]:
+        def act(places: Sequence[int]) -> list[Seen]:
             with torch.inference_mode():
-                stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # [B, 3, S, S]
-                memory = self._decode.remember(*self._encode(stacked))
-                return chosen.search(self._decode, memory, attention=attention).hypotheses()
+                stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).permute(0, 3, 1, 2)
+                memory = self._decode.remember(*self._encode(stacked))  # of [B, 3, S, S]
+                found = chosen.search(self._decode, memory, attention=attention).hypotheses()
+                if references is None:
+                    return [Seen(each) for each in found]
+                foretold = self._foretell(memory, [references[place] for place in places])
+                return [Seen(*each) for each in zip(found, foretold, strict=True)]
 
-        return self.room.each(pixels, act)
+        return self.room.each(range(len(pixels)), act)
+
+    def _foretell(self, memory: Tensors, references: Sequence[Sequence[str]]) -> list[Foretold]:
+        from raycap.training.batches import in_one  # these two are of use here alone
+        from raycap.training.objective import by_picture
+
+        if not any(references):
+            return [Foretold(0.0, 0, 0)] * len(references)
+        words = in_one([[self.vocabulary.encode(text) for text in own] for own in references])
+        sums = by_picture(self._decode, memory, words.to(self.precision.device)).tolist()
+        return [Foretold(surprise, int(right), int(count)) for surprise, right, count in sums]
 
     def explain(self, picture: AnyPicture, beam: int | None = None) -> Explanation:
         """The caption of one picture with a map of where the captioner looked for each word."""
         [(status, opened)] = self._open([picture])
         if opened.pixels is None:
             raise Refusal(f"cannot explain this picture: {status}: {opened.error}")
-        found = self.caption_pixels([opened.pixels], self._search(beam, None), attention=True)
+        found = self.look([opened.pixels], self._search(beam, None), attention=True)
         caption = self._caption(found[0], opened.width, opened.height)
         if caption.succeeded and caption.attention is None:
             raise Refusal("this captioner has no attention to show: its decoder sees the picture as a whole")
@@ -148,10 +167,10 @@ class Captioner:
         picture = read_picture(fetched.data, self.plan.reading, self.encoder.intake)
         return FAILED_TO_DECODE if picture.error else SUCCESS, picture
 
-    def _caption(self, found: list[Hypothesis] | MemoryError, width: int, height: int) -> Caption:
-        if isinstance(found, MemoryError):
-            return Caption.failed(FAILED_TO_CAPTION, str(found), width, height)
-        best, *others = found
+    def _caption(self, seen: Seen | MemoryError, width: int, height: int) -> Caption:
+        if isinstance(seen, MemoryError):
+            return Caption.failed(FAILED_TO_CAPTION, str(seen), width, height)
+        best, *others = seen.hypotheses
         return Caption(
             caption=self.vocabulary.decode(best.words),
             score=best.score,

@@ -11,10 +11,13 @@ from raycap.refusal import Refusal
 from raycap.sources.place import Place, existing, first_line, locate
 from raycap.sources.records import Piece, Records, records
 from raycap.sources.rows import Tally, pieces, utf8
-from raycap.tables import CAPTIONS, SUCCESS
+from raycap.tables import CAPTIONS, SUCCESS, TRUE_WORDS
 
 # What is read of a table; what a form lacks is "", null or an empty list, and the status is success.
-ROWS = pa.schema([CAPTIONS.field(name) for name in CAPTIONS.names if name not in ("width", "height", "sha256")])
+ROWS = pa.schema(
+    [*(CAPTIONS.field(name) for name in CAPTIONS.names if name not in ("width", "height", "sha256")), *TRUE_WORDS]
+)
+NUMBERS = ("score", *TRUE_WORDS.names)
 KEY_NAMES = ("key", "image_id", "image", "image_name", "file_name", "filename", "file", "path", "uri", "url", "id")
 CAPTION_NAMES = ("caption", "prediction", "generated_caption", "generated", "hypothesis", "text")
 
@@ -27,11 +30,7 @@ class CaptionTable:
     path: str
     rows: pa.Table  # of ROWS
     notes: tuple[str, ...] = ()  # oddities of the file that cost lines
-
-
-def read_all(tables: Sequence[str], key_column: str = "", caption_column: str = "") -> list[CaptionTable]:
-    """The tables, each under a name of its own."""
-    return [read(path, name, key_column, caption_column) for name, path in names_and_paths(tables)]
+    vocabulary: str = ""  # which words the captioner knows, where the table says how well it foretells others
 
 
 def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
@@ -58,9 +57,9 @@ def read(path: str, name: str, key_column: str = "", caption_column: str = "") -
         raise Refusal(f"{path} holds no rows")
     rows = pa.concat_tables(parts)
     _refuse_repeated(rows["key"].to_pylist(), path)
-    return CaptionTable(
-        name, path, rows, tuple(malformed.note("malformed line left out", "malformed lines left out"))
-    )
+    notes = malformed.note("malformed line left out", "malformed lines left out")
+    foretold = rows["true_count"].null_count < len(rows)
+    return CaptionTable(name, path, rows, tuple(notes), _vocabulary(path) if foretold else "")
 
 
 def _name_and_path(given: str) -> tuple[str, str]:
@@ -83,6 +82,14 @@ def _pieces(path: str, key_column: str, caption_column: str, malformed: Tally) -
         wanted += [_column(names, key_column, KEY_NAMES, "keys", "--key-column", file.place.uri)]
         wanted += [_column(names, caption_column, CAPTION_NAMES, "captions", "--caption-column", file.place.uri)]
         yield from file.pieces(list(dict.fromkeys(wanted)), [], malformed)
+
+
+def _vocabulary(path: str) -> str:
+    """As raycap's own tables note it."""
+    files = () if path.lower().endswith(".json") else files_of(path)
+    parquet = next((file for file in files if file.format == "parquet"), None)
+    noted: dict[bytes, bytes] = (parquet.schema().metadata or {}) if parquet else {}
+    return noted.get(b"vocabulary", b"unknown").decode()[:8]
 
 
 def files_of(path: str) -> list[Records]:
@@ -126,7 +133,7 @@ def _rows(piece: Piece, key_column: str, caption_column: str) -> pa.Table:
     named = {name: name for name in ROWS.names if name in names}
     named["key"] = _column(names, key_column, KEY_NAMES, "keys", "--key-column", piece.file.uri)
     named["caption"] = _column(names, caption_column, CAPTION_NAMES, "captions", "--caption-column", piece.file.uri)
-    defaults: dict[str, Any] = {"status": SUCCESS, "score": None, "alternatives": []}
+    defaults: dict[str, Any] = {"status": SUCCESS, "alternatives": [], **dict.fromkeys(NUMBERS)}
     columns = {}
     for field in ROWS:
         if field.name in named:
@@ -139,14 +146,14 @@ def _rows(piece: Piece, key_column: str, caption_column: str) -> pa.Table:
 
 def _value(field: pa.Field, value: Any, piece: Piece, row: int) -> Any:
     """One cell; text formats hold numbers and lists as text."""
-    if field.name not in ("score", "alternatives"):
+    if field.name not in (*NUMBERS, "alternatives"):
         return SUCCESS if field.name == "status" and not value else _text(value) or ""
     if not isinstance(value, str):
-        return value if field.name == "score" else value or []
+        return value if field.name in NUMBERS else value or []
     try:
         read = json.loads(value) if value.strip() else None
-        if field.name == "score":
-            return None if read is None else float(read)
+        if field.name in NUMBERS:
+            return None if read is None else float(read) if pa.types.is_floating(field.type) else int(read)
         return [{"caption": str(one["caption"]), "score": one["score"]} for one in read or []]
     except (ValueError, TypeError, KeyError) as error:
         where = f"{piece.file.uri} {piece.where[row]}"

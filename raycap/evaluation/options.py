@@ -26,8 +26,8 @@ class Evaluate:
     """How captions are judged, and where the scores go."""
 
     tables: tuple[str, ...] = ()
-    """Caption tables: raycap's own (a folder, file or glob of Parquet), COCO results (.json), CSV, JSON lines;
-    NAME=PATH gives one a name of its own."""
+    """Caption tables: raycap's own (a folder, file or glob of Parquet), COCO results (.json), CSV, JSON lines; or
+    folders of captioners, which caption the pictures first. NAME=PATH gives one a name of its own."""
     out: str = "scores.json"
     """The scores, a JSON file; each picture's scores and what became of each row go beside it, in
     *.pictures.parquet."""
@@ -35,7 +35,10 @@ class Evaluate:
     """Which metrics: bleu, rouge_l, cider, cider_d, bleu_nltk, glove_similarity, health; meteor and
     spice (Java programs: the extra coco-metrics), meteor_nltk (another METEOR)."""
     split: str = ""
-    """Judge the pictures of this split of the references only (train, dev, test); empty: of every split."""
+    """Judge the pictures of this split of the references only (train, dev, test), and let captioners caption no
+    others; empty: of every split."""
+    cache: str = ""
+    """Folder for what captioners say, which later runs find again; empty: ~/.cache/raycap."""
     match: Match = "auto"
     """What a row and a picture have to share: the key, its file name, that without its ending, or its number
     (COCO's image_id). auto: the first of these that finds any."""

@@ -1,12 +1,13 @@
-"""The human captions that captions are measured by, from any source; of COCO the annotations alone will do."""
+"""The human captions that captions are measured by, from any source. Captioned datasets need no pictures for it."""
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raycap.refusal import Refusal
-from raycap.sources import Coco, Source, Table, coco
-from raycap.sources.annotated import read_json, records_of
+from raycap.sources import Coco, Flickr, Karpathy, Source, Table, coco
+from raycap.sources.annotated import Entry, read_json, records_of
 from raycap.sources.place import Place, existing
 from raycap.sources.splits import split_word
 
@@ -24,10 +25,7 @@ class References:
 
 def read(source: Source | None) -> References:
     """All references of a source; a refusal where it has none."""
-    if source is None or not source.path:
-        raise Refusal("which references? Give the dataset with the human captions: --references SOURCE")
-    if isinstance(source, Table) and not source.references:
-        source = dataclasses.replace(source, references=("auto",))
+    source = with_captions(source)
     found = _of_coco(source) if isinstance(source, Coco) else _of_source(source)
     if not found.captions:
         raise Refusal(
@@ -37,7 +35,38 @@ def read(source: Source | None) -> References:
     return found
 
 
+def with_captions(source: Source | None) -> Source:
+    """The source, told to give what people say; a refusal where there is none."""
+    if source is None or not source.path:
+        raise Refusal("which references? Give the dataset with the human captions: --references SOURCE")
+    if isinstance(source, Table) and not source.references:
+        return dataclasses.replace(source, references=("auto",))
+    return source
+
+
 def _of_source(source: Source) -> References:
+    try:
+        return _of_rows(source)
+    except Refusal:
+        if not isinstance(source, Flickr | Karpathy) or source.pictures:
+            raise
+        entries = source.entries()  # says the same where it was not for want of pictures
+        if len({entry.key for entry in entries}) < len(entries):
+            raise
+    return _of_entries(entries)
+
+
+def _of_entries(entries: Sequence[Entry]) -> References:
+    """Of pictures that are not there."""
+    told = {entry.key: entry for entry in entries if entry.references}
+    return References(
+        captions={key: list(entry.references) for key, entry in told.items()},
+        splits={key: entry.split for key, entry in told.items()},
+        silent=frozenset(entry.key for entry in entries if not entry.references),
+    )
+
+
+def _of_rows(source: Source) -> References:
     captions: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     uris: dict[str, str] = {}

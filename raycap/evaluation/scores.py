@@ -1,19 +1,22 @@
 """The lined-up captions judged: each metric's score for each table, how sure it is, and which table is the best."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raycap.evaluation.alignment import FAILED, JUDGED, MISSING, Lineup
 from raycap.evaluation.options import Evaluate
-from raycap.metrics import METRICS, Answer, Comparison, Corpus, bounds, compared, resampled
+from raycap.metrics import METRICS, Answer, Comparison, Corpus, bounds, compared, of_true_words, resampled
+from raycap.tables import TRUE_WORDS
 
 # What no table wins by, and what is the better the less there is of it; of all else more is better.
 NEITHER = frozenset({"length", "vocabulary", "distinct", "novel"})
-LESS = frozenset({"cut_off", "repetitive"})
+LESS = frozenset({"cut_off", "repetitive", "loss", "perplexity"})
 _TIE = 1e-6  # nearer scores are equal: the reference BLEU adds tiny numbers that would name a winner
 
 
@@ -40,61 +43,77 @@ class Scores:
     comparisons: dict[str, Duels]
     best: dict[str, Best]
 
+    @property
+    def names(self) -> list[str]:
+        """Of every score that a table has."""
+        return list(dict.fromkeys(name for own in self.answers for name in own))
+
 
 def judge(lineup: Lineup, options: Evaluate, metric_options: Any) -> Scores:
-    """Every metric asked for, on every table."""
+    """Every metric asked for, on every table; and how well captioners foretell words, where a table says it."""
     metrics = [getattr(metric_options, name) for name in METRICS if name in options.metrics]
     corpora = [Corpus(captions, lineup.references, lineup.learned) for captions in lineup.captions]
     answers = tuple(
-        {answer.name: answer for metric in metrics for answer in metric.judge(corpus)} for corpus in corpora
+        {answer.name: answer for metric in metrics for answer in metric.judge(corpus)}
+        | {answer.name: answer for answer in _of_true_words(lineup, number)}
+        for number, corpus in enumerate(corpora)
     )
     intervals, comparisons = _sureness(answers, options)
+    scores = Scores(lineup, answers, intervals, comparisons, {})
     best = {
         name: winner
-        for name in answers[0]
-        if name not in NEITHER
-        and (winner := _best([each[name] for each in answers], name in LESS, comparisons.get(name, {})))
+        for name in scores.names
+        if name not in NEITHER and (winner := _best(name, answers, comparisons.get(name, {})))
     }
-    return Scores(lineup, answers, intervals, comparisons, best)
+    return dataclasses.replace(scores, best=best)
+
+
+def _of_true_words(lineup: Lineup, number: int) -> Sequence[Answer]:
+    table = lineup.tables[number]
+    if not table.vocabulary:
+        return ()
+    rows = {fate.key: fate.row for fate in lineup.fates[number] if fate.outcome == JUDGED}
+    figures = np.array([table.rows[name].to_numpy() for name in TRUE_WORDS.names], np.float64).T  # [rows, 3]
+    # Pictures that were not seen count for nothing here, whatever the other metrics make of them.
+    figures = np.nan_to_num(np.append(figures, np.zeros((1, 3)), 0))
+    return of_true_words(figures[[rows.get(key, -1) for key in lineup.keys]], table.vocabulary)
 
 
 def _sureness(answers: Sequence[Answers], options: Evaluate) -> tuple[tuple[Intervals, ...], dict[str, Duels]]:
     """Intervals by table and name, and the duels of all tables by name, from one set of resamples."""
-    names = [name for name, answer in answers[0].items() if answer.resamples]
-    if not names or not options.samples:
+    each = [(table, name) for table, own in enumerate(answers) for name, answer in own.items() if answer.resamples]
+    if not each or not options.samples:
         return tuple({} for _ in answers), {}
-    drawn = resampled([each[name] for each in answers for name in names], options.samples, options.seed)
-    drawn = drawn.reshape(len(answers), len(names), options.samples)
-    intervals = tuple(
-        {name: bounds(own, options.level) for name, own in zip(names, table, strict=True)} for table in drawn
-    )
-    pairs = list(itertools.combinations(range(len(answers)), 2))
-    duels = {
-        name: {
-            (one, other): compared(
-                answers[one][name], answers[other][name], drawn[one, place] - drawn[other, place], options.level
-            )
-            for one, other in pairs
-        }
-        for place, name in enumerate(names)
-    }
+    scores = resampled([answers[table][name] for table, name in each], options.samples, options.seed)
+    drawn = dict(zip(each, scores, strict=True))
+    intervals: tuple[Intervals, ...] = tuple({} for _ in answers)
+    for table, name in each:
+        intervals[table][name] = bounds(drawn[table, name], options.level)
+    duels: dict[str, Duels] = {}
+    for (one, name), (other, same) in itertools.combinations(each, 2):
+        ours, theirs = answers[one][name], answers[other][same]
+        if name == same and ours.signature == theirs.signature:  # others do not compare
+            difference = drawn[one, name] - drawn[other, name]
+            duels.setdefault(name, {})[one, other] = compared(ours, theirs, difference, options.level)
     return intervals, duels
 
 
-def _best(answers: list[Answer], less: bool, duels: Duels) -> Best | None:
-    """None where there is nobody to beat, or a tie."""
-    scores = [-answer.score if less else answer.score for answer in answers]
-    winner = scores.index(max(scores))
-    if sum(score > scores[winner] - _TIE for score in scores) > 1 or len(scores) == 1:
+def _best(name: str, answers: Sequence[Answers], duels: Duels) -> Best | None:
+    """Of the tables that have the score; None where there is nobody to beat, or a tie, or what does not compare."""
+    scores = {table: own[name].score for table, own in enumerate(answers) if name in own}
+    alike = len({answers[table][name].signature for table in scores}) == 1
+    order = sorted(scores, key=lambda table: scores[table], reverse=name not in LESS)
+    if len(scores) == 1 or not alike or not abs(scores[order[0]] - scores[order[1]]) >= _TIE:
         return None
-    own = [duel for pair, duel in duels.items() if winner in pair]
+    own = [duel for pair, duel in duels.items() if order[0] in pair]
     # An interval of the difference that holds 0 is a lead that the choice of pictures may have made.
-    return Best(winner, bool(own) and all(duel.low > 0 or duel.high < 0 for duel in own))
+    return Best(order[0], bool(own) and all(duel.low > 0 or duel.high < 0 for duel in own))
 
 
 def as_table(scores: Scores) -> pa.Table:
     """A row for each table and picture, and for each row that no picture belongs to: its fate and its scores."""
-    return pa.concat_tables([_table_of(scores, number) for number in range(len(scores.answers))])
+    tables = [_table_of(scores, number) for number in range(len(scores.answers))]
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _table_of(scores: Scores, number: int) -> pa.Table:

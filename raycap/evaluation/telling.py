@@ -86,9 +86,9 @@ def _comparisons(scores: Scores) -> list[dict[str, Any]]:
 def as_text(scores: Scores, options: Evaluate) -> str:
     """As a person reads it: the table of scores, the duels, and what was not judged."""
     lineup = scores.lineup
-    columns = [["", *scores.answers[0]]]
+    columns = [["", *scores.names]]
     for number, table in enumerate(lineup.tables):
-        columns.append([printable(table.name), *(_cell(scores, number, name) for name in scores.answers[0])])
+        columns.append([printable(table.name), *(_cell(scores, number, name) for name in scores.names)])
     lines = [f"{len(lineup.keys):,} pictures judged, {_per_picture(lineup)} each", "", *_grid(columns)]
     if options.samples:
         lines += ["", f"({options.level:.0%} intervals from {options.samples:,} resamples of the pictures)"]
@@ -105,6 +105,8 @@ def _per_picture(lineup: Lineup) -> str:
 
 
 def _cell(scores: Scores, number: int, name: str) -> str:
+    if name not in scores.answers[number]:
+        return "-"
     bounds = scores.intervals[number].get(name)
     between = f" [{figure(bounds[0])}, {figure(bounds[1])}]" if bounds else ""
     best = scores.best.get(name)

@@ -12,6 +12,7 @@ from raycap.metrics.nltk_scores import BleuNltk, MeteorNltk
 from raycap.metrics.rouge import RougeL
 from raycap.metrics.similarity import GloveSimilarity
 from raycap.metrics.tokenise import tokenise
+from raycap.metrics.true_words import of_true_words
 
 
 class Metric(Protocol):
@@ -45,6 +46,7 @@ __all__ = [
     "compare",
     "compared",
     "interval",
+    "of_true_words",
     "resampled",
     "tokenise",
 ]

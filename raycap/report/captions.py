@@ -18,7 +18,7 @@ from raycap.report import attention
 from raycap.report.gallery import DISPUTE, LENGTH, SURENESS, Collection, Gallery, Measure
 from raycap.report.options import Report
 from raycap.report.pages import brief
-from raycap.report.thumbnails import thumbnails
+from raycap.report.thumbnails import Room, thumbnails
 
 NAMES = {
     **{f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
@@ -37,6 +37,9 @@ NAMES = {
     "vocabulary": "words used",
     "cut_off": "cut off (share)",
     "repetitive": "repetitive (share)",
+    "loss": "loss by the true words (nats a word)",
+    "perplexity": "perplexity by the true words",
+    "token_accuracy": "token accuracy by the true words",
     "novel": "not a training caption (share)",
     DISPUTE: "difference between tables",
 }
@@ -48,15 +51,15 @@ def told(
     scores: Scores | None,
     options: Report,
     evaluate: Evaluate,
+    room: Room,
     fetch: Fetch,
     reading: Reading,
 ) -> dict[str, Any]:
     """What the template asks for."""
     gallery = Collection(tables, references, scores).gallery(options.pictures, options.seed)
-    pictures = thumbnails(
-        [entry.uri for entry in gallery.entries], options.thumbnail, options.megabytes * 2**20, fetch, reading
-    )
-    panels, notes = attention.panels(tables, options.panels, options.model, fetch, reading)
+    uris = [entry.uri for entry in gallery.entries]
+    panels, notes = attention.panels(tables, options.panels, options.model, room, fetch, reading)
+    pictures = thumbnails(uris, options.thumbnail, room, fetch, reading)
     return {
         "panels": panels,
         "notes": notes,
@@ -104,21 +107,21 @@ def _quantiles(values: Any) -> str:
 
 def _table_of_scores(scores: Scores) -> list[dict[str, Any]]:
     rows = []
-    for name in scores.answers[0]:
+    for name in scores.names:
         best = scores.best.get(name)
         cells = []
         for number, answers in enumerate(scores.answers):
             bounds = scores.intervals[number].get(name)
             between = f"{telling.figure(bounds[0])} to {telling.figure(bounds[1])}" if bounds else ""
             won = best is not None and best.table == number
-            score = answers[name].score
+            score = answers[name].score if name in answers else math.nan
             cells.append(
                 {
                     "score": "" if math.isnan(score) else telling.figure(score),
                     "between": between,
                     "won": won,
                     "sure": won and best is not None and best.beyond_chance,
-                    "signature": answers[name].signature,
+                    "signature": answers[name].signature if name in answers else "",
                 }
             )
         rows.append({"name": NAMES.get(name, name), "cells": cells})

@@ -10,7 +10,7 @@ class Report:
     """What the page shows, and how large it may become."""
 
     tables: tuple[str, ...] = ()
-    """Caption tables, as `raycap evaluate` takes them, or the folder of one training run."""
+    """Caption tables, as `raycap evaluate` takes them, or folders of training runs."""
     out: str = "report.html"
     """The page, one HTML file that needs nothing else."""
     title: str = ""
@@ -18,12 +18,15 @@ class Report:
     pictures: int = 300
     """Pictures shown: failed ones, the best, the worst, the most disputed, and others drawn by chance. Counts,
     scores and histograms are always of all."""
+    extremes: int = 8
+    """Validation pictures of a training run that are shown with the best captions, and as many with the worst."""
     thumbnail: int = 320
     """The longer side of a picture on the page, in pixels."""
     megabytes: float = 16.0
     """Most room for pictures in the page; where it is used up, the rest is shown without."""
     panels: int = 12
-    """Pictures shown with what the captioner looked at for each word, of tables made with --attention."""
+    """Pictures shown with what the captioner looked at for each word, of training runs, and of tables made with
+    --attention."""
     model: str = ""
     """The captioner that wrote those tables; empty: the one named in facts.json beside them."""
     seed: int = 0
@@ -34,8 +37,9 @@ class Report:
             raise Refusal(f"out is {self.out!r}: the report is a page, so give a name that ends in .html")
         if self.pictures < 1:
             raise Refusal(f"pictures is {self.pictures}: give at least 1")
-        if self.panels < 0:
-            raise Refusal(f"panels is {self.panels}: give 0 for none, or more")
+        for name in ("panels", "extremes"):
+            if getattr(self, name) < 0:
+                raise Refusal(f"{name} is {getattr(self, name)}: give 0 for none, or more")
         if not 32 <= self.thumbnail <= 1024:
             raise Refusal(f"thumbnail is {self.thumbnail}: give a side of 32 to 1024 pixels")
         if not self.megabytes >= 0:

@@ -24,23 +24,30 @@ class Thumbnail:
     reason: str = ""
 
 
-def thumbnails(
-    uris: Sequence[str], side: int, most_bytes: float, fetch: Fetch, reading: Reading
-) -> list[Thumbnail]:
-    """One for each URI in order, until `most_bytes` are used up."""
+class Room:
+    """What is left of a page's room for pictures."""
+
+    def __init__(self, megabytes: float) -> None:
+        self.left = megabytes * 2**20
+
+    def takes(self, data: str) -> bool:
+        """Whether this picture still fits; then it is in."""
+        fits = len(data) <= self.left
+        self.left -= len(data) if fits else 0
+        return fits
+
+
+def thumbnails(uris: Sequence[str], side: int, room: Room, fetch: Fetch, reading: Reading) -> list[Thumbnail]:
+    """One for each URI in order, until the room is used up."""
     made: list[Thumbnail] = []
-    used = 0
     # Trusted: whoever makes a page has named the table, and only pictures get into the page.
     with Fetcher(fetch, trusted=True) as fetcher:
         for start in range(0, len(uris), AT_ONCE):
             batch = uris[start : start + AT_ONCE]
-            fetched = fetcher.fetch_all(batch) if used < most_bytes else [None] * len(batch)
+            fetched = fetcher.fetch_all(batch) if room.left > 0 else [None] * len(batch)
             for answer in fetched:
                 thumbnail = _left_out() if answer is None else _made(answer.data, answer.error, side, reading)
-                if used + len(thumbnail.data) > most_bytes:
-                    thumbnail = _left_out()
-                used += len(thumbnail.data)
-                made.append(thumbnail)
+                made.append(thumbnail if room.takes(thumbnail.data) else _left_out())
     return made
 
 

@@ -1,4 +1,4 @@
-"""What a page tells of training runs: curves, the epochs in figures, samples as they grew, settings."""
+"""What a page tells of training runs: curves, epochs in figures, samples as they grew, best and worst captions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from raycap.evaluation.references import References
-from raycap.fetch import Fetch
+from raycap.fetch import Fetch, Fetcher
 from raycap.images import Reading
 from raycap.plots import curves
 from raycap.refusal import Refusal
+from raycap.report.attention import Panel, drawn, square_of
 from raycap.report.options import Report
-from raycap.report.thumbnails import Thumbnail, thumbnails
-from raycap.training.journal import METRICS, lines
+from raycap.report.thumbnails import Room, Thumbnail, thumbnails
+from raycap.training.journal import METRICS, PICTURES, lines
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -51,6 +52,8 @@ class Run:
     lines: Lines
     settings: str  # its config, as YAML
     finished: bool
+    pictures: Lines = ()  # what the captioner that is kept says of each validation picture
+    captioner: str = ""
 
     @property
     def epochs(self) -> Lines:
@@ -88,11 +91,83 @@ def read_run(name: str, path: str) -> Run:
         found = lines(Path(path) / METRICS)
         config = Path(path) / "config.yaml"
         settings = config.read_text(encoding="utf-8") if config.exists() else ""
+        pictures = lines(Path(path) / PICTURES)
     except (OSError, ValueError) as error:
         raise Refusal(f"cannot read the training run in {path}: {error}") from error
     if not found:
         raise Refusal(f"{path}/{METRICS} has no line yet: the run has only begun")
-    return Run(name, found, settings, (Path(path) / "facts.json").exists())
+    finished = (Path(path) / "facts.json").exists()
+    return Run(name, found, settings, finished, pictures, str(Path(path) / "captioner"))
+
+
+def told(
+    runs: Sequence[Run], references: References | None, options: Report, room: Room, fetch: Fetch, reading: Reading
+) -> dict[str, Any]:
+    """What the template asks for."""
+    extremes = _extremes(runs, options.extremes)
+    said = _said(runs)
+    keys = [each["key"] for _, pictures in extremes for each in pictures] + list(said)
+    shown = _shown(list(dict.fromkeys(keys)), references, options, room, fetch, reading)
+    samples = [
+        Sample(key, references.captions.get(key, [first]) if references else [first], grown, shown[key])
+        for key, (first, grown) in said.items()
+    ]
+    panels, notes = _panels(runs, references, options, room, fetch, reading)
+    return {
+        "charts": charts(runs) if runs else [],
+        "extremes": extremes,
+        "shown": shown,
+        "samples": samples,
+        "panels": panels,
+        "notes": notes,
+    }
+
+
+def _extremes(runs: Sequence[Run], most: int) -> list[tuple[str, Lines]]:
+    """Of each run the pictures with the best captions by CIDEr-D, and those with the worst; none is both."""
+    chosen: list[tuple[str, Lines]] = []
+    for run in runs:
+        order = sorted(run.pictures, key=lambda picture: -picture["cider_d"])
+        count = min(most, len(order) // 2)
+        whose = f" of {run.name}" if len(runs) > 1 else ""
+        if count:
+            chosen += [(f"Best{whose}", order[:count]), (f"Worst{whose}", order[: -count - 1 : -1])]
+    return chosen
+
+
+def _panels(
+    runs: Sequence[Run], references: References | None, options: Report, room: Room, fetch: Fetch, reading: Reading
+) -> tuple[list[Panel], list[str]]:
+    """At most so many, shared by the runs; and why there are none of a run that has maps."""
+    made: list[Panel] = []
+    notes: list[str] = []
+    uris = references.uris if references else {}
+    with Fetcher(fetch, trusted=True) as fetcher:
+        for run in runs:
+            rows = [each for each in run.pictures if "attention" in each][: options.panels // len(runs)]
+            seen = [{**each, "uri": uris[each["key"]]} for each in rows if each["key"] in uris]
+            try:
+                made += drawn(run.name, seen, square_of(run.captioner), room, fetcher, reading) if seen else ()
+            except Refusal as refusal:
+                notes.append(f"no maps of attention of {run.name}: {refusal}")
+            if rows and not seen:
+                notes.append(f"maps of attention of {run.name}: give --references SOURCE, which has the pictures")
+    return made, notes
+
+
+def _shown(
+    keys: Sequence[str],
+    references: References | None,
+    options: Report,
+    room: Room,
+    fetch: Fetch,
+    reading: Reading,
+) -> dict[str, Thumbnail]:
+    """Each picture by its key, or why there is none."""
+    uris = {key: references.uris[key] for key in keys if key in references.uris} if references else {}
+    made = thumbnails(list(uris.values()), options.thumbnail, room, fetch, reading)
+    lacking = Thumbnail("", 0, 0, "give --references SOURCE, with the pictures, to see this one")
+    return dict.fromkeys(keys, lacking) | dict(zip(uris, made, strict=True))
 
 
 def charts(runs: Sequence[Run]) -> list[tuple[str, Figure]]:
@@ -115,29 +190,15 @@ def _points(found: Lines, kind: str, name: str) -> tuple[list[float], list[float
     return [line["step"] for line in known], [line[name] for line in known]
 
 
-def samples(
-    runs: Sequence[Run], references: References | None, options: Report, fetch: Fetch, reading: Reading
-) -> list[Sample]:
-    """Each sample picture once, with its captions in the order of time; and itself where the source has it."""
-    said: dict[str, list[tuple[str, str, str]]] = {}
-    first: dict[str, str] = {}  # the reference that the journal shows
+def _said(runs: Sequence[Run]) -> dict[str, tuple[str, list[tuple[str, str, str]]]]:
+    """By the key of each sample picture the reference that the journal shows, and what was said in the order of
+    time: run, when, caption."""
+    said: dict[str, tuple[str, list[tuple[str, str, str]]]] = {}
     for run, when, sample in _told(runs):
-        told = said.setdefault(sample["key"], [])
-        if not told or (told[-1][0], told[-1][2]) != (run, sample["caption"]):  # else nothing new was said
-            told.append((run, when, sample["caption"]))
-        first.setdefault(sample["key"], sample["reference"])
-    uris = [references.uris.get(key, "") if references else "" for key in said]
-    known = [uri for uri in uris if uri]
-    made = iter(thumbnails(known, options.thumbnail, options.megabytes * 2**20, fetch, reading))
-    return [
-        Sample(
-            key,
-            references.captions.get(key, [first[key]]) if references else [first[key]],
-            told,
-            next(made) if uri else Thumbnail("", 0, 0, "give --references SOURCE to see the picture"),
-        )
-        for (key, told), uri in zip(said.items(), uris, strict=True)
-    ]
+        _, grown = said.setdefault(sample["key"], (sample["reference"], []))
+        if not grown or (grown[-1][0], grown[-1][2]) != (run, sample["caption"]):  # else nothing new was said
+            grown.append((run, when, sample["caption"]))
+    return said
 
 
 def _told(runs: Sequence[Run]) -> Iterable[tuple[str, str, Mapping[str, str]]]:

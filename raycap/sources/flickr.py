@@ -73,9 +73,20 @@ class Flickr:
             ),
         ]
 
+    def entries(self) -> list[Entry]:
+        """What people say of each picture, whether it is there or not."""
+        return self._entries(*self._found(), [], Tally())
+
     def _album(self, notes: list[str], unknown: Tally) -> Album:
         """All pictures that have a caption, or a place in the folder; oddities go to the arguments."""
         file, root = self._found()
+        entries = self._entries(file, root, notes, unknown)
+        folder = picture_folder(self.pictures, [root], entries, file)
+        names = {entry.name for entry in entries}
+        silent = sorted(name for name in listed(folder) if PICTURE_NAME.fullmatch(name) and name not in names)
+        return Album([*entries, *(Entry(name, name, "", ()) for name in silent if name[0] != ".")], folder, file)
+
+    def _entries(self, file: Place, root: Place, notes: list[str], unknown: Tally) -> list[Entry]:
         captions: dict[str, list[Caption]] = defaultdict(list)
         repaired, malformed = Tally(), Tally()
         for caption in read_captions(file, repaired, malformed):
@@ -88,9 +99,7 @@ class Flickr:
             references = [caption.text for caption in sorted(own, key=lambda caption: caption.number)]
             drawn = "" if listed_splits else seeded_split(name, self.fractions, self.seed)
             entries.append(Entry(name, name, listed_splits.get(name, drawn), references))
-        folder = picture_folder(self.pictures, [root], entries, file)
-        silent = sorted(name for name in listed(folder) if PICTURE_NAME.fullmatch(name) and name not in captions)
-        return Album([*entries, *(Entry(name, name, "", ()) for name in silent if name[0] != ".")], folder, file)
+        return entries
 
     def _found(self) -> tuple[Place, Place]:
         """The caption file, and the folder at or below which everything else of it lies."""

@@ -69,11 +69,18 @@ class Karpathy:
             )
         return found[0]
 
+    def entries(self) -> list[Entry]:
+        """What people say of each picture, whether it is there or not."""
+        return self._entries(self._file())
+
+    def _entries(self, file: Place) -> list[Entry]:
+        pictures = records_of(read_json(file), "images", ["filename", "split", "sentences"], file)
+        return [self._entry(picture, f"{picture.get('filepath', '')}/".lstrip("/")) for picture in pictures]
+
     def _album(self) -> Album:
         file = self._file()
-        pictures = records_of(read_json(file), "images", ["filename", "split", "sentences"], file)
-        nested = [self._entry(picture, f"{picture.get('filepath', '')}/".lstrip("/")) for picture in pictures]
-        flat = [self._entry(picture, "") for picture in pictures]
+        nested = self._entries(file)
+        flat = [entry._replace(name=entry.key) for entry in nested]
         # The folders train2014/ and val2014/ may be kept, or all pictures may lie in one.
         try:
             folder = picture_folder(self.pictures, [file.parent], nested, file)

@@ -1,43 +1,26 @@
-"""`raycap caption`: every picture of a source through a trained captioner, into a table with a row for each."""
+"""`raycap caption`: a pile of pictures into a table, on Ray; or single photos, in this process, and said."""
 
 import dataclasses
 import hashlib
-import itertools
+import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import ray
-import torch
-from ray.data import Dataset
+from typing import TYPE_CHECKING
 
 from raycap import __version__
-from raycap.bulk import Caption
-from raycap.captioner import Captioner, folder
-from raycap.captioner.folder import CONFIG
-from raycap.config import Config, part_to_plain
-from raycap.images import Square
+from raycap.config import Config
+from raycap.fetch import Fetched, Fetcher
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
-from raycap.search import Beam, Hypothesis, SearchChoice
-from raycap.sinks import Sinks
-from raycap.sources import Source
-from raycap.stages.bulk.also import write_also
-from raycap.stages.bulk.passes import perform
-from raycap.stages.bulk.publish import Parts
-from raycap.stages.bulk.shape import on_actors, pictures, shape
-from raycap.stages.bulk.todo import Todo
-from raycap.stages.bulk.work import Work, source_identity, source_of
-from raycap.stages.nodes import signed
-from raycap.stages.session import session
-from raycap.tables import CAPTIONS, FAILED_TO_CAPTION, SUCCESS
+from raycap.sources import Folder, Urls
+from raycap.sources.place import is_web, locate
+from raycap.terminal import printable
 
-ALTERNATIVES = CAPTIONS.field("alternatives").type
-LOOKED = pa.schema([("words", pa.list_(pa.string())), ("attention", pa.list_(pa.list_(pa.float16())))])  # [T, P]
-MARKED = pa.schema([("low_score", pa.bool_())])
-# Captions that an actor remembers by the digest of their pictures.
-REMEMBERED = 100_000
+if TYPE_CHECKING:
+    from raycap.captioner import Caption, Captioner
+
+# What only a table can have.
+OF_TABLES = ("also", "columns", "retry", "overwrite", "dry_run", "true_words")
 
 
 def caption(config: Config) -> int:
@@ -45,168 +28,108 @@ def caption(config: Config) -> int:
     options = config.caption
     if not options.model:
         raise Refusal("which captioner? Give --model DIR, a folder that `raycap train` or Captioner.save wrote")
-    config = dataclasses.replace(config, source=_carrying(config.source, options.columns))
-    source = source_of(config, "caption")
-    parts = folder.load(options.model, options.encoder_weights)
+    if not options.out and (photos := _photos(config)):
+        return _caption_photos(config, photos)
+    if options.photos:
+        raise Refusal(
+            "a table is made of one source: give the photos' folder or a list of them, or leave out --out"
+        )
+    if options.show:
+        raise Refusal("--show draws single photos; of a table, `raycap report` makes a page: leave it out")
+    RunFolder(options.out)  # which may be refused: before Ray is started
+    from raycap.stages.bulk.captions import caption_pile  # with Ray, which single photos need not wait for
+
+    return caption_pile(config)
+
+
+def _photos(config: Config) -> Sequence[str]:
+    """The photos that were named one by one; none where the source is a pile."""
+    source = config.source
+    if config.caption.photos or source is None:
+        return config.caption.photos
+    one = isinstance(source, Urls) and is_web(source.path)
+    return (source.path,) if one or (isinstance(source, Folder) and locate(source.path).is_file()) else ()
+
+
+def _caption_photos(config: Config, photos: Sequence[str]) -> int:
+    options = config.caption
+    if given := [name for name in OF_TABLES if getattr(options, name)]:
+        raise Refusal(f"{', '.join(given)}: only a table has that; give --out DIR, or leave it out")
+    if folders := [photo for photo in photos if not is_web(photo) and locate(photo).is_folder()]:
+        raise Refusal(f"{folders[0]} is a folder: give it alone, with --out DIR, or name photos only")
+    # Threads would wait for each other longer than they work on one photo, and on a busy machine for seconds.
+    captioner, good = _captioner(config, threads=options.threads or (1 if len(photos) == 1 else None)), True
+    # Whoever names a photo on the command line means it, wherever it lies.
+    with Fetcher(config.fetch, trusted=True) as fetcher, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # remarks about metadata
+        for start in range(0, len(photos), options.batch):
+            some = photos[start : start + options.batch]
+            fetched = fetcher.fetch_all(some)
+            for photo, each, said in zip(some, fetched, _captions(captioner, fetched), strict=True):
+                _tell(photo if len(photos) > 1 else "", said, config)
+                good = good and said.succeeded
+                if said.succeeded and (options.show or options.attention):
+                    _draw(photo, each.data, said, captioner, config)
+    return 0 if good else 1
+
+
+def _captioner(config: Config, threads: int | None) -> "Captioner":
+    import torch
+
+    from raycap.captioner import Captioner, folder
+
+    options = config.caption
+    if threads:
+        torch.set_num_threads(threads)
+    plan, words, encoder, decoder, facts = folder.load(options.model, options.encoder_weights)
     # How pictures are shown is a part of what was learned; which are accepted is for this run to say.
-    reading = dataclasses.replace(config.reading, background=parts[0].reading.background)
-    work = _work(dataclasses.replace(config, reading=reading), source, parts)
-    with session(config.cluster):
-        return perform(work, {"model": options.model})
+    reading = dataclasses.replace(config.reading, background=plan.reading.background)
+    plan = dataclasses.replace(plan, reading=reading, search=options.search(config.search, plan.search))
+    return Captioner(plan, words, encoder, decoder, facts, options.device, options.precision, options.batch)
 
 
-def _work(config: Config, source: Source, parts: folder.Parts) -> Work:
-    options, search = config.caption, _search(config, parts[0].search)
-    digest = hashlib.sha256(RunFolder(options.model).read(CONFIG) or b"").hexdigest()
-    return Work(
-        act="caption",
-        table="captions",
-        config=config,
-        source=source,
-        options=options,
-        identity={
-            "source": source_identity(source),
-            "reading": part_to_plain("reading", config.reading),
-            "captioner": digest,
-            "search": part_to_plain("search", search),
-            "attention": options.attention,
-            "min_score": options.min_score,
-        },
-        parts=Parts(
-            rows=options.part_rows,
-            seconds=options.part_seconds,
-            schema=_schema(options),
-            carry=source.carried,
-            metadata={"raycap": __version__, "captioner": digest},
-        ),
-        stream=lambda todo: _stream(config, parts, search, todo),
-        also=lambda out: write_also(out, "captions", options.also, _sinks(config, source, out)),
-    )
+def _captions(captioner: "Captioner", fetched: Sequence[Fetched]) -> "list[Caption]":
+    from raycap.captioner import Caption
+    from raycap.tables import FAILED_TO_FETCH
+
+    found = iter(captioner.caption([each.data for each in fetched if not each.error]))
+    return [Caption.failed(FAILED_TO_FETCH, each.error) if each.error else next(found) for each in fetched]
 
 
-def _sinks(config: Config, source: Source, folder: RunFolder) -> Sinks:
-    options = config.caption
-    return Sinks(folder, options.txt_mode, options.txt_beside, config.fetch, source.trusted)
+def _tell(name: str, said: "Caption", config: Config) -> None:
+    """The caption; with --num-captions each with its score, best first; or the reason, apart."""
+    options, named = config.caption, f"{printable(name)}: " if name else ""
+    if not said.succeeded:
+        sys.stderr.write(f"raycap: {named}{said.status}: {printable(said.error_message)}\n")
+        return
+    low = " (low score)" if options.min_score is not None and said.score < options.min_score else ""
+    if options.num_captions is None:
+        sys.stdout.write(f"{named}{said.caption}{low}\n")
+        return
+    sys.stdout.write(f"{named.rstrip()}\n" if named else "")
+    sys.stdout.write(f"{said.score:8.3f}  {said.caption}{low}\n")
+    for other in said.alternatives:
+        sys.stdout.write(f"{other.score:8.3f}  {other.caption}\n")
 
 
-def _carrying(source: Source | None, columns: tuple[str, ...]) -> Source | None:
-    if source is None or not columns:
-        return source
-    if not hasattr(source, "columns"):
-        raise Refusal("--columns carries columns of a table through, and this source is none: leave it out")
-    return dataclasses.replace(source, columns=columns)  # type: ignore[type-var]
+def _draw(photo: str, data: bytes, said: "Caption", captioner: "Captioner", config: Config) -> None:
+    from raycap import captioned
+    from raycap.images import read_whole
 
-
-def _search(config: Config, trained: SearchChoice) -> SearchChoice:
-    """The captioner's own search, unless the config says another; then the flags of this act."""
-    options = config.caption
-    chosen = config.search or trained
-    if options.beam is None and options.num_captions is None:
-        return chosen
-    beam = chosen if isinstance(chosen, Beam) else Beam(max_length=chosen.max_length, min_length=chosen.min_length)
-    best = options.num_captions or min(beam.best, options.beam or beam.width)
-    return dataclasses.replace(beam, width=options.beam or max(beam.width, best), best=best)
-
-
-def _schema(options: Caption) -> pa.Schema:
-    more = [*(LOOKED if options.attention else []), *(MARKED if options.min_score is not None else [])]
-    return pa.schema([*CAPTIONS, *more])
-
-
-def _stream(config: Config, parts: folder.Parts, search: SearchChoice, todo: Todo) -> Dataset:
-    options, intake = config.caption, parts[2].intake
-    square = Square(intake.size, intake.resize, intake.interpolation)
-    pool = shape(options, config.cluster.model_on)
-    rows = pictures(todo, config, options.batch, config.reading, square)
-    arguments = {"parts": ray.put(parts), "search": search, "options": options, "threads": pool.threads}
-    return on_actors(rows, Describe, pool, options.batch, arguments)
-
-
-class Describe:
-    """An actor: opened pictures in; out the same rows with captions instead of pixels."""
-
-    def __init__(self, parts: Any, search: SearchChoice, options: Caption, threads: int) -> None:
-        torch.set_num_threads(threads)  # Ray gives an actor one
-        held: folder.Parts = ray.get(parts)
-        where = {"device": options.device, "precision": options.precision, "batch": options.batch}
-        self._captioner = Captioner(*held, **where)  # type: ignore[arg-type]
-        self._search, self._options = search, options
-        self._known: dict[str, list[Hypothesis]] = {}
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
-        readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
-        digests = table["sha256"].to_numpy()[readable].tolist()
-        found = self._found(pixels[readable], digests)
-        answers: list[list[Hypothesis] | MemoryError | None] = [None] * len(table)
-        for row, answer in zip(readable, found, strict=True):
-            answers[row] = answer
-        return signed(self._told(table.drop_columns(["pixels"]), answers))
-
-    def _found(self, pixels: np.ndarray, digests: Sequence[str]) -> list[list[Hypothesis] | MemoryError]:
-        """What the search found in each picture [R, S, S, 3]; where asked for, once for the same bytes."""
-        if not self._options.dedup:
-            return self._searched(pixels)
-        new = {digest: row for row, digest in enumerate(digests) if digest not in self._known}
-        for digest, answer in zip(new, self._searched(pixels[list(new.values())]), strict=True):
-            if not isinstance(answer, MemoryError):
-                self._known[digest] = answer
-        again: list[list[Hypothesis] | MemoryError] = [
-            self._known.get(digest) or MemoryError("too little memory for this picture") for digest in digests
-        ]
-        for digest in list(itertools.islice(self._known, max(0, len(self._known) - REMEMBERED))):
-            del self._known[digest]
-        return again
-
-    def _searched(self, pixels: np.ndarray) -> list[list[Hypothesis] | MemoryError]:
-        """Batches have always the same size: arithmetic that rounds by it would let a caption depend on company."""
-        if not len(pixels):
-            return []
-        missing = -len(pixels) % self._options.batch
-        black = np.zeros((missing, *pixels.shape[1:]), np.uint8)
-        found = self._captioner.caption_pixels([*pixels, *black], self._search, self._options.attention)
-        return found[: len(pixels)]
-
-    def _told(self, table: pa.Table, answers: Sequence[list[Hypothesis] | MemoryError | None]) -> pa.Table:
-        found = [answer if isinstance(answer, list) else [] for answer in answers]
-        words = self._captioner.vocabulary
-        said: list[list[dict[str, Any]]] = [
-            [{"caption": words.decode(one.words), "score": one.score} for one in each] for each in found
-        ]
-        best: list[dict[str, Any]] = [each[0] if each else {"caption": "", "score": None} for each in said]
-        columns: dict[str, pa.Array] = {
-            "caption": pa.array([one["caption"] for one in best], pa.string()),
-            "score": pa.array([one["score"] for one in best], pa.float32()),
-            "alternatives": pa.array([each[1:] for each in said], ALTERNATIVES),
-        }
-        if self._options.attention:
-            columns["words"] = pa.array([_words(each, words.words) for each in found], LOOKED.field("words").type)
-            columns["attention"] = pa.array([_looked(each) for each in found], LOOKED.field("attention").type)
-        if self._options.min_score is not None:
-            low = [one["score"] is not None and one["score"] < self._options.min_score for one in best]
-            columns["low_score"] = pa.array(low, pa.bool_())
-        for name, column in columns.items():
-            table = table.append_column(name, column)
-        return _with_faults(table, answers)
-
-
-def _with_faults(table: pa.Table, answers: Sequence[list[Hypothesis] | MemoryError | None]) -> pa.Table:
-    """Pictures that were readable and could not be captioned say why."""
-    status, reason = table["status"].to_pylist(), table["error_message"].to_pylist()
-    for row, answer in enumerate(answers):
-        if answer is not None and not (isinstance(answer, list) and answer):
-            fault = str(answer) if isinstance(answer, MemoryError) else "the search found no caption"
-            status[row], reason[row] = FAILED_TO_CAPTION, fault
-    for name, column in (("status", status), ("error_message", reason)):
-        table = table.set_column(table.column_names.index(name), name, pa.array(column, pa.string()))
-    return table
-
-
-def _words(found: list[Hypothesis], words: Sequence[str]) -> list[str]:
-    return [words[word] for word in found[0].words] if found else []
-
-
-def _looked(found: list[Hypothesis]) -> list[list[np.float16]]:
-    if not found or found[0].attention is None:
-        return []
-    return [list(row) for row in found[0].attention.half().numpy()]
+    digest = hashlib.sha256(data).hexdigest()
+    notes = {captioned.PHOTO: digest, "Title": said.caption, "Software": f"raycap {__version__}"}
+    drawn = []
+    try:
+        if config.caption.show:
+            pixels = read_whole(data, captioner.plan.reading).pixels
+            assert pixels is not None  # a caption was made of it
+            drawn.append(captioned.free_path(photo, digest, "captioned"))
+            others = [other.caption for other in said.alternatives]
+            captioned.save(captioned.draw(pixels, said.caption, others), drawn[-1], notes)
+        if config.caption.attention:
+            explained = captioner.explain(data)
+            drawn.append(captioned.free_path(photo, digest, "attention"))
+            explained.save(drawn[-1], notes)
+    except OSError as error:
+        raise Refusal(f"cannot write {drawn[-1]} here: {error.strerror or error}") from error
+    sys.stdout.write(f"drawn: {', '.join(map(str, drawn))}\n")

@@ -1,7 +1,9 @@
-"""`raycap evaluate`: captions beside references, in numbers. Needs neither Ray nor torch, and starts at once."""
+"""`raycap evaluate`: captions beside references, in numbers. Tables need neither Ray nor torch, and start at once;
+captioners caption first, as `raycap caption` does."""
 
+import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,30 +14,76 @@ from raycap.evaluation import alignment, captions, references, telling
 from raycap.evaluation.scores import Scores, as_table, judge
 from raycap.refusal import Refusal
 from raycap.runs import whole_file, write_json
+from raycap.sources.place import locate
+from raycap.terminal import printable
 
 
 def evaluate(config: Config) -> int:
     """Exit code 0 when every row and picture was judged, 1 when some failed, are missing or belong to nothing."""
     options = config.evaluate
     if not options.tables:
-        raise Refusal("which captions? Give a table of captions: raycap evaluate TABLE... --references SOURCE")
+        raise Refusal(
+            "which captions? Give tables of captions, or captioners: raycap evaluate TABLE... --references SOURCE"
+        )
     out = Path(options.out)
     pictures = out.with_suffix(".pictures.parquet")
     _refuse_overwriting((out, pictures), options.tables)
     known = references.read(config.source)
     assert config.source is not None
-    tables = captions.read_all(options.tables, options.key_column, options.caption_column)
+    named = captions.names_and_paths(options.tables)
+    captioners = {name: path for name, path in named if _is_captioner(path)}
+    made = _captioned(config, captioners) if captioners else {}
+    tables = [
+        captions.read(made.get(name, path), name, options.key_column, options.caption_column)
+        for name, path in named
+    ]
     lineup = alignment.align(tables, known, options)
     scores = judge(lineup, options, config.metric)
     with whole_file(pictures) as file:
         pq.write_table(as_table(scores), file.buffer)
     source = {"kind": kind_of("source", config.source), "path": config.source.path, "split": options.split}
-    write_json(out, {"raycap": __version__, "references": source, **telling.as_data(scores, options)})
+    told = {"raycap": __version__, "references": source, "captioners": captioners}
+    write_json(out, {**told, **telling.as_data(scores, options)})
     sys.stdout.write(telling.as_text(scores, options))
     sys.stdout.write(f"\nwritten: {out}, and each picture's scores: {pictures}\n")
-    if "glove_mean" in scores.answers[0]:
+    if "glove_mean" in scores.names:
         _draw_similarities(scores, out.with_suffix(".similarities.png"))
     return 0 if lineup.complete else 1
+
+
+def _is_captioner(path: str) -> bool:
+    place = locate(path)
+    return all((place / name).is_file() for name in ("config.json", "model.safetensors"))
+
+
+def _captioned(config: Config, captioners: Mapping[str, str]) -> dict[str, str]:
+    """By name the table of each captioner's captions, made now or found where an earlier run has made it."""
+    from raycap.stages.bulk.captions import captions_work
+    from raycap.stages.bulk.passes import perform
+    from raycap.stages.bulk.work import kept
+    from raycap.stages.session import session
+
+    source = references.with_captions(config.source)
+    source.check()
+    options = dataclasses.replace(
+        config.caption,
+        split=config.evaluate.split,
+        true_words=True,
+        dedup=False,
+        also=(),
+        columns=(),
+        dry_run=False,
+    )
+    tables = {}
+    with session(config.cluster):
+        for name, path in captioners.items():
+            sys.stdout.write(f"captions of {printable(name)}:\n")
+            named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
+            work = kept(captions_work(named, source), config.evaluate.cache, "evaluate.cache")
+            perform(work, {"model": path})
+            tables[name] = f"{work.options.out}/{work.table}"
+    sys.stdout.write("\n")
+    return tables
 
 
 def _refuse_overwriting(written: Iterable[Path], tables: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from raycap.config import Config
 from raycap.evaluation import alignment, captions, references
@@ -11,6 +12,7 @@ from raycap.refusal import Refusal
 from raycap.report import captions as of_captions
 from raycap.report import training as of_training
 from raycap.report.pages import render
+from raycap.report.thumbnails import Room
 from raycap.runs import whole_file
 
 
@@ -23,12 +25,15 @@ def report(config: Config) -> int:
     if not named:
         raise Refusal("a report of what? Give caption tables or training runs: raycap report TABLE_OR_RUN...")
     known = references.read(config.source) if config.source else None
+    room = Room(options.megabytes)
+    of_runs = of_training.told(runs, known, options, room, config.fetch, config.reading)
+    of_tables = _captions(tables, known, room, config)
     page = render(
         title=options.title or " and ".join(name for name, _ in named),
         runs=runs,
-        charts=of_training.charts(runs) if runs else [],
-        samples=of_training.samples(runs, known, options, config.fetch, config.reading),
-        **_captions(tables, known, config),
+        **{name: [*of_runs.pop(name), *of_tables.pop(name)] for name in ("panels", "notes")},
+        **of_runs,
+        **of_tables,
     )
     out = Path(options.out)
     with whole_file(out) as file:
@@ -37,12 +42,12 @@ def report(config: Config) -> int:
     return 0
 
 
-def _captions(named: list[tuple[str, str]], known: References | None, config: Config) -> dict[str, object]:
+def _captions(named: list[tuple[str, str]], known: References | None, room: Room, config: Config) -> dict[str, Any]:
     """What the page tells of caption tables; nothing where there are none."""
     how = config.evaluate
     tables = [captions.read(path, name, how.key_column, how.caption_column) for name, path in named]
     if not tables:
-        return {"tables": (), "scores": None}
+        return {"tables": (), "scores": None, "panels": (), "notes": ()}
     scores = judge(alignment.align(tables, known, how), how, config.metric) if known else None
-    told = of_captions.told(tables, known, scores, config.report, how, config.fetch, config.reading)
+    told = of_captions.told(tables, known, scores, config.report, how, room, config.fetch, config.reading)
     return {"tables": tables, **told}

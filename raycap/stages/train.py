@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -22,15 +20,14 @@ from raycap.runs.lease import LEASE
 from raycap.search import Beam
 from raycap.stages.bulk.features import features_work, pixels_work
 from raycap.stages.bulk.passes import perform
-from raycap.stages.bulk.work import source_of
-from raycap.stages.nodes import check_seen, machines
+from raycap.stages.bulk.work import kept, source_of
+from raycap.stages.nodes import check_seen
 from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
-from raycap.training.journal import METRICS, epochs
+from raycap.training.journal import METRICS, PICTURES, epochs
 from raycap.training.keeping import CAPTIONER
 from raycap.training.material import FACTS, check, gather, identity, table_in, wants_pixels
 from raycap.training.run import STOP
-from raycap.training.store import cache_folder
 from raycap.training.watching import CURVE, Watch
 from raycap.vocabulary import Vocabulary
 
@@ -54,7 +51,7 @@ def fit(config: Config) -> bool:
     folder = RunFolder(str(out))
     with Lease(folder) as lease:
         if config.train.fresh:
-            for name in (RUN, FACTS, METRICS, WORDS, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN):
+            for name in (RUN, FACTS, METRICS, PICTURES, WORDS, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN):
                 folder.remove(name)
         _check_same(folder, config)
         if folder.exists(FACTS):
@@ -96,15 +93,10 @@ def _words(out: Path) -> Vocabulary | None:
 def _made_table(config: Config, encoder: Encoder) -> str:
     """What to look at, made from the source, or found where an earlier run has made it of the same."""
     source = source_of(config, "train")
-    if machines() > 1 and not config.train.cache:
-        raise Refusal("on several machines, say where they all find the features: train.cache, a folder they share")
     make = pixels_work if wants_pixels(config) else features_work
-    told = make(config, source, encoder)
-    fingerprint = hashlib.sha256(json.dumps(told.identity, sort_keys=True).encode()).hexdigest()[:16]
-    out = cache_folder(config.train.cache) / told.table / fingerprint
-    extract = dataclasses.replace(config.extract, out=str(out))
-    perform(make(dataclasses.replace(config, extract=extract), source, encoder), {})
-    return str(out / told.table)
+    work = kept(make(config, source, encoder), config.train.cache, "train.cache")
+    perform(work, {})
+    return f"{work.options.out}/{work.table}"
 
 
 def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:

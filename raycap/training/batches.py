@@ -1,7 +1,7 @@
 """Rows to batches: the order of an epoch, each process' share of a step, and words as padded numbers."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -58,14 +58,8 @@ class Lesson:
 
     def batch(self, places: np.ndarray) -> Batch:
         """The pictures at `places`, their captions cut to the longest of them."""
-        captions = [self.captions(int(place)) for place in places]
-        references = max(len(own) for own in captions)
-        longest = max(len(caption) for own in captions for caption in own)
-        words = np.full((len(places), references, longest), PAD, np.int64)
-        for row, own in enumerate(captions):
-            for column, caption in enumerate(own):
-                words[row, column, : len(caption)] = caption
-        return Batch(places, torch.from_numpy(self.store.rows[places]), torch.from_numpy(words))
+        words = in_one([self.captions(int(place)) for place in places])
+        return Batch(places, torch.from_numpy(self.store.rows[places]), words)
 
     def steps(self, batch: int) -> int:
         """Steps of an epoch; the last may be small, and no picture is dropped."""
@@ -78,6 +72,17 @@ class Lesson:
         """
         order = np.random.default_rng((seed, epoch)).permutation(self.places)
         return [order[start : start + batch][rank::ranks] for start in range(0, len(order), batch)]
+
+
+def in_one(captions: Sequence[Sequence[Sequence[int] | np.ndarray]]) -> Tensor:
+    """The captions of each picture, as numbers, in one array [B, R, T + 1], cut to the longest, PAD behind each."""
+    references = max(map(len, captions))
+    longest = max(len(caption) for own in captions for caption in own)
+    words = np.full((len(captions), references, longest), PAD, np.int64)
+    for row, own in enumerate(captions):
+        for column, caption in enumerate(own):
+            words[row, column, : len(caption)] = caption
+    return torch.from_numpy(words)
 
 
 def read_ahead(items: Iterable[Given], make: Callable[[Given], Made]) -> Iterator[Made]:

@@ -1,12 +1,16 @@
-"""metrics.jsonl: what happened in a run, a line each; everything that shows a run reads it."""
+"""metrics.jsonl, what happened in a run, and validation.jsonl, what the captioner that is kept says: a line each.
+Everything that shows a run reads them."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from raycap.runs import whole_file
 
 METRICS = "metrics.jsonl"
+# Every validation picture of the epoch that is kept, a line each: a table of captions like any other.
+PICTURES = "validation.jsonl"
 
 
 class Journal:
@@ -19,6 +23,13 @@ class Journal:
         """A whole line or none, for whoever reads along."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def show(self, pictures: Iterable[dict[str, Any]], maps: Iterable[dict[str, Any]]) -> None:
+        """Keep the captions of the validation pictures, and of some what was looked at for each word."""
+        more = {each["key"]: each for each in maps}
+        with whole_file(self.path.with_name(PICTURES)) as file:
+            for picture in pictures:
+                file.write(json.dumps(picture | more.get(picture["key"], {}), ensure_ascii=False) + "\n")
 
     def forget_after(self, step: int) -> None:
         """Drop what was noted after the checkpoint that the run goes on from: it will happen again."""

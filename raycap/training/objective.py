@@ -20,44 +20,70 @@ class Sums(NamedTuple):
 
 def sums(decoder: Decoder, memory: Tensors, words: Tensor, options: Objective, read: Tensor | None = None) -> Sums:
     """Of captions [B, R, T + 1]; `read` [B, R, T] are the words to be read where they are not the true ones."""
+    foretold = _foretold(decoder, memory, words, read, options.label_smoothing)
+    true = foretold.true
+    penalty = foretold.objective.new_zeros(())
+    if options.attention_penalty and foretold.attention is not None:
+        penalty = options.attention_penalty * unevenness(foretold.attention, true)
+    counts = [foretold.surprise.sum(), foretold.right.sum(), true.sum(), true.any(2).sum()]
+    return Sums(foretold.objective, penalty, torch.stack([count.float() for count in counts]))
+
+
+def by_picture(decoder: Decoder, memory: Tensors, words: Tensor) -> Tensor:
+    """Of each picture's captions [B, R, T + 1]: cross-entropy, words guessed right, words; [B, 3]."""
+    foretold = _foretold(decoder, memory, words)
+    each = torch.stack([foretold.surprise, foretold.right.float(), torch.ones_like(foretold.surprise)], 1)  # [N, 3]
+    picture = foretold.true.nonzero()[:, 0]  # [N]
+    return each.new_zeros(len(words), 3).index_add_(0, picture, each)
+
+
+class _Foretold(NamedTuple):
+    """What a decoder expected at each of the N true words."""
+
+    true: Tensor  # [B, R, T] where a word is to be said
+    objective: Tensor  # smoothed cross-entropy, summed; carries the gradient
+    surprise: Tensor  # [N] of the word that came
+    right: Tensor  # [N] whether it was the likeliest
+    attention: Tensor | None  # [B, R, T, P]
+
+
+def _foretold(
+    decoder: Decoder, memory: Tensors, words: Tensor, read: Tensor | None = None, smoothing: float = 0.0
+) -> _Foretold:
     following = words[..., 1:]  # [B, R, T]
     true = following != PAD
     unrolled = decoder.unroll(memory, before(words) if read is None else read)
     scores = decoder.scores(unrolled.outputs[true])  # [N, V]: padding, half of a batch, is never scored
-    objective, surprise, right = _Surprise.apply(scores, following[true], options.label_smoothing)
-    penalty = surprise.new_zeros(())
-    if options.attention_penalty and unrolled.attention is not None:
-        penalty = options.attention_penalty * unevenness(unrolled.attention, true)
-    counts = [surprise, right, true.sum(), true.any(2).sum()]
-    return Sums(objective, penalty, torch.stack([count.float() for count in counts]))
+    return _Foretold(true, *_CrossEntropy.apply(scores, following[true], smoothing), unrolled.attention)
 
 
-class _Surprise(torch.autograd.Function):
-    """Cross-entropy of scores [N, V], smoothed and plain, and how many words were scored highest, in one walk.
+class _CrossEntropy(torch.autograd.Function):
+    """Of scores [N, V]: the cross-entropy, smoothed and summed; that of each word [N], plain; and whether the word
+    was scored highest [N]. All in one walk.
 
-    As separate operations of torch, each with its own pass over [N, V], this cost five times as much on a processor
-    (argmax alone twice), some 5% of a whole step.
+    As separate operations of torch, each with its own pass over [N, V], this cost five times as much on a
+    processor, some 5% of a whole step.
     """
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, wanted: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
         odds = scores.to(torch.float32, copy=True)
-        highest, own = odds.amax(1, keepdim=True), odds.gather(1, wanted.unsqueeze(1))  # [N, 1]
-        right = (own >= highest).sum()
-        mean = odds.mean(1, keepdim=True)
-        odds.sub_(highest).exp_()
-        total = odds.sum(1, keepdim=True)
-        surprise = (total.log() + highest - own).sum()
-        objective = surprise + smoothing * (own - mean).sum()
+        highest, own = odds.amax(1), odds.gather(1, wanted.unsqueeze(1)).squeeze(1)  # [N]
+        mean = odds.mean(1)
+        odds.sub_(highest.unsqueeze(1)).exp_()
+        total = odds.sum(1)
+        surprise, right = total.log() + highest - own, own >= highest
         ctx.save_for_backward(odds, total, wanted)
         ctx.smoothing, ctx.numbers = smoothing, scores.dtype
         ctx.mark_non_differentiable(surprise, right)
-        return objective, surprise, right
+        return (surprise + smoothing * (own - mean)).sum(), surprise, right
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
         odds, total, wanted = ctx.saved_tensors
-        odds.mul_(gradient / total).sub_(gradient * ctx.smoothing / odds.shape[1])  # in place: read once
+        odds.mul_(gradient / total.unsqueeze(1)).sub_(
+            gradient * ctx.smoothing / odds.shape[1]
+        )  # in place: read once
         odds.scatter_add_(1, wanted.unsqueeze(1), (gradient * (ctx.smoothing - 1)).expand(len(wanted), 1))
         return odds.to(ctx.numbers), None, None
 

@@ -23,7 +23,7 @@ from raycap.training.phases import COUNTED, Phase, phases
 from raycap.training.self_critical import Critic
 from raycap.training.store import Store
 from raycap.training.telling import Teller
-from raycap.training.validation import better, shown, spread, tell, validate
+from raycap.training.validation import better, looked_at, shown, spread, tell, validate
 
 STOP = "stop"  # a file of this name asks a run to save and end
 
@@ -155,7 +155,7 @@ class Run:
         self.group.share(self.network)  # a trained encoder's batch norms have seen other pictures in each process
         judged = validate(self.network, self.dev_lesson, self.material, self.precision, self.group)
         counts, place.counts = place.counts, []
-        best = self._advance(judged)
+        best = self._advance(judged.figures)
         learner.pace.judge(best)
         line = {
             "kind": "epoch",
@@ -163,7 +163,7 @@ class Run:
             "epoch": place.epochs_done,
             "step": place.step,
             **phase.means(counts),
-            **judged,
+            **judged.figures,
             "best": best,
             "seconds": round(place.seconds, 1),
             "validation_seconds": round(time.monotonic() - started, 1),
@@ -172,6 +172,8 @@ class Run:
             if best:
                 facts = facts_of(self.options, self.train_lesson, self.dev_lesson, line)
                 keep(self.out, self.material, self.network, facts)
+                maps = looked_at(self.network, self.dev_lesson, self.material, self.precision)
+                self.journal.show(judged.pictures, maps)
             self.journal.add(line)
         learner.average.swap()
         self._save(learner)

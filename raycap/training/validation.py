@@ -20,6 +20,14 @@ from raycap.vocabulary import Vocabulary
 JUDGES = ("bleu", "rouge_l", "cider_d", "health")
 REPORTED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "cut_off", "distinct")
 LOWER_IS_BETTER = {"loss"}
+PANELS = 12  # pictures whose maps of attention are kept for the report
+
+
+class Judged(NamedTuple):
+    """What a validation found."""
+
+    figures: dict[str, Any]  # for the journal
+    pictures: list[dict[str, Any]]  # key, caption, CIDEr-D and references of each
 
 
 class Told(NamedTuple):
@@ -30,9 +38,7 @@ class Told(NamedTuple):
 
 
 @torch.no_grad()
-def validate(
-    network: Network, lesson: Lesson, material: Material, precision: Precision, group: Group
-) -> dict[str, Any]:
+def validate(network: Network, lesson: Lesson, material: Material, precision: Precision, group: Group) -> Judged:
     """Scores over all processes' pictures, and some samples; the same answer in each process."""
     options, search = material.options.validation, material.plan.search
     network.eval()
@@ -47,13 +53,20 @@ def validate(
     network.train()
     surprise, right, words, _ = group.add(counts).tolist()
     told = sorted(group.collect(told))
-    return {
+    scores, each = scored(lesson, told)
+    figures = {
         "validation_loss": surprise / words,
         "perplexity": float(np.exp(surprise / words)),
         "accuracy": right / words,
-        **scored(lesson, told),
+        **scores,
         "samples": shown(lesson, [one for one in told if one.place in spread(lesson.places, options.samples)]),
     }
+    keys, references = lesson.store.keys, lesson.store.references
+    pictures = [
+        {"key": keys[one.place], "caption": one.caption, "cider_d": cider_d, "references": references[one.place]}
+        for one, cider_d in zip(told, each, strict=True)
+    ]
+    return Judged(figures, pictures)
 
 
 def tell(
@@ -70,11 +83,32 @@ def spread(places: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def scored(lesson: Lesson, told: list[Told]) -> dict[str, float]:
-    """The captions' scores."""
+def scored(lesson: Lesson, told: list[Told]) -> tuple[dict[str, float], list[float]]:
+    """The captions' scores, and the CIDEr-D of each."""
     corpus = Corpus([one.caption for one in told], [lesson.store.references[one.place] for one in told])
-    answers = {answer.name: answer.score for judge in JUDGES for answer in METRICS[judge]().judge(corpus)}
-    return {name: answers[name] for name in REPORTED}
+    answers = {answer.name: answer for judge in JUDGES for answer in METRICS[judge]().judge(corpus)}
+    return {name: answers[name].score for name in REPORTED}, answers["cider_d"].scores.tolist()
+
+
+@torch.no_grad()
+def looked_at(network: Network, lesson: Lesson, material: Material, precision: Precision) -> list[dict[str, Any]]:
+    """A few of the pictures again, with the words said of each and a map [T][P] of where each word looked."""
+    batch = lesson.batch(spread(lesson.places, PANELS)).to(precision.device)
+    network.eval()
+    with precision.autocast():
+        memory = network.remember(batch.pictures)
+        found = material.plan.search.search(network.decoder, memory, attention=True).hypotheses()
+    network.train()
+    names = material.vocabulary.words
+    return [
+        {
+            "key": lesson.store.keys[place],
+            "words": [names[word] for word in best.words],
+            "attention": [[round(share, 4) for share in looks] for looks in best.attention.tolist()],
+        }
+        for place, best in ((place, each[0]) for place, each in zip(batch.places, found, strict=True) if each)
+        if best.attention is not None
+    ]
 
 
 def shown(lesson: Lesson, told: list[Told]) -> list[dict[str, str]]:

@@ -81,7 +81,7 @@ def pixels_schema(size: int) -> pa.Schema:
 
 
 def _seen(config: Config, source: Source) -> dict[str, Any]:
-    return {"source": source_identity(source), "reading": part_to_plain("reading", config.reading)}
+    return {"source": source_identity(source, config.extract), "reading": part_to_plain("reading", config.reading)}
 
 
 def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
 from raycap.bulk import Bulk
+from raycap.refusal import Refusal
 from raycap.sources import Source
+from raycap.sources.splits import split_word
 from raycap.stages.bulk.digests import are_among, digests_of
 
 # Rows that change places with each other when the order is shuffled: a listing streams, so it is never whole.
@@ -28,7 +31,7 @@ class Todo:
     """Stands before a source; travels to the task that lists it."""
 
     source: Source
-    choice: Bulk  # limit, sample and shuffle_seed say which rows are meant at all
+    choice: Bulk  # split, limit, sample and shuffle_seed say which rows are meant at all
     done: tuple[Any, ...] = ()  # references to sorted digests of keys: these rows are left out
     only: tuple[Any, ...] | None = None  # references too: only these rows are wanted
     skipped: list[int] = field(default_factory=lambda: [0])  # counted while listing, in the process that lists
@@ -60,6 +63,8 @@ class Todo:
 
     def _chosen(self) -> Iterator[pa.Table]:
         tables = self.source.tables()
+        if self.choice.split:
+            tables = _of_split(tables, self.choice.split, self.source.path)
         if self.choice.sample < 1:
             tables = (table.filter(pa.array(_drawn(table, self.choice.sample))) for table in tables)
         if self.choice.shuffle_seed is not None:
@@ -75,6 +80,17 @@ def survey(todo: Todo, most: int | None) -> tuple[int, int]:
         if most is not None and rows >= most:
             break
     return rows, todo.skipped[0]
+
+
+def _of_split(tables: Iterator[pa.Table], split: str, path: str) -> Iterator[pa.Table]:
+    """The rows of one split; a refusal where there is none, which the end of the listing tells."""
+    wanted, seen = split_word(split), set()
+    for table in tables:
+        seen.update(table["split"].unique().to_pylist())
+        yield table.filter(pc.equal(table["split"], wanted))
+    if wanted not in seen:
+        known = ", ".join(sorted(seen - {""})) or "no splits"
+        raise Refusal(f"no picture of {path} is of split {split!r}; there are {known}")
 
 
 def _drawn(table: pa.Table, share: float) -> NDArray[np.bool_]:

@@ -1,9 +1,10 @@
 """What an act wants made, how its run is told from others, and what is said of it at the end."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -16,11 +17,13 @@ from raycap.refusal import Refusal
 from raycap.runs import RunFolder, differences
 from raycap.sources import Source
 from raycap.sources.place import locate
+from raycap.sources.splits import split_word
 from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.standing import Counts
 from raycap.stages.bulk.todo import Todo
-from raycap.stages.nodes import makers
+from raycap.stages.nodes import machines, makers
 from raycap.terminal import printable
+from raycap.training.store import cache_folder
 
 RUN, FACTS = "run.json", "facts.json"
 COMMONEST_REASONS = 5
@@ -59,11 +62,21 @@ def source_of(config: Config, act: str) -> Source:
     return config.source
 
 
-def source_identity(source: Source) -> dict[str, Any]:
-    """The source's options, its path as every working directory would name it."""
+def source_identity(source: Source, options: Bulk) -> dict[str, Any]:
+    """The source's options, its path as every working directory would name it, and the split, if one is taken."""
     place = locate(source.path)
     here = place.filesystem is None and not place.exists()  # a glob, or a name in a hub
-    return part_to_plain("source", source) | {"path": source.path if here else place.uri}
+    told = part_to_plain("source", source) | {"path": source.path if here else place.uri}
+    return told | ({"of_split": split_word(options.split)} if options.split else {})
+
+
+def kept(work: Work, cache: str, option: str) -> Work:
+    """The work in a folder of its own in the cache, where a later run of the same finds it."""
+    if machines() > 1 and not cache:
+        raise Refusal(f"on several machines, say where they all find what is made: {option}, a folder they share")
+    fingerprint = hashlib.sha256(json.dumps(work.identity, sort_keys=True).encode()).hexdigest()[:16]
+    out = cache_folder(cache) / work.table / fingerprint
+    return replace(work, options=replace(work.options, out=str(out)))
 
 
 def identify(work: Work, folder: RunFolder) -> None:
