@@ -54,7 +54,8 @@ def _foretold(
     true = following != PAD
     unrolled = decoder.unroll(memory, before(words) if read is None else read)
     scores = decoder.scores(unrolled.outputs[true])  # [N, V]: padding, half of a batch, is never scored
-    return _Foretold(true, *_CrossEntropy.apply(scores, following[true], smoothing), unrolled.attention)
+    objective, surprise, right = _CrossEntropy.apply(scores, following[true], smoothing)
+    return _Foretold(true, objective, surprise, right, unrolled.attention)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -81,9 +82,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
         odds, total, wanted = ctx.saved_tensors
-        odds.mul_(gradient / total.unsqueeze(1)).sub_(
-            gradient * ctx.smoothing / odds.shape[1]
-        )  # in place: read once
+        # In place: these are read once.
+        odds.mul_(gradient / total.unsqueeze(1)).sub_(gradient * ctx.smoothing / odds.shape[1])
         odds.scatter_add_(1, wanted.unsqueeze(1), (gradient * (ctx.smoothing - 1)).expand(len(wanted), 1))
         return odds.to(ctx.numbers), None, None
 
