@@ -1,0 +1,135 @@
+"""Several Ray nodes on this machine: what runs where, nodes that come and go, and machines that see other discs."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from lessons import features, write
+from ray.cluster_utils import Cluster
+from raylets import parents_of
+from small_captioner import photos, save_captioner
+from test_train import CONFIG, DECODER, close, curve, steps, wait_for
+
+from raycap.cli import main
+from raycap.refusal import Refusal
+from raycap.stages.nodes import check_seen, selector
+
+pytestmark = pytest.mark.ray
+MEMORY = {"object_store_memory": 150 * 2**20}
+DECODER_TITLE = "ray::MapBatches(open_pictures)"
+
+
+@contextlib.contextmanager
+def cluster_of(**head: Any) -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args={**MEMORY, **head})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def start(*arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "raycap", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(tmp_path: Path) -> None:
+    source, model, out = photos(tmp_path / "photos", range(300), size=8), tmp_path / "model", tmp_path / "out"
+    save_captioner(model)
+    with cluster_of(num_cpus=1) as cluster:
+        decodes = cluster.add_node(num_cpus=1, labels={"raycap": "decode"}, **MEMORY)
+        models = {"num_cpus": 1, "num_gpus": 1, "labels": {"raycap": "model"}, **MEMORY}  # a GPU in name only
+        first = cluster.add_node(**models)
+        cluster.wait_for_nodes()
+        where = ["--cluster.address", cluster.address, "--cluster.decode-on", "raycap=decode"]
+        pool = ["--cluster.model-on", "raycap=model", "--gpus", "1", "--actors", "2", "--device", "cpu"]
+        small = ["--batch", "4", "--part-rows", "16", "--part-seconds", "0.1"]
+        run = start("caption", source, "--model", model, "--out", out, *where, *pool, *small)
+        second, decoded_by = None, set()
+        while run.poll() is None:
+            decoded_by |= parents_of(DECODER_TITLE)
+            if second is None and (out / "captions").exists():  # the pool waits for a place for its second actor
+                second = cluster.add_node(**models)
+            time.sleep(0.02)
+        said = run.stdout.read() if run.stdout else ""
+        assert run.returncode == 0, said
+        assert second is not None
+        assert decoded_by == {raylet(decodes)}
+        nodes = json.loads((out / "facts.json").read_text())["nodes"]
+        assert {name.rpartition("/")[2] for name in nodes} == {node.node_id[:8] for node in (first, second)}
+        assert sum(told["rows"] for told in nodes.values()) == 300
+        ray.init(cluster.address, log_to_driver=False)
+        try:
+            assert selector("raycap=model") == {"raycap": "model"}
+            with pytest.raises(Refusal, match=r"no node of the cluster has the label raycap=paint"):
+                selector("raycap=paint")
+        finally:
+            ray.shutdown()
+
+
+def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG % DECODER)
+    table = write(tmp_path / "table", features(64))
+    usual = ["--config", str(config), "--features", table, "--epochs", "12", "--cache", str(tmp_path / "cache")]
+    usual += ["--validation.best-by", "loss"]
+    assert main(["train", *usual, "--out", str(tmp_path / "whole"), "--workers.count", "0"]) == 0
+    out = tmp_path / "out"
+    with cluster_of(num_cpus=0) as cluster:
+        nodes = [cluster.add_node(num_cpus=1, **MEMORY) for _ in range(3)]
+        cluster.wait_for_nodes()
+        workers = ["--workers.count", "2", "--workers.cpus", "1", "--cluster.address", cluster.address]
+        run = start("train", *usual, "--out", out, *workers)
+        wait_for(lambda: steps(out) >= 14 or run.poll() is not None)
+        busy = parents_of("ray::RayTrainWorker")
+        lost = next(node for node in nodes if raylet(node) in busy)
+        assert run.poll() is None
+        cluster.remove_node(lost, allow_graceful=False)
+        said, _ = run.communicate(timeout=240)
+        assert run.returncode == 0, said
+    assert close(curve(out), curve(tmp_path / "whole"))
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, to play another machine")
+def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_starts(tmp_path: Path) -> None:
+    """The other machine is a Ray node with a host name and a disc of its own."""
+    hidden, shared = tmp_path / "hidden", tmp_path / "shared"
+    for folder in (hidden, shared):
+        folder.mkdir()
+    with cluster_of(num_cpus=1) as cluster:
+        node = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
+        node += [f"--address={cluster.address}", f"--object-store-memory={MEMORY['object_store_memory']}"]
+        script = f'hostname elsewhere && mount -t tmpfs none "{hidden}" && exec "$@"'
+        other = subprocess.Popen(
+            ["unshare", "--uts", "--mount", "sh", "-c", script, "sh", *node],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        ray.init(cluster.address, log_to_driver=False)
+        try:
+            end = time.monotonic() + 60
+            while len([each for each in ray.nodes() if each["Alive"]]) < 2 and time.monotonic() < end:
+                if other.poll() is not None:
+                    pytest.skip(f"may not play another machine here: {other.stdout and other.stdout.read()[:200]}")
+                time.sleep(0.1)
+            check_seen({str(shared): "--out"})
+            (hidden / "out").mkdir()
+            with pytest.raises(Refusal, match=r"hidden/out \(--out\) is on one machine only, .*elsewhere does not"):
+                check_seen({str(hidden / "out"): "--out", str(shared): "the source"})
+        finally:
+            ray.shutdown()
+            other.terminate()
+            other.wait(60)
