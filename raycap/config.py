@@ -29,6 +29,7 @@ from raycap.report import Report
 from raycap.search import SEARCHES, Beam, SearchChoice
 from raycap.sources import SOURCES, Source
 from raycap.training import Train
+from raycap.tuning import Tune
 from raycap.variants import chosen
 from raycap.vocabulary import Words
 
@@ -79,6 +80,7 @@ class Config:
     decoder: DecoderChoice = field(default_factory=TopDown)
     search: SearchChoice = field(default_factory=Beam)
     train: Train = field(default_factory=Train)
+    tune: Tune = field(default_factory=Tune)
     cluster: Cluster = field(default_factory=Cluster)
     inspect: Inspect = field(default_factory=Inspect)
     extract: Extract = field(default_factory=Extract)
@@ -127,22 +129,35 @@ def load(path: str, run: str = "") -> Config:
 
 def loads(text: str, name: str = "the config", run: str = "") -> Config:
     """As `load`, from text; `name` is what messages call it."""
+    data = parse(text, name)
     try:
-        data = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        raise Refusal(f"{name} is not YAML: {error}") from error
-    try:
-        data = chosen({} if data is None else data, run)
-        return typing.cast(Config, _build(Config, data, ""))
+        return from_plain(chosen({} if data is None else data, run))
     except Refusal as refusal:
         raise Refusal(f"{name}: {refusal}") from refusal
 
 
+def parse(text: str, name: str) -> Any:
+    """What a YAML text says."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        raise Refusal(f"{name} is not YAML: {error}") from error
+
+
 def dumps(config: Config) -> str:
     """The tree as YAML that `loads` reads back to the same tree."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=116)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The tree as mappings of words, numbers and lists."""
     sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
-    plain = {name: part_to_plain(name, options) for name, options in sections.items() if options is not None}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=116)
+    return {name: part_to_plain(name, options) for name, options in sections.items() if options is not None}
+
+
+def from_plain(data: Any) -> Config:
+    """What `to_plain` made, or a part of it; the rest gets its defaults."""
+    return typing.cast(Config, _build(Config, data, ""))
 
 
 def part_to_plain(section: str, options: Any) -> dict[str, Any]:
