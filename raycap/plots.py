@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,8 +20,8 @@ TILE_INCHES = 2.2
 BINS = 40
 CHART_INCHES = (4.8, 2.5)
 LONGEST_NAME = 32  # in a legend
-WIDE = 10  # a span whose end is so many times its beginning is drawn by its logarithm
-FEW = 6  # values that get a column each
+WIDE = 15  # a span whose end is so many times its beginning is drawn by its logarithm
+FEW = 6  # whole numbers that get a column each
 INK = "#767676"  # lines and words, to be read on white and on black
 COLOURS = ("#2f80c3", "#d9702b", "#3a9d5d", "#a05fc4", "#b8901f", "#c04f78")  # likewise; the series in their order
 
@@ -104,8 +104,10 @@ def scatter(places: Sequence[Any], values: Sequence[float], first: int, across: 
     axes = _axes(figure, across, up)
     numbers = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
     kinds = list(dict.fromkeys(sorted(places) if numbers else sorted(places, key=str)))
-    if numbers and len(kinds) > FEW:
-        axes.set_xscale("log" if min(places) > 0 and max(places) >= WIDE * min(places) else "linear")
+    if numbers and (len(kinds) > FEW or any(isinstance(kind, float) for kind in kinds)):
+        if min(places) > 0 and max(places) >= WIDE * min(places):
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xticks(range(len(kinds)), [str(kind)[:LONGEST_NAME] for kind in kinds], parse_math=False)
         axes.set_xlim(-0.5, len(kinds) - 0.5)

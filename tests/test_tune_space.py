@@ -149,8 +149,8 @@ def test_the_space_beside_the_configs_fits_its_config() -> None:
         {"gpus": -1.0},
         {"concurrent": 0},
         {"retries": -1},
-    ]
-    + [{"scheduler": "pbt", "searcher": "optuna"}],
+        {"scheduler": "pbt", "searcher": "optuna"},
+    ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(Refusal):

@@ -19,15 +19,14 @@ BLOCK_BYTES = 4 * 2**20
 
 
 @contextlib.contextmanager
-def session(cluster: Cluster, workers_heard: bool = True, dashboard: bool = False) -> Iterator[None]:
+def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
     """Join or start Ray, and leave it as it was found. A Refusal raised in a task comes out as itself.
 
-    `workers_heard` shows here what other processes write to their terminals. `dashboard` starts that too, in a Ray
-    of our own: whoever asks Ray which processes live needs it.
+    `workers_heard` shows here what other processes write to their terminals.
     """
     ours = not ray.is_initialized()
     if ours:
-        _start(cluster, workers_heard, dashboard)
+        _start(cluster, workers_heard)
     _quieten()
     DataContext.get_current().target_max_block_size = BLOCK_BYTES
     try:
@@ -42,12 +41,12 @@ def session(cluster: Cluster, workers_heard: bool = True, dashboard: bool = Fals
             ray.shutdown()
 
 
-def _start(cluster: Cluster, workers_heard: bool, dashboard: bool) -> None:
+def _start(cluster: Cluster, workers_heard: bool) -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         if address == "local":
-            start = functools.partial(ray.init, "local", num_cpus=cluster.cpus, include_dashboard=dashboard)
+            start = functools.partial(ray.init, "local", num_cpus=cluster.cpus, include_dashboard=False)
         else:
             start = functools.partial(ray.init, address)
         start(logging_level=logging.WARNING, log_to_driver=workers_heard)

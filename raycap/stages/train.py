@@ -42,10 +42,10 @@ def train(config: Config) -> int:
     return 0 if done else 130
 
 
-def fit(config: Config, table: str = "", by_leave: bool = False) -> bool:
+def fit(config: Config, table: str = "", leave: str = "") -> bool:
     """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was.
 
-    `table` is what to look at, if it is made already; `by_leave` asks for leave before each epoch.
+    `table` is what to look at, if it is made already. With `leave`, the token of a Leave, each epoch asks for it.
     """
     check(config)
     out = Path(config.train.out).expanduser().absolute()
@@ -71,7 +71,7 @@ def fit(config: Config, table: str = "", by_leave: bool = False) -> bool:
             (out / STOP).unlink(missing_ok=True)
             train_them = train_here if here else train_on_workers
             with Watch(out, config.train.trackers) as watch:
-                _until_done(lambda: train_them(material, out, lease.run, by_leave), out, watch)
+                _until_done(lambda: train_them(material, out, lease.run, leave), out, watch)
     return _finished(folder, out, config)
 
 

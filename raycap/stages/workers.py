@@ -24,16 +24,16 @@ from raycap.training.store import cache_folder, unpacked
 RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
 
 
-def train_here(material: Material, out: Path, name: str, by_leave: bool = False) -> None:
+def train_here(material: Material, out: Path, name: str, leave: str = "") -> None:
     """Train in this process."""
     workers = material.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
     store = unpacked(material.table, cache_folder(material.options.cache))
-    Run(material, out, store, derive(device, material.options.precision), Group(), by_leave=by_leave).go()
+    Run(material, out, store, derive(device, material.options.precision), Group(), leave=leave).go()
 
 
-def train_on_workers(material: Material, out: Path, name: str, by_leave: bool = False) -> None:
+def train_on_workers(material: Material, out: Path, name: str, leave: str = "") -> None:
     """Train on Ray Train's workers; a lost one is replaced, and all go on from the last checkpoint."""
     options = material.options
     count, gpu = _placed(options)
@@ -43,7 +43,7 @@ def train_on_workers(material: Material, out: Path, name: str, by_leave: bool = 
     failures = options.workers.failures
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"material": ray.put(material), "out": str(out), "by_leave": by_leave},
+        train_loop_config={"material": ray.put(material), "out": str(out), "leave": leave},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(  # type: ignore[arg-type]  # typed as the old one, and wants the new one
             # A name of its own for each start: under a name that has finished, Ray would train nothing.
@@ -77,7 +77,7 @@ def _work(given: dict[str, Any]) -> None:
     group.wait()
     store = unpacked(material.table, cache)
     precision = derive(str(device), options.precision)
-    Run(material, Path(given["out"]), store, precision, group, ray.train.report, given["by_leave"]).go()
+    Run(material, Path(given["out"]), store, precision, group, ray.train.report, given["leave"]).go()
 
 
 def _placed(options: Train) -> tuple[int, bool]:

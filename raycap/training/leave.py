@@ -7,10 +7,14 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 
 class Leave:
-    """A file in the run's folder. It holds how many epochs the run may have trained, and is gone once they are."""
+    """A file in the run's folder. It holds how many epochs the run may have trained, and is gone once they are.
 
-    def __init__(self, out: Path) -> None:
-        self._file = out / "leave"
+    `token` is another for each start of the run: a worker of a killed start, which may live a little longer, must
+    not use up what is given to the next.
+    """
+
+    def __init__(self, out: Path, token: str) -> None:
+        self._file = out / f"leave-{token}"
 
     def give(self, epochs: int) -> None:
         """Let the run train until it has done so many."""

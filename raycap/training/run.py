@@ -40,7 +40,7 @@ class Run:
         precision: Precision,
         group: Group,
         report: Callable[[dict[str, Any]], None] = lambda line: None,
-        by_leave: bool = False,
+        leave: str = "",
     ) -> None:
         self.material, self.options, self.out = material, material.options, out
         self.precision, self.group, self.report = precision, group, report
@@ -51,7 +51,7 @@ class Run:
         self.network = self._network(store).train()
         group.share(self.network)
         self.journal = Journal(self.out)
-        self.leave = Leave(out) if by_leave and group.leads else None  # the others wait for the leader
+        self.leave = Leave(out, leave) if leave and group.leads else None  # the others wait for the leader
         self._steps = self.train_lesson.steps(self.options.batch)  # of an epoch
         self._steps_of_run = sum(phase.epochs for phase in self.phases) * self._steps
         self.place = Place()

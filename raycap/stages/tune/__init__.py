@@ -58,8 +58,7 @@ def tune(config: Config) -> int:
 def _sweep(folder: RunFolder, out: Path, config: Config, space: Space) -> list[Trial]:
     """Run what is left of it; the facts are written when nothing is."""
     measure = config.train.validation.best_by
-    # Train's own cleaner asks the dashboard which processes live; else a trial that was killed would keep its room.
-    with session(config.cluster, workers_heard=False, dashboard=config.train.workers.count != 0):
+    with session(config.cluster, workers_heard=False):
         plan = _plan(out, config, space)
         folder.write_json(RUN, {"raycap": __version__, "act": "tune", "identity": _identity(config, space)})
         count = searched(plan, config, space)

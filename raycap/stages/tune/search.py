@@ -4,6 +4,8 @@ import functools
 import logging
 import os
 import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ray.tune.schedulers import (
 
 from raycap.config import Config
 from raycap.stages.session import innermost, refusal_within
+from raycap.stages.tune.orphans import give_back
 from raycap.stages.tune.trial import Plan, TrialRun
 from raycap.training import Measure
 from raycap.tuning import Tune
@@ -36,6 +39,7 @@ SETTINGS = {
 }
 # PBT's copies that are kept of each trial: others may still have to go on from one.
 COPIES = 4
+SECONDS_BETWEEN_TIDYING = 2.0
 
 
 def searched(plan: Plan, config: Config, space: Space) -> int:
@@ -76,7 +80,10 @@ def searched(plan: Plan, config: Config, space: Space) -> int:
                 callbacks=[Teller(plan.sweep, count, config.train.validation.best_by)],
             ),
         )
-    tuner.fit()
+    with warnings.catch_warnings():
+        # A trial that goes on tells its epochs again.
+        warnings.filterwarnings("ignore", "The reported value is ignored", module="optuna")
+        tuner.fit()
     return count
 
 
@@ -152,10 +159,16 @@ def _reason(trial: TunesTrial) -> str:
 
 
 class Teller(tune.Callback):
-    """Puts down how each trial ended, and says so."""
+    """Puts down how each trial ended, says so, and tidies up after those that were killed."""
 
     def __init__(self, sweep: str, count: int, measure: Measure) -> None:
         self._sweep, self._count, self._measure = Path(sweep), count, measure
+        self._tidied = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[TunesTrial], **info: Any) -> None:
+        if time.monotonic() - self._tidied > SECONDS_BETWEEN_TIDYING:
+            give_back()
+            self._tidied = time.monotonic()
 
     def on_trial_complete(self, iteration: int, trials: list[TunesTrial], trial: TunesTrial, **info: Any) -> None:
         self._end(trial, "")

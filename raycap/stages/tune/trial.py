@@ -8,6 +8,7 @@ serve only to pass weights from one trial to another.
 import dataclasses
 import json
 import shutil
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class TrialRun(tune.Trainable):
         self._parameters: Parameters = config["parameters"]
         self._out = Path(self._plan.sweep) / TRIALS / self.trial_name
         self._training: Future[bool] | None = None
+        self._token = uuid.uuid4().hex[:8]
 
     def step(self) -> dict[str, Any]:
         if self._training is None:
@@ -92,7 +94,7 @@ class TrialRun(tune.Trainable):
         while self._training is not None and not self._training.done():
             (self._out / STOP).touch()
             wait([self._training], 1)
-        Leave(self._out).take_back()
+        Leave(self._out, self._token).take_back()
         if (self._out / ENDED).exists():
             shutil.rmtree(self._out / checkpoint.FOLDER, ignore_errors=True)
 
@@ -156,12 +158,12 @@ class TrialRun(tune.Trainable):
 
     def _train_to(self, epoch: int) -> None:
         """Return when the run has done so many epochs, or has come to its end."""
-        leave = Leave(self._out)
+        leave = Leave(self._out, self._token)
         leave.give(epoch)
         if self._training is None:
             config = self._plan.config_of(self._parameters, self._out)
             pool = ThreadPoolExecutor(1, "trial")
-            self._training = pool.submit(fit, config, self._plan.tables[self._plan.view_of(config)], True)
+            self._training = pool.submit(fit, config, self._plan.tables[self._plan.view_of(config)], self._token)
             pool.shutdown(wait=False)
         while not leave.is_used() and not self._training.done():
             wait([self._training], SECONDS_BETWEEN_LOOKS)
