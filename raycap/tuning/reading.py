@@ -1,6 +1,5 @@
 """A search space from its YAML file, refused where the config has no such option or the option no such value."""
 
-import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -22,7 +21,6 @@ FIXED = {
     "train.cache": "the result does not depend on it",
     "train.trackers": "the result does not depend on it",
 }
-CORNERS_LOOKED_AT = 2000
 
 
 def read_space(path: str, config: Config) -> Space:
@@ -36,9 +34,7 @@ def read_space(path: str, config: Config) -> Space:
         raise Refusal(f"cannot read the search space {path}: {error}") from error
     try:
         if not isinstance(data, Mapping) or not data:
-            raise Refusal(
-                "a mapping of options to ranges belongs there, as 'train.lr: {log_uniform: [1e-4, 1e-2]}'"
-            )
+            raise Refusal("give a mapping of options to ranges, as 'train.lr: {log_uniform: [1e-4, 1e-2]}'")
         space = Space(_ordered([one for key, given in data.items() for one in _ranges(key, given)]))
         _check(space, config)
     except Refusal as refusal:
@@ -52,12 +48,11 @@ def _ranges(key: str, given: Any) -> Iterator[Range]:
         kinds = [kind for kind in get_args(Kind) if isinstance(one, Mapping) and kind in one]
         if len(kinds) != 1 or set(one) - {kinds[0], "when"}:
             unknown = sorted(set(one) - {*get_args(Kind), "when"}) if isinstance(one, Mapping) else []
-            guess = (
-                f"{unknown[0]!r} is no range{nearest(unknown[0], get_args(Kind))}" if unknown else "give one range"
-            )
-            raise Refusal(f"{key} is {one!r}: {guess}, as '{{choice: [16, 32]}}' or '{{uniform: [0.1, 0.5]}}'")
+            guess = [f"{word!r} is no range{nearest(word, get_args(Kind))}" for word in unknown] or [
+                "give one range"
+            ]
+            raise Refusal(f"{key} is {one!r}: {guess[0]}, as '{{choice: [16, 32]}}' or '{{uniform: [0.1, 0.5]}}'")
         values, when = one[kinds[0]], one.get("when", {})
-
         if not isinstance(values, list) or not isinstance(when, Mapping):
             raise Refusal(f"{key} is {one!r}: a range is a list, and `when` a mapping of options to values")
         cases = {other: tuple(value) if isinstance(value, list) else (value,) for other, value in when.items()}
@@ -98,7 +93,7 @@ def _check(space: Space, config: Config) -> None:
             raise Refusal(f"{one.key} is not of a training run{nearest(one.key.split('.')[0], SECTIONS)}")
         if is_under(one.key, SEEN) and one.kind not in ("choice", "integer"):
             raise Refusal(f"{one.key} is {one.kind}: features are made for each value, so give a choice")
-    for corner in itertools.islice(space.corners(), CORNERS_LOOKED_AT):
+    for corner in space.corners():
         config_of(config, corner)
 
 

@@ -1,5 +1,6 @@
 """What a sweep varies: ranges of options, by their dotted names, some only where another has a certain value."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from raycap.refusal import Refusal
 
 Kind = Literal["choice", "uniform", "log_uniform", "integer"]
 Parameters = dict[str, Any]  # of one trial: the option's dotted name, and its value
+CORNERS_LOOKED_AT = 2000
 # What the features are made by; each choice of these has a feature table of its own.
 SEEN = ("source", "reading", "encoder", "train.augmentation")
 # What may change in the middle of a run: neither its weights' shapes nor its length depend on it.
@@ -101,9 +103,7 @@ class Space:
         """Every combination."""
         for one in self.ranges:
             if one.kind not in ("choice", "integer"):
-                raise Refusal(
-                    f"{one.key} is {one.kind}, and a grid needs values: give a choice, or search otherwise"
-                )
+                raise Refusal(f"{one.key} is {one.kind}: a grid needs a choice there, or take another searcher")
         return list(self.points(_all))
 
     def drawn(self, count: int, seed: int) -> list[Parameters]:
@@ -112,15 +112,19 @@ class Space:
         return [self.sample(lambda one: one.draw(chance)) for _ in range(count)]
 
     def corners(self) -> Iterator[Parameters]:
-        """Each range at each of its ends, wherever it counts."""
+        """Each range at each of its ends, wherever it counts; of a great many, the first."""
         deciding = {key for one in self.ranges for key in one.when}
-        for one in self.ranges:
-            for value in one.values:
-                ends = {
-                    id(other): other.values if other.key in deciding else other.values[:1] for other in self.ranges
-                }
-                ends[id(one)] = (value,)
-                yield from self.points(lambda other, ends=ends: ends[id(other)])  # type: ignore[misc]
+
+        def with_end(one: Range, value: Any) -> Iterator[Parameters]:
+            def values(other: Range) -> Sequence[Any]:
+                if other is one:
+                    return (value,)
+                return other.values if other.key in deciding else other.values[:1]
+
+            return self.points(values)
+
+        every = (with_end(one, value) for one in self.ranges for value in one.values)
+        return itertools.islice(itertools.chain.from_iterable(every), CORNERS_LOOKED_AT)
 
     def views(self) -> Iterator[Parameters]:
         """Each choice of what the features are made by."""

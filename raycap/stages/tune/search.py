@@ -163,12 +163,13 @@ class Teller(tune.Callback):
 
     def __init__(self, sweep: str, count: int, measure: Measure) -> None:
         self._sweep, self._count, self._measure = Path(sweep), count, measure
-        self._tidied = time.monotonic()
+        self._tidied = 0.0
 
     def on_step_end(self, iteration: int, trials: list[TunesTrial], **info: Any) -> None:
-        if time.monotonic() - self._tidied > SECONDS_BETWEEN_TIDYING:
+        now = time.monotonic()  # which begins anew with each boot, and this object outlives them
+        if abs(now - self._tidied) > SECONDS_BETWEEN_TIDYING:
             give_back()
-            self._tidied = time.monotonic()
+            self._tidied = now
 
     def on_trial_complete(self, iteration: int, trials: list[TunesTrial], trial: TunesTrial, **info: Any) -> None:
         self._end(trial, "")

@@ -19,6 +19,7 @@ from ray import tune
 
 from raycap.config import Config, part_to_plain
 from raycap.runs import write_json
+from raycap.runs.lease import LEASE
 from raycap.stages.train import RUN, WORDS, fit
 from raycap.training import Workers, checkpoint
 from raycap.training.journal import METRICS, epochs
@@ -120,11 +121,8 @@ class TrialRun(tune.Trainable):
         moved = [f"{key} {new}" for key, new in self._parameters.items() if begun["parameters"].get(key) != new]
         change = f"after epoch {of['epoch']} from trial {of['trial']}, with {', '.join(moved) or 'nothing changed'}"
         changes = [*begun["changes"], change]
-        if self._begun() == {
-            "parameters": self._parameters,
-            "changes": changes,
-        }:  # done before the driver was killed
-            return
+        if self._begun() == {"parameters": self._parameters, "changes": changes}:
+            return  # this was done before the driver was killed
         shutil.rmtree(self._out, ignore_errors=True)
         shutil.copytree(given, self._out, ignore=lambda _, names: {BEGUN} & set(names))
         begin(self._out, self._parameters, changes)
@@ -144,6 +142,8 @@ class TrialRun(tune.Trainable):
         elif other:  # rates that were changed on the way: the run goes on, under another identity
             (self._out / RUN).unlink(missing_ok=True)
         self._out.mkdir(parents=True, exist_ok=True)
+        # Tune runs a trial once at a time: an owner on a lost machine is not waited for.
+        (self._out / LEASE).unlink(missing_ok=True)
         begin(self._out, self._parameters, begun["changes"] if begun else [])
         if self._ended() == FAILED:
             (self._out / ENDED).unlink()
