@@ -50,6 +50,11 @@ COMMANDS = {
         "raycap.stages.train:train",
         ("train", "source", "fetch", "reading", "vocabulary", "encoder", "decoder", "search", "cluster"),
     ),
+    "tune": Command(
+        "train many captioners over a space of options, end the bad ones early, and keep the best",
+        "raycap.stages.tune:tune",
+        ("tune", "train", "source", "fetch", "reading", "vocabulary", "encoder", "decoder", "search", "cluster"),
+    ),
     "evaluate": Command(
         "judge tables of captions, or captioners, by human captions, side by side, with intervals",
         "raycap.stages.evaluate:evaluate",
@@ -57,7 +62,7 @@ COMMANDS = {
         words="tables",
     ),
     "report": Command(
-        "make one page of caption tables or of a training run: pictures, scores, what failed",
+        "make one page of caption tables, training runs or sweeps: pictures, scores, what failed",
         "raycap.stages.report:report",
         ("report", "evaluate", "metric", "source", "fetch", "reading"),
         words="tables",

@@ -19,6 +19,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from raycap.bulk import Caption, Extract
+from raycap.cluster import Cluster
 from raycap.decoders import DECODERS, DecoderChoice, TopDown
 from raycap.encoders import ENCODERS, EncoderOptions, ResNet50
 from raycap.evaluation import Evaluate, MetricOptions
@@ -29,32 +30,9 @@ from raycap.report import Report
 from raycap.search import SEARCHES, SearchChoice
 from raycap.sources import SOURCES, Source
 from raycap.training import Train
+from raycap.tuning import Tune
 from raycap.variants import chosen
 from raycap.vocabulary import Words
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where the work runs."""
-
-    address: str = ""
-    """A Ray cluster to join (auto, ray://host:10001). Empty: RAY_ADDRESS where it is set, else one of our own."""
-    cpus: int | None = None
-    """Processors that a Ray of our own may use; none: all of this machine's."""
-    decode_on: str = ""
-    """Fetch and decode only on nodes with this label: name=value, or name=!value for all others; empty: on any."""
-    model_on: str = ""
-    """Likewise for the processes that hold a model, in captioning and in training."""
-
-    def __post_init__(self) -> None:
-        for name in ("decode_on", "model_on"):
-            label = getattr(self, name)
-            if label and not re.fullmatch(r"[^=\s]+=!?[^=!\s]+", label):
-                raise Refusal(f"cluster.{name} is {label!r}: give a label as name=value, or name=!value")
-        if self.cpus is not None and self.cpus < 1:
-            raise Refusal(f"cluster.cpus is {self.cpus}: give at least 1, or leave it out to use every processor")
-        if self.cpus is not None and self.address:
-            raise Refusal("cluster.cpus sizes a Ray of its own: leave it out when joining cluster.address")
 
 
 @dataclass(frozen=True)
@@ -87,6 +65,7 @@ class Config:
     decoder: DecoderChoice = field(default_factory=TopDown)
     search: SearchChoice | None = None  # none: the captioner's own; where one is trained, a beam search
     train: Train = field(default_factory=Train)
+    tune: Tune = field(default_factory=Tune)
     cluster: Cluster = field(default_factory=Cluster)
     inspect: Inspect = field(default_factory=Inspect)
     extract: Extract = field(default_factory=Extract)
@@ -135,22 +114,35 @@ def load(path: str, run: str = "") -> Config:
 
 def loads(text: str, name: str = "the config", run: str = "") -> Config:
     """As `load`, from text; `name` is what messages call it."""
+    data = parse(text, name)
     try:
-        data = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        raise Refusal(f"{name} is not YAML: {error}") from error
-    try:
-        data = chosen({} if data is None else data, run)
-        return typing.cast(Config, _build(Config, data, ""))
+        return from_plain(chosen({} if data is None else data, run))
     except Refusal as refusal:
         raise Refusal(f"{name}: {refusal}") from refusal
 
 
+def parse(text: str, name: str) -> Any:
+    """What a YAML text says."""
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        raise Refusal(f"{name} is not YAML: {error}") from error
+
+
 def dumps(config: Config) -> str:
     """The tree as YAML that `loads` reads back to the same tree."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=116)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The tree as mappings of words, numbers and lists."""
     sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
-    plain = {name: part_to_plain(name, options) for name, options in sections.items() if options is not None}
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=116)
+    return {name: part_to_plain(name, options) for name, options in sections.items() if options is not None}
+
+
+def from_plain(data: Any) -> Config:
+    """What `to_plain` made, or a part of it; the rest gets its defaults."""
+    return typing.cast(Config, _build(Config, data, ""))
 
 
 def part_to_plain(section: str, options: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,6 +20,8 @@ TILE_INCHES = 2.2
 BINS = 40
 CHART_INCHES = (4.8, 2.5)
 LONGEST_NAME = 32  # in a legend
+WIDE = 15  # a span whose end is so many times its beginning is drawn by its logarithm
+FEW = 6  # whole numbers that get a column each
 INK = "#767676"  # lines and words, to be read on white and on black
 COLOURS = ("#2f80c3", "#d9702b", "#3a9d5d", "#a05fc4", "#b8901f", "#c04f78")  # likewise; the series in their order
 
@@ -79,6 +82,39 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], across
         axes.plot(places, values, color=colour, linewidth=1.8, marker="o" if len(places) < 60 else "")
     if len(series) > 1:
         _legend(axes, list(series))
+    return figure
+
+
+def bundle(lines: Mapping[str, Sequence[float]], first: str, across: str, up: str) -> Figure:
+    """A great many lines from 1 on: all in one colour, and the one named `first` over them in another."""
+    figure = Figure(figsize=CHART_INCHES, layout="constrained")
+    axes = _axes(figure, across, up)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for name, values in sorted(lines.items(), key=lambda line: line[0] == first):
+        colour, width = (COLOURS[1], 2.4) if name == first else ((COLOURS[0], 0.5), 1.2)
+        axes.plot(
+            range(1, len(values) + 1), values, color=colour, linewidth=width, marker="o", markersize=2 * width
+        )
+    return figure
+
+
+def scatter(places: Sequence[Any], values: Sequence[float], first: int, across: str, up: str) -> Figure:
+    """A point for each pair, that at `first` apart; a few values get a column each, wide spans a logarithm."""
+    figure = Figure(figsize=CHART_INCHES, layout="constrained")
+    axes = _axes(figure, across, up)
+    numbers = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
+    kinds = list(dict.fromkeys(sorted(places) if numbers else sorted(places, key=str)))
+    if numbers and (len(kinds) > FEW or any(isinstance(kind, float) for kind in kinds)):
+        if min(places) > 0 and max(places) >= WIDE * min(places):
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xticks(range(len(kinds)), [str(kind)[:LONGEST_NAME] for kind in kinds], parse_math=False)
+        axes.set_xlim(-0.5, len(kinds) - 0.5)
+        places = [kinds.index(place) for place in places]
+    axes.margins(y=0.1)
+    axes.plot(places, values, linestyle="", marker="o", markersize=6, color=(COLOURS[0], 0.6))
+    axes.plot(places[first], values[first], linestyle="", marker="*", markersize=13, color=COLOURS[1])
     return figure
 
 

@@ -23,13 +23,13 @@ def chosen(data: Any, run: str) -> Any:
         guess = f"; did you mean '{close[0]}'?" if close else ""
         raise Refusal(f"it holds the runs {', '.join(runs)}: say which with --run NAME{guess}")
     shared = {name: value for name, value in data.items() if name != RUNS}
-    return _merged(shared, runs[run] or {})
+    return merged(shared, runs[run] or {})
 
 
-def _merged(shared: Any, own: Any) -> Any:
+def merged(shared: Any, own: Any) -> Any:
     """`own` over `shared`, option by option; a part of another kind takes the place of the whole part."""
     if not isinstance(shared, Mapping) or not isinstance(own, Mapping):
         return own
     if "kind" in own and own["kind"] != shared.get("kind"):
         return own
-    return {**shared, **{name: _merged(shared.get(name), value) for name, value in own.items()}}
+    return {**shared, **{name: merged(shared.get(name), value) for name, value in own.items()}}

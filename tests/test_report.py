@@ -30,6 +30,7 @@ from raycap.images import Reading
 from raycap.report.gallery import Collection
 from raycap.report.thumbnails import Room, thumbnails
 from raycap.tables import CAPTIONS
+from raycap.tuning.trials import Trial, write_table
 
 HOSTILE = [
     "<script>window.pwned = 1</script>",
@@ -397,6 +398,42 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
     ]
     assert main(table) == 0, "what the run says is a table too"
     assert f"{len(pictures)} pictures judged" in capsys.readouterr().out
+
+
+def test_a_sweep_is_a_page_too(browser: Any, tmp_path: Path) -> None:
+    curves = [[0.1, 0.3, 0.2], [0.1], [0.2, 0.25], []]
+    statuses = ["finished", "stopped", "finished", "failed"]
+    ended = [
+        Trial(
+            f"{number:04}",
+            tmp_path,
+            status,
+            HOSTILE[0] if status == "failed" else "",
+            {"train.lr": 10.0**-number, "train.batch": 8 << number % 2, "train.data_name": HOSTILE[number]},
+            [f"after epoch 1 from trial 0000, with {HOSTILE[1]}"] * (number == 2),
+            curve,
+            int(np.argmax(curve)) + 1 if curve else 0,
+            60.0,
+        )
+        for number, (status, curve) in enumerate(zip(statuses, curves, strict=True))
+    ]
+    write_table(tmp_path, ended, "cider_d")
+    (tmp_path / "best.yaml").write_text(HOSTILE[2])
+    out = tmp_path / "sweep.html"
+    assert main(["report", str(tmp_path), "--out", str(out)]) == 0
+    for width, dark in ((360, False), (1280, True)):
+        opened(browser, out, width, dark)
+        assert browser.get_log("browser") == []
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert len(browser.find_elements("css selector", "figure svg")) == 1 + 3  # all curves, and each option
+    names = browser.execute_script(
+        "return [...document.querySelectorAll('.trials tbody th')].map(e => e.textContent)"
+    )
+    assert [name.split()[0] for name in names] == ["0000", "0002", "0001"]
+    words = " ".join(browser.execute_script("return document.querySelector('main').textContent").split())
+    assert "4 trials: 2 finished 1 stopped 1 failed Best: trial 0000, CIDEr-D 0.3000 after epoch 2" in words
+    assert words.count(HOSTILE[0]) >= 2 and HOSTILE[1] in words and HOSTILE[2] in words
+    assert window_pwned(browser) is None and browser.execute_script("return document.scripts.length") == 1
 
 
 def test_where_the_captioner_looked_is_drawn(

@@ -10,7 +10,7 @@ class Report:
     """What the page shows, and how large it may become."""
 
     tables: tuple[str, ...] = ()
-    """Caption tables, as `raycap evaluate` takes them, or folders of training runs."""
+    """Caption tables, as `raycap evaluate` takes them, or the folders of training runs and sweeps."""
     out: str = "report.html"
     """The page, one HTML file that needs nothing else."""
     title: str = ""

@@ -1,4 +1,4 @@
-"""`raycap report`: one page to look at, of caption tables or training runs. Needs neither Ray nor torch."""
+"""`raycap report`: one page to look at, of caption tables, training runs or sweeps. Needs neither Ray nor torch."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from raycap.evaluation.references import References
 from raycap.evaluation.scores import judge
 from raycap.refusal import Refusal
 from raycap.report import captions as of_captions
+from raycap.report import sweep as of_sweep
 from raycap.report import training as of_training
 from raycap.report.pages import render
 from raycap.report.thumbnails import Room
@@ -20,16 +21,20 @@ def report(config: Config) -> int:
     """Exit code 0 when the page was written, whatever it shows."""
     options = config.report
     named = captions.names_and_paths(options.tables)
+    sweeps = [of_sweep.read_sweep(name, path) for name, path in named if of_sweep.is_sweep(path)]
     runs = [of_training.read_run(name, path) for name, path in named if of_training.is_run(path)]
-    tables = [(name, path) for name, path in named if not of_training.is_run(path)]
+    tables = [one for one in named if not of_training.is_run(one[1]) and not of_sweep.is_sweep(one[1])]
     if not named:
-        raise Refusal("a report of what? Give caption tables or training runs: raycap report TABLE_OR_RUN...")
+        raise Refusal(
+            "a report of what? Give caption tables, training runs or sweeps: raycap report TABLE_OR_RUN..."
+        )
     known = references.read(config.source) if config.source else None
     room = Room(options.megabytes)
     of_runs = of_training.told(runs, known, options, room, config.fetch, config.reading)
     of_tables = _captions(tables, known, room, config)
     page = render(
         title=options.title or " and ".join(name for name, _ in named),
+        sweeps=sweeps,
         runs=runs,
         **{name: [*of_runs.pop(name), *of_tables.pop(name)] for name in ("panels", "notes")},
         **of_runs,

@@ -10,7 +10,7 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayError, RayTaskError
 
-from raycap.config import Cluster
+from raycap.cluster import Cluster
 from raycap.refusal import Refusal
 
 # Bytes of a block between two acts. Ray's own 128 MiB would hold a listing back until half a million rows are

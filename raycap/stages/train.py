@@ -43,8 +43,11 @@ def train(config: Config) -> int:
     return 0 if done else 130
 
 
-def fit(config: Config) -> bool:
-    """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was."""
+def fit(config: Config, table: str = "", leave: str = "") -> bool:
+    """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was.
+
+    `table` is what to look at, if it is made already. With `leave`, the token of a Leave, each epoch asks for it.
+    """
     config = dataclasses.replace(config, search=config.search or Beam())
     check(config)
     out = Path(config.train.out).expanduser().absolute()
@@ -58,12 +61,13 @@ def fit(config: Config) -> bool:
             sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
         encoder = config.encoder.build()
-        table = table_in(config.train.features, encoder) if config.train.features else ""
+        if config.train.features and not table:
+            table = table_in(config.train.features, encoder)
         here = config.train.workers.count == 0
         with contextlib.nullcontext() if here and table else session(config.cluster, workers_heard=False):
             if ray.is_initialized():
                 check_seen({str(out / LEASE): "train.out"})
-            material = gather(config, table or _made_table(config, encoder), encoder, _words(out))
+            material = gather(config, table or made_table(config, encoder), encoder, _words(out))
             # Only now, so that a run that was refused does not keep the folder from the mended one.
             folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
             folder.write("config.yaml", dumps(config).encode())
@@ -71,7 +75,7 @@ def fit(config: Config) -> bool:
             (out / STOP).unlink(missing_ok=True)
             train_them = train_here if here else functools.partial(train_on_workers, label=config.cluster.model_on)
             with Watch(out, config.train.trackers) as watch:
-                _until_done(lambda: train_them(material, out, lease.run), out, watch)
+                _until_done(lambda: train_them(material, out, lease.run, leave), out, watch)
     return _finished(folder, out, config)
 
 
@@ -90,7 +94,7 @@ def _words(out: Path) -> Vocabulary | None:
     return Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
 
 
-def _made_table(config: Config, encoder: Encoder) -> str:
+def made_table(config: Config, encoder: Encoder) -> str:
     """What to look at, made from the source, or found where an earlier run has made it of the same."""
     source = source_of(config, "train")
     make = pixels_work if wants_pixels(config) else features_work

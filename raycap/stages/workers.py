@@ -25,27 +25,27 @@ from raycap.training.store import cache_folder, unpacked
 RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
 
 
-def train_here(material: Material, out: Path, name: str) -> None:
+def train_here(material: Material, out: Path, name: str, leave: str = "") -> None:
     """Train in this process."""
     workers = material.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
     store = unpacked(material.table, cache_folder(material.options.cache))
-    Run(material, out, store, derive(device, material.options.precision), Group()).go()
+    Run(material, out, store, derive(device, material.options.precision), Group(), leave=leave).go()
 
 
-def train_on_workers(material: Material, out: Path, name: str, label: str) -> None:
+def train_on_workers(material: Material, out: Path, name: str, leave: str = "", label: str = "") -> None:
     """Train on Ray Train's workers, on nodes with that label. A lost one is replaced, and all go on from the last
     checkpoint."""
     options, nodes = material.options, selector(label)
     count, gpu = _placed(options)
-    resources = {"CPU": options.workers.cpus} | ({"GPU": 1} if gpu else {})
+    resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
     # A worker's folder is the driver's: paths in the config stay what they are.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     failures = options.workers.failures
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"material": ray.put(material), "out": str(out)},
+        train_loop_config={"material": ray.put(material), "out": str(out), "leave": leave},
         scaling_config=ScalingConfig(
             num_workers=count, use_gpu=gpu, resources_per_worker=resources, label_selector=nodes
         ),
@@ -81,7 +81,7 @@ def _work(given: dict[str, Any]) -> None:
     group.wait()
     store = unpacked(material.table, cache)
     precision = derive(str(device), options.precision)
-    Run(material, Path(given["out"]), store, precision, group, ray.train.report).go()
+    Run(material, Path(given["out"]), store, precision, group, ray.train.report, given["leave"]).go()
 
 
 def _placed(options: Train) -> tuple[int, bool]:

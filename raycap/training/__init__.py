@@ -138,6 +138,8 @@ class Workers:
     """Train on GPUs, one for each worker; none: where the cluster has some."""
     cpus: float = 0.5
     """Processors that Ray sets aside for each worker; threads are shared out by themselves."""
+    gpus: float = 1.0
+    """GPUs that Ray sets aside for each worker that trains on one; a share leaves room for other runs."""
     threads: int | None = None
     """Threads of each worker; none: the machine's processors, shared among its workers."""
     failures: int = 3
@@ -146,6 +148,8 @@ class Workers:
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 0:
             raise Refusal(f"workers.count is {self.count}: give 1 or more, or 0 to train in this process")
+        if not 0 < self.gpus <= 1:
+            raise Refusal(f"workers.gpus is {self.gpus}: give 1, or a share of one above 0")
         if self.cpus <= 0 or self.failures < 0 or (self.threads is not None and self.threads < 1):
             raise Refusal(
                 "workers.cpus must be above 0, workers.threads at least 1 and workers.failures at least 0"

@@ -55,17 +55,20 @@ def save(run: Path, place: Place, tensors: Mapping[str, Tensor], numbers: Mappin
 
 def load(run: Path, device: torch.device) -> tuple[Place, dict[str, Tensor], dict[str, Any]] | None:
     """The newest checkpoint, if there is one."""
-    found = _all(run)
-    if not found:
+    found = newest(run)
+    if found is None:
         return None
     try:
-        numbers = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(found[-1] / TENSORS, device=str(device))
+        numbers = json.loads((found / STATE).read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(found / TENSORS, device=str(device))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise Refusal(
-            f"the checkpoint {found[-1]} is damaged ({error}): delete it to go on from an older"
-        ) from error
+        raise Refusal(f"the checkpoint {found} is damaged ({error}): delete it to go on from an older") from error
     return Place(**numbers.pop("place")), tensors, numbers
+
+
+def newest(run: Path) -> Path | None:
+    """The folder of the newest checkpoint."""
+    return next(iter(_all(run)[-1:]), None)
 
 
 def drop_unfinished(run: Path) -> None:

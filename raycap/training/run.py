@@ -17,6 +17,7 @@ from raycap.training.group import Group
 from raycap.training.journal import Journal
 from raycap.training.keeping import CAPTIONER, facts_of, keep, start_from
 from raycap.training.learner import Learner
+from raycap.training.leave import Leave
 from raycap.training.material import Material
 from raycap.training.network import Network
 from raycap.training.phases import COUNTED, Phase, phases
@@ -39,6 +40,7 @@ class Run:
         precision: Precision,
         group: Group,
         report: Callable[[dict[str, Any]], None] = lambda line: None,
+        leave: str = "",
     ) -> None:
         self.material, self.options, self.out = material, material.options, out
         self.precision, self.group, self.report = precision, group, report
@@ -49,6 +51,7 @@ class Run:
         self.network = self._network(store).train()
         group.share(self.network)
         self.journal = Journal(self.out)
+        self.leave = Leave(out, leave) if leave and group.leads else None  # the others wait for the leader
         self._steps = self.train_lesson.steps(self.options.batch)  # of an epoch
         self._steps_of_run = sum(phase.epochs for phase in self.phases) * self._steps
         self.place = Place()
@@ -96,6 +99,8 @@ class Run:
     def _train(self, learner: Learner, phase: Phase) -> bool:
         patience = self.options.validation.patience
         while self.place.epoch < phase.epochs and not (patience and self.place.waited >= patience):
+            if self.leave is not None:
+                self.leave.wait(self.place.epochs_done, self.out / STOP)
             if not self._epoch(learner, phase):
                 return False
             self._judge(learner, phase)
