@@ -23,15 +23,18 @@ MANIFEST = pa.schema(
 )
 
 
-def features_schema(positions: int, width: int) -> pa.Schema:
-    """One encoded picture: a float16 grid [P, D] and the global vector [D] beside it."""
+def features_schema(positions: int, width: int, int8: bool = False) -> pa.Schema:
+    """One encoded picture: a float16 grid [P, D] and the global vector [D] beside it. In int8 the grid has a scale
+    [D], by which its channels are to be multiplied."""
+    vector = pa.fixed_shape_tensor(pa.float16(), (width,))
     return pa.schema(
         [
             ("key", pa.string()),
             ("split", pa.string()),
             ("references", pa.list_(pa.string())),
-            ("grid", pa.fixed_shape_tensor(pa.float16(), (positions, width))),
-            ("vector", pa.fixed_shape_tensor(pa.float16(), (width,))),
+            ("grid", pa.fixed_shape_tensor(pa.int8() if int8 else pa.float16(), (positions, width))),
+            *([("scale", vector)] if int8 else []),
+            ("vector", vector),
             ("status", pa.string()),
             ("error_message", pa.string()),
         ]

@@ -18,6 +18,7 @@ from raycap.encoders import Pixels
 from raycap.images import Reading, Square, read_picture
 from raycap.precision import derive
 from raycap.tables import features_schema
+from raycap.training.store import unpacked
 
 pytestmark = pytest.mark.ray
 
@@ -69,6 +70,21 @@ def test_each_picture_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
             grid, vector = encoder(torch.from_numpy(alone).permute(0, 3, 1, 2))
         assert np.array_equal(np.array(rows[key]["grid"]).reshape(4, 192), grid[0].half().numpy())
         assert np.array_equal(rows[key]["vector"], vector[0].half().numpy())
+
+
+def test_in_8_bits_a_grid_is_nearly_the_same_and_read_back_for_training(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", range(12))
+    assert extract(folder, tmp_path / "full") == 0
+    assert extract(folder, tmp_path / "small", "--int8") == 0
+    table = pq.read_table(tmp_path / "small" / "features")
+    assert table.schema.remove_metadata() == features_schema(4, 192, int8=True)
+    full, small = (unpacked(str(tmp_path / name / "features"), tmp_path / "cache") for name in ("full", "small"))
+    assert full.keys == small.keys and small.rows.dtype == np.float16
+    assert np.array_equal(full.rows[:, -1], small.rows[:, -1]), "the vector stays as it is"
+    largest = np.abs(full.rows[:, :-1]).max(1, keepdims=True)
+    assert (np.abs(full.rows[:, :-1] - small.rows[:, :-1]) <= largest / 127 * 0.6 + 1e-3).all()
+    assert not np.array_equal(full.rows, small.rows)
+    assert extract(folder, tmp_path / "full", "--int8") == 2, "not into a table of the other kind"
 
 
 def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path) -> None:

@@ -83,11 +83,13 @@ def unpacked(table: str, cache: Path) -> Store:
 
 
 def table_form(table: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of what a row holds: of `grid` and `vector`, or of `pixels`."""
+    """The shapes of what a row holds: of `grid` (with `scale` in 8 bits) and `vector`, or of `pixels`."""
     with _open(_parts(table)[0][0], table) as file:
         schema = pq.read_schema(file)
     form = {
-        name: tuple(schema.field(name).type.shape) for name in ("grid", "vector", "pixels") if name in schema.names
+        name: tuple(schema.field(name).type.shape)
+        for name in ("grid", "scale", "vector", "pixels")
+        if name in schema.names
     }
     if not form:
         raise Refusal(f"{table} is no feature table: it has no column `grid`; make one with `raycap extract`")
@@ -149,8 +151,11 @@ def _unpack(table: str, names: list[str], folder: Path) -> None:
 
 def _rows(piece: pa.Table, parts: list[str]) -> np.ndarray:
     """[n, P + 1, D] from a grid and a vector, or [n, S, S, 3]."""
-    arrays = [piece[name].combine_chunks().to_numpy_ndarray() for name in parts]
-    return arrays[0] if len(arrays) == 1 else np.concatenate([arrays[0], arrays[1][:, None]], axis=1)
+    arrays: dict[str, np.ndarray] = {name: piece[name].combine_chunks().to_numpy_ndarray() for name in parts}
+    if "pixels" in arrays:
+        return arrays["pixels"]
+    grid = arrays["grid"] * arrays["scale"][:, None] if "scale" in arrays else arrays["grid"]
+    return np.concatenate([grid, arrays["vector"][:, None]], axis=1)
 
 
 def _opened(folder: Path) -> Store:

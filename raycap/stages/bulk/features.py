@@ -38,11 +38,12 @@ def features_work(config: Config, source: Source, encoder: Encoder) -> Work:
             **_seen(config, source),
             "encoder": part_to_plain("encoder", config.encoder),
             "encoder_sha256": sha256,
+            **({"int8": True} if options.int8 else {}),
         },
         parts=Parts(
             rows=options.part_rows,
             seconds=options.part_seconds,
-            schema=features_schema(encoder.positions, encoder.width),
+            schema=features_schema(encoder.positions, encoder.width, options.int8),
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
         ),
@@ -108,7 +109,7 @@ class Encode:
         torch.set_num_threads(threads)  # Ray gives an actor one
         whole: Encoder = ray.get(encoder)
         self._encode = whole.for_inference(derive(options.device, options.precision))
-        self._batch = options.batch
+        self._batch, self._int8 = options.batch, options.int8
 
     def __call__(self, table: pa.Table) -> pa.Table:
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
@@ -119,7 +120,10 @@ class Encode:
             rows = readable[start : start + self._batch]
             grids[rows], vectors[rows] = self._features(pixels[rows])
         table = table.drop_columns(["pixels"])
-        for name, column in (("grid", grids), ("vector", vectors)):
+        columns = {"grid": grids, "vector": vectors}
+        if self._int8:
+            columns["grid"], columns["scale"] = in_int8(grids)
+        for name, column in columns.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(column))
         return signed(table)
 
@@ -129,6 +133,13 @@ class Encode:
             features = self._encode(squares)
         grid, vector = (part[: len(pixels)].to(torch.float16).cpu().numpy() for part in features)
         return grid, vector
+
+
+def in_int8(grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Grids [R, P, D] in 8 bits, and what each channel is to be multiplied by [R, D]."""
+    scales = (np.abs(grids).max(1) / 127).astype(np.float16)
+    steps = np.divide(grids, scales[:, None], out=np.zeros(grids.shape, np.float32), where=scales[:, None] > 0)
+    return steps.round().clip(-127, 127).astype(np.int8), scales
 
 
 def padded(pixels: np.ndarray, batch: int) -> np.ndarray:
