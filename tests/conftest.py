@@ -10,6 +10,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The tensors here are tiny: more threads would only wait for each other, and on a busy machine for very long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
 
 # No deadlines: tests say what is right, never how fast.
 settings.register_profile("raycap", deadline=None)
