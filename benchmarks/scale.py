@@ -1,0 +1,147 @@
+"""How the machinery around the model scales: decoding and captioning that only sleep, on GPUs in name.
+
+    python benchmarks/scale.py [--workers 1 2 4 8 16 32] [--batches 25] [--rows 1000000]
+
+A batch of 64 pictures sleeps 0.2 s on a GPU and 0.2 s on each of two processors that decode for it. For each number
+of GPUs: rows per second once all work, beside what so many sleepers could do; when the last of them got its first
+batch, counted from the start of the run in a Ray that is up; the driver's share of a processor and its memory;
+and the most that lay in the object store. Rows have no pixels here: a real block of 64 pictures has 10 MB.
+`--rows` then goes through with the last number of workers and batches of 1,024, for memory over a long run.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from million import Numbers
+from ray._private.internal_api import node_stats
+from ray.data import Dataset
+
+from raycap.bulk import Caption
+from raycap.cluster import Cluster
+from raycap.config import Config
+from raycap.sources import Folder
+from raycap.stages.bulk.passes import perform
+from raycap.stages.bulk.publish import Parts
+from raycap.stages.bulk.shape import Shape, on_actors
+from raycap.stages.bulk.todo import Todo
+from raycap.stages.bulk.work import Work
+from raycap.stages.pictures import manifest
+from raycap.stages.session import session
+from raycap.tables import CAPTIONS
+
+BATCH, REST = 64, 0.2
+
+
+def decoded(table: pa.Table) -> pa.Table:
+    time.sleep(REST)
+    return table
+
+
+class Sleeps:
+    """A GPU: who it is and when it was done stands in the caption."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        began = time.time()
+        time.sleep(REST)
+        said = {"caption": f"{os.getpid()} {began} {time.time()}", "score": -1.0, "status": "success"}
+        said |= {"error_message": "", "width": 1, "height": 1, "sha256": "", "alternatives": []}
+        for name, value in said.items():
+            table = table.append_column(name, pa.array([value] * len(table), CAPTIONS.field(name).type))
+        return table.drop_columns(["bytes", "split", "references"])
+
+
+def work(out: Path, rows: int, batch: int, gpus: int) -> Work:
+    options = Caption(out=str(out), batch=batch, part_seconds=2)
+    source = Numbers(rows)
+
+    def stream(todo: Todo) -> Dataset:
+        read = manifest(todo, batch).map_batches(decoded, batch_format="pyarrow", batch_size=batch)  # type: ignore[arg-type]
+        return on_actors(read, Sleeps, Shape(gpus, 1, 1.0), batch, {})
+
+    config = replace(Config(), source=Folder("numbers"), caption=options)
+    parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})
+    return Work("caption", "captions", config, source, options, {"rows": "numbers"}, parts, stream)
+
+
+@dataclass
+class Watch:
+    """The driver and the object store, looked at twice a second."""
+
+    memory: list[int] = field(default_factory=list)  # MiB
+    stored: list[int] = field(default_factory=list)  # MiB
+    on: bool = True
+
+    def look(self) -> None:
+        node = ray.nodes()[0]  # type: ignore[no-untyped-call]
+        while self.on:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.memory.append(pages * 4096 // 2**20)
+            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+            self.stored.append(stats.store_stats.object_store_bytes_used // 2**20)
+            time.sleep(0.5)
+
+
+def measured(folder: Path, gpus: int, rows: int, batch: int) -> str:
+    watch = Watch()
+    looking = threading.Thread(target=watch.look)
+    looking.start()
+    began, used = time.time(), time.process_time()
+    perform(work(folder, rows, batch, gpus), {})
+    seconds, used = time.time() - began, time.process_time() - used
+    watch.on = False
+    looking.join()
+    said = pq.read_table(folder / "captions", columns=["caption"])["caption"].unique().to_pylist()
+    batches = [(pid, float(start), float(end)) for pid, start, end in (each.split() for each in said)]
+    first: dict[str, float] = {}
+    for pid, start, _ in sorted(batches, key=lambda each: each[1]):
+        first.setdefault(pid, start)
+    busy = max(first.values()) - began
+    ends = np.array(sorted(end for _, _, end in batches))
+    steady = ends[(ends > max(first.values())) & (ends < np.quantile(ends, 0.95))]
+    rate = batch * (len(steady) - 1) / max(steady[-1] - steady[0], 1e-9) if len(steady) > 1 else float("nan")
+    could = gpus * batch / REST
+    return (
+        f"{gpus:4} GPUs, {rows:9,} rows: {rate:9,.0f} rows/s of {could:7,.0f} ({rate / could:.2f}); "
+        f"{len(first)} busy after {busy:5.1f} s; driver {used / seconds:.2f} of a processor, "
+        f"{watch.memory[0]} -> {max(watch.memory)} MiB; object store at most {max(watch.stored)} MiB"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--batches", type=int, default=25, help="for each worker")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    chosen = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="raycap-scale-"))
+    try:
+        for gpus in chosen.workers:
+            runs = [(chosen.batches * BATCH * gpus, BATCH)]
+            if gpus == chosen.workers[-1] and chosen.rows:
+                runs.append((chosen.rows, 1024))
+            ray.init(
+                "local", num_cpus=2 * gpus, num_gpus=gpus, include_dashboard=False, logging_level=logging.ERROR
+            )
+            try:
+                with session(Cluster()):
+                    for rows, batch in runs:
+                        print(measured(home / f"{gpus}-{rows}", gpus, rows, batch), flush=True)
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
