@@ -163,6 +163,18 @@ def test_pbt_changes_the_rates_of_a_run_under_way(
         assert "from trial" in row["changes"][0]
 
 
+def alive(folder: Path) -> bool:
+    """Whether the process that holds a run still lives."""
+    return (folder / "_lease.json").exists() and Path(f"/proc/{trial_process(folder)}").exists()
+
+
+def up_to_checkpoint(folder: Path) -> list[dict[str, Any]]:
+    """What a run has noted before its last checkpoint: that is not done again."""
+    newest = max(folder.glob("checkpoints/step-*"), default=None)
+    step = json.loads((newest / "state.json").read_text())["place"]["step"] if newest else 0
+    return [line for line in lines(folder / "metrics.jsonl") if line["step"] <= step]
+
+
 def test_a_killed_driver_goes_on_without_doing_again_what_is_done(
     sweep: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -185,20 +197,19 @@ decoder.cell: {choice: [lstm, gru], when: {decoder.kind: recurrent}}
     wait_for(lambda: ended() and any(folder not in ended() for folder in begun()))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = {folder: (folder / "metrics.jsonl").read_bytes() for folder in ended()}
-    times = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in done}
-    under_way = {folder: lines(folder / "metrics.jsonl") for folder in begun() if folder not in done}
+    wait_for(lambda: not any(alive(folder) for folder in begun()))
+    done = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in ended()}
+    saved = {folder: up_to_checkpoint(folder) for folder in begun() if folder not in done}
+    parameters = {folder: (folder / "trial.json").read_bytes() for folder in begun()}
 
     assert main(command) == 0
     rows = trials(tmp_path)
     assert [row["status"] for row in rows] == ["finished"] * 3
     assert all(row["epochs"] == 10 for row in rows)
-    for folder, before in done.items():
-        assert (folder / "metrics.jsonl").read_bytes() == before
-        assert (folder / "metrics.jsonl").stat().st_mtime_ns == times[folder]
-    for folder, before in under_way.items():  # type: ignore[assignment]
-        last = max((line["step"] for line in before if line["kind"] == "epoch"), default=0)  # type: ignore[union-attr]
-        kept = [line for line in before if line["step"] <= last]
-        assert lines(folder / "metrics.jsonl")[: len(kept)] == kept
+    assert done == {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in done}
+    for folder, before in saved.items():
+        assert lines(folder / "metrics.jsonl")[: len(before)] == before
+    assert parameters == {folder: (folder / "trial.json").read_bytes() for folder in parameters}
+    assert len({row["parameters"] for row in rows}) == 3
     facts = json.loads((tmp_path / "sweep" / "facts.json").read_text())
     assert facts["trials"] == {"finished": 3}

@@ -27,6 +27,8 @@ from raycap.tuning.telling import told
 from raycap.tuning.trials import FAILED, TABLE, TRIALS, UNFINISHED, Trial, ranked, read_trials, write_table
 
 RUN, BEST = "run.json", "best.yaml"
+# What may change between two starts of one sweep.
+FREE = ("out", "fresh", "space", "concurrent", "cpus", "gpus", "retries")
 
 
 def tune(config: Config) -> int:
@@ -71,7 +73,7 @@ def _sweep(folder: RunFolder, out: Path, config: Config, space: Space) -> list[T
     best = next(iter(ranked(trials, measure)), None)
     if best is None:
         reasons = "; ".join(dict.fromkeys(trial.reason for trial in trials))
-        raise Refusal(f"all {count} trials failed ({reasons}): mend that, then start over with --fresh")
+        raise Refusal(f"all {count} trials failed ({reasons}): mend that, and give the same command again")
     _publish(folder, out, config, best)
     folder.write_json(
         FACTS,
@@ -121,7 +123,7 @@ def _check(config: Config, space: Space) -> None:
 def _identity(config: Config, space: Space) -> dict[str, Any]:
     """What makes a sweep this sweep."""
     how = dataclasses.asdict(config.tune)
-    kept = {name: value for name, value in how.items() if name not in ("out", "fresh", "space")}
+    kept = {name: value for name, value in how.items() if name not in FREE}
     return {**identity(config), "tune": kept, "space": space.to_plain()}
 
 

@@ -20,15 +20,15 @@ from ray import tune
 from raycap.config import Config, part_to_plain
 from raycap.runs import write_json
 from raycap.runs.lease import LEASE
-from raycap.stages.train import RUN, WORDS, fit
-from raycap.training import Workers, checkpoint
+from raycap.stages.train import WORDS, fit
+from raycap.training import Measure, Workers, checkpoint
 from raycap.training.journal import METRICS, epochs
 from raycap.training.keeping import CAPTIONER
 from raycap.training.leave import SECONDS_BETWEEN_LOOKS, Leave
 from raycap.training.material import wants_pixels
 from raycap.training.run import STOP
 from raycap.tuning.reading import config_of
-from raycap.tuning.space import MOVABLE, Parameters
+from raycap.tuning.space import Parameters
 from raycap.tuning.trials import BEGUN, ENDED, FACTS, FAILED, TRIALS, begin, score_of
 
 FROM = "from.json"  # beside a copied run: whose it is, and how far it had come
@@ -43,6 +43,10 @@ class Plan:
     workers: Workers
     concurrent: int
     tables: dict[str, str]  # of features, by what they were made by
+
+    @property
+    def measure(self) -> Measure:
+        return self.config.train.validation.best_by
 
     def view_of(self, config: Config) -> str:
         """What the features of a trial depend on."""
@@ -83,7 +87,7 @@ class TrialRun(tune.Trainable):
         wanted = self.iteration + 1
         if wanted > len(epochs(self._out / METRICS)) and not self._is_over():
             self._train_to(wanted)
-        measure = self._plan.config.train.validation.best_by
+        measure = self._plan.measure
         sign = -1 if measure == "loss" else 1
         found = [sign * score_of(line, measure) for line in epochs(self._out / METRICS)]
         place = min(wanted, len(found))
@@ -122,7 +126,7 @@ class TrialRun(tune.Trainable):
         change = f"after epoch {of['epoch']} from trial {of['trial']}, with {', '.join(moved) or 'nothing changed'}"
         changes = [*begun["changes"], change]
         if self._begun() == {"parameters": self._parameters, "changes": changes}:
-            return  # this was done before the driver was killed
+            return  # this was done before the trial died
         shutil.rmtree(self._out, ignore_errors=True)
         shutil.copytree(given, self._out, ignore=lambda _, names: {BEGUN} & set(names))
         begin(self._out, self._parameters, changes)
@@ -132,19 +136,13 @@ class TrialRun(tune.Trainable):
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def _take_up(self) -> None:
-        """Make the folder this trial's: what other parameters have left there cannot be gone on from."""
+        """Make the folder this trial's; one without its parameters was left half copied."""
         begun = self._begun()
-        was = begun["parameters"] if begun else {}
-        other = {key for key in {*was, *self._parameters} if was.get(key) != self._parameters.get(key)}
-        if other - set(MOVABLE):
+        if begun is None or begun["parameters"] != self._parameters:
             shutil.rmtree(self._out, ignore_errors=True)
-            begun = None
-        elif other:  # rates that were changed on the way: the run goes on, under another identity
-            (self._out / RUN).unlink(missing_ok=True)
-        self._out.mkdir(parents=True, exist_ok=True)
+            begin(self._out, self._parameters, [])
         # Tune runs a trial once at a time: an owner on a lost machine is not waited for.
         (self._out / LEASE).unlink(missing_ok=True)
-        begin(self._out, self._parameters, begun["changes"] if begun else [])
         if self._ended() == FAILED:
             (self._out / ENDED).unlink()
 
