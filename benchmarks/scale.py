@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from million import Numbers
+from million import Numbers  # type: ignore[import-not-found]  # beside this file
 from ray._private.internal_api import node_stats
 from ray.data import Dataset
 
@@ -66,7 +66,7 @@ def work(out: Path, rows: int, batch: int, gpus: int) -> Work:
     source = Numbers(rows)
 
     def stream(todo: Todo) -> Dataset:
-        read = manifest(todo, batch).map_batches(decoded, batch_format="pyarrow", batch_size=batch)  # type: ignore[arg-type]
+        read = manifest(todo, batch).map_batches(decoded, batch_format="pyarrow", batch_size=batch)
         return on_actors(read, Sleeps, Shape(gpus, 1, 1.0), batch, {})
 
     config = replace(Config(), source=Folder("numbers"), caption=options)
@@ -87,7 +87,7 @@ class Watch:
         while self.on:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.memory.append(pages * 4096 // 2**20)
-            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)  # type: ignore[no-untyped-call]
             self.stored.append(stats.store_stats.object_store_bytes_used // 2**20)
             time.sleep(0.5)
 
