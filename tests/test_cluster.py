@@ -46,7 +46,7 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
 
 
 def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(tmp_path: Path) -> None:
-    source, model, out = photos(tmp_path / "photos", range(300), size=8), tmp_path / "model", tmp_path / "out"
+    source, model, out = photos(tmp_path / "photos", range(400), size=8), tmp_path / "model", tmp_path / "out"
     save_captioner(model)
     with cluster_of(num_cpus=1) as cluster:
         decodes = cluster.add_node(num_cpus=1, labels={"raycap": "decode"}, **MEMORY)
@@ -55,7 +55,7 @@ def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(tm
         cluster.wait_for_nodes()
         where = ["--cluster.address", cluster.address, "--cluster.decode-on", "raycap=decode"]
         pool = ["--cluster.model-on", "raycap=model", "--gpus", "1", "--actors", "2", "--device", "cpu"]
-        small = ["--batch", "4", "--part-rows", "16", "--part-seconds", "0.1"]
+        small = ["--batch", "2", "--beam", "20", "--part-rows", "16", "--part-seconds", "0.1"]
         run = start("caption", source, "--model", model, "--out", out, *where, *pool, *small)
         second, decoded_by = None, set()
         while run.poll() is None:
@@ -69,7 +69,7 @@ def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(tm
         assert decoded_by == {raylet(decodes)}
         nodes = json.loads((out / "facts.json").read_text())["nodes"]
         assert {name.rpartition("/")[2] for name in nodes} == {node.node_id[:8] for node in (first, second)}
-        assert sum(told["rows"] for told in nodes.values()) == 300
+        assert sum(told["rows"] for told in nodes.values()) == 400
         ray.init(cluster.address, log_to_driver=False)
         try:
             assert selector("raycap=model") == {"raycap": "model"}
@@ -83,7 +83,7 @@ def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG % DECODER)
     table = write(tmp_path / "table", features(64))
-    usual = ["--config", str(config), "--features", table, "--epochs", "12", "--cache", str(tmp_path / "cache")]
+    usual = ["--config", str(config), "--features", table, "--epochs", "8", "--cache", str(tmp_path / "cache")]
     usual += ["--validation.best-by", "loss"]
     assert main(["train", *usual, "--out", str(tmp_path / "whole"), "--workers.count", "0"]) == 0
     out = tmp_path / "out"

@@ -151,10 +151,15 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_pat
 
 
 def start(config: Path, out: Path, *flags: str) -> "subprocess.Popen[bytes]":
-    """The command as a person starts it, in a session of its own."""
+    """The command as a person starts it, in a session of its own; Ctrl-C is heard, also where tests run in the
+    background and do not hear it."""
     command = [sys.executable, "-m", "raycap", "train", "--config", str(config), "--out", str(out), *flags]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload,no-any-return]
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload,no-any-return]
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -169,12 +174,12 @@ def steps(out: Path) -> int:
 
 
 def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(config: Path, tmp_path: Path) -> None:
-    here = ["--workers.count", "0", "--epochs", "60", "--validation.best-by", "loss"]
+    here = ["--workers.count", "0", "--epochs", "24", "--validation.best-by", "loss"]
     assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole"), *here]) == 0
     out, killed = tmp_path / "killed", 0
     for _ in range(3):
         process, before = start(config, out, *here), steps(out)
-        wait_for(lambda before=before, process=process: steps(out) >= before + 25 or process.poll() is not None)  # type: ignore[misc]
+        wait_for(lambda before=before, process=process: steps(out) >= before + 10 or process.poll() is not None)  # type: ignore[misc]
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -211,13 +216,13 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: Non
 
 
 def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(config: Path, tmp_path: Path, one_ray: None) -> None:
-    usual = ["train", "--config", str(config), "--epochs", "40", "--validation.best-by", "loss"]
+    usual = ["train", "--config", str(config), "--epochs", "16", "--validation.best-by", "loss"]
     assert main([*usual, "--out", str(tmp_path / "whole"), "--workers.count", "0"]) == 0
     out = tmp_path / "killed"
     killed: list[int] = []
 
     def kill() -> None:
-        wait_for(lambda: steps(out) >= 20)
+        wait_for(lambda: steps(out) >= 12)
         killed.append(_one_worker())
         os.kill(killed[0], signal.SIGKILL)
 
