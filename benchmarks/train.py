@@ -8,8 +8,9 @@ captions as long as Flickr8k's, grids of 49 x 2048, the top-down decoder as in c
 - step: raycap's step (rows read from the mapped file, words put together, counts, schedule, average) against the
   best plain torch loop: the same model and optimiser, features in memory, captions padded before. At least 0.95.
 - workers: 2 processes with 1 thread each, by gloo, against 1 process with 2 threads. At least 0.9.
-- tutorials: pictures read and encoded at every epoch, one caption in a row with a grid of its own, against cached
-  features, by the caption. At least 10 times. Wants --photos, and --weights of a ResNet-50 in He et al.'s layout.
+- tutorials: pictures read and encoded at every epoch, one caption in a row with a grid of its own, in float32,
+  against cached features, by the caption. At least 10 times. Wants --photos, and --weights of a ResNet-50 in He et
+  al.'s layout.
 - self-critical: the rewards' share of a step. At most 15%.
 """
 
@@ -117,21 +118,20 @@ def plain(lesson: Lesson, batch: int) -> Iterator[int]:
 
 
 def tutorials(photos: list[Path], encoder: Any, lesson: Lesson, captions: int = 32) -> Iterator[int]:
-    """Read, encode, and learn one caption of each picture, whose grid comes again for each of its captions."""
-    net, precision = network(), derive("cpu")
-    encode = encoder.for_inference(precision)
+    """Read, encode, and learn one caption of each picture, whose grid comes again for each of its captions; all in
+    float32, as tutorials have it."""
+    net = network()
     optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
     for turn in itertools.count():
         chosen = [photos[(turn * captions + number) % len(photos)] for number in range(captions)]
         pixels = [read_picture(path.read_bytes(), Reading(), encoder.intake).pixels for path in chosen]
         with torch.inference_mode():
-            grid, vector = encode(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))  # type: ignore[arg-type]
+            grid, vector = encoder(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))  # type: ignore[arg-type]
         places = np.arange(turn * captions, (turn + 1) * captions) % len(lesson)
         words = lesson.batch(places).words[:, :1]  # [B, 1, T + 1]
         true = words[..., 1:] != PAD
-        with precision.autocast():
-            outputs, _ = net.decoder.unroll(net.decoder.remember(grid.clone(), vector.clone()), before(words))
-            loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
+        outputs, _ = net.decoder.unroll(net.decoder.remember(grid.clone(), vector.clone()), before(words))
+        loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()
