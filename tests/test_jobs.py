@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     try:
         yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     finally:
-        os.killpg(head.pid, signal.SIGTERM)
+        head.terminate()
         head.wait(60)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
