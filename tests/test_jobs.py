@@ -39,6 +39,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     ports.append(f"--dashboard-agent-listen-port={agent}")
     # Somebody who has used Ray on this machine before has a token file, and Ray then asks for it.
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
+    # The cluster's `python` is this one, also where its environment was never activated.
+    environment["PATH"] = f"{Path(RAY).parent}{os.pathsep}{environment['PATH']}"
     head = subprocess.Popen(
         [*command, *ports, "--object-store-memory=300000000", "--disable-usage-stats"],
         env=environment,
