@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed
 from torch.multiprocessing.spawn import spawn
@@ -62,7 +63,8 @@ def made_up(pictures: int, file: Path) -> Store:
     odds = 1 / np.arange(1, WORDS + 1)
     lengths = np.clip(chance.normal(10.8, 3.9, (pictures, REFERENCES)).round(), 3, 30).astype(int)
     said = [[" ".join(chance.choice(words, length, p=odds / odds.sum())) for length in own] for own in lengths]
-    return Store(rows, [str(number) for number in range(pictures)], ["train"] * pictures, said)
+    keys = [str(number) for number in range(pictures)]
+    return Store(rows, pa.table({"key": keys, "split": ["train"] * pictures, "references": said}))
 
 
 @dataclass
@@ -161,7 +163,7 @@ def in_processes(size: int, port: int, store: Store, batch: int, steps: int) -> 
 
 
 def _lesson(store: Store) -> Lesson:
-    captions = [caption for references in store.references for caption in references]
+    captions = [caption for references in store.captions["references"].to_pylist() for caption in references]
     vocabulary = Vocabulary.build(captions, Words(min_count=1, max_size=WORDS))
     return Lesson(store, store.of("train"), vocabulary)
 

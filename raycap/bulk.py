@@ -90,10 +90,13 @@ class Extract(Bulk):
 @dataclass(frozen=True)
 class Caption(Bulk):
     """What `raycap caption` writes: OUT/captions, a table with a row for every picture. Single photos are
-    captioned at once and printed, without --out."""
+    captioned at once and printed, without a table."""
 
-    model: str = ""
-    """The captioner: a folder or URI that `raycap train` or Captioner.save wrote."""
+    out: str = ""
+    """Folder of the run, local or in an object store (s3://...); the same command again goes on where it was.
+    Empty: ./captions, for a pile of pictures."""
+    model: str = "shipped"
+    """The captioner: a folder or URI that `raycap train` or Captioner.save wrote, or the one that ships."""
     encoder_weights: str = ""
     """Where the encoder's weights are now, for a captioner that does not hold them."""
     beam: int | None = None

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +21,18 @@ from raycap.encoders import Pixels
 from raycap.precision import derive
 from raycap.refusal import Refusal
 from raycap.search import Beam, Greedy, Sample
-from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train, Validation, Workers, checkpoint
+from raycap.training import (
+    Augmentation,
+    Objective,
+    Optimiser,
+    Schedule,
+    SelfCritical,
+    Train,
+    Validation,
+    Workers,
+    checkpoint,
+)
+from raycap.training.augmented import DRAWS, augmented, draws_of, tell_sides
 from raycap.training.batches import Lesson, read_ahead
 from raycap.training.group import Group
 from raycap.training.journal import epochs, lines
@@ -30,7 +42,7 @@ from raycap.training.network import Network
 from raycap.training.objective import before, by_picture, sums, unevenness, words_read
 from raycap.training.run import STOP, Run
 from raycap.training.self_critical import Critic, advantages, likelihood, without_dropout
-from raycap.training.store import Store, unpacked
+from raycap.training.store import CAPTION_COLUMNS, Store, store_of, unpacked
 from raycap.training.trackers import open_tracker
 from raycap.training.validation import PANELS
 from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, Words
@@ -53,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def vocabulary(store: Store) -> Vocabulary:
-    captions = [caption for references in store.references for caption in references]
+    captions = [caption for references in store.captions["references"].to_pylist() for caption in references]
     return Vocabulary.build(captions, Words(min_count=1))
 
 
@@ -71,8 +83,8 @@ def network(options: object, vocabulary: Vocabulary) -> Network:
 
 def test_a_store_holds_what_the_table_held(store: Store) -> None:
     table = features(48)
-    assert store.keys == table["key"].to_pylist()
-    assert store.references == table["references"].to_pylist()
+    for column in CAPTION_COLUMNS:
+        assert store.captions[column].to_pylist() == table[column].to_pylist()
     grids = table["grid"].combine_chunks().to_numpy_ndarray()
     vectors = table["vector"].combine_chunks().to_numpy_ndarray()
     assert np.array_equal(store.rows[:, :-1], grids)
@@ -88,7 +100,7 @@ def test_a_table_is_unpacked_once_and_a_changed_one_anew(tmp_path: Path) -> None
     assert (folder / "rows.bin").stat().st_mtime_ns == before_that
     shutil.rmtree(table)
     write(Path(table), features(12))
-    assert len(unpacked(table, cache).keys) == 12
+    assert len(unpacked(table, cache)) == 12
 
 
 def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Path) -> None:
@@ -98,7 +110,7 @@ def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Pa
     references = [[] if number == 3 else own for number, own in enumerate(table["references"].to_pylist())]
     table = table.set_column(table.column_names.index("references"), table.schema.field("references"), [references])
     opened = unpacked(write(tmp_path / "table", table), tmp_path / "cache")
-    learned = {opened.keys[place] for place in opened.of("train", "dev")}
+    learned = {opened.key(place) for place in opened.of("train", "dev")}
     assert learned == set(table["key"].to_pylist()) - {"0001.png", "0003.png"}
 
 
@@ -113,7 +125,7 @@ def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(store: Store, voca
     lengths = []
     for row, place in enumerate(learned.places[:5]):
         said = [vocabulary.decode(caption[1:]) for caption in batch.words[row].tolist() if caption[0] == START]
-        assert said == store.references[place]
+        assert said == store.references(place)
         lengths += [len(caption.split()) for caption in said]
         assert torch.equal(batch.pictures[row], torch.from_numpy(np.array(store.rows[place])))
     assert batch.words.shape[2] == max(lengths) + 2
@@ -131,6 +143,61 @@ def test_an_epoch_is_every_picture_once_however_many_share_it(
     together = [learned.shares(epoch, 7, batch, rank, ranks) for rank in range(ranks)]
     for step, whole in enumerate(alone):
         assert sorted(np.concatenate([own[step] for own in together])) == sorted(whole)
+
+
+def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Views come in another order, and one has lost a picture."""
+    table = features(12)
+    grids = table["grid"].combine_chunks().to_numpy_ndarray()
+    written = [write(tmp_path / "plain", table)]
+    for number, order in enumerate((np.arange(12)[::-1], np.arange(11)), start=1):
+        changed = pa.FixedShapeTensorArray.from_numpy_ndarray((grids + number).astype(np.float16))
+        view = table.set_column(table.schema.get_field_index("grid"), "grid", changed).take(order)
+        written.append(write(tmp_path / f"view-{number}", view))
+    store = store_of(written, tmp_path / "cache")
+    for number in range(36):
+        view, place = divmod(number, 12)
+        shown = store.pictures(np.array([number]))[0, :-1]
+        expected = grids[place] + (0 if (view, place) == (2, 11) else view)
+        assert np.array_equal(shown, expected.astype(np.float16))
+    learned = lesson(store, vocabulary)
+    epochs = [np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in range(30)]
+    assert all(sorted(epoch % 12) == sorted(learned.places) for epoch in epochs)
+    assert np.all(np.bincount(np.concatenate(epochs) // 12, minlength=3) > 60)  # of 30 looks at 9 pictures
+    assert learned.batch(np.array([13])).places.tolist() == [1]
+    assert learned.batch(np.array([13])).words.tolist() == learned.batch(np.array([1])).words.tolist()
+
+
+def quadrants() -> torch.Tensor:
+    """Four colours: [3, 8, 8] of uint8."""
+    values = torch.tensor([[0, 80], [160, 240]], dtype=torch.uint8)
+    return values.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(3, 8, 8)
+
+
+def test_a_picture_is_mirrored_unless_its_captions_say_sides() -> None:
+    pixels, draws = quadrants().repeat(3, 1, 1, 1), torch.full((3, DRAWS), 0.1)
+    draws[1, 4] = 0.9
+    sides = tell_sides([["a dog"], ["a dog"], ["a dog", "the man on the LEFT waves"]])
+    plain, again, told = augmented(pixels, Augmentation(flip=True), draws, sides)
+    assert torch.equal(plain, quadrants().flip(2))
+    assert torch.equal(again, quadrants()) and torch.equal(told, quadrants())
+    assert not tell_sides([["a bright light", "an upright man was leftover"]])[0]
+
+
+def test_a_crop_shows_a_part_at_the_old_size() -> None:
+    draws = torch.tensor(
+        [[1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.5, 0.5, 0.0]]
+    )  # half a side, to the left and below
+    part, whole = augmented(quadrants().repeat(2, 1, 1, 1), Augmentation(crop=0.5), draws, torch.zeros(2) > 0)
+    assert torch.equal(part[:, 1:, :7], torch.full((3, 7, 7), 160, dtype=torch.uint8))
+    assert torch.equal(whole, quadrants())
+
+
+def test_a_view_shows_a_picture_always_alike() -> None:
+    first, second = draws_of(["a.jpg", "b.jpg"], 1), draws_of(["b.jpg", "a.jpg"], 2)
+    assert torch.equal(first, draws_of(["b.jpg", "a.jpg"], 1).flip(0))
+    assert len({tuple(row.tolist()) for row in torch.cat([first, second])}) == 4
+    assert first.min() >= 0 and first.max() < 1
 
 
 def test_each_epoch_has_another_order(store: Store, vocabulary: Vocabulary) -> None:
@@ -158,7 +225,7 @@ def test_the_loss_is_the_mean_over_true_words(options: object, store: Store, voc
     surprise, smoothed, right, words = 0.0, 0.0, 0, 0
     for row, place in enumerate(learned.places[:6]):
         for caption in learned.captions(place):
-            numbers = torch.tensor(caption.tolist()).view(1, 1, -1)
+            numbers = torch.tensor(caption).view(1, 1, -1)
             scores, _ = net.decoder(net.remember(batch.pictures[row : row + 1]), numbers[..., :-1])
             following = numbers[0, 0, 1:]
             cross_entropy = torch.nn.functional.cross_entropy
@@ -167,7 +234,7 @@ def test_the_loss_is_the_mean_over_true_words(options: object, store: Store, voc
             smoothed += float(cross_entropy(scores[0, 0], following, reduction="sum", label_smoothing=0.1))
             right += int((scores[0, 0].argmax(1) == following).sum())
             words += len(following)
-    captions = sum(len(store.references[place]) for place in learned.places[:6])
+    captions = sum(len(store.references(place)) for place in learned.places[:6])
     assert counted.counts.tolist() == pytest.approx([surprise, right, words, captions], rel=1e-4)
     assert counted.objective.item() == pytest.approx(smoothed, rel=1e-4)
     each = by_picture(net.decoder, net.remember(batch.pictures), batch.words)
@@ -293,8 +360,8 @@ def test_drawn_words_are_as_likely_as_when_they_were_drawn(
 
 def test_a_reference_is_rewarded_most_and_a_cut_one_less(store: Store, vocabulary: Vocabulary) -> None:
     learned = lesson(store, vocabulary)
-    place = next(int(place) for place in learned.places if len(store.references[place]) == 3)
-    true = learned.captions(place)[1].tolist()[1:]
+    place = next(int(place) for place in learned.places if len(store.references(place)) == 3)
+    true = learned.captions(place)[1][1:]
     captions = np.full((1, 3, len(true)), PAD)
     captions[0, 0] = true
     captions[0, 1, :-3] = true[:-3]
@@ -320,7 +387,7 @@ def run(store: Store, vocabulary: Vocabulary, out: Path, train: Train, decoder: 
     out.mkdir(parents=True, exist_ok=True)
     encoder = plan.encoder.build()
     assert (encoder.positions, encoder.width) == (POSITIONS, WIDTH)
-    return Run(Material(plan, train, vocabulary, encoder, "a table"), out, store, CPU, Group())
+    return Run(Material(plan, train, vocabulary, encoder, ("a table",)), out, store, CPU, Group())
 
 
 @pytest.mark.parametrize("decoder", DECODER_CHOICES, ids=lambda options: type(options).__name__)
@@ -405,7 +472,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_run(
     facts = json.loads((tmp_path / "captioner" / "config.json").read_text())["facts"]
     assert facts["training"]["epoch"] == best["epoch"]
     pictures = lines(tmp_path / "validation.jsonl")
-    assert [picture["key"] for picture in pictures] == [store.keys[place] for place in store.of("dev")]
+    assert [picture["key"] for picture in pictures] == [store.key(place) for place in store.of("dev")]
     assert np.mean([picture["cider_d"] for picture in pictures]) == pytest.approx(best["cider_d"])
     looked = [picture for picture in pictures if "attention" in picture]
     assert len(looked) == min(PANELS, len(pictures))
@@ -454,6 +521,7 @@ def test_only_two_checkpoints_are_kept(store: Store, vocabulary: Vocabulary, tmp
         (lambda: SelfCritical(samples=1), "at least 2"),
         (lambda: Objective(label_smoothing=1.0), "label_smoothing"),
         (lambda: Optimiser(accumulate=0), "accumulate"),
+        (lambda: Augmentation(views=2), "crop or flip"),
     ],
 )
 def test_impossible_options_are_refused(make: object, words: str) -> None:

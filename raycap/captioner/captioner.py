@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from raycap import shipped
 from raycap.captioner import folder
 from raycap.captioner.caption import Alternative, Caption, Explanation, Foretold, Seen
 from raycap.captioner.plan import Plan
@@ -57,13 +58,13 @@ class Captioner:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path = shipped.NAME,
         device: str = "auto",
         precision: PrecisionName = "auto",
         encoder_weights: str = "",
         batch: int = 64,
     ) -> Self:
-        """The captioner in the folder at `path` (or URI). Nothing in it is executed.
+        """The captioner in the folder at `path` (or URI), or the one that ships. Nothing in it is executed.
 
         `encoder_weights` says where the encoder's weights are now, for a folder that does not hold them.
         """

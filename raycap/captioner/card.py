@@ -14,6 +14,8 @@ SECTIONS = {
     "training": "Training",
     "scores": "Scores",
     "limits": "What it is bad at",
+    "failures": "Some of its failures",
+    "use": "Intended use",
 }
 
 USE = """\

@@ -23,6 +23,7 @@ from raycap.decoders.decoder import Decoder
 from raycap.encoders import EncoderOptions, Pixels
 from raycap.encoders.encoder import Encoder
 from raycap.refusal import Refusal
+from raycap.shipped import place_of
 from raycap.vocabulary import Vocabulary
 
 FORMAT = 1  # of the folder; raise it when the meaning of its files changes
@@ -52,6 +53,8 @@ def save(
 ) -> None:
     """Write a new folder beside `path`, then rename it there: no reader sees half of one."""
     include_encoder = include_encoder or any(True for _ in encoder.trainable_parameters())
+    if include_encoder and not isinstance(plan.encoder, Pixels):  # where they came from matters no more
+        plan = replace(plan, encoder=_with_weights(plan.encoder, type(plan.encoder).weights))
     tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
     if include_encoder:
         tensors |= {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
@@ -77,6 +80,7 @@ def save(
 
 def load(path: str, encoder_weights: str) -> Parts:
     """Rebuild the parts; what is not as it was written is refused."""
+    path = place_of(path)
     config = _config(path)
     plan = Plan(**{section: part_from_plain(section, config[section], f"{path}/{CONFIG}") for section in PARTS})
     words, tensors = (_checked(path, name, config["sha256"]) for name in (WORDS, MODEL))

@@ -19,6 +19,7 @@ from raycap.terminal import printable
 if TYPE_CHECKING:
     from raycap.captioner import Caption, Captioner
 
+OUT = "captions"  # in the working folder, of a pile without --out
 # What only a table can have.
 OF_TABLES = ("also", "columns", "retry", "overwrite", "dry_run", "true_words")
 
@@ -27,7 +28,7 @@ def caption(config: Config) -> int:
     """Exit code 0 when every picture has a caption, 1 when some have none."""
     options = config.caption
     if not options.model:
-        raise Refusal("which captioner? Give --model DIR, a folder that `raycap train` or Captioner.save wrote")
+        raise Refusal("which captioner? Give --model DIR, or leave it out for the one that ships with raycap")
     if not options.out and (photos := _photos(config)):
         return _caption_photos(config, photos)
     if options.photos:
@@ -36,10 +37,11 @@ def caption(config: Config) -> int:
         )
     if options.show:
         raise Refusal("--show draws single photos; of a table, `raycap report` makes a page: leave it out")
+    options = dataclasses.replace(options, out=options.out or OUT)
     RunFolder(options.out)  # which may be refused: before Ray is started
     from raycap.stages.bulk.captions import caption_pile  # with Ray, which single photos need not wait for
 
-    return caption_pile(config)
+    return caption_pile(dataclasses.replace(config, caption=options))
 
 
 def _photos(config: Config) -> Sequence[str]:

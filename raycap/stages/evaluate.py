@@ -14,6 +14,7 @@ from raycap.evaluation import alignment, captions, references, telling
 from raycap.evaluation.scores import Scores, as_table, judge
 from raycap.refusal import Refusal
 from raycap.runs import whole_file, write_json
+from raycap.shipped import place_of
 from raycap.sources.place import locate
 from raycap.terminal import printable
 
@@ -30,7 +31,7 @@ def evaluate(config: Config) -> int:
     _refuse_overwriting((out, pictures), options.tables)
     known = references.read(config.source)
     assert config.source is not None
-    named = captions.names_and_paths(options.tables)
+    named = [(name, place_of(path)) for name, path in captions.names_and_paths(options.tables)]
     captioners = {name: path for name, path in named if _is_captioner(path)}
     made = _captioned(config, captioners) if captioners else {}
     tables = [

@@ -18,7 +18,7 @@ from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
 from raycap.runs.lease import LEASE
 from raycap.search import Beam
-from raycap.stages.bulk.features import features_work, pixels_work
+from raycap.stages.bulk.features import View, features_work, pixels_work
 from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.nodes import check_seen
@@ -43,10 +43,10 @@ def train(config: Config) -> int:
     return 0 if done else 130
 
 
-def fit(config: Config, table: str = "", leave: str = "") -> bool:
+def fit(config: Config, tables: tuple[str, ...] = (), leave: str = "") -> bool:
     """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was.
 
-    `table` is what to look at, if it is made already. With `leave`, the token of a Leave, each epoch asks for it.
+    `tables` are what to look at, if made already. With `leave`, the token of a Leave, each epoch asks for it.
     """
     config = dataclasses.replace(config, search=config.search or Beam())
     check(config)
@@ -61,13 +61,13 @@ def fit(config: Config, table: str = "", leave: str = "") -> bool:
             sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
         encoder = config.encoder.build()
-        if config.train.features and not table:
-            table = table_in(config.train.features, encoder)
+        if config.train.features and not tables:
+            tables = (table_in(config.train.features, encoder),)
         here = config.train.workers.count == 0
-        with contextlib.nullcontext() if here and table else session(config.cluster, workers_heard=False):
+        with contextlib.nullcontext() if here and tables else session(config.cluster, workers_heard=False):
             if ray.is_initialized():
                 check_seen({str(out / LEASE): "train.out"})
-            material = gather(config, table or made_table(config, encoder), encoder, _words(out))
+            material = gather(config, tables or made_tables(config, encoder), encoder, _words(out))
             # Only now, so that a run that was refused does not keep the folder from the mended one.
             folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
             folder.write("config.yaml", dumps(config).encode())
@@ -94,13 +94,18 @@ def _words(out: Path) -> Vocabulary | None:
     return Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
 
 
-def made_table(config: Config, encoder: Encoder) -> str:
+def made_tables(config: Config, encoder: Encoder) -> tuple[str, ...]:
     """What to look at, made from the source, or found where an earlier run has made it of the same."""
-    source = source_of(config, "train")
-    make = pixels_work if wants_pixels(config) else features_work
-    work = kept(make(config, source, encoder), config.train.cache, "train.cache")
-    perform(work, {})
-    return f"{work.options.out}/{work.table}"
+    source, changing = source_of(config, "train"), config.train.augmentation
+    if wants_pixels(config):
+        works = [pixels_work(config, source, encoder)]
+    else:
+        views = [None, *(View(changing, number) for number in range(1, changing.views + 1))]
+        works = [features_work(config, source, encoder, view) for view in views]
+    works = [kept(work, config.train.cache, "train.cache") for work in works]
+    for work in works:
+        perform(work, {})
+    return tuple(f"{work.options.out}/{work.table}" for work in works)
 
 
 def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:

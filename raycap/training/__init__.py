@@ -112,6 +112,9 @@ class SelfCritical:
     """Learning rate of the decoder; other rates keep their proportion to train.lr."""
     samples: int = 5
     """Captions drawn for each picture; the mean of the others is what each must beat."""
+    temperature: float = 0.5
+    """Below 1 draws likely words more often, and learns as such a captioner. Label smoothing leaves every tenth
+    word to chance: at 1, what is learned first is to say less."""
     bleu_4: float = 0.0
     """Weight of BLEU-4 (times 10, as CIDEr-D is) in the reward; CIDEr-D has the rest."""
     max_length: int = 20
@@ -122,6 +125,8 @@ class SelfCritical:
             raise Refusal(f"self_critical.epochs is {self.epochs}: give a count, or 0 for none")
         if self.samples < 2:
             raise Refusal(f"self_critical.samples is {self.samples}: draws are compared, so give at least 2")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise Refusal(f"self_critical.temperature is {self.temperature}: give more than 0, such as 0.5")
         if not 0 <= self.bleu_4 <= 1:
             raise Refusal(f"self_critical.bleu_4 is {self.bleu_4}: give a share from 0 to 1")
         if not self.lr > 0 or self.max_length < 2:
@@ -158,16 +163,23 @@ class Workers:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes to training pictures, another at each look; needs pictures, so the encoder runs at every step."""
+    """Changes to training pictures, another at each look."""
 
     crop: float = 0.0
     """Most that is cut off, as a share of each side; the rest is brought back to size."""
     flip: bool = False
-    """Mirror every other picture. Off, since captions name sides."""
+    """Mirror every other picture, but for those whose captions say left or right."""
+    views: int = 0
+    """Encode each picture so many times more, changed each time, and look at one of these or at the plain picture;
+    0: change it anew at every look, so that the encoder runs at every step."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.crop < 1:
             raise Refusal(f"augmentation.crop is {self.crop}: give a share from 0 to below 1")
+        if self.views < 0 or (self.views and not self.on):
+            raise Refusal(
+                f"augmentation.views is {self.views}: give a count, and augmentation.crop or flip to change them by"
+            )
 
     @property
     def on(self) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raycap.training.augmented import tell_sides
 from raycap.training.store import Store
 from raycap.vocabulary import PAD, Vocabulary
 
@@ -19,62 +20,59 @@ Made = TypeVar("Made")
 
 
 class Batch(NamedTuple):
-    """Some pictures with all their captions."""
+    """Some pictures, each as it is or as one of its views, with all their captions."""
 
     places: np.ndarray  # [B] in the store
     pictures: Tensor  # [B, P + 1, D] features or [B, S, S, 3] pixels
     words: Tensor  # [B, R, T + 1] from `<start>` to `<end>`, then PAD
+    has_sides: Tensor  # [B] whether its captions say left or right
 
     def to(self, device: torch.device) -> "Batch":
         """On the device; copies do not wait."""
-        pictures, words = (part.to(device, non_blocking=True) for part in self[1:])
-        return Batch(self.places, pictures, words)
+        return Batch(self.places, *(part.to(device, non_blocking=True) for part in self[1:]))
 
     def pinned(self) -> "Batch":
         """In memory that a GPU can copy from by itself."""
-        return Batch(self.places, self.pictures.pin_memory(), self.words.pin_memory())
+        return Batch(self.places, *(part.pin_memory() for part in self[1:]))
 
 
 class Lesson:
-    """The pictures of some splits, with their captions as numbers."""
+    """The pictures of some splits. Captions become numbers when they are wanted: memory stays flat."""
 
     def __init__(self, store: Store, places: np.ndarray, vocabulary: Vocabulary) -> None:
-        self.store, self.places = store, places
-        # One array for all: a million small ones would be a hundred megabytes of headers.
-        counts = np.zeros(len(store.keys), np.int64)
-        counts[places] = [len(store.references[place]) for place in places]
-        self._first = np.concatenate([[0], np.cumsum(counts)])  # a picture's first caption
-        encoded = [vocabulary.encode(caption) for place in np.sort(places) for caption in store.references[place]]
-        self._bounds = np.concatenate([[0], np.cumsum([len(caption) for caption in encoded])]).astype(np.int64)
-        self._numbers = np.fromiter((number for caption in encoded for number in caption), np.int32)
+        self.store, self.places, self.vocabulary = store, places, vocabulary
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def captions(self, place: int) -> list[np.ndarray]:
+    def captions(self, place: int) -> list[list[int]]:
         """The numbers of each caption of one picture."""
-        own = range(self._first[place], self._first[place + 1])
-        return [self._numbers[self._bounds[caption] : self._bounds[caption + 1]] for caption in own]
+        return [self.vocabulary.encode(caption) for caption in self.store.references(place)]
 
-    def batch(self, places: np.ndarray) -> Batch:
-        """The pictures at `places`, their captions cut to the longest of them."""
-        words = in_one([self.captions(int(place)) for place in places])
-        return Batch(places, torch.from_numpy(self.store.rows[places]), words)
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """The pictures of these numbers of the store, their captions cut to the longest of them."""
+        places = numbers % len(self.store)
+        words = in_one([self.captions(place) for place in places])
+        sides = tell_sides([self.store.references(place) for place in places])
+        return Batch(places, torch.from_numpy(self.store.pictures(numbers)), words, sides)
 
     def steps(self, batch: int) -> int:
         """Steps of an epoch; the last may be small, and no picture is dropped."""
         return -(-len(self) // batch)
 
     def shares(self, epoch: int, seed: int, batch: int, rank: int, ranks: int) -> list[np.ndarray]:
-        """For each step of an epoch the pictures of this process, at times none.
+        """For each step of an epoch this process' pictures as numbers of the store, at times none; each comes once,
+        as it is or as one of its views.
 
         Which pictures make a step depends on seed and epoch alone, not on how many processes share it.
         """
-        order = np.random.default_rng((seed, epoch)).permutation(self.places)
+        chance = np.random.default_rng((seed, epoch))
+        order = chance.permutation(self.places)
+        order = order + len(self.store) * chance.integers(1 + len(self.store.views), size=len(order))
         return [order[start : start + batch][rank::ranks] for start in range(0, len(order), batch)]
 
 
-def in_one(captions: Sequence[Sequence[Sequence[int] | np.ndarray]]) -> Tensor:
+def in_one(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """The captions of each picture, as numbers, in one array [B, R, T + 1], cut to the longest, PAD behind each."""
     references = max(map(len, captions))
     longest = max(len(caption) for own in captions for caption in own)

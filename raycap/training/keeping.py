@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import safetensors.torch
 
 from raycap.captioner import folder
@@ -45,7 +46,7 @@ def start_from(network: Network, captioner: Path) -> None:
 
 def facts_of(options: Train, train: Lesson, dev: Lesson, line: dict[str, Any]) -> dict[str, Any]:
     """What the model card says; `line` is the journal's of the epoch that is kept."""
-    captions = sum(len(train.store.references[place]) for place in train.places)
+    captions = pc.sum(pc.list_value_length(train.store.captions["references"].take(train.places))).as_py()
     splits = ", ".join(options.training_splits)
     return {
         "data": {

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from raycap.precision import Precision
 from raycap.training import Train, checkpoint
+from raycap.training.augmented import DRAWS, augmented
 from raycap.training.batches import Batch
 from raycap.training.checkpoint import Place
 from raycap.training.group import Group
@@ -67,7 +68,7 @@ class Learner:
         # Each step's draws are a function of where it is: a run that goes on needs no state of the generators.
         torch.manual_seed(hash((self.options.seed, place.step, self.group.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
         device = self.precision.device
-        tasks = [self._prepare(batch.to(device), chance) for batch in parts]
+        tasks = [self._prepare(self._changed(batch.to(device)), chance) for batch in parts]
         sizes = [task.size.to(device) for task in tasks] or [torch.zeros(2, device=device)]
         asked = torch.tensor([float(wish) for wish in wishes], device=device)
         words, captions, *heard = self.group.add(torch.cat([torch.stack(sizes).sum(0), asked]))
@@ -81,6 +82,15 @@ class Learner:
         # One process need not ask the device what it said itself.
         stop, save = wishes if self.group.size == 1 else (bool(wish) for wish in heard)
         return counts, stop, save
+
+    def _changed(self, batch: Batch) -> Batch:
+        """With pixels as augmentation says; features were changed before they were made."""
+        options = self.options.augmentation
+        if self.network.encoder is None or not options.on:
+            return batch
+        draws = torch.rand(len(batch.places), DRAWS, device=self.precision.device)
+        pixels = augmented(batch.pictures.permute(0, 3, 1, 2), options, draws, batch.has_sides)
+        return batch._replace(pictures=pixels.permute(0, 2, 3, 1))
 
     def _prepare(self, batch: Batch, chance: float) -> Task:
         if self.critic is not None:
@@ -109,12 +119,13 @@ class Learner:
         """The part's share of the loss over all processes, and what it adds to COUNTED."""
         decoder = self.network.decoder
         if task.advantage is None or task.rewards is None:
-            memory = self.network.remember(task.pictures, self.options.augmentation)
+            memory = self.network.remember(task.pictures)
             added = sums(decoder, memory, task.words, self.options.objective, task.read)
             loss = added.objective / words + added.penalty / captions
             return loss, torch.cat([added.counts, added.counts.new_zeros(1)])
         with without_dropout(self.network):
-            likely, true = likelihood(decoder, self.network.remember(task.pictures), task.words)
+            memory = self.network.remember(task.pictures)
+            likely, true = likelihood(decoder, memory, task.words, self.options.self_critical.temperature)
             loss = -(task.advantage.unsqueeze(2).expand(true.shape)[true] * likely).sum() / words
         counted = [-likely.detach().sum(), words.new_zeros(()), *task.size, task.rewards.sum()]
         return loss, torch.stack(counted)

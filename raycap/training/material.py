@@ -41,19 +41,27 @@ class Material:
     options: Train
     vocabulary: Vocabulary
     encoder: Encoder
-    table: str
+    tables: tuple[str, ...]  # of the pictures, then of their views
     embeddings: np.ndarray | None = None  # [V, E] to start the words' vectors from
 
 
 def wants_pixels(config: Config) -> bool:
     """Whether the encoder must see the pictures at every step."""
-    return getattr(config.encoder, "trainable", "none") != "none" or config.train.augmentation.on
+    changing = config.train.augmentation
+    return getattr(config.encoder, "trainable", "none") != "none" or (changing.on and not changing.views)
 
 
 def check(config: Config) -> None:
     """Refuse what does not go together, before anything is read."""
     if not RunFolder(config.train.out).is_local:
         raise Refusal(f"train.out is {config.train.out}: train into a folder that all machines share, then copy it")
+    views = config.train.augmentation.views
+    if views and getattr(config.encoder, "trainable", "none") != "none":
+        raise Refusal(
+            "augmentation.views are encoded once, and this encoder changes: give views 0, or trainable none"
+        )
+    if views and config.train.features:
+        raise Refusal("augmentation.views are made from the pictures: give a source instead of train.features")
     if wants_pixels(config) and config.train.features:
         raise Refusal(
             "a trainable encoder, or augmentation, needs the pictures at every step, and train.features are of a "
@@ -90,9 +98,9 @@ def table_in(given: str, encoder: Encoder) -> str:
     return str(folder / TABLE)
 
 
-def gather(config: Config, table: str, encoder: Encoder, words: Vocabulary | None) -> Material:
+def gather(config: Config, tables_of: tuple[str, ...], encoder: Encoder, words: Vocabulary | None) -> Material:
     """Read the captions, and refuse what could not be learned. `words` are of a run that goes on."""
-    options = config.train
+    options, table = config.train, tables_of[0]
     columns = table_form(table)
     if "grid" in columns and columns["grid"] != (encoder.positions, encoder.width):
         raise Refusal(
@@ -115,7 +123,7 @@ def gather(config: Config, table: str, encoder: Encoder, words: Vocabulary | Non
     embeddings = load_glove(glove, words, options.seed).matrix if glove else None
     # Built once here, so that what does not fit is refused before any process is started.
     config.decoder.build(len(words), encoder.positions, encoder.width, embeddings)
-    return Material(plan, options, words, encoder, table, embeddings)
+    return Material(plan, options, words, encoder, tables_of, embeddings)
 
 
 def _check_splits(table: str, options: Train, pictures: Counter[str]) -> None:

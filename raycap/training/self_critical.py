@@ -24,7 +24,7 @@ class Critic:
     def __init__(self, lesson: Lesson, options: SelfCritical) -> None:
         self.options = options
         self._places = np.sort(lesson.places)
-        references = [[caption.tolist() for caption in lesson.captions(place)] for place in self._places]
+        references = [lesson.captions(place) for place in self._places]
         self._cider = CiderReward(references)
         self._bleu = BleuReward(references) if options.bleu_4 else None
 
@@ -40,8 +40,9 @@ class Critic:
 
     def draw(self, decoder: Decoder, memory: Tensors, seeds: Sequence[int]) -> Tensor:
         """Captions [B, K, T] with their `<end>`, then PAD."""
-        options = Sample(samples=self.options.samples, max_length=self.options.max_length)
-        words = options.search(decoder, memory, seeds=seeds).words
+        own = self.options
+        search = Sample(samples=own.samples, max_length=own.max_length, temperature=own.temperature)
+        words = search.search(decoder, memory, seeds=seeds).words
         return words[..., : int((words != PAD).any(0).any(0).sum())]
 
 
@@ -52,12 +53,12 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
     return better
 
 
-def likelihood(decoder: Decoder, memory: Tensors, drawn: Tensor) -> tuple[Tensor, Tensor]:
+def likelihood(decoder: Decoder, memory: Tensors, drawn: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """The log-probability of each drawn word [N] of captions [B, K, T] under the search that drew it, and a mask
     [B, K, T] of where they stand."""
     started = torch.cat([torch.full_like(drawn[..., :1], START), drawn], 2)
     true = drawn != PAD
-    scores = decoder.scores(decoder.unroll(memory, before(started)).outputs[true]).float()  # [N, V]
+    scores = decoder.scores(decoder.unroll(memory, before(started)).outputs[true]).float() / temperature  # [N, V]
     # What the search never says takes no part, or its gradient would push at words that cannot be drawn.
     scores = scores.index_fill(1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf)
     return torch.log_softmax(scores, 1).gather(1, drawn[true].unsqueeze(1)).squeeze(1), true

@@ -1,7 +1,7 @@
 """Pictures to learn from, as rows of one size in one local file, so that any row can be read at any moment.
 
 Tables come as Parquet, which is read in runs of rows; a shuffled epoch wants single rows. Each machine unpacks a
-table once. The file is mapped, not loaded: memory stays flat, and what the page cache can hold is read once.
+table once. The files are mapped, not loaded: memory stays flat, and what the page cache can hold is read once.
 """
 
 import contextlib
@@ -10,10 +10,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -25,36 +25,71 @@ from raycap.refusal import Refusal
 from raycap.runs import write_json
 from raycap.tables import SUCCESS
 
-ROWS, CAPTIONS, FORM = "rows.bin", "captions.parquet", "form.json"
+ROWS, CAPTIONS, FORM = "rows.bin", "captions.arrow", "form.json"
 ROWS_AT_ONCE = 128
 CAPTION_COLUMNS = ["key", "split", "references"]
+
+
+class View(NamedTuple):
+    """The same pictures, changed."""
+
+    rows: np.ndarray  # [M, ...], mapped
+    places: np.ndarray  # [N] where each picture of the store is among them; -1 where it is not
 
 
 @dataclass(frozen=True)
 class Store:
     """An unpacked table. A row is a picture's features [P + 1, D] in float16, the vector below the grid, or its
-    pixels [S, S, 3] in uint8."""
+    pixels [S, S, 3] in uint8.
+
+    The numbers from 0 to N - 1 are the pictures as they are, the next N their first views, and so on.
+    """
 
     rows: np.ndarray  # [N, ...], mapped
-    keys: list[str]
-    splits: list[str]
-    references: list[list[str]]
+    captions: pa.Table  # of CAPTION_COLUMNS, mapped
+    views: tuple[View, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @property
     def holds_pixels(self) -> bool:
         return self.rows.dtype == np.uint8
 
+    def key(self, place: int) -> str:
+        key: str = self.captions["key"][int(place)].as_py()
+        return key
+
+    def references(self, place: int) -> list[str]:
+        """What people said of the picture there."""
+        said: list[str] = self.captions["references"][int(place)].as_py()
+        return said
+
     def of(self, *splits: str) -> np.ndarray:
         """The places of the pictures of these splits that have a caption."""
-        wanted = set(splits)
-        return np.array(
-            [
-                place
-                for place, (split, references) in enumerate(zip(self.splits, self.references, strict=True))
-                if split in wanted and references
-            ],
-            np.int64,
-        )
+        wanted = pc.is_in(self.captions["split"], pa.array(splits, pa.string()))
+        described = pc.greater(pc.list_value_length(self.captions["references"]), 0)
+        places: np.ndarray = np.flatnonzero(pc.and_(wanted, described).to_numpy())
+        return places
+
+    def pictures(self, numbers: np.ndarray) -> np.ndarray:
+        """The rows of these numbers."""
+        which, places = np.divmod(numbers, len(self))
+        found = self.rows[places]
+        for number, view in enumerate(self.views, start=1):
+            changed = np.flatnonzero((which == number) & (view.places[places] >= 0))
+            found[changed] = view.rows[view.places[places[changed]]]
+        return found
+
+
+def store_of(tables: Sequence[str], cache: Path) -> Store:
+    """The first table, with the others as its views."""
+    store, *others = (unpacked(table, cache) for table in tables)
+    keys = store.captions["key"]
+    views = (
+        View(other.rows, pc.index_in(keys, other.captions["key"]).fill_null(-1).to_numpy()) for other in others
+    )
+    return replace(store, views=tuple(views))
 
 
 def cache_folder(given: str) -> Path:
@@ -67,7 +102,7 @@ def cache_folder(given: str) -> Path:
 def unpacked(table: str, cache: Path) -> Store:
     """The rows of the table at `table` (a path or URI), unpacked on this machine now or by an earlier run."""
     files = _parts(table)
-    told = json.dumps([str(table), *files], default=str)
+    told = json.dumps([CAPTIONS, str(table), *files], default=str)
     folder = cache / "rows" / hashlib.sha256(told.encode()).hexdigest()[:16]
     if not (folder / FORM).exists():
         beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.part")
@@ -145,7 +180,9 @@ def _unpack(table: str, names: list[str], folder: Path) -> None:
                 captions.append(piece.select(CAPTION_COLUMNS))
     if form is None:
         raise Refusal(f"{table} holds no readable picture")
-    pq.write_table(pa.concat_tables(captions), folder / CAPTIONS)
+    whole = pa.concat_tables(captions).combine_chunks()
+    with pa.OSFile(str(folder / CAPTIONS), "wb") as file, pa.ipc.new_file(file, whole.schema) as writer:
+        writer.write_table(whole)
     write_json(folder / FORM, form)
 
 
@@ -160,7 +197,6 @@ def _rows(piece: pa.Table, parts: list[str]) -> np.ndarray:
 
 def _opened(folder: Path) -> Store:
     form = json.loads((folder / FORM).read_text(encoding="utf-8"))
-    captions = pq.read_table(folder / CAPTIONS)
+    captions = pa.ipc.open_file(pa.memory_map(str(folder / CAPTIONS))).read_all()
     shape = (len(captions), *form["shape"])
-    rows = np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape)
-    return Store(rows, *(captions[name].to_pylist() for name in CAPTION_COLUMNS))
+    return Store(np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape), captions)

@@ -61,9 +61,9 @@ def validate(network: Network, lesson: Lesson, material: Material, precision: Pr
         **scores,
         "samples": shown(lesson, [one for one in told if one.place in spread(lesson.places, options.samples)]),
     }
-    keys, references = lesson.store.keys, lesson.store.references
+    key, references = lesson.store.key, lesson.store.references
     pictures = [
-        {"key": keys[one.place], "caption": one.caption, "cider_d": cider_d, "references": references[one.place]}
+        {"key": key(one.place), "caption": one.caption, "cider_d": cider_d, "references": references(one.place)}
         for one, cider_d in zip(told, each, strict=True)
     ]
     return Judged(figures, pictures)
@@ -85,7 +85,7 @@ def spread(places: np.ndarray, count: int) -> np.ndarray:
 
 def scored(lesson: Lesson, told: list[Told]) -> tuple[dict[str, float], list[float]]:
     """The captions' scores, and the CIDEr-D of each."""
-    corpus = Corpus([one.caption for one in told], [lesson.store.references[one.place] for one in told])
+    corpus = Corpus([one.caption for one in told], [lesson.store.references(one.place) for one in told])
     answers = {answer.name: answer for judge in JUDGES for answer in METRICS[judge]().judge(corpus)}
     return {name: answers[name].score for name in REPORTED}, answers["cider_d"].scores.tolist()
 
@@ -102,7 +102,7 @@ def looked_at(network: Network, lesson: Lesson, material: Material, precision: P
     names = material.vocabulary.words
     return [
         {
-            "key": lesson.store.keys[place],
+            "key": lesson.store.key(place),
             "words": [names[word] for word in best.words],
             "attention": [[round(share, 4) for share in looks] for looks in best.attention.tolist()],
         }
@@ -113,8 +113,8 @@ def looked_at(network: Network, lesson: Lesson, material: Material, precision: P
 
 def shown(lesson: Lesson, told: list[Told]) -> list[dict[str, str]]:
     """Captions for people to read, each beside a reference."""
-    keys, references = lesson.store.keys, lesson.store.references
-    return [{"key": keys[one.place], "caption": one.caption, "reference": references[one.place][0]} for one in told]
+    key, references = lesson.store.key, lesson.store.references
+    return [{"key": key(one.place), "caption": one.caption, "reference": references(one.place)[0]} for one in told]
 
 
 def better(measure: str, score: float, than: float | None) -> bool:

@@ -23,12 +23,14 @@ from raycap.images import Square
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.search import Hypothesis, SearchChoice
+from raycap.shipped import place_of
 from raycap.sinks import Sinks
 from raycap.sources import Source
 from raycap.stages.bulk.also import write_also
 from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.shape import on_actors, pictures, shape
+from raycap.stages.bulk.shown import show
 from raycap.stages.bulk.todo import Todo
 from raycap.stages.bulk.work import Work, source_identity, source_of
 from raycap.stages.nodes import signed
@@ -51,7 +53,10 @@ def caption_pile(config: Config) -> int:
     source = source_of(config, "caption")
     work = captions_work(config, source)
     with session(config.cluster):
-        return perform(work, {"model": options.model})
+        code = perform(work, {"model": options.model})
+    if not options.dry_run:
+        show(config)
+    return code
 
 
 def captions_work(config: Config, source: Source) -> Work:
@@ -61,7 +66,7 @@ def captions_work(config: Config, source: Source) -> Work:
     # How pictures are shown is a part of what was learned; which are accepted is for this run to say.
     reading = dataclasses.replace(config.reading, background=parts[0].reading.background)
     config, search = dataclasses.replace(config, reading=reading), options.search(config.search, parts[0].search)
-    config_file = RunFolder(options.model).read(CONFIG) or b"{}"
+    config_file = RunFolder(place_of(options.model)).read(CONFIG) or b"{}"
     digest = hashlib.sha256(config_file).hexdigest()
     vocabulary = json.loads(config_file)["sha256"][WORDS]
     return Work(

@@ -1,7 +1,7 @@
 """What training looks at, as tables: encoded pictures, or their pixels where the encoder itself is to learn."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,23 @@ from raycap.stages.bulk.todo import Todo
 from raycap.stages.bulk.work import Work, source_identity
 from raycap.stages.nodes import signed
 from raycap.tables import SUCCESS, features_schema
+from raycap.training import Augmentation
+from raycap.training.augmented import augmented, draws_of, tell_sides
 
 
-def features_work(config: Config, source: Source, encoder: Encoder) -> Work:
-    """A grid and a vector for each picture."""
+class View(NamedTuple):
+    """How pictures are changed before they are encoded: by these options, in the way of this number."""
+
+    options: Augmentation
+    number: int
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what it shows."""
+        return {"crop": self.options.crop, "flip": self.options.flip, "number": self.number}
+
+
+def features_work(config: Config, source: Source, encoder: Encoder, view: View | None = None) -> Work:
+    """A grid and a vector for each picture, or for the view of it."""
     options, sha256 = config.extract, digest_of(encoder)
     return Work(
         act="extract",
@@ -39,6 +52,7 @@ def features_work(config: Config, source: Source, encoder: Encoder) -> Work:
             "encoder": part_to_plain("encoder", config.encoder),
             "encoder_sha256": sha256,
             **({"int8": True} if options.int8 else {}),
+            **({"view": view.identity()} if view else {}),
         },
         parts=Parts(
             rows=options.part_rows,
@@ -47,7 +61,7 @@ def features_work(config: Config, source: Source, encoder: Encoder) -> Work:
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
         ),
-        stream=lambda todo: _encoded(config, encoder, todo),
+        stream=lambda todo: _encoded(config, encoder, view, todo),
     )
 
 
@@ -89,11 +103,11 @@ def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:
     return pictures(todo, config, config.extract.batch, config.reading, square)
 
 
-def _encoded(config: Config, encoder: Encoder, todo: Todo) -> Dataset:
+def _encoded(config: Config, encoder: Encoder, view: View | None, todo: Todo) -> Dataset:
     options, square = config.extract, square_of(encoder)
     pool = shape(options, config.cluster.model_on)
     rows = pictures(todo, config, options.batch, config.reading, square)
-    arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options}
+    arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options, "view": view}
     return on_actors(rows, Encode, pool, options.batch, arguments)
 
 
@@ -105,11 +119,11 @@ def square_of(encoder: Encoder) -> Square:
 class Encode:
     """An actor: opened pictures in; out the same rows with grids and vectors instead of pixels."""
 
-    def __init__(self, encoder: Any, threads: int, options: Extract) -> None:
+    def __init__(self, encoder: Any, threads: int, options: Extract, view: View | None) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
         whole: Encoder = ray.get(encoder)
         self._encode = whole.for_inference(derive(options.device, options.precision))
-        self._batch, self._int8 = options.batch, options.int8
+        self._batch, self._int8, self._view = options.batch, options.int8, view
 
     def __call__(self, table: pa.Table) -> pa.Table:
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
@@ -118,7 +132,7 @@ class Encode:
         vectors = np.zeros((len(table), self._encode.width), np.float16)
         for start in range(0, len(readable), self._batch):
             rows = readable[start : start + self._batch]
-            grids[rows], vectors[rows] = self._features(pixels[rows])
+            grids[rows], vectors[rows] = self._features(pixels[rows], table.take(rows))
         table = table.drop_columns(["pixels"])
         columns = {"grid": grids, "vector": vectors}
         if self._int8:
@@ -127,9 +141,13 @@ class Encode:
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(column))
         return signed(table)
 
-    def _features(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _features(self, pixels: np.ndarray, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
             squares = torch.from_numpy(padded(pixels, self._batch)).permute(0, 3, 1, 2)  # [B, 3, S, S]
+            if self._view is not None:
+                draws = draws_of(rows["key"].to_pylist(), self._view.number)
+                sides = tell_sides(rows["references"].to_pylist())
+                squares[: len(rows)] = augmented(squares[: len(rows)], self._view.options, draws, sides)
             features = self._encode(squares)
         grid, vector = (part[: len(pixels)].to(torch.float16).cpu().numpy() for part in features)
         return grid, vector

@@ -16,7 +16,7 @@ from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
 from raycap.search import Beam
 from raycap.stages.session import session
-from raycap.stages.train import made_table
+from raycap.stages.train import made_tables
 from raycap.stages.tune.search import RAYS_OWN, searched
 from raycap.stages.tune.trial import Plan
 from raycap.training.keeping import CAPTIONER
@@ -172,5 +172,5 @@ def _plan(out: Path, config: Config, space: Space) -> Plan:
         one = config_of(config, view)
         encoder = one.encoder.build()
         given = one.train.features
-        plan.tables[plan.view_of(one)] = table_in(given, encoder) if given else made_table(one, encoder)
+        plan.tables[plan.view_of(one)] = (table_in(given, encoder),) if given else made_tables(one, encoder)
     return plan

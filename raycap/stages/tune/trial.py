@@ -42,7 +42,7 @@ class Plan:
     config: Config
     workers: Workers
     concurrent: int
-    tables: dict[str, str]  # of features, by what they were made by
+    tables: dict[str, tuple[str, ...]]  # of features, by what they were made by
 
     @property
     def measure(self) -> Measure:
@@ -52,7 +52,9 @@ class Plan:
         """What the features of a trial depend on."""
         parts = {name: part_to_plain(name, getattr(config, name)) for name in ("reading", "encoder")}
         source = config.source and part_to_plain("source", config.source)
-        return json.dumps([parts, source, wants_pixels(config)], sort_keys=True)
+        changing = config.train.augmentation
+        views = dataclasses.asdict(changing) if changing.views else None
+        return json.dumps([parts, source, wants_pixels(config), views], sort_keys=True)
 
     def config_of(self, parameters: Parameters, out: Path) -> Config:
         """One trial's."""

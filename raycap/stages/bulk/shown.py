@@ -1,0 +1,43 @@
+"""What is shown of a pile when its table is whole: of a few pictures the captions, of some hundred a page."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from raycap.config import Config
+from raycap.evaluation import captions
+from raycap.refusal import Refusal
+from raycap.report.compose import write_page
+from raycap.runs import RunFolder
+from raycap.stages.bulk.work import FACTS
+from raycap.terminal import printable
+
+PRINTED, PAGED = 50, 1000  # rows, at most
+PAGE = "gallery.html"
+
+
+def show(config: Config) -> None:
+    """Of a finished run. Nothing that goes wrong here harms the table."""
+    out = RunFolder(config.caption.out)
+    rows = (out.read_json(FACTS) or {}).get("rows", 0)
+    if rows <= PRINTED:
+        _print(captions.read(out.path("captions"), "captions").rows.sort_by("key").to_pylist())
+    if not out.is_local or rows > PAGED:
+        sys.stdout.write(f"a page of them: raycap report {out}\n")
+    elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
+        title = config.source.path if config.source else ""
+        page = dataclasses.replace(config.report, tables=(out.path(),), out=out.path(PAGE), title=title)
+        try:
+            sys.stdout.write(write_page(dataclasses.replace(config, source=None, report=page)))
+        except Refusal as refusal:
+            sys.stderr.write(f"raycap: no page of them: {refusal}\n")
+
+
+def _print(rows: list[dict[str, str]]) -> None:
+    for row in rows:
+        said = row["caption"] or f"({row['status']}: {row['error_message']})"
+        sys.stdout.write(f"{printable(row['key'])}: {printable(said)}\n")
+
+
+def _is_older(page: Path, facts: Path) -> bool:
+    return not page.exists() or page.stat().st_mtime_ns < facts.stat().st_mtime_ns
