@@ -43,8 +43,9 @@ from raycap.training.objective import before, by_picture, sums, unevenness, word
 from raycap.training.run import STOP, Run
 from raycap.training.self_critical import Critic, advantages, likelihood, without_dropout
 from raycap.training.store import CAPTION_COLUMNS, Store, store_of, unpacked
-from raycap.training.trackers import open_tracker
+from raycap.training.trackers import TRACKERS, open_tracker
 from raycap.training.validation import PANELS
+from raycap.training.watching import CURVE, Watch
 from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, Words
 
 SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
@@ -533,6 +534,35 @@ def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(Refusal, match=r"raycap\[wandb\]"):
         open_tracker("wandb", tmp_path)
+
+
+class Unreachable:
+    """A tracker whose server goes away after the first figures, or was never there."""
+
+    def __init__(self, out: Path) -> None:
+        if out.name == "never":
+            raise ConnectionError("no route to tracker.example")
+        self.heard = 0
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        self.heard += 1
+        if self.heard > 1:
+            raise ConnectionError("gone")
+
+    def close(self) -> None:
+        raise AssertionError("what was given up is not closed")
+
+
+def test_a_tracker_that_fails_is_refused_before_and_given_up_during_a_run(
+    store: Store, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TRACKERS, "mlflow", Unreachable)
+    with pytest.raises(Refusal, match=r"mlflow cannot be opened.*no route to tracker.example"):
+        open_tracker("mlflow", tmp_path / "never")
+    run(store, vocabulary, tmp_path, options(epochs=2)).go()
+    with Watch(tmp_path, ["mlflow"]) as watch:
+        watch.look()
+    assert (tmp_path / CURVE).exists()
 
 
 def test_every_decoder_is_tried_here() -> None:

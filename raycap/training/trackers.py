@@ -1,5 +1,6 @@
 """Where a run's figures go besides metrics.jsonl: TensorBoard, MLflow, Weights & Biases. All run on the driver."""
 
+import hashlib
 from pathlib import Path
 from typing import Protocol
 
@@ -56,8 +57,9 @@ class WeightsAndBiases:
     def __init__(self, out: Path) -> None:
         import wandb
 
-        # The same name again goes on with the same run.
-        self._run = wandb.init(project="raycap", name=out.name, dir=str(out), id=out.name, resume="allow")
+        # The same folder again goes on with the same run; another of that name is another run.
+        own = f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+        self._run = wandb.init(project="raycap", name=out.name, dir=str(out), id=own, resume="allow")
 
     def add(self, step: int, figures: dict[str, float]) -> None:
         self._run.log(figures, step=step)
@@ -75,3 +77,5 @@ def open_tracker(name: Tracker, out: Path) -> Tracking:
         return TRACKERS[name](out)  # type: ignore[call-arg]
     except ImportError as error:
         raise Refusal(f"the tracker {name} needs a package: pip install 'raycap[{name}]' ({error})") from error
+    except Exception as error:  # of any package, about servers, keys and versions
+        raise Refusal(f"the tracker {name} cannot be opened (train.trackers): {error}") from error

@@ -27,7 +27,7 @@ class Watch:
     def __init__(self, out: Path, trackers: Iterable[Tracker]) -> None:
         self._out = out
         self._reader = Reader(out / METRICS)
-        self._trackers = [open_tracker(name, out) for name in trackers]
+        self._trackers = {name: open_tracker(name, out) for name in trackers}
         self._bar: tqdm[Any] | None = None
         self._began = time.monotonic()
 
@@ -40,7 +40,7 @@ class Watch:
         self.look()
         if self._bar is not None:
             self._bar.close()
-        for tracker in self._trackers:
+        for tracker in self._trackers.values():
             tracker.close()
 
     def look(self) -> None:
@@ -77,8 +77,12 @@ class Watch:
 
     def _track(self, line: dict[str, Any], family: str) -> None:
         figures = {f"{family}/{name}": float(value) for name, value in line.items() if isinstance(value, float)}
-        for tracker in self._trackers:
-            tracker.add(line["step"], figures)
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.add(line["step"], figures)
+            except Exception as error:  # noqa: BLE001 - a server that went away must not end hours of training
+                del self._trackers[name]
+                log.warning("the tracker %s hears no more of this run: %s", name, error)
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
