@@ -41,7 +41,7 @@ from raycap.training.movement import Average, Pace
 from raycap.training.network import Network
 from raycap.training.objective import before, by_picture, sums, unevenness, words_read
 from raycap.training.run import STOP, Run
-from raycap.training.self_critical import Critic, advantages, likelihood, without_dropout
+from raycap.training.self_critical import Critic, advantages, likelihood
 from raycap.training.store import CAPTION_COLUMNS, Store, store_of, unpacked
 from raycap.training.trackers import TRACKERS, open_tracker
 from raycap.training.validation import PANELS
@@ -342,12 +342,10 @@ def test_advantages_sum_to_nothing_and_compare_with_the_others() -> None:
 def test_drawn_words_are_as_likely_as_when_they_were_drawn(
     options: object, store: Store, vocabulary: Vocabulary
 ) -> None:
-    """Also with dropout in the options: what is learned from must be what was drawn from."""
-    options = dataclasses.replace(options, output_dropout=0.5, layer_dropout=0.3, grid_dropout=0.3)  # type: ignore[type-var]
-    net, learned = network(options, vocabulary).train(), lesson(store, vocabulary)
+    net, learned = network(options, vocabulary).eval(), lesson(store, vocabulary)
     batch = learned.batch(learned.places[:6])
-    critic = Critic(learned, SelfCritical(samples=4, max_length=8))
-    with torch.no_grad(), without_dropout(net):
+    critic = Critic(learned, SelfCritical(samples=4, max_length=8, temperature=1.0))
+    with torch.no_grad():
         memory = net.remember(batch.pictures)
         drawn = critic.draw(net.decoder, memory, list(range(6)))
         found = Sample(samples=4, max_length=8).search(net.decoder, memory, seeds=list(range(6)))
@@ -356,7 +354,19 @@ def test_drawn_words_are_as_likely_as_when_they_were_drawn(
     total = torch.zeros(true.shape).masked_scatter_(true, likely).sum(2)
     # The search gives the model's own probability, of which forbidden words have a share.
     assert bool((total >= found.log_probability - 1e-4).all())
-    assert any(part.training for part in net.modules() if isinstance(part, torch.nn.Dropout))
+
+
+def test_a_low_temperature_draws_and_counts_likely_words(store: Store, vocabulary: Vocabulary) -> None:
+    net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), lesson(store, vocabulary)
+    batch = learned.batch(learned.places[:6])
+    surprises = []
+    for temperature in (1.0, 0.05):
+        critic = Critic(learned, SelfCritical(samples=4, max_length=8, temperature=temperature))
+        with torch.no_grad():
+            memory = net.remember(batch.pictures)
+            drawn = critic.draw(net.decoder, memory, list(range(6)))
+            surprises.append(-likelihood(net.decoder, memory, drawn, temperature)[0].mean())
+    assert surprises[1] < surprises[0] / 2
 
 
 def test_a_reference_is_rewarded_most_and_a_cut_one_less(store: Store, vocabulary: Vocabulary) -> None:
@@ -559,9 +569,8 @@ def test_a_tracker_that_fails_is_refused_before_and_given_up_during_a_run(
     monkeypatch.setitem(TRACKERS, "mlflow", Unreachable)
     with pytest.raises(Refusal, match=r"mlflow cannot be opened.*no route to tracker.example"):
         open_tracker("mlflow", tmp_path / "never")
-    run(store, vocabulary, tmp_path, options(epochs=2)).go()
-    with Watch(tmp_path, ["mlflow"]) as watch:
-        watch.look()
+    with Watch(tmp_path, ["mlflow"]):
+        run(store, vocabulary, tmp_path, options(epochs=2)).go()
     assert (tmp_path / CURVE).exists()
 
 

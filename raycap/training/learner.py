@@ -16,7 +16,7 @@ from raycap.training.movement import Average, Pace, build_optimiser
 from raycap.training.network import Network
 from raycap.training.objective import sums, words_read
 from raycap.training.phases import COUNTED, Phase
-from raycap.training.self_critical import Critic, advantages, likelihood, without_dropout
+from raycap.training.self_critical import Critic, advantages, likelihood
 from raycap.vocabulary import PAD
 
 
@@ -107,9 +107,11 @@ class Learner:
     def _drawn(self, batch: Batch) -> Task:
         assert self.critic is not None
         seeds = torch.randint(2**62, (len(batch.places),)).tolist()
-        with torch.no_grad(), without_dropout(self.network), self.precision.autocast():
+        self.network.eval()  # captions are drawn as they will be; what is learned of them withstands dropout
+        with torch.no_grad(), self.precision.autocast():
             memory = self.network.remember(batch.pictures)
             drawn = self.critic.draw(self.network.decoder, memory, seeds)
+        self.network.train()
         rewards = self.critic.rewards(drawn.cpu().numpy(), batch.places)
         size = torch.stack([(drawn != PAD).sum(), torch.tensor(rewards.size, device=drawn.device)]).float()
         moved = (torch.from_numpy(numbers).to(drawn.device) for numbers in (rewards, advantages(rewards)))
@@ -123,10 +125,9 @@ class Learner:
             added = sums(decoder, memory, task.words, self.options.objective, task.read)
             loss = added.objective / words + added.penalty / captions
             return loss, torch.cat([added.counts, added.counts.new_zeros(1)])
-        with without_dropout(self.network):
-            memory = self.network.remember(task.pictures)
-            likely, true = likelihood(decoder, memory, task.words, self.options.self_critical.temperature)
-            loss = -(task.advantage.unsqueeze(2).expand(true.shape)[true] * likely).sum() / words
+        memory = self.network.remember(task.pictures)
+        likely, true = likelihood(decoder, memory, task.words, self.options.self_critical.temperature)
+        loss = -(task.advantage.unsqueeze(2).expand(true.shape)[true] * likely).sum() / words
         counted = [-likely.detach().sum(), words.new_zeros(()), *task.size, task.rewards.sum()]
         return loss, torch.stack(counted)
 

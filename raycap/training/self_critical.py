@@ -1,11 +1,10 @@
 """Self-critical training: draw captions, reward them by the metric, push up those that beat their like."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.metrics import CiderReward
@@ -62,21 +61,3 @@ def likelihood(decoder: Decoder, memory: Tensors, drawn: Tensor, temperature: fl
     # What the search never says takes no part, or its gradient would push at words that cannot be drawn.
     scores = scores.index_fill(1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf)
     return torch.log_softmax(scores, 1).gather(1, drawn[true].unsqueeze(1)).squeeze(1), true
-
-
-@contextlib.contextmanager
-def without_dropout(network: nn.Module) -> Iterator[None]:
-    """Training with every word as likely as when it was drawn. (Not `eval`: cuDNN's cells then refuse to learn.)"""
-    dropouts = [part for part in network.modules() if isinstance(part, nn.Dropout) and part.training]
-    cells = [(part, part.dropout) for part in network.modules() if isinstance(part, nn.RNNBase)]
-    for part in dropouts:
-        part.eval()
-    for cell, _ in cells:
-        cell.dropout = 0.0
-    try:
-        yield
-    finally:
-        for part in dropouts:
-            part.train()
-        for cell, share in cells:
-            cell.dropout = share
