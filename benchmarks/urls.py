@@ -2,10 +2,11 @@
 
     python benchmarks/urls.py --photos FOLDER --peer VENV/bin/img2dataset [--rows 3000] [--rounds 3]
 
-Both fetch each address, decode it, bring it to 224 pixels and write it down: raycap as the table of pixels that
-training with augmentation reads, with all its checks of addresses, sizes and pictures; img2dataset as files, with
-a process for each processor and 64 threads in each. In turn, each in a process of its own, start included; and
-again on a tenth of the list, so that the difference is the steady rate. Medians over the rounds.
+Both fetch each address, decode it and bring it to 224 pixels: raycap as a captioning job does, with all its checks
+of addresses, sizes and pictures, for an actor that says of each picture how bright it is, into a table of captions;
+img2dataset into JPEG files, with a process for each processor and 64 threads in each. In turn, each in a process of
+its own, start included; and again on a tenth of the list, so that the difference is the steady rate. Medians over
+the rounds.
 """
 
 import argparse
@@ -19,8 +20,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from raycap.config import Config
+from raycap.fetch import Fetch
+from raycap.images import Square
+from raycap.sources import Urls
+from raycap.stages.bulk.passes import perform
+from raycap.stages.bulk.publish import Parts
+from raycap.stages.bulk.shape import Shape, on_actors, pictures
+from raycap.stages.bulk.todo import Todo
+from raycap.stages.bulk.work import Work
+from raycap.stages.session import session
+from raycap.tables import CAPTIONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SECONDS = dict[str, list[tuple[float, float]]]
@@ -65,23 +82,32 @@ def theirs(peer: str, addresses: Path, out: Path) -> list[str]:
     return [peer, f"--url_list={addresses}", f"--output_folder={out}", processes, *how]
 
 
+class Brightness:
+    """In the place of a model."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        bright = table["pixels"].combine_chunks().to_numpy_ndarray()[:, ::8, ::8].mean((1, 2, 3))
+        table = table.append_column("caption", pa.array([f"brightness {each:.0f}" for each in bright]))
+        for name, value in {"score": -1.0, "alternatives": []}.items():
+            table = table.append_column(name, pa.array([value] * len(table), CAPTIONS.field(name).type))
+        return table.drop_columns(["pixels"])
+
+
 def child(addresses: Path, out: Path) -> None:
-    """The act that makes pixels for training, as `raycap train` starts it."""
-    from dataclasses import replace
-
-    from raycap.config import Config
-    from raycap.encoders import ResNet50
-    from raycap.fetch import Fetch
-    from raycap.sources import Urls
-    from raycap.stages.bulk.features import pixels_work
-    from raycap.stages.bulk.passes import perform
-    from raycap.stages.session import session
-
+    """A captioning job without a model."""
     config = Config(source=Urls(path=str(addresses)), fetch=Fetch(allow_private=True, per_host=128))
-    config = replace(config, extract=replace(config.extract, out=str(out)))
-    assert config.source is not None
+    config = replace(config, caption=replace(config.caption, out=str(out)))
+    options, source = config.caption, config.source
+    assert source is not None
+    square = Square(224, "squash", "bilinear")
+
+    def stream(todo: Todo) -> Dataset:
+        rows = pictures(todo, config, options.batch, config.reading, square)
+        return on_actors(rows, Brightness, Shape(1, 1, 0.0), options.batch, {})
+
+    parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})
     with session(config.cluster):
-        perform(pixels_work(config, config.source, ResNet50().build(pretrained=False)), {})
+        perform(Work("caption", "captions", config, source, options, {}, parts, stream), {})
 
 
 def seconds(command: list[str]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 from lessons import features, write
@@ -100,6 +101,35 @@ def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
         said, _ = run.communicate(timeout=240)
         assert run.returncode == 0, said
     assert close(curve(out), curve(tmp_path / "whole"))
+
+
+def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
+    source, model, out = photos(tmp_path / "photos", range(160), size=8), tmp_path / "model", tmp_path / "out"
+    save_captioner(model)
+    small = ["--batch", "4", "--beam", "20", "--part-rows", "16", "--part-seconds", "0.1", "--actors", "1"]
+    command = ["caption", source, "--model", model, "--out", out, *small, "--cluster.address"]
+    with cluster_of(num_cpus=1) as cluster:
+        cluster.add_node(num_cpus=1, **MEMORY)
+        cluster.wait_for_nodes()
+        run = start(*command, cluster.address)
+        wait_for(lambda: rows(out) or run.poll() is not None)
+        for process in (each.process for kind in cluster.head_node.all_processes.values() for each in kind):
+            process.kill()
+        run.kill()  # it ran on the head, as a job's driver does
+        run.communicate()
+    stood = rows(out)
+    assert 0 < len(stood) < 160 and not (out / "facts.json").exists()
+    with cluster_of(num_cpus=2) as cluster:
+        said, _ = (again := start(*command, cluster.address)).communicate(timeout=200)
+    assert again.returncode == 0, said
+    assert f"{160 - len(stood)} made now" in said
+    assert sorted(rows(out)) == sorted(path.name for path in source.iterdir())
+
+
+def rows(out: Path) -> list[str]:
+    """The keys that a reader finds now."""
+    parts = (out / "captions").glob("*.parquet")
+    return [key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()]
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, to play another machine")
