@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # Passes in a row that brought nothing before the run ends: a fault that stays is not mended by trying.
 FRUITLESS_PASSES = 3
+# So many keep any pool busy.
+BATCHES_ARE_MANY = 64
 # A share of failures says something only of so many rows.
 ROWS_TO_JUDGE = 200
 
@@ -86,7 +88,8 @@ class _Run:
         fruitless = 0
         while True:
             todo = Todo(self.work.source, self.work.options, there.done, only)
-            if not _any(todo):
+            todo = replace(todo, few=_counted(todo))
+            if todo.few == 0:
                 return there.counts
             self.folder.remove(FACTS)  # unfinished again
             fresh, fault = self._pass(table, todo)
@@ -134,11 +137,13 @@ class _Run:
             )
 
 
-def _any(todo: Todo) -> bool:
-    rows, skipped = ray.get(ray.remote(num_cpus=0)(survey).remote(todo, 1))
+def _counted(todo: Todo) -> int | None:
+    """The rows to do, where they are few."""
+    most = BATCHES_ARE_MANY * todo.choice.batch
+    rows, skipped = ray.get(ray.remote(num_cpus=0)(survey).remote(todo, most))
     if not rows and not skipped:
         raise Refusal(f"{todo.source.path} holds no rows")
-    return bool(rows)
+    return rows if rows < most else None
 
 
 def _if_ready(answer: Any) -> int | None:

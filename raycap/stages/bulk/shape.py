@@ -40,8 +40,9 @@ class Shape:
         return f"{self.actors} model actor(s) with {self.threads} thread(s){gpu}"
 
 
-def shape(wanted: Bulk, label: str = "") -> Shape:
-    """As told, else: on GPUs as many actors as fit; without, one for each processor as far as memory goes.
+def shape(wanted: Bulk, label: str = "", few: int | None = None) -> Shape:
+    """As told, else: on GPUs as many actors as fit; without, one for each processor as far as memory goes; of `few`
+    rows no more than they make batches.
 
     Threads of one actor wait for each other, all the more while pictures are decoded on the same processors.
     """
@@ -54,6 +55,7 @@ def shape(wanted: Bulk, label: str = "") -> Shape:
         raise Refusal(f"an actor shall have {share:g} GPU, and the cluster has {gpus:g}: give --gpus 0, or a GPU")
     room = int(have.get("memory", 0) // BYTES_OF_ACTOR)
     fit = int(gpus / share) if share else min(room, cpus // (wanted.threads or 1))
+    fit = fit if few is None else min(fit, -(-few // wanted.batch))
     actors = wanted.actors or max(1, fit)
     return Shape(actors, wanted.threads or max(1, cpus // actors), share, selector(label))
 
@@ -69,6 +71,8 @@ def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: di
     }
     # Ray is to drop this argument, and offers no other way to say it yet.
     warnings.filterwarnings("ignore", message=r"[\s\S]*ray_remote_args_fn")
+    # The end of any pile gives some actors nothing to do.
+    warnings.filterwarnings("ignore", message=r"The minimum number of concurrent actors")
     return rows.map_batches(
         model,
         batch_format="pyarrow",

@@ -34,6 +34,7 @@ class Todo:
     choice: Bulk  # split, limit, sample and shuffle_seed say which rows are meant at all
     done: tuple[Any, ...] = ()  # references to sorted digests of keys: these rows are left out
     only: tuple[Any, ...] | None = None  # references too: only these rows are wanted
+    few: int | None = None  # rows to do, where they are known to be few
     skipped: list[int] = field(default_factory=lambda: [0])  # counted while listing, in the process that lists
 
     def tables(self) -> Iterator[pa.Table]:

@@ -1,0 +1,87 @@
+"""The captioner that comes with raycap: small, whole by itself, and sensible of the samples."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raycap import Captioner
+from raycap.cli import main
+from raycap.shipped import NAME, place_of
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+FOLDER = Path(place_of(NAME))
+# A sensible caption says one of these; the captioner may miss a few.
+EXPECTED = {
+    "baseball.jpg": ("baseball", "ball", "player", "game"),
+    "beach.jpg": ("beach", "sand", "ocean", "water"),
+    "bear.jpg": ("bear", "dog", "animal"),
+    "children.jpg": ("girl", "child", "children", "boy", "kids"),
+    "food.jpg": ("food", "plate", "table"),
+    "horses.jpg": ("horse", "horses", "beach", "water"),
+    "motorcycle.jpg": ("motorcycle", "bike", "motorbike", "bicycle"),
+    "mountains.jpg": ("snow", "snowy", "mountain", "skis", "ski"),
+    "portrait.jpg": ("man", "person"),
+    "snowboard.jpg": ("air", "jump", "jumping", "jumps", "snow", "snowboarder", "skier"),
+    "street.jpg": ("street", "people", "man", "city"),
+    "tennis.jpg": ("tennis", "player", "racket", "ball"),
+}
+
+
+def test_it_is_small_and_tells_no_place_of_whoever_trained_it() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 16_000_000
+    config = json.loads((FOLDER / "config.json").read_text())
+    assert config["encoder_included"] and config["encoder"]["weights"] == "torchvision"
+    card = (FOLDER / "README.md").read_text()
+    assert "not recorded" not in card and "Flickr8k" in card
+    for private in (str(Path.home()), "/home/", "/tmp/", "/work"):
+        assert private not in card + json.dumps(config)
+
+
+@pytest.fixture(scope="module")
+def captions() -> dict[str, str]:
+    """Of the samples, in this process, without a network."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were to be downloaded")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+        photos = sorted(SAMPLES.glob("*.jpg"))
+        return {
+            path.name: said.caption for path, said in zip(photos, Captioner.load().caption(photos), strict=True)
+        }
+
+
+def test_it_says_what_is_there(captions: dict[str, str]) -> None:
+    assert sorted(captions) == sorted(EXPECTED)
+    sensible = [name for name, said in captions.items() if set(said.split()) & set(EXPECTED[name])]
+    assert len(sensible) >= 9, captions
+    assert len(set(captions.values())) >= 11
+
+
+def test_one_photo_needs_nothing_but_its_name(captions: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caption", str(SAMPLES / "beach.jpg")]) == 0
+    assert capsys.readouterr().out.strip() == captions["beach.jpg"]
+
+
+@pytest.mark.ray
+def test_a_folder_needs_nothing_but_its_name(captions: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "raycap", "caption", str(SAMPLES)]
+    environment = os.environ | {"PYTHONPATH": str(SAMPLES.parent)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "raycap: 1 model actor(s)" in run.stderr, "one batch keeps one busy"
+    table = pq.read_table(tmp_path / "captions" / "captions").sort_by("key")
+    # Arithmetic may round another way in a batch of another size.
+    said = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    assert sum(said[name] == captions[name] for name in captions) >= len(captions) - 1
+    page = (tmp_path / "captions" / "gallery.html").read_text()
+    for name, caption in said.items():
+        assert f"{name}: {caption}\n" in run.stdout
+        assert caption in page
