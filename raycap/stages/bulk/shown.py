@@ -25,7 +25,7 @@ def show(config: Config) -> None:
     if not out.is_local or rows > PAGED:
         sys.stdout.write(f"a page of them: raycap report {out}\n")
     elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
-        title = config.source.path if config.source else ""
+        title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
         page = dataclasses.replace(config.report, tables=(out.path(),), out=out.path(PAGE), title=title)
         try:
             sys.stdout.write(write_page(dataclasses.replace(config, source=None, report=page)))
