@@ -25,8 +25,9 @@ HALVES = ["--source.fractions", "0.5", "0.5", "0"]
 # Each file, the run in it, the form of data that it expects, and what else a small trial changes.
 TRIALS = [
     ("smoke", "", "", ["--source.count", "40"]),
-    ("flickr8k", "", "flickr", ["--self-critical.epochs", "1"]),
-    ("flickr30k", "", "flickr", ["--self-critical.epochs", "0", *HALVES]),
+    ("flickr8k", "", "flickr", ["--self-critical.epochs", "1", "--augmentation.views", "1"]),
+    ("compact", "", "flickr", ["--self-critical.epochs", "0", "--augmentation.views", "1"]),
+    ("flickr30k", "", "flickr", ["--self-critical.epochs", "0", "--augmentation.views", "1", *HALVES]),
     ("coco", "", "karpathy", ["--self-critical.epochs", "0", "--decoder.hidden-width", "64"]),
     ("recipe-resnet50-gru-glove", "fine_tuned", "flickr", []),
     ("recipe-resnet50-gru-glove", "not_fine_tuned", "flickr", []),

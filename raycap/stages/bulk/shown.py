@@ -26,7 +26,8 @@ def show(config: Config) -> None:
         sys.stdout.write(f"a page of them: raycap report {out}\n")
     elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
         title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
-        page = dataclasses.replace(config.report, tables=(out.path(),), out=out.path(PAGE), title=title)
+        place = out.path() if "://" in out.uri else out.uri
+        page = dataclasses.replace(config.report, tables=(place,), out=f"{place}/{PAGE}", title=title)
         try:
             sys.stdout.write(write_page(dataclasses.replace(config, source=None, report=page)))
         except Refusal as refusal:
