@@ -130,7 +130,6 @@ def test_every_shape_of_photo_is_drawn(size: tuple[int, int]) -> None:
         (["photos/00000.png", "photos/00001.png", "--out", "x"], "leave out --out"),
         (["photos/00000.png", "--out", "x", "--show"], "`raycap report`"),
         (["photos/00000.png", "photos"], "is a folder"),
-        (["photos"], "--out FOLDER"),
         (["photos/none.png"], "no such file"),
     ],
 )
