@@ -126,11 +126,11 @@ def scaling(folder: Path, rounds: int = 3) -> None:
     for number in range(rounds):
         for actors, found in rates.items():
             seconds = []
-            for batches in (actors, 20 * actors):
+            for batches in (actors, 60 * actors):
                 began = time.monotonic()
                 perform(work(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4), {})
                 seconds.append(time.monotonic() - began)
-            found.append(16 * 19 * actors / (seconds[1] - seconds[0]))
+            found.append(16 * 59 * actors / (seconds[1] - seconds[0]))
     one = statistics.median(rates[1])
     for actors, found in rates.items():
         rate = statistics.median(found)
