@@ -79,7 +79,7 @@ def test_in_8_bits_a_grid_is_nearly_the_same_and_read_back_for_training(tmp_path
     table = pq.read_table(tmp_path / "small" / "features")
     assert table.schema.remove_metadata() == features_schema(4, 192, int8=True)
     full, small = (unpacked(str(tmp_path / name / "features"), tmp_path / "cache") for name in ("full", "small"))
-    assert full.keys == small.keys and small.rows.dtype == np.float16
+    assert full.captions.equals(small.captions) and small.rows.dtype == np.float16
     assert np.array_equal(full.rows[:, -1], small.rows[:, -1]), "the vector stays as it is"
     largest = np.abs(full.rows[:, :-1]).max(1, keepdims=True)
     assert (np.abs(full.rows[:, :-1] - small.rows[:, :-1]) <= largest / 127 * 0.6 + 1e-3).all()
