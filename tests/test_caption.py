@@ -205,7 +205,13 @@ def test_another_captioner_or_source_is_refused_until_overwrite(
     after = rows(out)
     assert after.keys() == before.keys() and after != before
     assert caption(folder, out, other) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["_lease.lock", "captions", "facts.json", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "_lease.lock",
+        "captions",
+        "facts.json",
+        "gallery.html",
+        "run.json",
+    ]
 
 
 def test_the_second_of_two_runs_into_one_folder_is_refused(

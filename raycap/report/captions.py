@@ -57,7 +57,7 @@ def told(
 ) -> dict[str, Any]:
     """What the template asks for."""
     gallery = Collection(tables, references, scores).gallery(options.pictures, options.seed)
-    uris = [entry.uri for entry in gallery.entries]
+    uris = [None if entry.is_unreadable else entry.uri for entry in gallery.entries]
     panels, notes = attention.panels(tables, options.panels, options.model, room, fetch, reading)
     pictures = thumbnails(uris, options.thumbnail, room, fetch, reading)
     return {

@@ -13,6 +13,7 @@ from raycap.evaluation.alignment import EXTRA, FAILED, MISSING, OTHER_SPLIT, Fat
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import Scores
+from raycap.tables import FAILED_TO_DECODE
 
 Floats = npt.NDArray[np.float64]
 # The per-picture scores worth sorting by; the first one that was judged decides who is best and worst.
@@ -43,6 +44,11 @@ class Entry:
     said: Sequence[Said]
     references: Sequence[str]
     values: Sequence[float | None]  # one for each of the gallery's measures
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether nobody could read it. A page that tried again might die of it, as the first reader may have."""
+        return any(said.status == FAILED_TO_DECODE for said in self.said)
 
 
 @dataclass(frozen=True)

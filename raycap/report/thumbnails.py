@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from raycap.fetch import Fetch, Fetcher
+from raycap.fetch import Fetch, Fetched, Fetcher
 from raycap.images import Reading, Square, read_picture
 
 AT_ONCE = 16  # pictures in memory at their full size
 QUALITY = 75  # of the JPEGs
+NOTHING = Fetched(b"", "no picture")
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,18 @@ class Room:
         return fits
 
 
-def thumbnails(uris: Sequence[str], side: int, room: Room, fetch: Fetch, reading: Reading) -> list[Thumbnail]:
-    """One for each URI in order, until the room is used up."""
+def thumbnails(
+    uris: Sequence[str | None], side: int, room: Room, fetch: Fetch, reading: Reading
+) -> list[Thumbnail]:
+    """One for each URI in order, until the room is used up; none where the URI is none."""
     made: list[Thumbnail] = []
     # Trusted: whoever makes a page has named the table, and only pictures get into the page.
     with Fetcher(fetch, trusted=True) as fetcher:
         for start in range(0, len(uris), AT_ONCE):
             batch = uris[start : start + AT_ONCE]
-            fetched = fetcher.fetch_all(batch) if room.left > 0 else [None] * len(batch)
-            for answer in fetched:
+            there = [uri for uri in batch if uri is not None]
+            fetched = iter(fetcher.fetch_all(there) if room.left > 0 else [None] * len(there))
+            for answer in (NOTHING if uri is None else next(fetched) for uri in batch):
                 thumbnail = _left_out() if answer is None else _made(answer.data, answer.error, side, reading)
                 made.append(thumbnail if room.takes(thumbnail.data) else _left_out())
     return made

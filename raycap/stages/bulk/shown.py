@@ -21,7 +21,7 @@ def show(config: Config) -> None:
     out = RunFolder(config.caption.out)
     rows = (out.read_json(FACTS) or {}).get("rows", 0)
     if rows <= PRINTED:
-        _print(captions.read(out.path("captions"), "captions").rows.sort_by("key").to_pylist())
+        _print(captions.read(str(out / "captions"), "captions").rows.sort_by("key").to_pylist())
     if not out.is_local or rows > PAGED:
         sys.stdout.write(f"a page of them: raycap report {out}\n")
     elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):

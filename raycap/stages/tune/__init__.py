@@ -33,7 +33,9 @@ FREE = ("out", "fresh", "space", "concurrent", "cpus", "gpus", "retries")
 
 def tune(config: Config) -> int:
     """Exit code 0 when all trials went well, 1 when some failed, 130 when the sweep was stopped before its end."""
-    config = dataclasses.replace(config, search=config.search or Beam())
+    # Each trial trains into a folder of its own: where the config would is not asked.
+    train = dataclasses.replace(config.train, out=config.tune.out)
+    config = dataclasses.replace(config, train=train, search=config.search or Beam())
     out = Path(config.tune.out).expanduser().absolute()
     space = read_space(config.tune.space, config)
     _check(config, space)
