@@ -1,11 +1,15 @@
 """Where a run's figures go besides metrics.jsonl: TensorBoard, MLflow, Weights & Biases. All run on the driver."""
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from raycap.refusal import Refusal
 from raycap.training import Tracker
+
+Made = TypeVar("Made")
 
 
 class Tracking(Protocol):
@@ -73,9 +77,17 @@ TRACKERS: dict[Tracker, type[Tracking]] = {"tensorboard": TensorBoard, "mlflow":
 
 def open_tracker(name: Tracker, out: Path) -> Tracking:
     """One tracker; where its package is missing, the refusal names the extra."""
+    opened = attempt(partial(TRACKERS[name], out))  # type: ignore[call-arg]
+    if isinstance(opened, ImportError):
+        raise Refusal(f"the tracker {name} needs a package: pip install 'raycap[{name}]' ({opened})") from opened
+    if isinstance(opened, Exception):
+        raise Refusal(f"the tracker {name} cannot be opened (train.trackers): {opened}") from opened
+    return opened
+
+
+def attempt(call: Callable[[], Made]) -> Made | Exception:
+    """What a tracker's package answers, or the error it ends with: any, of servers, keys or versions."""
     try:
-        return TRACKERS[name](out)  # type: ignore[call-arg]
-    except ImportError as error:
-        raise Refusal(f"the tracker {name} needs a package: pip install 'raycap[{name}]' ({error})") from error
-    except Exception as error:  # of any package, about servers, keys and versions
-        raise Refusal(f"the tracker {name} cannot be opened (train.trackers): {error}") from error
+        return call()
+    except Exception as error:  # noqa: BLE001 - must neither end hours of training nor be a traceback before it
+        return error

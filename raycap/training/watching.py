@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from raycap import plots
 from raycap.training import Tracker
 from raycap.training.journal import METRICS, Reader, epochs
-from raycap.training.trackers import open_tracker
+from raycap.training.trackers import attempt, open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +79,8 @@ class Watch:
     def _track(self, line: dict[str, Any], family: str) -> None:
         figures = {f"{family}/{name}": float(value) for name, value in line.items() if isinstance(value, float)}
         for name, tracker in list(self._trackers.items()):
-            try:
-                tracker.add(line["step"], figures)
-            except Exception as error:  # noqa: BLE001 - a server that went away must not end hours of training
+            error = attempt(partial(tracker.add, line["step"], figures))
+            if error is not None:
                 del self._trackers[name]
                 log.warning("the tracker %s hears no more of this run: %s", name, error)
 
