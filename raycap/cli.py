@@ -72,7 +72,7 @@ COMMANDS = {
 ABOUT = "Captions for large piles of pictures, and the captioners that write them, on one laptop or a Ray cluster."
 EXAMPLES = """\
 examples:
-  raycap caption photo.jpg --model DIR                    its caption, here and now
+  raycap caption photo.jpg                                its caption, here and now
   raycap caption photos/ --model DIR --out captions/      a caption for every picture, in one table
   raycap inspect photos/                                  a folder, its sub-folders too
   raycap inspect s3://bucket/pictures                     anything that fsspec can open

@@ -192,7 +192,8 @@ def test_hostile_words_are_words(browser: Any, name: str, request: pytest.Fixtur
         summary.click()
     assert window_pwned(browser) is None
     assert browser.execute_script("return document.scripts.length") == 1
-    assert browser.execute_script("return document.images.length") == PICTURES - 1  # one was unreadable
+    unreadable = name == "one"  # where there are two tables, the second has read that picture
+    assert browser.execute_script("return document.images.length") == PICTURES - unreadable
     assert browser.execute_script("return document.querySelectorAll('style').length") <= 1 + len(
         browser.find_elements("css selector", ".plots svg")
     )

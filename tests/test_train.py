@@ -126,6 +126,7 @@ def test_another_run_in_the_same_folder_is_refused_and_fresh_starts_over(
         (["--encoder.patch", "8"], ["another encoder"]),
         (["--vocabulary.glove", "no-such.txt"], ["no-such.txt"]),
         (["--augmentation.flip"], ["augmentation", "source"]),
+        (["--augmentation.flip", "--augmentation.views", "2"], ["augmentation.views", "give a source"]),
         (["--out", "s3://bucket/run"], ["s3://bucket/run"]),
         (["--start-from", "no-such-captioner"], ["no-such-captioner"]),
     ],

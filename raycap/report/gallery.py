@@ -13,7 +13,7 @@ from raycap.evaluation.alignment import EXTRA, FAILED, MISSING, OTHER_SPLIT, Fat
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import Scores
-from raycap.tables import FAILED_TO_DECODE
+from raycap.tables import FAILED_TO_DECODE, SUCCESS
 
 Floats = npt.NDArray[np.float64]
 # The per-picture scores worth sorting by; the first one that was judged decides who is best and worst.
@@ -48,7 +48,8 @@ class Entry:
     @property
     def is_unreadable(self) -> bool:
         """Whether nobody could read it. A page that tried again might die of it, as the first reader may have."""
-        return any(said.status == FAILED_TO_DECODE for said in self.said)
+        statuses = {said.status for said in self.said}
+        return FAILED_TO_DECODE in statuses and SUCCESS not in statuses
 
 
 @dataclass(frozen=True)

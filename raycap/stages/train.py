@@ -18,7 +18,7 @@ from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
 from raycap.runs.lease import LEASE
 from raycap.search import Beam
-from raycap.stages.bulk.features import View, features_work, pixels_work
+from raycap.stages.bulk.features import Change, features_work, pixels_work
 from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.nodes import check_seen
@@ -100,8 +100,8 @@ def made_tables(config: Config, encoder: Encoder) -> tuple[str, ...]:
     if wants_pixels(config):
         works = [pixels_work(config, source, encoder)]
     else:
-        views = [None, *(View(changing, number) for number in range(1, changing.views + 1))]
-        works = [features_work(config, source, encoder, view) for view in views]
+        changes = [None, *(Change(changing, number) for number in range(1, changing.views + 1))]
+        works = [features_work(config, source, encoder, change) for change in changes]
     works = [kept(work, config.train.cache, "train.cache") for work in works]
     for work in works:
         perform(work, {})

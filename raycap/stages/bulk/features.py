@@ -27,7 +27,7 @@ from raycap.training import Augmentation
 from raycap.training.augmented import augmented, draws_of, tell_sides
 
 
-class View(NamedTuple):
+class Change(NamedTuple):
     """How pictures are changed before they are encoded: by these options, in the way of this number."""
 
     options: Augmentation
@@ -38,8 +38,8 @@ class View(NamedTuple):
         return {"crop": self.options.crop, "flip": self.options.flip, "number": self.number}
 
 
-def features_work(config: Config, source: Source, encoder: Encoder, view: View | None = None) -> Work:
-    """A grid and a vector for each picture, or for the view of it."""
+def features_work(config: Config, source: Source, encoder: Encoder, change: Change | None = None) -> Work:
+    """A grid and a vector for each picture, as it is or changed."""
     options, sha256 = config.extract, digest_of(encoder)
     return Work(
         act="extract",
@@ -52,7 +52,7 @@ def features_work(config: Config, source: Source, encoder: Encoder, view: View |
             "encoder": part_to_plain("encoder", config.encoder),
             "encoder_sha256": sha256,
             **({"int8": True} if options.int8 else {}),
-            **({"view": view.identity()} if view else {}),
+            **({"view": change.identity()} if change else {}),
         },
         parts=Parts(
             rows=options.part_rows,
@@ -61,7 +61,7 @@ def features_work(config: Config, source: Source, encoder: Encoder, view: View |
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
         ),
-        stream=lambda todo: _encoded(config, encoder, view, todo),
+        stream=lambda todo: _encoded(config, encoder, change, todo),
     )
 
 
@@ -103,11 +103,11 @@ def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:
     return pictures(todo, config, config.extract.batch, config.reading, square)
 
 
-def _encoded(config: Config, encoder: Encoder, view: View | None, todo: Todo) -> Dataset:
+def _encoded(config: Config, encoder: Encoder, change: Change | None, todo: Todo) -> Dataset:
     options, square = config.extract, square_of(encoder)
     pool = shape(options, config.cluster.model_on, todo.few)
     rows = pictures(todo, config, options.batch, config.reading, square)
-    arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options, "view": view}
+    arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options, "change": change}
     return on_actors(rows, Encode, pool, options.batch, arguments)
 
 
@@ -119,11 +119,11 @@ def square_of(encoder: Encoder) -> Square:
 class Encode:
     """An actor: opened pictures in; out the same rows with grids and vectors instead of pixels."""
 
-    def __init__(self, encoder: Any, threads: int, options: Extract, view: View | None) -> None:
+    def __init__(self, encoder: Any, threads: int, options: Extract, change: Change | None) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
         whole: Encoder = ray.get(encoder)
         self._encode = whole.for_inference(derive(options.device, options.precision))
-        self._batch, self._int8, self._view = options.batch, options.int8, view
+        self._batch, self._int8, self._change = options.batch, options.int8, change
 
     def __call__(self, table: pa.Table) -> pa.Table:
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
@@ -144,10 +144,10 @@ class Encode:
     def _features(self, pixels: np.ndarray, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
             squares = torch.from_numpy(padded(pixels, self._batch)).permute(0, 3, 1, 2)  # [B, 3, S, S]
-            if self._view is not None:
-                draws = draws_of(rows["key"].to_pylist(), self._view.number)
+            if self._change is not None:
+                draws = draws_of(rows["key"].to_pylist(), self._change.number)
                 sides = tell_sides(rows["references"].to_pylist())
-                squares[: len(rows)] = augmented(squares[: len(rows)], self._view.options, draws, sides)
+                squares[: len(rows)] = augmented(squares[: len(rows)], self._change.options, draws, sides)
             features = self._encode(squares)
         grid, vector = (part[: len(pixels)].to(torch.float16).cpu().numpy() for part in features)
         return grid, vector

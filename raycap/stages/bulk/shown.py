@@ -20,18 +20,23 @@ def show(config: Config) -> None:
     """Of a finished run. Nothing that goes wrong here harms the table."""
     out = RunFolder(config.caption.out)
     rows = (out.read_json(FACTS) or {}).get("rows", 0)
-    if rows <= PRINTED:
-        _print(captions.read(str(out / "captions"), "captions").rows.sort_by("key").to_pylist())
-    if not out.is_local or rows > PAGED:
-        sys.stdout.write(f"a page of them: raycap report {out}\n")
-    elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
-        title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
-        place = out.path() if "://" in out.uri else out.uri
-        page = dataclasses.replace(config.report, tables=(place,), out=f"{place}/{PAGE}", title=title)
-        try:
-            sys.stdout.write(write_page(dataclasses.replace(config, source=None, report=page)))
-        except Refusal as refusal:
-            sys.stderr.write(f"raycap: no page of them: {refusal}\n")
+    try:
+        if rows <= PRINTED:
+            _print(captions.read(str(out / "captions"), "captions").rows.sort_by("key").to_pylist())
+        if not out.is_local or rows > PAGED:
+            sys.stdout.write(f"a page of them: raycap report {out}\n")
+        elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
+            sys.stdout.write(write_page(_page_of(out, config)))
+    except Refusal as refusal:
+        sys.stderr.write(f"raycap: the table is whole, but cannot be shown: {refusal}\n")
+
+
+def _page_of(out: RunFolder, config: Config) -> Config:
+    """What `raycap report` would be asked for."""
+    title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
+    place = out.path() if "://" in out.uri else out.uri
+    page = dataclasses.replace(config.report, tables=(place,), out=f"{place}/{PAGE}", title=title)
+    return dataclasses.replace(config, source=None, report=page)
 
 
 def _print(rows: list[dict[str, str]]) -> None:
