@@ -3,7 +3,7 @@
     python benchmarks/train.py [--pictures 600] [--batch 32] [--steps 8] [--rounds 5] [--weights FILE --photos DIR]
 
 All figures are of one run in which the sides take turns, medians over rounds; the ratios are what counts. Made-up
-captions as long as Flickr8k's, grids of 49 x 2048, the top-down decoder as in configs/flickr8k.yaml.
+captions as long as Flickr8k's, grids of 49 x 2048, the decoder of configs/flickr8k.yaml.
 
 - step: raycap's step (rows read from the mapped file, words put together, counts, schedule, average) against the
   best plain torch loop: the same model and optimiser, features in memory, captions padded before. At least 0.95.
@@ -32,7 +32,7 @@ import torch.distributed
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
-from raycap.decoders import TopDown
+from raycap import config
 from raycap.encoders import ResNet50
 from raycap.images import Reading, read_picture
 from raycap.precision import derive
@@ -49,7 +49,7 @@ from raycap.training.store import Store
 from raycap.vocabulary import PAD, Vocabulary, Words
 
 POSITIONS, WIDTH, WORDS, REFERENCES = 49, 2048, 2500, 5
-DECODER = TopDown(grid_dropout=0.3, embedding_dropout=0.3, layer_dropout=0.3)
+DECODER = config.load(str(Path(__file__).parents[1] / "configs" / "flickr8k.yaml")).decoder
 OPTIONS = Train(objective=Objective(label_smoothing=0.0), optimiser=Optimiser(averaging=0.999))
 
 

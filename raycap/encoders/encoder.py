@@ -79,11 +79,18 @@ class Encoder(nn.Module):
         return Features(cells.flatten(2).transpose(1, 2), vector.float())
 
     def train(self, mode: bool = True) -> Self:
-        """The frozen part stays as in inference: no dropout, and batch norm keeps its statistics."""
+        """What is frozen stays as in inference: no dropout, and batch norm keeps its statistics.
+
+        Those of a last stage are kept too: they are of a million pictures, and a step has a few.
+        """
         super().train(False)
         self.training = mode
         for part in self._trained:
             part.train(mode)
+        if self.trunk not in self._trained:
+            for part in self.trunk.modules():
+                if isinstance(part, nn.modules.batchnorm._NormBase):
+                    part.train(False)
         return self
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:

@@ -8,8 +8,9 @@ import torch.distributed
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
-# Numbers sent at once: large enough to fill the line, small enough that the copy is not felt in memory.
-PIECE = 8 << 20
+# Numbers. Gradients from the first size on are sent as they lie: copying them into one piece and back takes longer
+# than sending. Smaller ones share a piece, of the second size at most, so that the copy is not felt in memory.
+LARGE, PIECE = 1 << 15, 8 << 20
 
 
 class Group:
@@ -39,15 +40,23 @@ class Group:
         """
         if self.size == 1:
             return
+        shared, sending = [], []
         for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        for piece in _pieces(parameters):
-            gradients = [parameter.grad for parameter in piece if parameter.grad is not None]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            # Asked of the weight, which is the same in every process, and not of the gradient.
+            if parameter.numel() >= LARGE and parameter.is_contiguous():
+                gradient = gradient.contiguous()
+                sending.append(torch.distributed.all_reduce(gradient, async_op=True))
+            else:
+                shared.append(gradient)
+            parameter.grad = gradient
+        for piece in _pieces(shared):
+            flat = torch.cat([gradient.flatten() for gradient in piece])
             self.add(flat)
-            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+            parts = torch.split(flat, [gradient.numel() for gradient in piece])
+            torch._foreach_copy_(piece, [part.view_as(own) for part, own in zip(parts, piece, strict=True)])
+        for sent in sending:
+            sent.wait()
 
     def share(self, network: nn.Module) -> None:
         """Give the leader's weights to all."""
@@ -68,10 +77,10 @@ class Group:
         self.collect([None])
 
 
-def _pieces(parameters: Iterable[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    piece: list[nn.Parameter] = []
-    for parameter in parameters:
-        piece.append(parameter)
+def _pieces(gradients: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    piece: list[Tensor] = []
+    for gradient in gradients:
+        piece.append(gradient)
         if sum(one.numel() for one in piece) >= PIECE:
             yield piece
             piece = []
