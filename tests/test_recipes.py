@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
+import torchvision
 from PIL import Image
 
 from raycap.captioner import Captioner
+from raycap.captioner.folder import digest_of
 from raycap.cli import main
 from raycap.config import load
+from raycap.encoders import MobileNetV2
 from raycap.refusal import Refusal
 from raycap.training.journal import epochs
 
@@ -163,3 +167,40 @@ def test_a_file_with_several_runs_wants_one_named() -> None:
     assert (fine.encoder.trainable, frozen.encoder.trainable) == ("last", "none")
     assert (fine.decoder.embedding_trainable, frozen.decoder.embedding_trainable) == (True, False)
     assert fine.vocabulary == frozen.vocabulary
+
+
+def usual(data: Path) -> list[str]:
+    told = [
+        "train",
+        str(data / "flickr"),
+        "--config",
+        str(CONFIGS / "compact.yaml"),
+        "--cache",
+        str(data / "cache"),
+    ]
+    told += ["--encoder.weights", "random", "--encoder.size", "32", "--vocabulary.min-count", "1", "--trackers"]
+    told += ["--batch", "8", "--workers.count", "0", "--augmentation.views", "0", "--augmentation.crop", "0"]
+    return [*told, "--augmentation.no-flip", "--self-critical.epochs", "1"]
+
+
+def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(data: Path, tmp_path: Path) -> None:
+    """Fine-tuned first, then frozen as it has become: features are made anew, and the captioner stands alone."""
+    tuned, frozen = tmp_path / "tuned", tmp_path / "frozen"
+    learning = ["--encoder.trainable", "last", "--encoder-lr", "0.01", "--epochs", "1"]
+    assert main([*usual(data), *learning, "--out", str(tuned)]) == 0
+    start = ["--start-from", str(tuned / "captioner"), "--epochs", "0"]
+    assert main([*usual(data), *start, "--out", str(frozen)]) == 0
+    first, second = (digest_of(Captioner.load(run / "captioner").encoder) for run in (tuned, frozen))
+    untouched = digest_of(MobileNetV2(weights="random", size=32).build())
+    assert first == second != untouched
+
+
+def test_a_run_starts_from_a_captioner_of_the_same_weights_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, others = tmp_path / "first", tmp_path / "others.pt"
+    assert main([*usual(data), "--epochs", "1", "--self-critical.epochs", "0", "--out", str(first)]) == 0
+    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), others)
+    start = ["--start-from", str(first / "captioner"), "--encoder.weights", str(others)]
+    assert main([*usual(data), *start, "--out", str(tmp_path / "second")]) == 2
+    assert "trained on other weights of its encoder" in capsys.readouterr().err

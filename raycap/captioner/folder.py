@@ -90,6 +90,24 @@ def load(path: str, encoder_weights: str) -> Parts:
     except (Refusal, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise Refusal(f"{path}: {error}") from error
     options = _with_weights(plan.encoder, encoder_weights) if encoder_weights else plan.encoder
+    encoder = _encoder(path, config, options, state)
+    decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
+    _fill(decoder, state, "decoder.", path)
+    return plan, vocabulary, encoder, decoder, config["facts"]
+
+
+def encoder_of(path: str, options: EncoderOptions) -> tuple[Encoder, bool]:
+    """What the captioner there looks with, built with `options`; and whether the folder holds its weights."""
+    path = place_of(path)
+    config = _config(path)
+    try:
+        state = safetensors.torch.load(_checked(path, MODEL, config["sha256"]))
+    except safetensors.SafetensorError as error:
+        raise Refusal(f"{path}: {error}") from error
+    return _encoder(path, config, options, state), config["encoder_included"]
+
+
+def _encoder(path: str, config: Mapping[str, Any], options: EncoderOptions, state: Mapping[str, Tensor]) -> Encoder:
     included = config["encoder_included"]
     encoder = options.build(pretrained=not included)
     if included:
@@ -97,11 +115,10 @@ def load(path: str, encoder_weights: str) -> Parts:
     elif digest_of(encoder) != config["encoder_sha256"]:
         raise Refusal(
             f"{path} was trained on other weights of its encoder than {getattr(options, 'weights', 'these')}: "
-            "its captions would be nonsense. Say where the right ones are (encoder_weights)"
+            "its captions would be nonsense. Say where the right ones are (to caption: encoder_weights; to train: "
+            "encoder.weights)"
         )
-    decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
-    _fill(decoder, state, "decoder.", path)
-    return plan, vocabulary, encoder, decoder, config["facts"]
+    return encoder
 
 
 def digest_of(network: torch.nn.Module) -> str:

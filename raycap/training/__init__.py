@@ -172,7 +172,7 @@ class Train:
     cache: str = ""
     """Folder for made features and unpacked rows, which all machines share; empty: ~/.cache/raycap."""
     start_from: str = ""
-    """A captioner folder whose words and weights to start from."""
+    """A captioner folder whose words and weights (the encoder's too) to start from; or shipped, raycap's own."""
     training_splits: tuple[str, ...] = ("train",)
     """Splits to learn from (COCO by Karpathy's splits: train and restval)."""
     validation_split: str = "dev"

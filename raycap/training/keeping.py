@@ -8,6 +8,7 @@ import safetensors.torch
 
 from raycap.captioner import folder
 from raycap.refusal import Refusal
+from raycap.shipped import place_of
 from raycap.training import Train
 from raycap.training.batches import Lesson
 from raycap.training.learner import under
@@ -27,15 +28,15 @@ def keep(out: Path, material: Material, network: Network, facts: dict[str, Any])
         network.encoder or material.encoder,
         network.decoder,
         facts,
-        include_encoder=False,
+        include_encoder=material.own_encoder,
         half=False,
     )
 
 
-def start_from(network: Network, captioner: Path) -> None:
+def start_from(network: Network, captioner: str) -> None:
     """Take the weights of a captioner folder."""
     try:
-        tensors = safetensors.torch.load_file(captioner / folder.MODEL)
+        tensors = safetensors.torch.load_file(Path(place_of(captioner)) / folder.MODEL)
         network.decoder.load_state_dict(under("decoder.", tensors))
         encoder = under("encoder.", tensors)
         if network.encoder is not None and encoder:

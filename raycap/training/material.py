@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from raycap.captioner import Plan
-from raycap.captioner.folder import digest_of
+from raycap.captioner.folder import WORDS, digest_of, encoder_of
 from raycap.config import Config, part_to_plain
 from raycap.encoders.encoder import Encoder
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.search import Beam
+from raycap.shipped import place_of
 from raycap.training import Train
 from raycap.training.store import table_form, tables
 from raycap.vocabulary import Vocabulary, load_glove
@@ -42,6 +43,7 @@ class Material:
     vocabulary: Vocabulary
     encoder: Encoder
     tables: tuple[str, ...]  # of the pictures, then of their views
+    own_encoder: bool = False  # its weights are no longer those that its options name
     embeddings: np.ndarray | None = None  # [V, E] to start the words' vectors from
 
 
@@ -98,7 +100,17 @@ def table_in(given: str, encoder: Encoder) -> str:
     return str(folder / TABLE)
 
 
-def gather(config: Config, tables_of: tuple[str, ...], encoder: Encoder, words: Vocabulary | None) -> Material:
+def first_encoder(config: Config) -> tuple[Encoder, bool]:
+    """What looks at the pictures, of the captioner that the run starts from or new; and whether its weights are no
+    longer those that its options name."""
+    if config.train.start_from:
+        return encoder_of(config.train.start_from, config.encoder)
+    return config.encoder.build(), False
+
+
+def gather(
+    config: Config, tables_of: tuple[str, ...], encoder: Encoder, own_encoder: bool, words: Vocabulary | None
+) -> Material:
     """Read the captions, and refuse what could not be learned. `words` are of a run that goes on."""
     options, table = config.train, tables_of[0]
     columns = table_form(table)
@@ -123,7 +135,7 @@ def gather(config: Config, tables_of: tuple[str, ...], encoder: Encoder, words: 
     embeddings = load_glove(glove, words, options.seed).matrix if glove else None
     # Built once here, so that what does not fit is refused before any process is started.
     config.decoder.build(len(words), encoder.positions, encoder.width, embeddings)
-    return Material(plan, options, words, encoder, tables_of, embeddings)
+    return Material(plan, options, words, encoder, tables_of, own_encoder, embeddings)
 
 
 def _check_splits(table: str, options: Train, pictures: Counter[str]) -> None:
@@ -145,4 +157,4 @@ def _check_splits(table: str, options: Train, pictures: Counter[str]) -> None:
 
 
 def _words_of(captioner: str) -> Vocabulary:
-    return Vocabulary.load(Path(captioner) / "vocabulary.json")
+    return Vocabulary.load(Path(place_of(captioner)) / WORDS)

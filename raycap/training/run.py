@@ -63,7 +63,7 @@ class Run:
         )
         network = Network(decoder, encoder.for_training(self.precision) if store.holds_pixels else None)
         if self.options.start_from:
-            start_from(network, Path(self.options.start_from))
+            start_from(network, self.options.start_from)
         return network.to(self.precision.device)
 
     def go(self) -> bool:
@@ -92,7 +92,7 @@ class Run:
     def _enter(self, number: int, learner: Learner) -> None:
         """A new phase begins from the best captioner of the one before."""
         self.group.wait()  # for the leader to have written it
-        start_from(self.network, self.out / CAPTIONER)
+        start_from(self.network, str(self.out / CAPTIONER))
         learner.average.begin()
         self.place = dataclasses.replace(self.place, phase=number, epoch=0, step_of_epoch=0, waited=0)
 
@@ -157,7 +157,7 @@ class Run:
         """After an epoch: validate, keep what is best, note, save."""
         started, place = time.monotonic(), self.place
         learner.average.swap()
-        self.group.share(self.network)  # a trained encoder's batch norms have seen other pictures in each process
+        self.group.share(self.network)  # a wholly trained encoder's batch norms saw other pictures in each process
         judged = validate(self.network, self.dev_lesson, self.material, self.precision, self.group)
         counts, place.counts = place.counts, []
         best = self._advance(judged.figures)

@@ -14,7 +14,7 @@ Kind = Literal["choice", "uniform", "log_uniform", "integer"]
 Parameters = dict[str, Any]  # of one trial: the option's dotted name, and its value
 CORNERS_LOOKED_AT = 2000
 # What the features are made by; each choice of these has a feature table of its own.
-SEEN = ("source", "reading", "encoder", "train.augmentation")
+SEEN = ("source", "reading", "encoder", "train.augmentation", "train.start_from")
 # What may change in the middle of a run: neither its weights' shapes nor its length depend on it.
 MOVABLE = (
     "train.lr",

@@ -20,7 +20,7 @@ from raycap.stages.train import made_tables
 from raycap.stages.tune.search import RAYS_OWN, searched
 from raycap.stages.tune.trial import Plan
 from raycap.training.keeping import CAPTIONER
-from raycap.training.material import FACTS, check, identity, table_in
+from raycap.training.material import FACTS, check, first_encoder, identity, table_in
 from raycap.tuning.reading import config_of, read_space
 from raycap.tuning.space import Space
 from raycap.tuning.telling import told
@@ -172,7 +172,7 @@ def _plan(out: Path, config: Config, space: Space) -> Plan:
     plan = Plan(str(out), config, shared, concurrent, {})
     for view in space.views():
         one = config_of(config, view)
-        encoder = one.encoder.build()
+        encoder, _ = first_encoder(one)
         given = one.train.features
         plan.tables[plan.view_of(one)] = (table_in(given, encoder),) if given else made_tables(one, encoder)
     return plan

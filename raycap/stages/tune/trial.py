@@ -54,7 +54,8 @@ class Plan:
         source = config.source and part_to_plain("source", config.source)
         changing = config.train.augmentation
         views = dataclasses.asdict(changing) if changing.views else None
-        return json.dumps([parts, source, wants_pixels(config), views], sort_keys=True)
+        told = [parts, source, wants_pixels(config), views, config.train.start_from]
+        return json.dumps(told, sort_keys=True)
 
     def config_of(self, parameters: Parameters, out: Path) -> Config:
         """One trial's."""
