@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from raycap.captioner import Plan
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
 from raycap.encoders import Pixels
+from raycap.encoders.encoder import Encoder
 from raycap.precision import derive
 from raycap.refusal import Refusal
 from raycap.search import Beam, Greedy, Sample
@@ -37,6 +39,7 @@ from raycap.training.augmented import DRAWS, augmented, draws_of, tell_sides
 from raycap.training.batches import Lesson, read_ahead
 from raycap.training.group import Group
 from raycap.training.journal import epochs, lines
+from raycap.training.learner import Learner
 from raycap.training.material import Material
 from raycap.training.movement import Average, Pace
 from raycap.training.network import Network
@@ -538,6 +541,26 @@ def test_a_captioner_is_started_from(store: Store, vocabulary: Vocabulary, tmp_p
     first, second = (epochs(tmp_path / name / "metrics.jsonl") for name in ("first", "second"))
     assert [line["phase"] for line in second] == ["self_critical"]
     assert second[0]["validation_loss"] < first[0]["validation_loss"] - 0.5
+
+
+def test_a_frozen_encoder_looks_at_a_picture_once_in_a_step(
+    store: Store, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed anew at every step, drawn for and learned from: all of one look."""
+    squares = np.random.default_rng(0).integers(256, size=(len(store), 32, 32, 3), dtype=np.uint8)
+    looked: list[int] = []
+    look, step = Encoder.forward, Learner.step
+
+    def counted(learner: Learner, *arguments: Any) -> object:
+        with monkeypatch.context() as changed:
+            changed.setattr(Encoder, "forward", lambda own, pixels: looked.append(len(pixels)) or look(own, pixels))
+            return step(learner, *arguments)
+
+    monkeypatch.setattr(Learner, "step", counted)
+    critical = SelfCritical(epochs=1, samples=2, max_length=8)
+    train = options(epochs=1, self_critical=critical, augmentation=Augmentation(flip=True))
+    run(Store(squares, store.captions), vocabulary, tmp_path, train).go()
+    assert sum(looked) == 2 * len(store.of("train"))
 
 
 def test_only_two_checkpoints_are_kept(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:

@@ -85,12 +85,12 @@ class Learner:
 
     def _changed(self, batch: Batch) -> Batch:
         """With pixels as augmentation says; features were changed before they were made."""
-        options = self.options.augmentation
-        if self.network.encoder is None or not options.on:
-            return batch
-        draws = torch.rand(len(batch.places), DRAWS, device=self.precision.device)
-        pixels = augmented(batch.pictures.permute(0, 3, 1, 2), options, draws, batch.has_sides)
-        return batch._replace(pictures=pixels.permute(0, 2, 3, 1))
+        options, pictures = self.options.augmentation, batch.pictures
+        if self.network.encoder is not None and options.on:
+            draws = torch.rand(len(batch.places), DRAWS, device=self.precision.device)
+            pictures = augmented(pictures.permute(0, 3, 1, 2), options, draws, batch.has_sides).permute(0, 2, 3, 1)
+        with self.precision.autocast():
+            return batch._replace(pictures=self.network.look(pictures))
 
     def _prepare(self, batch: Batch, chance: float) -> Task:
         if self.critic is not None:
