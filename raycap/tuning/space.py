@@ -126,7 +126,7 @@ class Space:
         every = (with_end(one, value) for one in self.ranges for value in one.values)
         return itertools.islice(itertools.chain.from_iterable(every), CORNERS_LOOKED_AT)
 
-    def views(self) -> Iterator[Parameters]:
+    def encodings(self) -> Iterator[Parameters]:
         """Each choice of what the features are made by."""
         deciding = {key for one in self.ranges if is_under(one.key, SEEN) for key in one.when}
         return self.points(

@@ -170,9 +170,9 @@ def _plan(out: Path, config: Config, space: Space) -> Plan:
         threads=workers.threads or max(1, int(there.get("CPU", 1) / (concurrent * processes))),
     )
     plan = Plan(str(out), config, shared, concurrent, {})
-    for view in space.views():
-        one = config_of(config, view)
+    for encoding in space.encodings():
+        one = config_of(config, encoding)
         encoder, _ = first_encoder(one)
         given = one.train.features
-        plan.tables[plan.view_of(one)] = (table_in(given, encoder),) if given else made_tables(one, encoder)
+        plan.tables[plan.encoding_of(one)] = (table_in(given, encoder),) if given else made_tables(one, encoder)
     return plan

@@ -48,7 +48,7 @@ class Plan:
     def measure(self) -> Measure:
         return self.config.train.validation.best_by
 
-    def view_of(self, config: Config) -> str:
+    def encoding_of(self, config: Config) -> str:
         """What the features of a trial depend on."""
         parts = {name: part_to_plain(name, getattr(config, name)) for name in ("reading", "encoder")}
         source = config.source and part_to_plain("source", config.source)
@@ -164,7 +164,8 @@ class TrialRun(tune.Trainable):
         if self._training is None:
             config = self._plan.config_of(self._parameters, self._out)
             pool = ThreadPoolExecutor(1, "trial")
-            self._training = pool.submit(fit, config, self._plan.tables[self._plan.view_of(config)], self._token)
+            tables = self._plan.tables[self._plan.encoding_of(config)]
+            self._training = pool.submit(fit, config, tables, self._token)
             pool.shutdown(wait=False)
         while not leave.is_used() and not self._training.done():
             wait([self._training], SECONDS_BETWEEN_LOOKS)
