@@ -72,7 +72,7 @@ class Captioner:
         return cls(*parts, device=device, precision=precision, batch=batch)
 
     def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
-        """Write the folder; an encoder that was trained is always in it, a frozen one if asked for."""
+        """Write the folder; an encoder with weights of its own is always in it, another if asked for."""
         folder.save(
             Path(path), self.plan, self.vocabulary, self.encoder, self.decoder, self.facts, include_encoder, half
         )

@@ -52,7 +52,7 @@ def save(
     half: bool,
 ) -> None:
     """Write a new folder beside `path`, then rename it there: no reader sees half of one."""
-    include_encoder = include_encoder or any(True for _ in encoder.trainable_parameters())
+    include_encoder = include_encoder or encoder.is_own
     if include_encoder and not isinstance(plan.encoder, Pixels):  # where they came from matters no more
         plan = replace(plan, encoder=_with_weights(plan.encoder, type(plan.encoder).weights))
     tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
@@ -96,15 +96,15 @@ def load(path: str, encoder_weights: str) -> Parts:
     return plan, vocabulary, encoder, decoder, config["facts"]
 
 
-def encoder_of(path: str, options: EncoderOptions) -> tuple[Encoder, bool]:
-    """What the captioner there looks with, built with `options`; and whether the folder holds its weights."""
+def encoder_of(path: str, options: EncoderOptions) -> Encoder:
+    """What the captioner there looks with, built with `options`."""
     path = place_of(path)
     config = _config(path)
     try:
         state = safetensors.torch.load(_checked(path, MODEL, config["sha256"]))
     except safetensors.SafetensorError as error:
         raise Refusal(f"{path}: {error}") from error
-    return _encoder(path, config, options, state), config["encoder_included"]
+    return _encoder(path, config, options, state)
 
 
 def _encoder(path: str, config: Mapping[str, Any], options: EncoderOptions, state: Mapping[str, Tensor]) -> Encoder:
@@ -112,6 +112,7 @@ def _encoder(path: str, config: Mapping[str, Any], options: EncoderOptions, stat
     encoder = options.build(pretrained=not included)
     if included:
         _fill(encoder, state, "encoder.", path)
+        encoder.is_own = True
     elif digest_of(encoder) != config["encoder_sha256"]:
         raise Refusal(
             f"{path} was trained on other weights of its encoder than {getattr(options, 'weights', 'these')}: "

@@ -44,6 +44,7 @@ class Encoder(nn.Module):
         self.trunk = trunk
         self.intake = intake
         self.size, self.resize, self.interpolation = intake.size, intake.resize, intake.interpolation
+        self.is_own = trainable != "none"  # whether its weights are no longer those that its options name
         self._grid = grid
         self._dtype = torch.float32  # of the trunk's weights
         # pixel * scale + shift = (pixel / 255 - mean) / std; not saved, the options say it

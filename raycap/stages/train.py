@@ -60,15 +60,14 @@ def fit(config: Config, tables: tuple[str, ...] = (), leave: str = "") -> bool:
         if folder.exists(FACTS):
             sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
-        encoder, own_encoder = first_encoder(config)
+        encoder = first_encoder(config)
         if config.train.features and not tables:
             tables = (table_in(config.train.features, encoder),)
         here = config.train.workers.count == 0
         with contextlib.nullcontext() if here and tables else session(config.cluster, workers_heard=False):
             if ray.is_initialized():
                 check_seen({str(out / LEASE): "train.out"})
-            tables = tables or made_tables(config, encoder)
-            material = gather(config, tables, encoder, own_encoder, _words(out))
+            material = gather(config, tables or made_tables(config, encoder), encoder, _words(out))
             # Only now, so that a run that was refused does not keep the folder from the mended one.
             folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
             folder.write("config.yaml", dumps(config).encode())

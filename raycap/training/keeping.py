@@ -28,7 +28,7 @@ def keep(out: Path, material: Material, network: Network, facts: dict[str, Any])
         network.encoder or material.encoder,
         network.decoder,
         facts,
-        include_encoder=material.own_encoder,
+        include_encoder=False,
         half=False,
     )
 

@@ -43,7 +43,6 @@ class Material:
     vocabulary: Vocabulary
     encoder: Encoder
     tables: tuple[str, ...]  # of the pictures, then of their views
-    own_encoder: bool = False  # its weights are no longer those that its options name
     embeddings: np.ndarray | None = None  # [V, E] to start the words' vectors from
 
 
@@ -100,17 +99,14 @@ def table_in(given: str, encoder: Encoder) -> str:
     return str(folder / TABLE)
 
 
-def first_encoder(config: Config) -> tuple[Encoder, bool]:
-    """What looks at the pictures, of the captioner that the run starts from or new; and whether its weights are no
-    longer those that its options name."""
+def first_encoder(config: Config) -> Encoder:
+    """What looks at the pictures: new, or of the captioner that the run starts from."""
     if config.train.start_from:
         return encoder_of(config.train.start_from, config.encoder)
-    return config.encoder.build(), False
+    return config.encoder.build()
 
 
-def gather(
-    config: Config, tables_of: tuple[str, ...], encoder: Encoder, own_encoder: bool, words: Vocabulary | None
-) -> Material:
+def gather(config: Config, tables_of: tuple[str, ...], encoder: Encoder, words: Vocabulary | None) -> Material:
     """Read the captions, and refuse what could not be learned. `words` are of a run that goes on."""
     options, table = config.train, tables_of[0]
     columns = table_form(table)
@@ -135,7 +131,7 @@ def gather(
     embeddings = load_glove(glove, words, options.seed).matrix if glove else None
     # Built once here, so that what does not fit is refused before any process is started.
     config.decoder.build(len(words), encoder.positions, encoder.width, embeddings)
-    return Material(plan, options, words, encoder, tables_of, own_encoder, embeddings)
+    return Material(plan, options, words, encoder, tables_of, embeddings)
 
 
 def _check_splits(table: str, options: Train, pictures: Counter[str]) -> None:

@@ -172,7 +172,7 @@ def _plan(out: Path, config: Config, space: Space) -> Plan:
     plan = Plan(str(out), config, shared, concurrent, {})
     for encoding in space.encodings():
         one = config_of(config, encoding)
-        encoder, _ = first_encoder(one)
+        encoder = first_encoder(one)
         given = one.train.features
         plan.tables[plan.encoding_of(one)] = (table_in(given, encoder),) if given else made_tables(one, encoder)
     return plan
