@@ -48,6 +48,8 @@ def _forbidden(options: Beam, words: list[int], vocabulary_size: int) -> list[in
     if 0 < n <= len(words):
         suffix = words[len(words) - n + 1 :]
         forbidden |= {words[i + n - 1] for i in range(len(words) - n + 1) if words[i : i + n - 1] == suffix}
+    if options.no_stutter:
+        forbidden |= set(words[-1:])
     if len(words) < options.min_length and len(forbidden | {END}) < vocabulary_size:
         forbidden.add(END)
     return sorted(forbidden)

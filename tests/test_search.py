@@ -71,6 +71,7 @@ beams = st.builds(
     min_length=st.integers(0, 4),
     max_length=st.integers(5, 12),
     no_repeat_ngram=st.integers(0, 3),
+    no_stutter=st.booleans(),
     allow_unknown=st.booleans(),
 )
 
@@ -209,16 +210,28 @@ def test_finished_captions_stand_before_cut_ones_and_each_before_a_worse_one():
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.sampled_from(list(SEARCHES)), st.integers(1, 4), st.integers(0, 6), st.integers(0, 10_000), st.booleans())
-def test_rules_are_kept(kind, no_repeat_ngram, min_length, seed, allow_unknown):
+@given(
+    st.sampled_from(list(SEARCHES)),
+    st.integers(0, 4),
+    st.booleans(),
+    st.integers(0, 6),
+    st.integers(0, 10_000),
+    st.booleans(),
+)
+def test_rules_are_kept(kind, no_repeat_ngram, no_stutter, min_length, seed, allow_unknown):
     search = SEARCHES[kind](
-        no_repeat_ngram=no_repeat_ngram, min_length=min_length, max_length=15, allow_unknown=allow_unknown
+        no_repeat_ngram=no_repeat_ngram,
+        no_stutter=no_stutter,
+        min_length=min_length,
+        max_length=15,
+        allow_unknown=allow_unknown,
     )
     decoder = opinionated(seed=seed, vocabulary=12, end=0.0)
     for (hypothesis,) in search.search(decoder, remembered(decoder, 4)).hypotheses():
         words = hypothesis.words
         ngrams = [words[i : i + no_repeat_ngram] for i in range(len(words) - no_repeat_ngram + 1)]
-        assert len(set(ngrams)) == len(ngrams)
+        assert not no_repeat_ngram or len(set(ngrams)) == len(ngrams)
+        assert not no_stutter or all(word != after for word, after in itertools.pairwise(words))
         assert len(words) >= min_length and len(words) + hypothesis.finished <= 15
         assert not {PAD, START, END} & set(words)
         assert allow_unknown or UNK not in words

@@ -47,6 +47,8 @@ class SearchOptions:
     """Fewest words before `<end>`."""
     no_repeat_ngram: int = 0
     """Never say the same so many words in a row twice; 0 allows it."""
+    no_stutter: bool = False
+    """Never say a word twice in a row."""
     allow_unknown: bool = False
     """Let the caption hold `<unk>`."""
 

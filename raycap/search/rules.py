@@ -18,6 +18,8 @@ def next_words(options: SearchOptions, scores: Tensor, words: Tensor) -> Tensor:
     allowed[..., [PAD, START] if options.allow_unknown else [PAD, START, UNK]] = -torch.inf
     if 0 < options.no_repeat_ngram <= said:
         _forbid_repeats(allowed, words, options.no_repeat_ngram)
+    if options.no_stutter and said:
+        allowed.scatter_(2, words[..., -1:], -torch.inf)
     if said < options.min_length:
         allowed[..., END] = -torch.inf
         # A caption that may say nothing more is closed, however short.
