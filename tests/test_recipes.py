@@ -195,7 +195,7 @@ def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(data:
     assert first == second != untouched
 
 
-def test_a_run_starts_from_a_captioner_of_the_same_weights_alone(
+def test_a_run_starts_from_a_captioner_of_the_same_make_alone(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, others = tmp_path / "first", tmp_path / "others.pt"
@@ -204,3 +204,7 @@ def test_a_run_starts_from_a_captioner_of_the_same_weights_alone(
     start = ["--start-from", str(first / "captioner"), "--encoder.weights", str(others)]
     assert main([*usual(data), *start, "--out", str(tmp_path / "second")]) == 2
     assert "trained on other weights of its encoder" in capsys.readouterr().err
+    start = ["--start-from", "shipped", "--decoder.hidden-width", "64", "--out", str(tmp_path / "third")]
+    assert main([*usual(data), *start]) == 2
+    told = capsys.readouterr().err
+    assert "encoder.size was 224, now 32" in told and "decoder.hidden_width was 320, now 64" in told

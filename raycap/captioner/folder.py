@@ -82,7 +82,7 @@ def load(path: str, encoder_weights: str) -> Parts:
     """Rebuild the parts; what is not as it was written is refused."""
     path = place_of(path)
     config = _config(path)
-    plan = Plan(**{section: part_from_plain(section, config[section], f"{path}/{CONFIG}") for section in PARTS})
+    plan = _plan(path, config)
     words, tensors = (_checked(path, name, config["sha256"]) for name in (WORDS, MODEL))
     try:
         vocabulary = Vocabulary.from_json(words.decode())
@@ -94,6 +94,16 @@ def load(path: str, encoder_weights: str) -> Parts:
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
     _fill(decoder, state, "decoder.", path)
     return plan, vocabulary, encoder, decoder, config["facts"]
+
+
+def plan_of(path: str) -> Plan:
+    """How the captioner there is made."""
+    path = place_of(path)
+    return _plan(path, _config(path))
+
+
+def _plan(path: str, config: Mapping[str, Any]) -> Plan:
+    return Plan(**{section: part_from_plain(section, config[section], f"{path}/{CONFIG}") for section in PARTS})
 
 
 def encoder_of(path: str, options: EncoderOptions) -> Encoder:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from raycap.captioner import Plan
-from raycap.captioner.folder import WORDS, digest_of, encoder_of
+from raycap.captioner.folder import WORDS, digest_of, encoder_of, plan_of
 from raycap.config import Config, part_to_plain
 from raycap.encoders.encoder import Encoder
 from raycap.refusal import Refusal
-from raycap.runs import RunFolder
+from raycap.runs import RunFolder, differences
 from raycap.search import Beam
 from raycap.shipped import place_of
 from raycap.training import Train
@@ -32,6 +32,8 @@ FREE = (
     "data_name",
     "data_licence",
 )
+# Options of an encoder or a decoder that any weights go with.
+FORMLESS = ("weights", "trainable", "embedding_trainable")
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,26 @@ def table_in(given: str, encoder: Encoder) -> str:
 
 def first_encoder(config: Config) -> Encoder:
     """What looks at the pictures: new, or of the captioner that the run starts from."""
-    if config.train.start_from:
-        return encoder_of(config.train.start_from, config.encoder)
-    return config.encoder.build()
+    start = config.train.start_from
+    if not start:
+        return config.encoder.build()
+    plan = plan_of(start)
+    was, now = (
+        {section: _form(section, getattr(parts, section)) for section in ("encoder", "decoder")}
+        for parts in (plan, config)
+    )
+    if wrong := differences(was, now):
+        raise Refusal(
+            f"{start} is made otherwise than this run ({'; '.join(wrong)}): give the same options, or another "
+            "train.start_from"
+        )
+    return encoder_of(start, config.encoder)
+
+
+def _form(section: str, part: Any) -> dict[str, Any]:
+    """The options of a part that its weights depend on."""
+    told = part_to_plain(section, part)
+    return {name: value for name, value in told.items() if name not in FORMLESS and not name.endswith("dropout")}
 
 
 def gather(config: Config, tables_of: tuple[str, ...], encoder: Encoder, words: Vocabulary | None) -> Material:
