@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 from lessons import features, write
@@ -140,6 +141,17 @@ def test_what_cannot_work_is_refused_before_anything_is_started(
     for word in words:
         assert word in shown
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_data_without_splits_is_told_how_to_have_some(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = features(8)
+    table = table.set_column(table.schema.get_field_index("split"), "split", pa.array([""] * 8, pa.string()))
+    bare = write(tmp_path / "bare", table)
+    usual = ["--out", str(tmp_path / "run"), "--workers.count", "0", "--features", bare]
+    assert main(["train", "--config", str(config), *usual]) == 2
+    assert "(none): 8. Give each split a file of its own" in capsys.readouterr().err
 
 
 def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_path: Path) -> None:
