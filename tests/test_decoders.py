@@ -200,6 +200,15 @@ def test_trains_in_bfloat16(options):
     assert all(part.grad.isfinite().all() for part in decoder.parameters())
 
 
+def test_words_come_in_as_large_as_the_picture_and_score_small():
+    words = torch.arange(VOCABULARY)
+    for scaled in (True, False):
+        decoder = built(TopDown(embedding_width=64, tied_words=True, scaled_words=scaled)).eval()
+        in_wide, out_wide = decoder.embed(words).std().item(), decoder.embedding.weight.std().item()
+        assert out_wide < 0.06
+        assert in_wide / out_wide == pytest.approx(8.0 if scaled else 1.0)
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_given_word_vectors_are_taken_and_kept_when_frozen(kind):
     matrix = np.random.default_rng(0).normal(size=(VOCABULARY, 24)).astype(np.float32)

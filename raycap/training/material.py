@@ -58,6 +58,11 @@ def check(config: Config) -> None:
     """Refuse what does not go together, before anything is read."""
     if not RunFolder(config.train.out).is_local:
         raise Refusal(f"train.out is {config.train.out}: train into a folder that all machines share, then copy it")
+    if config.vocabulary.glove and config.decoder.scaled_words:
+        raise Refusal(
+            "decoder.scaled_words is for vectors that begin small, and vocabulary.glove gives large ones: "
+            "set decoder.scaled_words to false"
+        )
     views = config.train.augmentation.views
     if views and getattr(config.encoder, "trainable", "none") != "none":
         raise Refusal(
