@@ -135,16 +135,24 @@ def trial_process(folder: Path) -> int:
 def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
     sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    space = "train.start_from: {choice: ['', /no/such/captioner]}"
     flags = ["--searcher", "grid", "--scheduler", "median", "--train.epochs", "2"]
-    assert main(sweep(space, *flags)) == 1
+    assert main(sweep("vocabulary.min_count: {choice: [1, 9999]}", *flags)) == 1
     rows = trials(tmp_path)
     assert [row["status"] for row in rows] == ["finished", "failed"]
-    assert "/no/such/captioner" in rows[1]["reason"] and rows[1]["score"] is None
-    assert "/no/such/captioner" in capsys.readouterr().out
+    assert "9999" in rows[1]["reason"] and rows[1]["score"] is None
+    assert rows[1]["reason"] in capsys.readouterr().out
     page = tmp_path / "page.html"
     assert main(["report", str(tmp_path / "sweep"), "--out", str(page)]) == 0
-    assert "Failed trials" in page.read_text() and "/no/such/captioner" in page.read_text()
+    assert "Failed trials" in page.read_text() and "9999" in page.read_text()
+
+
+def test_a_captioner_to_start_from_that_is_not_there_is_refused_before_any_trial(
+    sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "train.start_from: {choice: ['', /no/such/captioner]}"
+    assert main(sweep(space, "--searcher", "grid", "--scheduler", "median")) == 2
+    assert "/no/such/captioner is no captioner folder" in capsys.readouterr().err
+    assert not (tmp_path / "sweep" / "trials").exists()
 
 
 def test_pbt_changes_the_rates_of_a_run_under_way(
