@@ -540,6 +540,8 @@ def test_a_captioner_is_started_from(store: Store, vocabulary: Vocabulary, tmp_p
     run(store, vocabulary, tmp_path / "second", train).go()
     first, second = (epochs(tmp_path / name / "metrics.jsonl") for name in ("first", "second"))
     assert [line["phase"] for line in second] == ["self_critical"]
+    card = [(tmp_path / name / "captioner" / "README.md").read_text() for name in ("first", "second")]
+    assert f"started from: {captioner}" in card[1] and "started from" not in card[0]
     assert second[0]["validation_loss"] < first[0]["validation_loss"] - 0.5
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 Item = TypeVar("Item")
 # Numbers. Gradients from the first size on are sent as they lie: copying them into one piece and back takes longer
-# than sending. Smaller ones share a piece, of the second size at most, so that the copy is not felt in memory.
+# than sending. The others share pieces, each full from the second size on, so that the copy is not felt in memory.
 LARGE, PIECE = 1 << 15, 8 << 20
 
 

@@ -64,6 +64,8 @@ def facts_of(options: Train, train: Lesson, dev: Lesson, line: dict[str, Any]) -
             "learning rate": options.lr,
             "seed": options.seed,
             "chosen by": options.validation.best_by,
+            # What that had learned from, and under which terms, holds for this one too.
+            **({"started from": options.start_from} if options.start_from else {}),
         },
         "scores": {f"{name} on {options.validation_split}": round(line[name], 4) for name in SCORES},
     }
