@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from raycap import __version__
-from raycap.cli import COMMANDS, main
+from raycap.cli import main
+from raycap.commands import COMMANDS
 from raycap.config import loads
 from raycap.encoders import Timm
 

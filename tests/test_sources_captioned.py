@@ -182,6 +182,7 @@ def test_coco_as_it_ships(tmp_path: Path) -> None:
     one = tmp_path / "annotations" / "captions_val2017.json"
     assert detect(str(one)) == "coco"
     assert column(Coco(str(one), split="test"), "split") == ["test"]
+    assert column(Coco(str(tmp_path), fractions=(0.0, 1.0, 0.0)), "split") == ["dev"] * 3
 
 
 def test_coco_with_folders_in_its_names_and_pictures_elsewhere(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from manifest import column, read, rows, write
 
 from raycap.refusal import Refusal
 from raycap.sources import HuggingFace, Table, detect
+from raycap.sources.splits import seeded_split
 from raycap.tables import fit
 
 PICTURES: list[dict[str, Any]] = [
@@ -67,6 +69,20 @@ def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
     assert [row["licence"] for row in found] == [row["licence"] for row in PICTURES]
     assert column(Table(path, key_column="id"), "key") == ["7", "8", "9", "10"]
     assert column(Table(path, column="licence", local=True), "uri")[0] == f"{tmp_path}/by"
+
+
+def test_splits_are_drawn_by_address_not_by_row(tmp_path: Path) -> None:
+    """A picture with a row for each of its captions is in one split."""
+    lines = ["url,caption,split", *(f"http://h/{number // 5}.jpg,said {number},train" for number in range(1000))]
+    path = str(write(tmp_path / "t.csv", "\n".join(lines)))
+    assert set(column(Table(path), "split")) == {""}
+    drawn = Table(path, split_column="split", fractions=(0.6, 0.3, 0.1))
+    splits = {(row["uri"], row["split"]) for row in rows(drawn)}
+    assert len(splits) == 200
+    counts = Counter(split for _, split in splits)
+    assert 90 < counts["train"] < 150 and 30 < counts["dev"] < 90 and counts["test"]
+    with pytest.raises(Refusal, match="add up to 1"):
+        Table(path, fractions=(0.6, 0.3, 0.2))
 
 
 def test_a_table_in_a_bucket(request: pytest.FixtureRequest) -> None:
@@ -232,6 +248,7 @@ def test_an_imagefolder(tmp_path: Path) -> None:
         ("validation/0.jpg", "dev", ["c", "d"]),
     ]
     assert all(Path(row["uri"]).read_bytes() == b"picture" for row in found)
+    assert set(column(HuggingFace(str(tmp_path), fractions=(0.0, 0.0, 1.0)), "split")) == {"test"}
     assert column(HuggingFace(str(tmp_path / "train" / "metadata.jsonl")), "key") == ["0.jpg", "sub/1.jpg"]
 
 
@@ -269,6 +286,8 @@ def test_parquet_with_pictures_inside_as_flickr30k_ships(tmp_path: Path) -> None
     assert [row["bytes"] for row in found] == [picture["image"]["bytes"] for picture in pictures]
     assert [row["split"] for row in found[:3]] == ["train", "dev", "test"]
     assert found[0]["references"] == ["a", "b"]
+    drawn = column(HuggingFace(str(tmp_path), fractions=(0.5, 0.5, 0.0)), "split")
+    assert drawn == [seeded_split(picture["filename"], (0.5, 0.5, 0.0), 0) for picture in pictures]
     assert found[65]["uri"] == f"{tmp_path}/TEST/test/0000.parquet/65"
 
 

@@ -152,7 +152,7 @@ def test_data_without_splits_is_told_how_to_have_some(
     bare = write(tmp_path / "bare", table)
     usual = ["--out", str(tmp_path / "run"), "--workers.count", "0", "--features", bare]
     assert main(["train", "--config", str(config), *usual]) == 2
-    assert "(none): 8. Give each split a file of its own" in capsys.readouterr().err
+    assert "(none): 8: --source.fractions 0.9 0.1 0 draws" in capsys.readouterr().err
 
 
 def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_path: Path) -> None:

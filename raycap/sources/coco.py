@@ -18,7 +18,7 @@ from raycap.sources.annotated import (
 )
 from raycap.sources.place import Place, existing
 from raycap.sources.rows import tables
-from raycap.sources.splits import split_word
+from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +37,11 @@ class Coco:
     """The picture folder. Empty: found beside the annotations by looking for a few of the pictures."""
     split: str = ""
     """The split of every row. Empty: from the file name (captions_val2017.json is dev), else none."""
+    fractions: Fractions | None = None
+    """Draw splits by the pictures' names, whatever the data says: how much goes to train, dev and test."""
+
+    def __post_init__(self) -> None:
+        check_fractions(self.fractions)
 
     @property
     def trusted(self) -> bool:
@@ -85,7 +90,11 @@ class Coco:
                 twice = f"{names[picture['id']]} and {picture['file_name']}"
                 raise Refusal(f"{file.uri}: two pictures have the id {picture['id']}: {twice}")
             names[picture["id"]] = str(picture["file_name"])
-        return [Entry(name, name, split, references.get(number, [])) for number, name in names.items()]
+        splits = drawn_splits(list(names.values()), self.fractions) or [split] * len(names)
+        return [
+            Entry(name, name, word, references.get(number, []))
+            for (number, name), word in zip(names.items(), splits, strict=True)
+        ]
 
 
 def _above(file: Place) -> list[Place]:

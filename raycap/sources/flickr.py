@@ -11,7 +11,7 @@ from raycap.sources.annotated import Album, Entry, listed, missing_notes, pictur
 from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
 from raycap.sources.place import PICTURE_NAME, Place, existing, read_lines
 from raycap.sources.rows import Tally, tables
-from raycap.sources.splits import check_fractions, seeded_split, split_in
+from raycap.sources.splits import Fractions, check_fractions, seeded_split, split_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,7 +36,7 @@ class Flickr:
     split_files: bool = True
     """Take splits from Flickr_8k.trainImages.txt and its like, where they are near the caption file; a picture that
     none of them names has no split. Otherwise, or without such files, splits are drawn."""
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    fractions: Fractions = (0.8, 0.1, 0.1)
     """Drawn splits: how much of the pictures goes to train, dev and test."""
     seed: int = 0
     """Drawn splits: another seed, another draw. A picture keeps its split when others are added."""

@@ -11,7 +11,7 @@ from raycap.sources.listing import Oddities, walk
 from raycap.sources.place import Place, existing
 from raycap.sources.records import Piece, Records, format_of, references_of, texts
 from raycap.sources.rows import FIRST_ROWS, Row, Tally, tables
-from raycap.sources.splits import split_in, split_word
+from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
 from raycap.sources.urls import repeats_note
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class HuggingFace:
     """Columns of human captions, each text or a list. Empty: text, caption, captions, caption_0, ... if present."""
     split_column: str = "split"
     """The column of splits, where there is one; else files or folders named train, validation, test tell."""
+    fractions: Fractions | None = None
+    """Draw splits by the pictures' names, whatever the data says: how much goes to train, dev and test."""
+
+    def __post_init__(self) -> None:
+        check_fractions(self.fractions)
 
     @property
     def trusted(self) -> bool:
@@ -104,8 +109,9 @@ class HuggingFace:
         references = self._references(names)
         for piece in records.pieces([name_column, *self._own_split(names), *references], references, malformed):
             pictures = texts(piece, name_column)
-            named = zip(keys.of([below + name for name in pictures]), pictures, strict=True)
-            facts = zip(self._splits(piece, split), references_of(piece, references), strict=True)
+            paths = [below + name for name in pictures]
+            named = zip(keys.of(paths), pictures, strict=True)
+            facts = zip(self._splits(piece, split, paths), references_of(piece, references), strict=True)
             for (key, name), (word, said) in zip(named, facts, strict=True):
                 yield Row(key, _uri(file, name), word, said)
 
@@ -123,8 +129,9 @@ class HuggingFace:
             pictures = [_bytes_and_path(value) for value in piece.columns[column].to_pylist()]
             given = texts(piece, name_column[0]) if name_column else [path for _, path in pictures]
             places = [f"{file.name}/{row.removeprefix('row ')}" for row in piece.where]
-            named = keys.of([name or below + place for name, place in zip(given, places, strict=True)])
-            facts = zip(named, self._splits(piece, split), references_of(piece, references), strict=True)
+            names_of = [name or below + place for name, place in zip(given, places, strict=True)]
+            splits = self._splits(piece, split, names_of)
+            facts = zip(keys.of(names_of), splits, references_of(piece, references), strict=True)
             for (data, path), place, (key, word, said) in zip(pictures, places, facts, strict=True):
                 uri = _uri(file, path) if data is None else f"{file.parent.uri}/{place}"
                 yield Row(key, uri, word, said, data)
@@ -132,7 +139,9 @@ class HuggingFace:
     def _own_split(self, names: Sequence[str]) -> list[str]:
         return [self.split_column] if self.split_column in names else []
 
-    def _splits(self, piece: Piece, split: str) -> list[str]:
+    def _splits(self, piece: Piece, split: str, pictures: list[str]) -> list[str]:
+        if drawn := drawn_splits(pictures, self.fractions):
+            return drawn
         if self.split_column in piece.columns.column_names:
             return [split_word(word) for word in texts(piece, self.split_column)]
         return [split] * len(piece.where)

@@ -2,8 +2,12 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 from raycap.refusal import Refusal
+
+# Of train, dev and test.
+Fractions = tuple[float, float, float]
 
 # train, dev, test everywhere, whatever a dataset calls them; other words (restval, testA) stay as they are.
 _WORDS = {
@@ -29,15 +33,15 @@ def split_in(name: str) -> str:
     return first if first in ("train", "dev", "test") else ""
 
 
-def check_fractions(fractions: tuple[float, float, float]) -> None:
+def check_fractions(fractions: Fractions | None) -> None:
     """Refuse what cannot be a split."""
-    if any(not 0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
+    if fractions and (any(not 0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6):
         raise Refusal(
             f"fractions are {fractions}: give train, dev and test as numbers from 0 to 1 that add up to 1"
         )
 
 
-def seeded_split(key: str, fractions: tuple[float, float, float], seed: int) -> str:
+def seeded_split(key: str, fractions: Fractions, seed: int) -> str:
     """The split of one picture, drawn from its key and the seed alone.
 
     Counts are therefore near the fractions, not equal to them; in return a picture never moves from dev to train
@@ -47,3 +51,8 @@ def seeded_split(key: str, fractions: tuple[float, float, float], seed: int) -> 
     draw = int.from_bytes(digest, "big") / 2**64
     train, dev, _ = fractions
     return "train" if draw < train else "dev" if draw < train + dev else "test"
+
+
+def drawn_splits(names: Sequence[str], fractions: Fractions | None) -> list[str]:
+    """The split of each picture by its name, the same for a name that comes twice; none without fractions."""
+    return [seeded_split(name, fractions, seed=0) for name in names] if fractions else []

@@ -10,7 +10,7 @@ from raycap.sources.place import has_scheme
 from raycap.sources.records import Piece, records, references_of, texts
 from raycap.sources.rows import FIRST_ROWS, MOST_ROWS, Tally
 from raycap.sources.seen import Seen
-from raycap.sources.splits import split_word
+from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.urls import repeats_note, resolved
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Table:
     """The column of keys, each different. Empty: the URL is the key."""
     split_column: str = ""
     """The column of splits, if any."""
+    fractions: Fractions | None = None
+    """Draw splits by the pictures' names, whatever the data says: how much goes to train, dev and test."""
     references: tuple[str, ...] = ()
     """Columns of human captions, each text or a list; 'auto': references, captions and caption if present."""
     columns: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class Table:
     """The format, where file names do not tell it; csv is any delimited text."""
 
     def __post_init__(self) -> None:
+        check_fractions(self.fractions)
         if self.columns and (taken := sorted(set(self.columns) & _reserved_names())):
             raise Refusal(f"cannot carry {', '.join(taken)}: raycap has columns of that name; rename yours first")
         if len(set(self.columns)) < len(self.columns):
@@ -89,7 +92,7 @@ class Table:
             table = _manifest(
                 self._unique_keys(piece, seen) if self.key_column else keys.of(uris),
                 [resolved(uri, piece.file.parent) for uri in uris] if trusted else uris,
-                [split_word(word) for word in texts(piece, self.split_column)] if self.split_column else None,
+                self._splits(piece, uris),
                 references_of(piece, references),
                 carried,
             )
@@ -110,6 +113,11 @@ class Table:
                 keys.of(texts(piece, column))
         left_out = malformed.note("malformed line left out", "malformed lines left out")
         return [*left_out, *repeats_note(keys, "URL")]
+
+    def _splits(self, piece: Piece, uris: list[str]) -> list[str]:
+        drawn = drawn_splits(uris, self.fractions)
+        said = texts(piece, self.split_column) if self.split_column else [""] * len(uris)
+        return drawn or [split_word(word) for word in said]
 
     def _pieces(self, malformed: Tally) -> Iterator[Piece]:
         files = records(self.path, self.format)
@@ -186,14 +194,14 @@ def _carried(piece: Piece, names: Sequence[str], types: "pa.Schema | None") -> "
 
 
 def _manifest(
-    keys: list[str], uris: list[str], splits: list[str] | None, references: list[list[str]], carried: "pa.Table"
+    keys: list[str], uris: list[str], splits: list[str], references: list[list[str]], carried: "pa.Table"
 ) -> "pa.Table":
     import pyarrow as pa
 
     from raycap.tables import MANIFEST, fit
 
     none = pa.nulls(len(keys), pa.large_binary())
-    columns = (keys, uris, splits or [""] * len(keys), references, none)
+    columns = (keys, uris, splits, references, none)
     named = {field.name: pa.array(column, field.type) for field, column in zip(MANIFEST, columns, strict=True)}
     named |= dict(zip(carried.column_names, carried.columns, strict=True))
     return fit(pa.table(named), MANIFEST, carried.column_names)
