@@ -94,7 +94,7 @@ class Caption(Bulk):
 
     out: str = ""
     """Folder of the run, local or in an object store (s3://...); the same command again goes on where it was.
-    Empty: ./captions, for a pile of pictures."""
+    Empty: ./captions/NAME, for a pile of pictures of that name."""
     model: str = "shipped"
     """The captioner: a folder or URI that `raycap train` or Captioner.save wrote, or the one that ships."""
     encoder_weights: str = ""

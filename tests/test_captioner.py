@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from raycap import Captioner
 from raycap.captioner import Plan
-from raycap.captioner.folder import _digest_of_config
+from raycap.captioner.folder import _digest_of_config, state_of, words_of
 from raycap.captioner.room import Room
 from raycap.decoders import DecoderChoice, Recurrent, TopDown, Transformer
 from raycap.encoders import Pixels, ResNet18
@@ -250,6 +250,10 @@ def test_a_folder_is_read_from_a_uri(captioner: Captioner, tmp_path: Path) -> No
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "captioner"), "/captioners/shapes", recursive=True)
     assert Captioner.load("memory://captioners/shapes").vocabulary == captioner.vocabulary
+    # A run may start from it.
+    assert words_of("memory://captioners/shapes") == captioner.vocabulary
+    named = {f"decoder.{name}" for name in captioner.decoder.state_dict()}
+    assert state_of("memory://captioners/shapes").keys() == named
 
 
 def test_saving_again_replaces_the_folder_whole(captioner: Captioner, tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def test_cluster_yaml_is_what_ray_takes() -> None:
     assert sum(kind["max_workers"] for kind in types.values()) <= config["max_workers"]
 
 
+def test_cluster_yaml_sends_the_whole_package() -> None:
+    """A pattern of rsync that does not begin with / fits in every folder: `runs` would leave out raycap/runs."""
+    tops = {path.name for path in (REPOSITORY / "raycap").parent.iterdir()} & {"raycap", "jobs", "configs"}
+    excluded = yaml.safe_load(CLUSTER.read_text())["rsync_exclude"]
+    assert all(re.fullmatch(r"/[\w.]+", pattern) and pattern[1:] not in tops for pattern in excluded)
+
+
 def test_cluster_yaml_mistakes_are_found() -> None:
     config = yaml.safe_load(CLUSTER.read_text())
     config["available_node_types"]["model"]["resource"] = {}
@@ -93,7 +100,8 @@ def test_manifests_have_the_fields_of_kuberay(path: Path) -> None:
 def test_the_commands_of_manifests_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Flags, labels and configs in them exist; labels are those of the nodes."""
     spec = yaml.safe_load(path.read_text())["spec"]
-    python, job, *arguments = shlex.split(spec["entrypoint"])
+    words = shlex.split(spec["entrypoint"])
+    python, job, *arguments = shlex.split(words[2].partition(" || ")[0]) if words[0] == "bash" else words
     monkeypatch.chdir(REPOSITORY)
     assert python == "python" and Path(job).exists()
     kind = ["--source", "folder"] if job.endswith("caption.py") else ["--source", "flickr"]

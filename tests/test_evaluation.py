@@ -230,6 +230,7 @@ def test_training_captions_are_known_only_when_others_are_judged() -> None:
     references = References({"a": ["a dog"], "b": ["a cat"]}, {"a": "train", "b": "dev"})
     table = table_of([("a", "x", SUCCESS), ("b", "a dog", SUCCESS)])
     assert align([table], references, Evaluate(split="dev")).learned == {"a dog"}
+    assert align([table], references, Evaluate(split="val")).learned == {"a dog"}, "another word for it"
     assert align([table], references, Evaluate()).learned == frozenset()
     with pytest.raises(Refusal, match="dev, train"):
         align([table], references, Evaluate(split="test"))

@@ -77,11 +77,11 @@ def test_a_folder_needs_nothing_but_its_name(captions: dict[str, str], tmp_path:
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "raycap: 1 model actor(s)" in run.stderr, "one batch keeps one busy"
-    table = pq.read_table(tmp_path / "captions" / "captions").sort_by("key")
+    table = pq.read_table(tmp_path / "captions" / "samples" / "captions").sort_by("key")
     # Arithmetic may round another way in a batch of another size.
     said = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
     assert sum(said[name] == captions[name] for name in captions) >= len(captions) - 1
-    page = (tmp_path / "captions" / "gallery.html").read_text()
+    page = (tmp_path / "captions" / "samples" / "gallery.html").read_text()
     for name, caption in said.items():
         assert f"{name}: {caption}\n" in run.stdout
         assert caption in page

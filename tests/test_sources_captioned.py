@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifest import column, read, rows, write
 
+from raycap.evaluation import references
 from raycap.refusal import Refusal
 from raycap.sources import Coco, Flickr, Karpathy, detect
 
@@ -182,7 +183,11 @@ def test_coco_as_it_ships(tmp_path: Path) -> None:
     one = tmp_path / "annotations" / "captions_val2017.json"
     assert detect(str(one)) == "coco"
     assert column(Coco(str(one), split="test"), "split") == ["test"]
-    assert column(Coco(str(tmp_path), fractions=(0.0, 1.0, 0.0)), "split") == ["dev"] * 3
+    drawn = Coco(str(tmp_path), fractions=(0.5, 0.5, 0.0))
+    splits = {row["key"]: row["split"] for row in rows(drawn)}
+    assert splits != {row["key"]: row["split"] for row in found}
+    # Who judges captions draws the same, also of a picture that is not there.
+    assert references.read(drawn).splits | splits == references.read(drawn).splits
 
 
 def test_coco_with_folders_in_its_names_and_pictures_elsewhere(tmp_path: Path) -> None:

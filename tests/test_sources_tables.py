@@ -311,6 +311,16 @@ def test_embedded_pictures_without_names_and_without_bytes(tmp_path: Path) -> No
     assert {row["split"] for row in found} == {"train"}
 
 
+def test_a_picture_without_a_name_is_drawn_into_one_split(tmp_path: Path) -> None:
+    """It has a row, and so a key, for each of its captions."""
+    pictures = [{"image": bytes([number // 5]) * 9, "text": str(number)} for number in range(500)]
+    write(tmp_path / "t.parquet", parquet(pictures))
+    drawn = rows(HuggingFace(str(tmp_path / "t.parquet"), fractions=(0.5, 0.5, 0.0)))
+    assert len({row["key"] for row in drawn}) == 500
+    assert len({(row["bytes"], row["split"]) for row in drawn}) == 100
+    assert {row["split"] for row in drawn} == {"train", "dev"}
+
+
 def test_large_embedded_pictures_come_few_at_a_time(tmp_path: Path) -> None:
     pictures = [{"image": bytes([index]) * (12 << 20), "name": str(index)} for index in range(7)]
     write(tmp_path / "t.parquet", parquet(pictures))

@@ -155,6 +155,20 @@ def test_data_without_splits_is_told_how_to_have_some(
     assert "(none): 8: --source.fractions 0.9 0.1 0 draws" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("act", ["train", "tune"])
+def test_a_source_that_cannot_be_learned_from_is_refused_before_a_picture_is_read(
+    act: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(CONFIG % DECODER)
+    (tmp_path / "space.yaml").write_text("train.lr: {choice: [0.01, 0.02]}")
+    (tmp_path / "mine.csv").write_text("path,caption\na.png,a dog\nb.png,a cat\n")
+    usual = ["--config", str(tmp_path / "run.yaml"), "--train.cache", str(tmp_path / "cache")]
+    own = ["--space", str(tmp_path / "space.yaml")] if act == "tune" else []
+    assert main([act, str(tmp_path / "mine.csv"), *usual, *own, "--out", str(tmp_path / "out")]) == 2
+    assert "(none): 2: --source.fractions 0.9 0.1 0 draws" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists() and not ray.is_initialized()
+
+
 def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_path: Path) -> None:
     arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
     assert main([*arguments, "--validation-split", "devv"]) == 2
@@ -214,6 +228,30 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(workers: str, config: Path, tmp_
     state = json.loads(sorted((out / "checkpoints").iterdir())[-1].joinpath("state.json").read_text())
     assert state["place"]["step"] >= 30
     assert not (out / "facts.json").exists() and not (out / "stop").exists()
+
+
+LEAVES_AT_ONCE = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from raycap.stages.train import _until_done
+
+class Watch:
+    def look(self):
+        pass
+
+for seconds in (0.5, 2):
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    _until_done(lambda: time.sleep(3600), Path(sys.argv[1]), Watch())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
+    """The deadline only ends what hangs: for the step, it would be an hour."""
+    assert subprocess.run([sys.executable, "-c", LEAVES_AT_ONCE, str(tmp_path)], timeout=120).returncode == 130
 
 
 # ------------------------------------------------------------------------------------------- on Ray's workers

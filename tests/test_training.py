@@ -24,6 +24,7 @@ from raycap.encoders.encoder import Encoder
 from raycap.precision import derive
 from raycap.refusal import Refusal
 from raycap.search import Beam, Greedy, Sample
+from raycap.sources import Table
 from raycap.training import (
     Augmentation,
     Objective,
@@ -46,7 +47,7 @@ from raycap.training.network import Network
 from raycap.training.objective import before, by_picture, sums, unevenness, words_read
 from raycap.training.run import STOP, Run
 from raycap.training.self_critical import Critic, advantages, likelihood
-from raycap.training.store import CAPTION_COLUMNS, Store, store_of, unpacked
+from raycap.training.store import CAPTION_COLUMNS, Pictures, Store, described, store_of, unpacked, write_listing
 from raycap.training.trackers import TRACKERS, open_tracker
 from raycap.training.validation import PANELS
 from raycap.training.watching import CURVE, Watch
@@ -150,6 +151,33 @@ def test_an_epoch_is_every_picture_once_however_many_share_it(
         assert sorted(np.concatenate([own[step] for own in together])) == sorted(whole)
 
 
+def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Its rows come in another order, as workers finish them; a seed is about pictures, not about places."""
+    told = []
+    for order in (np.arange(24), np.random.default_rng(1).permutation(24)):
+        table = write(tmp_path / f"table-{order[0]}", features(24).take(order))
+        store = unpacked(table, tmp_path / "cache")
+        learned = Lesson(store, store.of("train"), vocabulary)
+        told.append([[store.key(place) for place in step] for step in learned.shares(2, 7, 4, 0, 1)])
+    assert told[0] == told[1]
+
+
+def test_what_is_learned_is_what_the_source_says_now(tmp_path: Path) -> None:
+    """A table is kept for later runs; captions are mended, pictures change splits and are taken away meanwhile."""
+    table = write(tmp_path / "table", features(4))
+    lines = ["path,caption,part", "0002.png,mended,dev", "0000.png,as it was,train", "9999.png,not encoded,train"]
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    source = Table(str(tmp_path / "mine.csv"), split_column="part", references=("auto",), key_column="path")
+    assert write_listing(source, tmp_path / "listing") == {"train": 2, "dev": 1}
+    pictures = Pictures((table,), str(tmp_path / "listing"))
+    store = store_of(pictures, tmp_path / "cache")
+    told = [
+        [(store.key(place), store.references(place)) for place in store.of(split)] for split in ("train", "dev")
+    ]
+    assert told == [[("0000.png", ["as it was"])], [("0002.png", ["mended"])]]
+    assert sorted(filter(None, described(pictures)["split"].to_pylist())) == ["dev", "train"]
+
+
 def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(vocabulary: Vocabulary, tmp_path: Path) -> None:
     """Views come in another order, and one has lost a picture."""
     table = features(12)
@@ -159,7 +187,7 @@ def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(vocabulary: Vocabula
         changed = pa.FixedShapeTensorArray.from_numpy_ndarray((grids + number).astype(np.float16))
         view = table.set_column(table.schema.get_field_index("grid"), "grid", changed).take(order)
         written.append(write(tmp_path / f"view-{number}", view))
-    store = store_of(written, tmp_path / "cache")
+    store = store_of(Pictures(tuple(written)), tmp_path / "cache")
     for number in range(36):
         view, place = divmod(number, 12)
         shown = store.pictures(np.array([number]))[0, :-1]
@@ -429,7 +457,7 @@ def run(store: Store, vocabulary: Vocabulary, out: Path, train: Train, decoder: 
     out.mkdir(parents=True, exist_ok=True)
     encoder = plan.encoder.build()
     assert (encoder.positions, encoder.width) == (POSITIONS, WIDTH)
-    return Run(Material(plan, train, vocabulary, encoder, ("a table",)), out, store, CPU, Group())
+    return Run(Material(plan, train, vocabulary, encoder, Pictures(("a table",))), out, store, CPU, Group())
 
 
 @pytest.mark.parametrize("decoder", DECODER_CHOICES, ids=lambda options: type(options).__name__)

@@ -69,6 +69,39 @@ def test_what_moves_are_rates_and_they_stay_in_their_ranges(space: Space, seed: 
     assert 0 <= after["train.objective.label_smoothing"] <= 0.2
 
 
+def test_a_rate_moves_within_the_range_of_its_own_case(tmp_path: Path) -> None:
+    text = """
+decoder.kind: {choice: [recurrent, transformer]}
+train.lr:
+  - {log_uniform: [1e-2, 5e-2], when: {decoder.kind: recurrent}}
+  - {log_uniform: [1e-5, 1e-4], when: {decoder.kind: transformer}}
+"""
+    space, chance = space_of(tmp_path, text), np.random.default_rng(0)
+    for seed in range(30):
+        (point,) = space.drawn(1, seed)
+        low, high = (1e-2, 5e-2) if point["decoder.kind"] == "recurrent" else (1e-5, 1e-4)
+        assert low <= space.moved(point, chance)["train.lr"] <= high
+
+
+def test_features_are_made_for_every_case_that_a_trial_may_come_to(tmp_path: Path) -> None:
+    text = """
+decoder.kind: {choice: [recurrent, transformer]}
+train.batch: {choice: [16, 32], when: {decoder.kind: recurrent}}
+reading.background: {choice: ['#000000', '#ffffff'], when: {train.batch: 32}}
+"""
+    space = space_of(tmp_path, text)
+    seen = {point.get("reading.background") for point in space.grid()}
+    assert {point.get("reading.background") for point in space.encodings()} == seen == {None, "#000000", "#ffffff"}
+
+
+def test_the_longest_trial_is_long_in_both_phases(tmp_path: Path) -> None:
+    """What ends trials early is told how long they may be; told too little, it would let none come to the end."""
+    from raycap.stages.tune.search import _longest
+
+    text = "train.epochs: {choice: [10, 20]}\ntrain.self_critical.epochs: {choice: [0, 10]}"
+    assert _longest(Config(), space_of(tmp_path, text)) == 30
+
+
 def test_a_draw_uses_the_whole_of_a_range(space: Space) -> None:
     drawn = space.drawn(400, 0)
     rates = np.log10([point["train.lr"] for point in drawn])

@@ -83,12 +83,7 @@ def load(path: str, encoder_weights: str) -> Parts:
     path = place_of(path)
     config = _config(path)
     plan = _plan(path, config)
-    words, tensors = (_checked(path, name, config["sha256"]) for name in (WORDS, MODEL))
-    try:
-        vocabulary = Vocabulary.from_json(words.decode())
-        state = safetensors.torch.load(tensors)
-    except (Refusal, UnicodeDecodeError, safetensors.SafetensorError) as error:
-        raise Refusal(f"{path}: {error}") from error
+    vocabulary, state = _words(path, config), _state(path, config)
     options = _with_weights(plan.encoder, encoder_weights) if encoder_weights else plan.encoder
     encoder = _encoder(path, config, options, state)
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
@@ -110,11 +105,34 @@ def encoder_of(path: str, options: EncoderOptions) -> Encoder:
     """What the captioner there looks with, built with `options`."""
     path = place_of(path)
     config = _config(path)
+    return _encoder(path, config, options, _state(path, config))
+
+
+def words_of(path: str) -> Vocabulary:
+    """The words of the captioner there."""
+    path = place_of(path)
+    return _words(path, _config(path))
+
+
+def state_of(path: str) -> dict[str, Tensor]:
+    """The weights of the captioner there, under `decoder.` and, if they are in it, `encoder.`."""
+    path = place_of(path)
+    return _state(path, _config(path))
+
+
+def _words(path: str, config: Mapping[str, Any]) -> Vocabulary:
     try:
-        state = safetensors.torch.load(_checked(path, MODEL, config["sha256"]))
+        return Vocabulary.from_json(_checked(path, WORDS, config["sha256"]).decode())
+    except (Refusal, UnicodeDecodeError) as error:
+        raise Refusal(f"{path}: {error}") from error
+
+
+def _state(path: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    content = _checked(path, MODEL, config["sha256"])
+    try:
+        return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise Refusal(f"{path}: {error}") from error
-    return _encoder(path, config, options, state)
 
 
 def _encoder(path: str, config: Mapping[str, Any], options: EncoderOptions, state: Mapping[str, Tensor]) -> Encoder:

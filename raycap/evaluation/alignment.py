@@ -9,6 +9,7 @@ from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.options import Evaluate, Match
 from raycap.evaluation.references import References
 from raycap.refusal import Refusal
+from raycap.sources.splits import split_word
 from raycap.tables import SUCCESS
 
 # What became of a picture or a row in an evaluation.
@@ -52,13 +53,13 @@ class Lineup:
 
 def align(tables: Sequence[CaptionTable], references: References, options: Evaluate) -> Lineup:
     """Bring them together; a refusal where nothing is left to judge."""
-    wanted = _wanted(references, options.split)
+    asked = wanted(references, options.split)
     matched = [_matched(table, references, options.match) for table in tables]
     found = [
-        _Found(table, names, references, wanted, options.absent_as_empty)
+        _Found(table, names, references, asked, options.absent_as_empty)
         for table, (names, _) in zip(tables, matched, strict=True)
     ]
-    keys = tuple(key for key in wanted if all(key in each.captions for each in found))
+    keys = tuple(key for key in asked if all(key in each.captions for each in found))
     if not keys:
         raise Refusal(_nothing(found, references, options))
     judged = set(keys)
@@ -128,16 +129,18 @@ def fate_of(key: str, caption: str, status: str, reason: str, row: int) -> Fate:
     return Fate(key, FAILED, caption, f"{status}: {reason}" if reason else status, row)
 
 
-def _wanted(references: References, split: str) -> list[str]:
+def wanted(references: References, split: str) -> list[str]:
+    """The pictures of a split that have captions; a refusal where there are none."""
+    split = split_word(split)
     if not split:
         return list(references.captions)
-    wanted = [key for key in references.captions if references.splits[key] == split]
-    if not wanted:
+    found = [key for key in references.captions if references.splits[key] == split]
+    if not found:
         known = sorted({name for name in references.splits.values() if name})
         raise Refusal(
             f"no picture of the references is of split {split!r}; they have {', '.join(known) or 'no splits'}"
         )
-    return wanted
+    return found
 
 
 _LAST_NUMBER = re.compile(r"(\d+)(?=\D*$)")

@@ -1,6 +1,8 @@
 """The human captions that captions are measured by, from any source. Captioned datasets need no pictures for it."""
 
 import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from raycap.refusal import Refusal
 from raycap.sources import Coco, Flickr, Karpathy, Source, Table, coco
 from raycap.sources.annotated import Entry, read_json, records_of
 from raycap.sources.place import Place, existing
-from raycap.sources.splits import split_word
+from raycap.sources.splits import drawn_splits, split_word
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class References:
     uris: dict[str, str] = field(default_factory=dict)  # where the pictures are, if the source knows
     numbers: dict[str, int] = field(default_factory=dict)  # COCO's ids
     silent: frozenset[str] = frozenset()  # pictures without any caption
+
+    def digest(self) -> str:
+        """What tells them from others."""
+        return hashlib.sha256(json.dumps([self.captions, self.splits], sort_keys=True).encode()).hexdigest()
 
 
 def read(source: Source | None) -> References:
@@ -96,27 +102,34 @@ def _of_coco(source: Coco) -> References:
         split = source.split or _split_of(file.name)
         names, spoken = _annotations(file)
         for number, name in names.items():
-            if name in numbers:
+            if name in captions or name in silent:
                 raise Refusal(f"{name} stands twice in {', '.join(each.uri for each in files)}")
-            numbers[name] = number
+            if isinstance(number, int):
+                numbers[name] = number
             if number in spoken:
-                captions[name], splits[name] = spoken[number], split
+                captions[name] = spoken[number]
+                [splits[name]] = drawn_splits([name], source.fractions) or [split]
             else:
                 silent.add(name)
     return References(captions, splits, numbers=numbers, silent=frozenset(silent))
 
 
-def _annotations(file: Place) -> tuple[dict[int, str], dict[int, list[str]]]:
+def _annotations(file: Place) -> tuple[dict[int | str, str], dict[int | str, list[str]]]:
     """The name of each picture by its id, and the captions by the same; without a list of pictures the id is the
     name."""
     document = read_json(file)
-    spoken: dict[int, list[str]] = {}
+    spoken: dict[int | str, list[str]] = {}
     for annotation in records_of(document, "annotations", ["image_id", "caption"], file):
-        spoken.setdefault(int(annotation["image_id"]), []).append(str(annotation["caption"]).strip())
+        spoken.setdefault(_id(annotation["image_id"]), []).append(str(annotation["caption"]).strip())
     if "images" not in document:
         return {number: str(number) for number in spoken}, spoken
     pictures = records_of(document, "images", ["id", "file_name"], file)
-    return {int(picture["id"]): str(picture["file_name"]) for picture in pictures}, spoken
+    return {_id(picture["id"]): str(picture["file_name"]) for picture in pictures}, spoken
+
+
+def _id(told: object) -> int | str:
+    """COCO's are numbers, at times in quotes; others write what they like."""
+    return int(str(told)) if str(told).isdecimal() else str(told)
 
 
 def _split_of(name: str) -> str:

@@ -15,12 +15,12 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 JOBS_COPY = "working_dir_files"
 
 
-def check_stays(path: str | Path) -> None:
+def check_stays(path: str | Path, otherwise: str = "an absolute path") -> None:
     """Refuse a place in the copy of the working directory that a submitted job runs in: Ray deletes it."""
     if JOBS_COPY in Path(path).absolute().parts:
         raise Refusal(
-            f"{path} would be written into the job's own copy of its working directory, which Ray deletes: give an "
-            "absolute path, or a URI such as s3://bucket/folder"
+            f"{path} would be written into the job's own copy of its working directory, which Ray deletes: give "
+            f"{otherwise}"
         )
 
 

@@ -34,7 +34,7 @@ class RunFolder:
             raise Refusal(f"{self.uri} is the memory of one process, and several write: give a folder, or s3://...")
         _place(self.uri)
         if self.is_local:
-            check_stays(self.path())
+            check_stays(self.path(), "an absolute path, or a URI such as s3://bucket/folder")
 
     def __truediv__(self, name: str) -> "RunFolder":
         return RunFolder(f"{self.uri.rstrip('/')}/{name}")

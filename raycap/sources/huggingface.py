@@ -1,5 +1,6 @@
 """Datasets as Hugging Face lays them out: pictures beside a metadata file, or Parquet with pictures inside."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ class HuggingFace:
             given = texts(piece, name_column[0]) if name_column else [path for _, path in pictures]
             places = [f"{file.name}/{row.removeprefix('row ')}" for row in piece.where]
             names_of = [name or below + place for name, place in zip(given, places, strict=True)]
-            splits = self._splits(piece, split, names_of)
+            shown = given if not self.fractions else _told_apart(given, [data for data, _ in pictures])
+            splits = self._splits(piece, split, shown)
             facts = zip(keys.of(names_of), splits, references_of(piece, references), strict=True)
             for (data, path), place, (key, word, said) in zip(pictures, places, facts, strict=True):
                 uri = _uri(file, path) if data is None else f"{file.parent.uri}/{place}"
@@ -174,6 +176,11 @@ def _bytes_and_path(value: Any) -> tuple[bytes | None, str]:
     if isinstance(value, dict):
         return value.get("bytes"), value.get("path") or ""
     return value, ""
+
+
+def _told_apart(names: Sequence[str], pictures: Sequence[bytes | None]) -> list[str]:
+    """Pictures without a name by their bytes: one may have a row for each of its captions."""
+    return [name or hashlib.sha256(data or b"").hexdigest() for name, data in zip(names, pictures, strict=True)]
 
 
 def _uri(file: Place, name: str) -> str:

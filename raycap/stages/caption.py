@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from raycap.terminal import printable
 if TYPE_CHECKING:
     from raycap.captioner import Caption, Captioner
 
-OUT = "captions"  # in the working folder, of a pile without --out
+OUT = "captions"  # in the working folder, for piles without --out
 # What only a table can have.
 OF_TABLES = ("also", "columns", "retry", "overwrite", "dry_run", "true_words")
 
@@ -37,11 +38,18 @@ def caption(config: Config) -> int:
         )
     if options.show:
         raise Refusal("--show draws single photos; of a table, `raycap report` makes a page: leave it out")
-    options = dataclasses.replace(options, out=options.out or OUT)
+    options = dataclasses.replace(options, out=options.out or _own_folder(config))
     RunFolder(options.out)  # which may be refused: before Ray is started
     from raycap.stages.bulk.captions import caption_pile  # with Ray, which single photos need not wait for
 
     return caption_pile(dataclasses.replace(config, caption=options))
+
+
+def _own_folder(config: Config) -> str:
+    """Of each pile one of its own, so that the next does not meet the rows of the last."""
+    name = getattr(config.source, "path", "").rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^\w.-]+", "_", name).strip(".")
+    return f"{OUT}/{name}" if name else OUT
 
 
 def _photos(config: Config) -> Sequence[str]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from raycap import __version__
 from raycap.config import Config, kind_of
 from raycap.evaluation import alignment, captions, references, telling
+from raycap.evaluation.references import References
 from raycap.evaluation.scores import Scores, as_table, judge
 from raycap.refusal import Refusal
 from raycap.runs import whole_file, write_json
@@ -31,9 +32,10 @@ def evaluate(config: Config) -> int:
     _refuse_overwriting((out, pictures), options.tables)
     known = references.read(config.source)
     assert config.source is not None
+    alignment.wanted(known, options.split)  # before anything is captioned for it
     named = [(name, place_of(path)) for name, path in captions.names_and_paths(options.tables)]
     captioners = {name: path for name, path in named if _is_captioner(path)}
-    made = _captioned(config, captioners) if captioners else {}
+    made = _captioned(config, captioners, known) if captioners else {}
     tables = [
         captions.read(made.get(name, path), name, options.key_column, options.caption_column)
         for name, path in named
@@ -57,7 +59,7 @@ def _is_captioner(path: str) -> bool:
     return all((place / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
-def _captioned(config: Config, captioners: Mapping[str, str]) -> dict[str, str]:
+def _captioned(config: Config, captioners: Mapping[str, str], known: References) -> dict[str, str]:
     """By name the table of each captioner's captions, made now or found where an earlier run has made it."""
     from raycap.stages.bulk.captions import captions_work
     from raycap.stages.bulk.passes import perform
@@ -80,7 +82,10 @@ def _captioned(config: Config, captioners: Mapping[str, str]) -> dict[str, str]:
         for name, path in captioners.items():
             sys.stdout.write(f"captions of {printable(name)}:\n")
             named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
-            work = kept(captions_work(named, source), config.evaluate.cache, "evaluate.cache")
+            work = captions_work(named, source)
+            # The table also says how well the captions of people are foretold, and those may have been mended.
+            work = dataclasses.replace(work, identity={**work.identity, "references": known.digest()})
+            work = kept(work, config.evaluate.cache, "evaluate.cache")
             perform(work, {"model": path})
             tables[name] = f"{work.options.out}/{work.table}"
     sys.stdout.write("\n")

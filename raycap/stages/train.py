@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
+from threading import Thread
 
 import ray
 import torch
@@ -14,10 +15,12 @@ import torch
 from raycap import __version__
 from raycap.config import Config, dumps
 from raycap.encoders.encoder import Encoder
+from raycap.evaluation.references import with_captions
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
 from raycap.runs.lease import LEASE
 from raycap.search import Beam
+from raycap.sources import Source
 from raycap.stages.bulk.features import Change, features_work, pixels_work
 from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.work import kept, source_of
@@ -26,12 +29,23 @@ from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
 from raycap.training.journal import METRICS, PICTURES, epochs
 from raycap.training.keeping import CAPTIONER
-from raycap.training.material import FACTS, check, first_encoder, gather, identity, table_in, wants_pixels
+from raycap.training.material import (
+    FACTS,
+    check,
+    check_splits,
+    first_encoder,
+    gather,
+    identity,
+    table_in,
+    wants_pixels,
+)
 from raycap.training.run import STOP
+from raycap.training.store import LISTING, Pictures, write_listing
 from raycap.training.watching import CURVE, Watch
 from raycap.vocabulary import Vocabulary
 
 RUN, WORDS = "run.json", "vocabulary.json"
+OWN = (RUN, FACTS, METRICS, PICTURES, WORDS, LISTING, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN)
 LOOKS_PER_SECOND = 2
 
 
@@ -43,10 +57,10 @@ def train(config: Config) -> int:
     return 0 if done else 130
 
 
-def fit(config: Config, tables: tuple[str, ...] = (), leave: str = "") -> bool:
+def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bool:
     """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was.
 
-    `tables` are what to look at, if made already. With `leave`, the token of a Leave, each epoch asks for it.
+    `pictures` are what to look at, if made already. With `leave`, the token of a Leave, each epoch asks for it.
     """
     config = dataclasses.replace(config, search=config.search or Beam())
     check(config)
@@ -54,20 +68,35 @@ def fit(config: Config, tables: tuple[str, ...] = (), leave: str = "") -> bool:
     folder = RunFolder(str(out))
     with Lease(folder) as lease:
         if config.train.fresh:
-            for name in (RUN, FACTS, METRICS, PICTURES, WORDS, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN):
+            for name in (
+                RUN,
+                FACTS,
+                METRICS,
+                PICTURES,
+                WORDS,
+                LISTING,
+                CAPTIONER,
+                "checkpoints",
+                "tensorboard",
+                RAYS_OWN,
+            ):
                 folder.remove(name)
         _check_same(folder, config)
         if folder.exists(FACTS):
             sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
+        if pictures is None:
+            list_pictures(config, out / LISTING, goes_on=folder.exists(RUN))
         encoder = first_encoder(config)
-        if config.train.features and not tables:
-            tables = (table_in(config.train.features, encoder),)
+        if config.train.features and pictures is None:
+            pictures = Pictures((table_in(config.train.features, encoder),))
         here = config.train.workers.count == 0
-        with contextlib.nullcontext() if here and tables else session(config.cluster, workers_heard=False):
+        with contextlib.nullcontext() if here and pictures else session(config.cluster, workers_heard=False):
             if ray.is_initialized():
                 check_seen({str(out / LEASE): "train.out"})
-            material = gather(config, tables or made_tables(config, encoder), encoder, _words(out))
+            material = gather(
+                config, pictures or made_pictures(config, encoder, out / LISTING), encoder, _words(out)
+            )
             # Only now, so that a run that was refused does not keep the folder from the mended one.
             folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
             folder.write("config.yaml", dumps(config).encode())
@@ -94,9 +123,22 @@ def _words(out: Path) -> Vocabulary | None:
     return Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
 
 
-def made_tables(config: Config, encoder: Encoder) -> tuple[str, ...]:
+def list_pictures(config: Config, listing: Path, goes_on: bool) -> None:
+    """Write down what the source says of its pictures, for the whole run; one that goes on keeps to its own. Where
+    that is not enough to learn from it is refused, before anything is started."""
+    if config.train.features or (goes_on and listing.exists()):
+        return
+    source = _described(config)
+    check_splits(source.path, config.train, write_listing(source, listing))
+
+
+def _described(config: Config) -> Source:
+    return with_captions(source_of(config, "train"))
+
+
+def made_pictures(config: Config, encoder: Encoder, listing: Path) -> Pictures:
     """What to look at, made from the source, or found where an earlier run has made it of the same."""
-    source, changing = source_of(config, "train"), config.train.augmentation
+    source, changing = _described(config), config.train.augmentation
     if wants_pixels(config):
         works = [pixels_work(config, source, encoder)]
     else:
@@ -105,15 +147,15 @@ def made_tables(config: Config, encoder: Encoder) -> tuple[str, ...]:
     works = [kept(work, config.train.cache, "train.cache") for work in works]
     for work in works:
         perform(work, {})
-    return tuple(f"{work.options.out}/{work.table}" for work in works)
+    return Pictures(tuple(f"{work.options.out}/{work.table}" for work in works), str(listing))
 
 
 def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:
     """Run `work` in a thread while this one watches. The first Ctrl-C lets it save and end, the second leaves."""
-    # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving it.
-    pool = ThreadPoolExecutor(1, "train")
-    working = pool.submit(work)
-    pool.shutdown(wait=False)
+    # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving it. Not in a pool
+    # either: Python waits for a pool's threads before it ends.
+    working: Future[None] = Future()
+    Thread(target=_answer, args=(working, work), daemon=True).start()
     while not working.done():
         try:
             wait([working], 1 / LOOKS_PER_SECOND)
@@ -124,6 +166,14 @@ def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:
             (out / STOP).touch()
             sys.stdout.write("saving after this step; Ctrl-C again does not wait for it\n")
     working.result()
+
+
+def _answer(future: Future[None], work: Callable[[], None]) -> None:
+    try:
+        work()
+        future.set_result(None)
+    except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+        future.set_exception(error)
 
 
 def _finished(folder: RunFolder, out: Path, config: Config) -> bool:

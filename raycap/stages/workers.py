@@ -30,7 +30,7 @@ def train_here(material: Material, out: Path, name: str, leave: str = "") -> Non
     workers = material.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
-    store = store_of(material.tables, cache_folder(material.options.cache))
+    store = store_of(material.pictures, cache_folder(material.options.cache))
     Run(material, out, store, derive(device, material.options.precision), Group(), leave=leave).go()
 
 
@@ -77,9 +77,9 @@ def _work(given: dict[str, Any]) -> None:
         torch.cuda.set_device(device)
     group, cache = Group(), cache_folder(options.cache)
     if context.get_local_rank() == 0:  # once on each machine
-        store_of(material.tables, cache)
+        store_of(material.pictures, cache)
     group.wait()
-    store = store_of(material.tables, cache)
+    store = store_of(material.pictures, cache)
     precision = derive(str(device), options.precision)
     Run(material, Path(given["out"]), store, precision, group, ray.train.report, given["leave"]).go()
 

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import safetensors.torch
 
 from raycap.captioner import folder
 from raycap.refusal import Refusal
-from raycap.shipped import place_of
 from raycap.training import Train
 from raycap.training.batches import Lesson
 from raycap.training.learner import under
@@ -35,13 +33,13 @@ def keep(out: Path, material: Material, network: Network, facts: dict[str, Any])
 
 def start_from(network: Network, captioner: str) -> None:
     """Take the weights of a captioner folder."""
+    tensors = folder.state_of(captioner)
     try:
-        tensors = safetensors.torch.load_file(Path(place_of(captioner)) / folder.MODEL)
         network.decoder.load_state_dict(under("decoder.", tensors))
         encoder = under("encoder.", tensors)
         if network.encoder is not None and encoder:
             network.encoder.load_state_dict(encoder)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except RuntimeError as error:
         raise Refusal(f"cannot start from the weights of {captioner}: {error}") from error
 
 

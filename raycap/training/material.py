@@ -2,21 +2,19 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from raycap.captioner import Plan
-from raycap.captioner.folder import WORDS, digest_of, encoder_of, plan_of
+from raycap.captioner.folder import digest_of, encoder_of, plan_of, words_of
 from raycap.config import Config, part_to_plain
 from raycap.encoders.encoder import Encoder
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder, differences
 from raycap.search import Beam
-from raycap.shipped import place_of
 from raycap.training import Train
-from raycap.training.store import table_form, tables
+from raycap.training.store import ROWS_AT_ONCE, Pictures, described, table_form
 from raycap.vocabulary import Vocabulary, load_glove
 
 TABLE, FACTS = "features", "facts.json"
@@ -44,7 +42,7 @@ class Material:
     options: Train
     vocabulary: Vocabulary
     encoder: Encoder
-    tables: tuple[str, ...]  # of the pictures, then of their views
+    pictures: Pictures
     embeddings: np.ndarray | None = None  # [V, E] to start the words' vectors from
 
 
@@ -130,24 +128,24 @@ def _form(section: str, part: Any) -> dict[str, Any]:
     return {name: value for name, value in told.items() if name not in FORMLESS and not name.endswith("dropout")}
 
 
-def gather(config: Config, tables_of: tuple[str, ...], encoder: Encoder, words: Vocabulary | None) -> Material:
+def gather(config: Config, pictures: Pictures, encoder: Encoder, words: Vocabulary | None) -> Material:
     """Read the captions, and refuse what could not be learned. `words` are of a run that goes on."""
-    options, table = config.train, tables_of[0]
+    options, table = config.train, pictures.tables[0]
     columns = table_form(table)
     if "grid" in columns and columns["grid"] != (encoder.positions, encoder.width):
         raise Refusal(
             f"{table} holds grids of {columns['grid']} (positions, width), the encoder makes "
             f"{(encoder.positions, encoder.width)}: they were made with another encoder"
         )
-    pictures: Counter[str] = Counter()
+    count: Counter[str] = Counter()
     captions: list[str] = []
-    for piece in tables(table, ["split", "references"]):
+    for piece in described(pictures).to_batches(max_chunksize=ROWS_AT_ONCE):
         for split, references in zip(piece["split"].to_pylist(), piece["references"].to_pylist(), strict=True):
-            pictures[split] += bool(references)
+            count[split or ""] += bool(references)
             captions += references if split in options.training_splits else ()
-    _check_splits(table, options, pictures)
+    check_splits(table, options, count)
     if words is None and options.start_from:
-        words = _words_of(options.start_from)
+        words = words_of(options.start_from)
     if words is None:
         words = Vocabulary.build(captions, config.vocabulary)
     plan = Plan(config.encoder, config.decoder, config.reading, config.search or Beam())
@@ -155,10 +153,11 @@ def gather(config: Config, tables_of: tuple[str, ...], encoder: Encoder, words: 
     embeddings = load_glove(glove, words, options.seed).matrix if glove else None
     # Built once here, so that what does not fit is refused before any process is started.
     config.decoder.build(len(words), encoder.positions, encoder.width, embeddings)
-    return Material(plan, options, words, encoder, tables_of, embeddings)
+    return Material(plan, options, words, encoder, pictures, embeddings)
 
 
-def _check_splits(table: str, options: Train, pictures: Counter[str]) -> None:
+def check_splits(table: str, options: Train, pictures: Counter[str]) -> None:
+    """Refuse a table or a source that has no described picture for a split; `pictures` counts those that it has."""
     if not sum(pictures.values()):
         raise Refusal(f"no picture of {table} has a caption: training needs pictures that people have described")
     known = ", ".join(f"{split or '(none)'}: {count:,}" for split, count in pictures.items())
@@ -176,7 +175,3 @@ def _check_splits(table: str, options: Train, pictures: Counter[str]) -> None:
     learned = sum(pictures[split] for split in options.training_splits)
     if options.workers.count and learned < options.workers.count:
         raise Refusal(f"{options.workers.count} workers, but only {learned} pictures to learn from: take fewer")
-
-
-def _words_of(captioner: str) -> Vocabulary:
-    return Vocabulary.load(Path(place_of(captioner)) / WORDS)

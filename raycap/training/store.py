@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +24,22 @@ import pyarrow.parquet as pq
 
 from raycap.refusal import Refusal
 from raycap.runs import write_json
-from raycap.tables import SUCCESS
+from raycap.sources import Source
+from raycap.tables import MANIFEST, SUCCESS
 
+LISTING = "pictures.arrow"
 ROWS, CAPTIONS, FORM = "rows.bin", "captions.arrow", "form.json"
 ROWS_AT_ONCE = 128
 CAPTION_COLUMNS = ["key", "split", "references"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a run learns from: tables, of the pictures and then of their views, and, where a source is behind them,
+    the listing of what it says of each now: tables are kept, and captions are mended meanwhile."""
+
+    tables: tuple[str, ...]
+    listing: str = ""
 
 
 class View(NamedTuple):
@@ -46,7 +58,7 @@ class Store:
     """
 
     rows: np.ndarray  # [N, ...], mapped
-    captions: pa.Table  # of CAPTION_COLUMNS, mapped
+    captions: pa.Table  # of CAPTION_COLUMNS
     views: tuple[View, ...] = ()
 
     def __len__(self) -> int:
@@ -66,11 +78,13 @@ class Store:
         return said
 
     def of(self, *splits: str) -> np.ndarray:
-        """The places of the pictures of these splits that have a caption."""
+        """The places of the pictures of these splits that have a caption, in the order of their keys: a table made
+        anew has the same pictures at other places, and a seed shall mean the same order."""
         wanted = pc.is_in(self.captions["split"], pa.array(splits, pa.string()))
-        described = pc.greater(pc.list_value_length(self.captions["references"]), 0)
-        places: np.ndarray = np.flatnonzero(pc.and_(wanted, described).to_numpy())
-        return places
+        described = pc.greater(pc.list_value_length(self.captions["references"]), 0).fill_null(False)
+        places = pa.array(np.flatnonzero(pc.and_(wanted, described).to_numpy()))
+        by_key: np.ndarray = places.take(pc.sort_indices(self.captions["key"].take(places))).to_numpy()
+        return by_key
 
     def pictures(self, numbers: np.ndarray) -> np.ndarray:
         """The rows of these numbers."""
@@ -82,14 +96,48 @@ class Store:
         return found
 
 
-def store_of(tables: Sequence[str], cache: Path) -> Store:
+def store_of(pictures: Pictures, cache: Path) -> Store:
     """The first table, with the others as its views."""
-    store, *others = (unpacked(table, cache) for table in tables)
+    store, *others = (unpacked(table, cache) for table in pictures.tables)
     keys = store.captions["key"]
     views = (
         View(other.rows, pc.index_in(keys, other.captions["key"]).fill_null(-1).to_numpy()) for other in others
     )
-    return replace(store, views=tuple(views))
+    return replace(store, captions=_listed(store.captions, pictures.listing), views=tuple(views))
+
+
+def described(pictures: Pictures) -> pa.Table:
+    """What is said of each readable picture."""
+    return _listed(pa.concat_tables(tables(pictures.tables[0], CAPTION_COLUMNS)), pictures.listing)
+
+
+def _listed(captions: pa.Table, listing: str) -> pa.Table:
+    """The same pictures, with what the listing says of each; nothing is said of one that is not in it."""
+    if not listing:
+        return captions
+    told = pa.ipc.open_file(pa.memory_map(listing)).read_all()
+    told = told.take(pc.index_in(captions["key"], told["key"].combine_chunks()))
+    return told.set_column(0, "key", captions["key"])
+
+
+def write_listing(source: Source, file: Path) -> Counter[str]:
+    """What the source says of its pictures; how many of each split are described."""
+    pictures: Counter[str] = Counter()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    schema = pa.schema([MANIFEST.field(name) for name in CAPTION_COLUMNS])
+    try:
+        with pa.OSFile(str(beside), "wb") as out, pa.ipc.new_file(out, schema) as writer:
+            for piece in source.tables():
+                writer.write_table(piece.select(CAPTION_COLUMNS).cast(schema))
+                lengths = pc.list_value_length(piece["references"]).to_pylist()
+                pictures.update(
+                    split for split, said in zip(piece["split"].to_pylist(), lengths, strict=True) if said
+                )
+        beside.rename(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    return pictures
 
 
 def cache_folder(given: str) -> Path:

@@ -56,6 +56,10 @@ class Range:
         if self.kind == "log_uniform" and low <= 0:
             raise Refusal(f"{self.key}: log_uniform begins at {low}: its logarithm needs more than 0")
 
+    def counts(self, chosen: Parameters) -> bool:
+        """Whether `when` holds."""
+        return all(chosen.get(key) in wanted for key, wanted in self.when.items())
+
     def draw(self, chance: np.random.Generator) -> Any:
         """One value."""
         if self.kind == "choice":
@@ -91,7 +95,7 @@ class Space:
                 yield before
                 return
             one = self.ranges[place]
-            counts = one.key not in before and all(before.get(key) in wanted for key, wanted in one.when.items())
+            counts = one.key not in before and one.counts(before)
             for value in values(one) if counts else ():
                 yield from further(place + 1, {**before, one.key: value})
             if not counts:
@@ -128,7 +132,10 @@ class Space:
 
     def encodings(self) -> Iterator[Parameters]:
         """Each choice of what the features are made by."""
-        deciding = {key for one in self.ranges if is_under(one.key, SEEN) for key in one.when}
+        deciding: set[str] = set()
+        for one in reversed(self.ranges):  # each comes after those that it depends on
+            if is_under(one.key, SEEN) or one.key in deciding:
+                deciding |= set(one.when)
         return self.points(
             lambda one: (
                 _all(one) if is_under(one.key, SEEN) else one.values if one.key in deciding else one.values[:1]
@@ -139,7 +146,7 @@ class Space:
         """Other rates for a run under way: most go up or down by a fifth, some are drawn anew."""
         anew = {}
         for key, value in parameters.items():
-            fitting = [one for one in self.movable if one.key == key]
+            fitting = [one for one in self.movable if one.key == key and one.counts(parameters)]
             if fitting and isinstance(value, float):
                 factor = (0.8, 1.2)[chance.integers(2)]
                 anew[key] = fitting[0].draw(chance) if chance.random() < 0.25 else fitting[0].near(value * factor)

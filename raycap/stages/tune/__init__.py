@@ -1,6 +1,8 @@
 """`raycap tune`: many captioners over a space of options on Ray Tune, the best of which is kept; resumable."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import sys
 from collections import Counter
@@ -11,22 +13,23 @@ import ray
 import torch
 
 from raycap import __version__
-from raycap.config import Config, dumps
+from raycap.config import Config, dumps, part_to_plain
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
 from raycap.search import Beam
 from raycap.stages.session import session
-from raycap.stages.train import made_tables
+from raycap.stages.train import list_pictures, made_pictures
 from raycap.stages.tune.search import RAYS_OWN, searched
 from raycap.stages.tune.trial import Plan
 from raycap.training.keeping import CAPTIONER
 from raycap.training.material import FACTS, check, first_encoder, identity, table_in
+from raycap.training.store import Pictures
 from raycap.tuning.reading import config_of, read_space
 from raycap.tuning.space import Space
 from raycap.tuning.telling import told
 from raycap.tuning.trials import FAILED, TABLE, TRIALS, UNFINISHED, Trial, ranked, read_trials, write_table
 
-RUN, BEST = "run.json", "best.yaml"
+RUN, BEST, LISTINGS = "run.json", "best.yaml", "pictures"
 # What may change between two starts of one sweep.
 FREE = ("out", "fresh", "space", "concurrent", "cpus", "gpus", "retries")
 
@@ -43,7 +46,7 @@ def tune(config: Config) -> int:
     measure = config.train.validation.best_by
     with Lease(folder):
         if config.tune.fresh:
-            for name in (RUN, FACTS, TABLE, TRIALS, BEST, CAPTIONER, RAYS_OWN):
+            for name in (RUN, FACTS, TABLE, TRIALS, BEST, CAPTIONER, LISTINGS, RAYS_OWN):
                 folder.remove(name)
         _check_same(folder, config, space)
         if folder.exists(FACTS):
@@ -64,6 +67,9 @@ def tune(config: Config) -> int:
 def _sweep(folder: RunFolder, out: Path, config: Config, space: Space) -> list[Trial]:
     """Run what is left of it; the facts are written when nothing is."""
     measure = config.train.validation.best_by
+    for encoding in space.encodings():
+        one = config_of(config, encoding)
+        list_pictures(one, _listing(out, one), goes_on=folder.exists(RUN))
     with session(config.cluster, workers_heard=False):
         plan = _plan(out, config, space)
         folder.write_json(RUN, {"raycap": __version__, "act": "tune", "identity": _identity(config, space)})
@@ -174,5 +180,13 @@ def _plan(out: Path, config: Config, space: Space) -> Plan:
         one = config_of(config, encoding)
         encoder = first_encoder(one)
         given = one.train.features
-        plan.tables[plan.encoding_of(one)] = (table_in(given, encoder),) if given else made_tables(one, encoder)
+        plan.pictures[plan.encoding_of(one)] = (
+            Pictures((table_in(given, encoder),)) if given else made_pictures(one, encoder, _listing(out, one))
+        )
     return plan
+
+
+def _listing(out: Path, config: Config) -> Path:
+    """Where it stands what this config's source says of its pictures: a space may have several sources."""
+    told = json.dumps(config.source and part_to_plain("source", config.source), sort_keys=True)
+    return out / LISTINGS / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.arrow"

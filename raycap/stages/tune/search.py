@@ -100,9 +100,9 @@ def _epochs(trial: Trial) -> int:
 
 
 def _longest(config: Config, space: Space) -> int:
-    """Most epochs that a trial may have."""
+    """No trial has more epochs."""
     trains = [config.train, *(config_of(config, corner).train for corner in space.corners())]
-    return max(train.epochs + train.self_critical.epochs for train in trains)
+    return max(train.epochs for train in trains) + max(train.self_critical.epochs for train in trains)
 
 
 def _scheduler(how: Tune, space: Space, epochs: int, done: int) -> TrialScheduler:

@@ -27,6 +27,7 @@ from raycap.training.keeping import CAPTIONER
 from raycap.training.leave import SECONDS_BETWEEN_LOOKS, Leave
 from raycap.training.material import wants_pixels
 from raycap.training.run import STOP
+from raycap.training.store import Pictures
 from raycap.tuning.reading import config_of
 from raycap.tuning.space import Parameters
 from raycap.tuning.trials import BEGUN, ENDED, FACTS, FAILED, TRIALS, begin, score_of
@@ -42,7 +43,7 @@ class Plan:
     config: Config
     workers: Workers
     concurrent: int
-    tables: dict[str, tuple[str, ...]]  # of features, by what they were made by
+    pictures: dict[str, Pictures]  # by what their features were made by
 
     @property
     def measure(self) -> Measure:
@@ -164,8 +165,8 @@ class TrialRun(tune.Trainable):
         if self._training is None:
             config = self._plan.config_of(self._parameters, self._out)
             pool = ThreadPoolExecutor(1, "trial")
-            tables = self._plan.tables[self._plan.encoding_of(config)]
-            self._training = pool.submit(fit, config, tables, self._token)
+            pictures = self._plan.pictures[self._plan.encoding_of(config)]
+            self._training = pool.submit(fit, config, pictures, self._token)
             pool.shutdown(wait=False)
         while not leave.is_used() and not self._training.done():
             wait([self._training], SECONDS_BETWEEN_LOOKS)
