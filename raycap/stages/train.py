@@ -45,6 +45,7 @@ from raycap.training.watching import CURVE, Watch
 from raycap.vocabulary import Vocabulary
 
 RUN, WORDS = "run.json", "vocabulary.json"
+# What a run leaves in its folder.
 OWN = (RUN, FACTS, METRICS, PICTURES, WORDS, LISTING, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN)
 LOOKS_PER_SECOND = 2
 
@@ -68,18 +69,7 @@ def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bo
     folder = RunFolder(str(out))
     with Lease(folder) as lease:
         if config.train.fresh:
-            for name in (
-                RUN,
-                FACTS,
-                METRICS,
-                PICTURES,
-                WORDS,
-                LISTING,
-                CAPTIONER,
-                "checkpoints",
-                "tensorboard",
-                RAYS_OWN,
-            ):
+            for name in OWN:
                 folder.remove(name)
         _check_same(folder, config)
         if folder.exists(FACTS):
@@ -94,9 +84,8 @@ def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bo
         with contextlib.nullcontext() if here and pictures else session(config.cluster, workers_heard=False):
             if ray.is_initialized():
                 check_seen({str(out / LEASE): "train.out"})
-            material = gather(
-                config, pictures or made_pictures(config, encoder, out / LISTING), encoder, _words(out)
-            )
+            pictures = pictures or made_pictures(config, encoder, out / LISTING)
+            material = gather(config, pictures, encoder, _words(out))
             # Only now, so that a run that was refused does not keep the folder from the mended one.
             folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
             folder.write("config.yaml", dumps(config).encode())

@@ -123,18 +123,18 @@ def _listed(captions: pa.Table, listing: str) -> pa.Table:
 def write_listing(source: Source, file: Path) -> Counter[str]:
     """What the source says of its pictures; how many of each split are described."""
     pictures: Counter[str] = Counter()
-    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.part")
     schema = pa.schema([MANIFEST.field(name) for name in CAPTION_COLUMNS])
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(beside), "wb") as out, pa.ipc.new_file(out, schema) as writer:
             for piece in source.tables():
                 writer.write_table(piece.select(CAPTION_COLUMNS).cast(schema))
-                lengths = pc.list_value_length(piece["references"]).to_pylist()
-                pictures.update(
-                    split for split, said in zip(piece["split"].to_pylist(), lengths, strict=True) if said
-                )
+                said = pc.greater(pc.list_value_length(piece["references"]), 0)
+                pictures.update(piece["split"].filter(said).to_pylist())
         beside.rename(file)
+    except OSError as error:
+        raise Refusal(f"cannot write {file}: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
     return pictures
