@@ -23,7 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # two threads that spin were seen to take 25 times as long as one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
+        exit_code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return exit_code
+    except BrokenPipeError:  # of `raycap ... | head`; what the shell calls an end by that signal
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("raycap: ended, for nobody reads what it prints", file=sys.stderr)  # noqa: T201
+        return 141
     except Refusal as refusal:
         print(f"raycap: {refusal}", file=sys.stderr)  # noqa: T201 - the command line's voice
         return 2

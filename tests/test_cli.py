@@ -43,6 +43,17 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     assert "--print-config" in capsys.readouterr().out
 
 
+def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
+    """As in `raycap ... | head`."""
+    command = [sys.executable, "-m", "raycap", "train", "--print-config"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141
+    assert said == "raycap: ended, for nobody reads what it prints\n"
+
+
 def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "examples:" in capsys.readouterr().out
