@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import itertools
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
         return exit_code
-    except BrokenPipeError:  # of `raycap ... | head`; what the shell calls an end by that signal
+    except BrokenPipeError:
+        if _is_read():  # another pipe, as between processes
+            raise
+        # `raycap ... | head`; 141 is what the shell calls an end by that signal.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("raycap: ended, for nobody reads what it prints", file=sys.stderr)  # noqa: T201
         return 141
@@ -36,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("raycap: interrupted", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _is_read() -> bool:
+    """Whether anybody still reads what is printed."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # ask for nothing: that the other end has gone is told all the same
+    return not output.poll(0)
 
 
 def _run(arguments: list[str]) -> int:

@@ -54,6 +54,15 @@ def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
     assert said == "raycap: ended, for nobody reads what it prints\n"
 
 
+def test_another_broken_pipe_is_not_taken_for_the_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(arguments: list[str]) -> int:
+        raise BrokenPipeError("between two processes")
+
+    monkeypatch.setattr("raycap.cli._run", broken)
+    with pytest.raises(BrokenPipeError, match="between"):
+        main(["inspect"])
+
+
 def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "examples:" in capsys.readouterr().out
@@ -69,6 +78,10 @@ def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str])
         (["inspect", "--config", "no.yaml"], ["no.yaml"]),
         (["inspect", ".", "--run", "fine_tuned"], ["fine_tuned", "--config"]),
         (["inspect", ".", "--source", "folder", "--limit", "0"], ["limit is 0"]),
+        (
+            ["inspect", ".", "--source", "folder", "--out", "s3://bucket/i"],
+            ["s3://bucket/", "give a path"],
+        ),
     ],
 )
 def test_refusals_name_the_thing(

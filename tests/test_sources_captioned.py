@@ -190,6 +190,20 @@ def test_coco_as_it_ships(tmp_path: Path) -> None:
     assert references.read(drawn).splits | splits == references.read(drawn).splits
 
 
+def test_ids_in_cocos_form_need_not_be_numbers(tmp_path: Path) -> None:
+    """Who trains on such a file judges by it too."""
+    document = json.loads(coco(["1.jpg", "2.jpg"], captions=1))
+    for record, field in [(image, "id") for image in document["images"]] + [
+        (said, "image_id") for said in document["annotations"]
+    ]:
+        record[field] = f"picture {record[field]}"
+    file = write(tmp_path / "captions.json", json.dumps(document))
+    pictures(tmp_path / "images", ["1.jpg", "2.jpg"])
+    known = references.read(Coco(str(file)))
+    assert known.captions == {row["key"]: row["references"] for row in rows(Coco(str(file)))}
+    assert known.numbers == {}
+
+
 def test_coco_with_folders_in_its_names_and_pictures_elsewhere(tmp_path: Path) -> None:
     file = write(tmp_path / "a" / "captions.json", coco(["val2014/COCO_val2014_1.jpg"], captions=0))
     pictures(tmp_path / "b" / "val2014", ["COCO_val2014_1.jpg"])
