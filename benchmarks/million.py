@@ -24,6 +24,7 @@ from ray.data import Dataset
 
 from raycap.bulk import Caption
 from raycap.config import Config
+from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.sources import Folder
 from raycap.sources.rows import Row, tables
 from raycap.stages.bulk.passes import perform
@@ -44,7 +45,8 @@ class Numbers:
 
     rows: int
     path: str = "numbers"
-    trusted: bool = True
+    trust: Trust = ONLY_WEB
+    names_urls: bool = False
     carried: tuple[str, ...] = ()
 
     def check(self) -> None:

@@ -4,13 +4,12 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from raycap.sources.place import is_web
+from raycap.uris import name_of
 
 LONGEST_SIDE = 1024  # of the photo, in pixels; a larger one is made smaller
 LEAST_WIDTH = 480  # of the drawing, so that there is room for words
@@ -51,8 +50,7 @@ def save(drawing: Image.Image, path: Path, notes: dict[str, str]) -> None:
 def free_path(photo: str, digest: str, what: str) -> Path:
     """Where a drawing of the photo (a path or URL, its bytes of that digest) goes: NAME.WHAT.png in the working
     folder, or NAME-2.WHAT.png and so on where that is another file. An older drawing of the photo is replaced."""
-    name = unquote(urlsplit(photo).path) if is_web(photo) else photo
-    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem)[:LONGEST_NAME].lstrip(".") or "photo"
+    stem = re.sub(r"[^\w.-]+", "_", Path(name_of(photo)).stem)[:LONGEST_NAME].lstrip(".") or "photo"
     path, number = Path(f"{stem}.{what}.png"), 1
     while path.exists() and _photo_of(path) != digest:
         number += 1

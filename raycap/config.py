@@ -31,6 +31,7 @@ from raycap.search import SEARCHES, SearchChoice
 from raycap.sources import SOURCES, Source
 from raycap.training import Train
 from raycap.tuning import Tune
+from raycap.uris import has_scheme
 from raycap.variants import chosen
 from raycap.vocabulary import Words
 
@@ -49,7 +50,7 @@ class Inspect:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise Refusal(f"limit is {self.limit}: give at least 1, or leave it out to look at every row")
-        if "://" in self.out:
+        if has_scheme(self.out):
             raise Refusal(f"out is {self.out}: the report goes to a disc, so give a path")
         if not self.out.endswith(".json"):
             raise Refusal(f"out is {self.out!r}: the report is a JSON file, so give a name that ends in .json")

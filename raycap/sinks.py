@@ -7,7 +7,6 @@ follows from the part alone and appears whole, so a run that is repeated or resu
 import hashlib
 import io
 import json
-import re
 import tarfile
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -17,10 +16,11 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from raycap.fetch import Fetch, Fetcher
+from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.tables import SUCCESS
+from raycap.uris import is_web, local_path, name_of
 
 SinkName = Literal["txt", "jsonl", "webdataset", "imagefolder"]
 TextMode = Literal["skip", "overwrite", "append", "prepend"]
@@ -38,7 +38,7 @@ class Sinks:
     text_mode: TextMode
     beside: bool  # sidecars go next to the pictures, not under the run's folder
     fetch: Fetch
-    trusted: bool
+    trust: Trust
 
 
 def write(name: SinkName, part: str, sinks: Sinks) -> int:
@@ -96,13 +96,13 @@ def webdataset(part: str, sinks: Sinks) -> int:
     """A tar of pictures as they are at their source, captions and rows, for rows that have a caption."""
     rows = list(_good(part, sinks))
     content = io.BytesIO()
-    with Fetcher(sinks.fetch, sinks.trusted) as fetcher, tarfile.open(fileobj=content, mode="w") as tar:
+    with Fetcher(sinks.fetch, sinks.trust) as fetcher, tarfile.open(fileobj=content, mode="w") as tar:
         fetched = fetcher.fetch_all([row["uri"] for row in rows])
         for number, (row, picture) in enumerate(zip(rows, fetched, strict=True)):
             _add(tar, f"{number:06d}.json", _line(row).encode())
             _add(tar, f"{number:06d}.txt", row["caption"].encode())
             if not picture.error:
-                ending = PurePosixPath(urllib.parse.urlsplit(row["uri"]).path).suffix.lower() or ".jpg"
+                ending = PurePosixPath(name_of(row["uri"])).suffix.lower() or ".jpg"
                 _add(tar, f"{number:06d}{ending}", picture.data)
     sinks.folder.write(_target("webdataset", part, ENDINGS["webdataset"]), content.getvalue())
     return 0
@@ -139,9 +139,10 @@ def _sidecar(row: dict[str, Any], sinks: Sinks) -> tuple[RunFolder, str]:
     """The folder and the name of a row's text file."""
     if not sinks.beside:
         return sinks.folder / "txt", str(PurePosixPath(safe_name(row["key"])).with_suffix(".txt"))
-    if re.match("https?://", row["uri"]):
+    if is_web(row["uri"]):
         raise Refusal(f"no text file can be put beside {row['uri']}: leave --txt-beside out")
-    parent, _, name = row["uri"].rpartition("/")
+    path = local_path(row["uri"])
+    parent, _, name = (row["uri"] if path is None else path).rpartition("/")
     return RunFolder(parent or "/"), str(PurePosixPath(name).with_suffix(".txt"))
 
 

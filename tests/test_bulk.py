@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raycap.bulk import Bulk
+from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.progress import Progress
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
@@ -46,7 +47,8 @@ class Numbers:
 
     rows: int
     path: str = "numbers"
-    trusted: bool = True
+    trust: Trust = ONLY_WEB
+    names_urls: bool = False
     carried: tuple[str, ...] = ()
 
     def check(self) -> None: ...

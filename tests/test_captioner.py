@@ -436,3 +436,35 @@ def test_reading_options_travel_with_the_folder(captioner: Captioner, tmp_path: 
     [answer] = Captioner.load(tmp_path / "captioner").caption([Image.new("RGB", (9, 9))])
     assert "allow-list" in answer.error_message
     shutil.rmtree(tmp_path / "captioner")
+
+
+def test_strings_of_a_program_open_no_chains(captioner: Captioner, tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (96, 96)).save(picture, "png")
+    for name in ("a::b.png", "c.png"):
+        (tmp_path / name).write_bytes(picture.getvalue())
+    store = fsspec.filesystem("memory")
+    store.pipe("/program/a.png", picture.getvalue())
+    strings = [
+        str(tmp_path / "a::b.png"),
+        f"file://{tmp_path}/a%3A%3Ab.png",
+        "memory://program/a.png",
+        "simplecache::memory://program/a.png",
+        f"simplecache::file://{tmp_path}/c.png",
+        f"zip://a.png::{tmp_path}/c.png",
+        "http://127.0.0.1:9/a.png",
+        "reference://a.png",
+        "webhdfs://127.0.0.1:9/a.png",
+    ]
+    try:
+        answers = captioner.caption(strings)
+        assert [answer.succeeded for answer in answers] == [True, True] + [False] * 7
+        assert all("refused" in answer.error_message for answer in answers[2:])
+        trusted = captioner.caption(strings, trust=["memory://program", "simplecache://"])
+        assert [answer.succeeded for answer in trusted] == [True] * 5 + [False] * 4
+    finally:
+        store.rm("/program", recursive=True)
+    with pytest.raises(Refusal, match="in brackets"):
+        captioner.caption(strings, trust="memory://")
+    with pytest.raises(Refusal, match="refused"):
+        captioner.explain("simplecache::memory://program/a.png")

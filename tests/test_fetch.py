@@ -18,15 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server import BODY, MISBEHAVIOURS, serving
 
-from raycap.fetch import Fetch, Fetched, Fetcher
+from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.fetch.addresses import why_refused
 from raycap.fetch.connections import TimedSocket
 from raycap.fetch.fault import scrubbed
+from raycap.fetch.trust import ANYTHING, ONLY_WEB
 from raycap.fetch.turns import Turns
 from raycap.fetch.web import asked_wait
 from raycap.refusal import Refusal
 
 PUBLIC = "93.184.215.14"
+OUTSIDE = "refused: a local path outside of the source's folder (--fetch.trust FOLDER permits it)"
+CHAIN = "refused: a chain of protocols, and {}:// is not trusted (--fetch.trust for each link permits it)"
+STORE = "refused: s3://bucket is not where this source is (--fetch.trust s3://bucket permits it)"
 
 
 def quick(**changes) -> Fetch:
@@ -35,7 +39,7 @@ def quick(**changes) -> Fetch:
     return Fetch(**{**known, "max_bytes": 1_000_000, **changes})
 
 
-def fetch(uri: str, trusted: bool = False, **changes) -> Fetched:
+def fetch(uri: str, trusted: Trust = ONLY_WEB, **changes) -> Fetched:
     with Fetcher(quick(**changes), trusted) as fetcher:
         return fetcher.fetch(uri)
 
@@ -124,7 +128,7 @@ def test_a_connection_is_kept_for_the_next_picture(server, monkeypatch):
     made = []
     connect = TimedSocket.connect
     monkeypatch.setattr(TimedSocket, "connect", lambda self, where: made.append(where) or connect(self, where))
-    with Fetcher(quick(), trusted=False) as fetcher:
+    with Fetcher(quick(), ONLY_WEB) as fetcher:
         for path in ("/good", "/status?code=404", "/redirect?to=/good", "/gzip"):
             fetcher.fetch(server.url(path))
     assert len(made) == 1
@@ -289,29 +293,30 @@ def test_public_addresses_pass_and_scoped_ones_do_not():
         ("http://example.org/\r\nHost: other", "a control character in the URL"),
         ("", "an empty URI"),
         ("data:image/png;base64,AAAA", "refused: a data: URI (pictures inside URIs are not read)"),
-        ("ftp://example.org/x", "refused: a list of URLs may not use the scheme ftp"),
-        ("github://org:repo@/x", "refused: a list of URLs may not use the scheme github"),
-        ("simplecache::s3://bucket/x", "refused: a list of URLs may not use the scheme simplecache"),
-        ("s3://bucket/x::file:///etc/passwd", "refused: a list of URLs may not use the scheme s3"),
-        ("memory://x", "refused: a list of URLs may not use the scheme memory"),
-        ("file:///etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
-        ("FILE:/etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
-        ("local:///etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
-        ("/etc/passwd", "refused: a local path in a list of URLs (--fetch.allow-file permits it)"),
+        ("ftp://example.org/x", "refused: the scheme ftp (--fetch.trust ftp://... permits it)"),
+        ("github://org:repo@/x", "refused: the scheme github (--fetch.trust github://... permits it)"),
+        ("simplecache::s3://bucket/x", CHAIN.format("simplecache")),
+        ("s3://bucket/x::file:///etc/passwd", STORE),
+        ("memory://x", "refused: the scheme memory (--fetch.trust memory://... permits it)"),
+        ("file:///etc/passwd", OUTSIDE),
+        ("FILE:/etc/passwd", OUTSIDE),
+        ("local:///etc/passwd", OUTSIDE),
+        ("/etc/passwd", OUTSIDE),
     ],
 )
-def test_a_list_that_anyone_wrote_can_name_only_the_web_and_stores(uri, reason):
+def test_a_list_that_anyone_wrote_can_name_only_the_web(uri, reason):
     assert fetch(uri, retries=0) == Fetched(b"", reason)
 
 
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed: nothing is missing")
 def test_a_missing_package_is_named():
-    assert fetch("s3://bucket/x").error == "reading s3:// needs a package that is missing: pip install 'raycap[s3]'"
+    error = fetch("s3://bucket/x", trust=("s3://bucket",)).error
+    assert error == "reading s3:// needs a package that is missing: pip install 'raycap[s3]'"
 
 
 @pytest.fixture(scope="module")
 def stubborn():
-    with Fetcher(quick(retries=0), trusted=False) as fetcher:
+    with Fetcher(quick(retries=0), ONLY_WEB) as fetcher:
         yield fetcher
 
 
@@ -345,12 +350,13 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", ["a b%20c.jpg", "good-link.jpg"])
 @pytest.mark.parametrize("prefix", ["", "file://", "file:", "file://localhost"])
 def test_files_are_read(folder, prefix, name):
-    assert fetch(f"{prefix}{folder}/{name}", trusted=True) == Fetched(BODY, "")
+    assert fetch(f"{prefix}{folder}/{name}", ANYTHING) == Fetched(BODY, "")
     assert fetch(f"{prefix}{folder}/{name}", allow_file=True) == Fetched(BODY, "")
+    assert fetch(f"{prefix}{folder}/{name}", trust=(str(folder),)) == Fetched(BODY, "")
 
 
 def test_a_quoted_file_uri_is_read(folder):
-    assert fetch(f"file://{folder}/a%20b%2520c.jpg", trusted=True) == Fetched(BODY, "")
+    assert fetch(f"file://{folder}/a%20b%2520c.jpg", ANYTHING) == Fetched(BODY, "")
 
 
 @pytest.mark.parametrize(
@@ -364,32 +370,32 @@ def test_a_quoted_file_uri_is_read(folder):
 )
 def test_a_file_that_is_none_has_its_reason(folder, name, reason):
     path = f"{folder}/{name}"
-    assert fetch(path, trusted=True) == Fetched(b"", reason + path)
+    assert fetch(path, ANYTHING) == Fetched(b"", reason + path)
 
 
 def test_devices_caps_and_odd_names(folder):
-    assert fetch("/dev/zero", trusted=True).error == "not a regular file: /dev/zero"
-    assert fetch(f"{folder}/empty.jpg", trusted=True).error == "an empty file"
-    assert fetch(f"{folder}/large.jpg", trusted=True).error == "larger than 1 MB (--fetch.max-bytes)"
-    assert "null byte" in fetch("a\0b", trusted=True).error
-    fetch("\udcff.jpg", trusted=True).error.encode()
+    assert fetch("/dev/zero", ANYTHING).error == "not a regular file: /dev/zero"
+    assert fetch(f"{folder}/empty.jpg", ANYTHING).error == "an empty file"
+    assert fetch(f"{folder}/large.jpg", ANYTHING).error == "larger than 1 MB (--fetch.max-bytes)"
+    assert "null byte" in fetch("a\0b", ANYTHING).error
+    fetch("\udcff.jpg", ANYTHING).error.encode()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_forbidden_file_has_its_reason(folder):
     (folder / "empty.jpg").chmod(0)
-    assert fetch(f"{folder}/empty.jpg", trusted=True).error == f"no permission to read: {folder}/empty.jpg"
+    assert fetch(f"{folder}/empty.jpg", ANYTHING).error == f"no permission to read: {folder}/empty.jpg"
 
 
 def test_stores_are_read_through_fsspec():
     store = fsspec.filesystem("memory")
     store.pipe({"/fetch/a.jpg": BODY, "/fetch/large.jpg": bytes(1_000_001), "/fetch/empty.jpg": b""})
     try:
-        assert fetch("memory://fetch/a.jpg", trusted=True) == Fetched(BODY, "")
-        assert fetch("memory://fetch/large.jpg", trusted=True).error == "larger than 1 MB (--fetch.max-bytes)"
-        assert fetch("memory://fetch/empty.jpg", trusted=True).error == "an empty file"
-        assert fetch("memory://fetch/b.jpg?key=1", trusted=True).error == "no such file: memory://fetch/b.jpg"
-        assert "nosuch" in fetch("nosuch://x", trusted=True).error
+        assert fetch("memory://fetch/a.jpg", ANYTHING) == Fetched(BODY, "")
+        assert fetch("memory://fetch/large.jpg", ANYTHING).error == "larger than 1 MB (--fetch.max-bytes)"
+        assert fetch("memory://fetch/empty.jpg", ANYTHING).error == "an empty file"
+        assert fetch("memory://fetch/b.jpg?key=1", ANYTHING).error == "no such file: memory://fetch/b.jpg"
+        assert "nosuch" in fetch("nosuch://x", ANYTHING).error
     finally:
         store.rm("/fetch", recursive=True)
 
@@ -405,7 +411,7 @@ class HangingStore(fsspec.AbstractFileSystem):
 
 def test_what_takes_no_timeout_is_left_behind(monkeypatch):
     fsspec.register_implementation("hanging", HangingStore, clobber=True)
-    assert fetch("hanging://x", trusted=True, deadline=0.1).error == "no answer within 0.1 s (--fetch.deadline)"
+    assert fetch("hanging://x", ANYTHING, deadline=0.1).error == "no answer within 0.1 s (--fetch.deadline)"
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: threading.Event().wait())
     error = fetch("http://slow-name.example/", connect_timeout=0.1, retries=0).error
     assert error == "no connection to slow-name.example in time (--fetch.connect-timeout)"
@@ -417,7 +423,7 @@ def test_what_takes_no_timeout_is_left_behind(monkeypatch):
 
 def test_hundreds_in_flight_keep_their_order_and_the_hosts_limit(server):
     uris = [server.url(f"/slow?number={number}") for number in range(300)]
-    with Fetcher(quick(threads=64, per_host=12, deadline=20, read_timeout=5), trusted=False) as fetcher:
+    with Fetcher(quick(threads=64, per_host=12, deadline=20, read_timeout=5), ONLY_WEB) as fetcher:
         answers = fetcher.fetch_all(uris)
     assert [answer.data.decode() for answer in answers] == [f"/slow?number={number}" for number in range(300)]
     assert 2 < server.most_at_once <= 12
@@ -435,14 +441,14 @@ def test_a_slow_host_does_not_keep_others_waiting(monkeypatch):
     monkeypatch.setitem(MISBEHAVIOURS, "/wait", lambda handler: handler.whole(BODY, 200 if done.wait(9) else 500))
     monkeypatch.setitem(MISBEHAVIOURS, "/count", count)
     options = quick(threads=4, per_host=2, deadline=20, read_timeout=10, retries=0)
-    with serving() as server, Fetcher(options, trusted=False) as fetcher:
+    with serving() as server, Fetcher(options, ONLY_WEB) as fetcher:
         slow = [server.url(f"/wait?{number}") for number in range(20)]
         answers = fetcher.fetch_all(slow + [server.url(f"/count?{number}", "localhost") for number in range(30)])
     assert {answer.error for answer in answers} == {""}
 
 
 def test_a_back_off_holds_no_thread():
-    with serving() as server, Fetcher(quick(threads=1, deadline=10), trusted=False) as fetcher:
+    with serving() as server, Fetcher(quick(threads=1, deadline=10), ONLY_WEB) as fetcher:
         answers = fetcher.fetch_all([server.url("/busy-once?wait=1"), server.url("/good?1"), server.url("/good?2")])
         assert [answer.error for answer in answers] == ["", "", ""]
         assert server.order == ["/busy-once?wait=1", "/good?1", "/good?2", "/busy-once?wait=1"]
@@ -478,7 +484,7 @@ def test_a_rate_keeps_its_host_back_and_no_other():
 
 
 def test_a_closed_fetcher_says_so(server):
-    fetcher = Fetcher(quick(), trusted=False)
+    fetcher = Fetcher(quick(), ONLY_WEB)
     assert fetcher.fetch(server.url("/good")).data
     fetcher.close()
     assert fetcher.fetch(server.url("/good")) == Fetched(b"", "the fetcher was closed")
@@ -489,7 +495,7 @@ def test_a_dropped_fetcher_is_freed_with_its_threads(server):
         return [thread for thread in threading.enumerate() if thread not in before]
 
     before = threading.enumerate()
-    fetcher = Fetcher(quick(threads=2), trusted=False)
+    fetcher = Fetcher(quick(threads=2), ONLY_WEB)
     fetcher.fetch_all([server.url("/good")] * 4)
     workers = [thread for thread in own() if thread.name == "raycap-fetch"]
     watch = weakref.ref(fetcher)

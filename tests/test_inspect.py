@@ -88,7 +88,7 @@ def test_a_list_of_urls_with_failures_in_it(tmp_path: Path) -> None:
         assert words in reasons.get(url, ""), (url, reasons.get(url))
         assert bool(words) == (url in reasons)
     assert "resolve" in reasons["http://no-such-host.invalid/c.jpg"]
-    assert "allow-file" in reasons["/etc/passwd"]
+    assert "fetch.trust" in reasons["/etc/passwd"]
     # Without leave, nothing on loopback is asked at all.
     assert refused_code == 1 and len(refused) == 12
     assert all("private" in row["error_message"] for row in refused if "127.0.0.1" in row["uri"])

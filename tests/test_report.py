@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from server import serving
 
 from raycap import plots
 from raycap.cli import main
@@ -25,7 +26,7 @@ from raycap.config import part_to_plain
 from raycap.encoders import Pixels
 from raycap.evaluation import captions
 from raycap.evaluation.captions import CaptionTable
-from raycap.fetch import Fetch
+from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
 from raycap.report.gallery import Collection
 from raycap.report.thumbnails import Room, thumbnails
@@ -581,12 +582,36 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
 
 def test_thumbnails_keep_their_shape_and_their_bounds(made: Path) -> None:
     uris = [str(made / "0.jpg"), str(made / "1.jpg"), str(made / "gone.jpg"), str(made / "first.parquet")]
-    tall, broad, gone, no_picture = thumbnails(uris, 100, Room(1), Fetch(), Reading())
+    trust = Trust.below(str(made))
+    tall, broad, gone, no_picture = thumbnails(uris, 100, Room(1), Fetch(), trust, Reading())
     assert (tall.width, tall.height) == (71, 100) and (broad.width, broad.height) == (100, 75)
     assert not gone.data and gone.reason and not no_picture.data and no_picture.reason
-    few = thumbnails(uris[:2] * 20, 100, Room(len(tall.data) * 3 / 2**20), Fetch(), Reading())
+    few = thumbnails(uris[:2] * 20, 100, Room(len(tall.data) * 3 / 2**20), Fetch(), trust, Reading())
     assert 0 < sum(len(each.data) for each in few) <= len(tall.data) * 3
     assert "small" in few[-1].reason
+
+
+def test_a_table_opens_nothing_outside_of_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, mine = tmp_path / "theirs", tmp_path / "mine $x"
+    for folder in (theirs, mine):
+        folder.mkdir()
+        Image.new("RGB", (9, 9)).save(folder / "a.png")
+    (theirs / "link.png").symlink_to(mine / "a.png")
+    with serving({"/a.png": (mine / "a.png").read_bytes()}) as server:
+        url = server.url("/a.png")
+        uris = [str(theirs / "a.png"), str(mine / "a.png"), f"file://{mine}/a.png", str(theirs / "link.png"), url]
+        uris += [f"simplecache::{url}", f"zip://a.png::{url}", f"reference://a.png::{url}", f"webhdfs:{url[5:]}"]
+        table = [row(str(place), "a dog", place, uri) for place, uri in enumerate(uris)]
+        pq.write_table(pa.Table.from_pylist(table, CAPTIONS), theirs / "table.parquet")
+        page = theirs / "page.html"
+        assert main(["report", str(theirs / "table.parquet"), "--out", str(page)]) == 0
+        assert page.read_text().count("data:image/jpeg") == 1, "its own picture"
+        said = capsys.readouterr().out
+        assert "7 pictures are not shown" in said and f"--fetch.trust '{mine}'" in said
+        assert not server.asked
+        flags = ["--out", str(page), "--fetch.trust", str(mine)]
+        assert main(["report", str(theirs / "table.parquet"), *flags]) == 0
+        assert page.read_text().count("data:image/jpeg") == 4 and not server.asked
 
 
 def test_figures_become_elements_whatever_the_names() -> None:

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from raycap.fetch import Fetch
+from raycap.fetch import Fetch, Trust
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.sinks import SINKS, Sinks, files_of, is_written, join, safe_name, write
 from raycap.tables import CAPTIONS
+from raycap.uris import uri_of
 
 PART = "captions/part-a.parquet"
 
@@ -37,7 +38,23 @@ def table(tmp_path: Path, beside: bool = False, mode: str = "skip") -> Sinks:
         rows.append({"key": name, "uri": str(photos / name), "width": 9, "height": 9, **said, **status})
     (tmp_path / "out" / "captions").mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "out" / PART)
-    return Sinks(RunFolder(str(tmp_path / "out")), mode, beside, Fetch(), trusted=True)
+    return Sinks(RunFolder(str(tmp_path / "out")), mode, beside, Fetch(), Trust.below(str(photos)))
+
+
+@pytest.mark.parametrize("name", ["a#1.png", "a?b=1.png", "100%.png", "file:b.png", "a::b.png", "d\udce9.png"])
+def test_pictures_of_any_name_get_their_text_and_their_ending(name: str, tmp_path: Path) -> None:
+    sinks = table(tmp_path, beside=True)
+    picture = tmp_path / "photos" / name
+    Image.new("RGB", (9, 9)).save(picture, "png")
+    part = pq.read_table(tmp_path / "out" / PART).slice(0, 1)
+    part = part.set_column(part.column_names.index("uri"), "uri", pa.array([uri_of(str(picture))]))
+    pq.write_table(part, tmp_path / "out" / PART)
+    write("txt", PART, sinks)
+    assert picture.with_suffix(".txt").read_text() == "a red dog\n"
+    write("webdataset", PART, sinks)
+    with tarfile.open(tmp_path / "out" / "webdataset" / "part-a.tar") as tar:
+        assert tar.getnames() == ["000000.json", "000000.txt", "000000.png"]
+        assert tar.extractfile("000000.png").read() == picture.read_bytes()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest import column, read, rows, write
 
-from raycap.fetch import Fetch, Fetcher
+from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.refusal import Refusal
 from raycap.sources import SOURCES, Folder, Urls, detect, listing
 from raycap.sources.keys import Keys
-from raycap.sources.place import existing, local_path, uri_of
+from raycap.sources.place import existing
 from raycap.sources.seen import Seen
 from raycap.sources.splits import seeded_split, split_word
+from raycap.uris import local_path, uri_of
 
 # --- folder ---
 
@@ -33,7 +34,7 @@ def test_a_folder_gives_its_pictures_and_no_others(tmp_path: Path) -> None:
         write(tmp_path / name)
     assert column(Folder(str(tmp_path)), "key") == sorted(wanted)
     assert column(Folder(str(tmp_path)), "uri") == [str(tmp_path / name) for name in sorted(wanted)]
-    assert Folder(str(tmp_path)).trusted
+    assert Folder(str(tmp_path)).trust == Trust((str(tmp_path),))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_odd_names_have_keys_of_their_own_and_open(tmp_path: Path) -> None:
         assert key in ODD_NAMES or content.removeprefix(b"bytes of ") in [*not_utf8, b"./%FF%FE%25.jpg"]
         if key in ODD_NAMES:
             assert content == b"bytes of " + os.fsencode(key)
-            assert Fetcher(Fetch(), trusted=True).fetch_all([uri])[0].data == content
+            assert Fetcher(Fetch(), Folder(str(tmp_path)).trust).fetch_all([uri])[0].data == content
 
 
 @given(st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name))
@@ -237,7 +238,7 @@ def test_a_list(tmp_path: Path) -> None:
         assert Urls(str(one)).notes() == [
             "1 row repeats an earlier URL and got a number behind the key; most often 'http://h/a.jpg' (2 times)"
         ]
-    assert not Urls(str(path)).trusted
+    assert Urls(str(path)).trust == Trust((str(tmp_path),))
 
 
 def test_one_url() -> None:
@@ -250,7 +251,7 @@ def test_a_list_of_paths_has_to_be_allowed(tmp_path: Path) -> None:
     path = write(tmp_path / "list.txt", "a.jpg\n./b/c.jpg\n/abs/d.jpg\nhttp://h/e.jpg\n")
     local = Urls(str(path), local=True)
     assert column(local, "uri") == [f"{tmp_path}/a.jpg", f"{tmp_path}/b/c.jpg", "/abs/d.jpg", "http://h/e.jpg"]
-    assert column(local, "key")[0] == "a.jpg" and local.trusted
+    assert column(local, "key")[0] == "a.jpg"
     write(path, "a.jpg\nb.jpg\n")
     with pytest.raises(Refusal, match=r"--source\.local"):
         Urls(str(path)).check()

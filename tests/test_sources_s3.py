@@ -3,6 +3,7 @@
 import pytest
 from manifest import column, read
 
+from raycap.fetch import Fetch, Fetcher
 from raycap.refusal import Refusal
 from raycap.sources import Coco, Folder, detect
 
@@ -78,3 +79,20 @@ def test_what_is_not_in_a_bucket(bucket) -> None:  # type: ignore[no-untyped-def
         Coco("s3://photos/all").check()
     with pytest.raises(Refusal, match="no such"):
         Folder("s3://other/x").check()
+
+
+def test_names_are_taken_as_they_are_and_other_buckets_are_refused(bucket) -> None:  # type: ignore[no-untyped-def]
+    names = ["a::b.jpg", "simplecache::s3::c.jpg", "a#b.jpg", "a?b=1.jpg", "100%.jpg", "file:b.jpg", "[a]*.jpg"]
+    bucket.pipe({f"photos/odd/{name}": name.encode() for name in names})
+    bucket.mkdir("other")
+    bucket.pipe("other/a.jpg", b"secret")
+    source = Folder("s3://photos/odd")
+    with Fetcher(Fetch(), source.trust) as fetcher:
+        keys, uris = column(source, "key"), column(source, "uri")
+        assert sorted(keys) == sorted(names)
+        assert [answer.data.decode() for answer in fetcher.fetch_all(uris)] == keys
+        for uri in ("s3://other/a.jpg", "s3a://other/a.jpg", "simplecache::s3://other/a.jpg"):
+            answer = fetcher.fetch(uri)
+            assert answer.data == b"" and answer.error.startswith("refused: ") and "--fetch.trust" in answer.error
+    with Fetcher(Fetch(trust=("s3://other",)), source.trust) as fetcher:
+        assert fetcher.fetch("s3://other/a.jpg").data == b"secret"

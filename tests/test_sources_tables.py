@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifest import column, read, rows, write
 
+from raycap.fetch import Trust
 from raycap.refusal import Refusal
 from raycap.sources import HuggingFace, Table, detect
 from raycap.sources.splits import seeded_split
@@ -60,7 +61,7 @@ def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
     path = str(write(tmp_path / name, FORMATS[name]()))
     assert detect(path) == "table"
     table = Table(path, split_column="part", references=("auto",), columns=("licence", "id"))
-    assert not table.trusted
+    assert table.trust == Trust((str(tmp_path),))
     found = rows(table)
     assert [row["key"] for row in found] == ["http://h/a.jpg", "http://h/b.jpg", "#1", "http://h/a.jpg#2"]
     assert [row["uri"] for row in found] == [row["URL"] for row in PICTURES]

@@ -75,4 +75,4 @@ def test_house_rules_of_a_file(module: str) -> None:
     first = ast.get_docstring(ast.parse(text))
     assert first and first.splitlines()[0].strip(), "the first line says the file's job"
     assert not FORBIDDEN_WORDS & set(module.split("."))
-    assert len(text.splitlines()) <= 260, "past 250 lines a file becomes a folder of the same name"
+    assert len(text.splitlines()) <= 400, "a file this long has two jobs: split it"

@@ -19,6 +19,7 @@ from raycap.captioner.room import Room
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.encoders.encoder import Encoder
 from raycap.fetch import Fetch, Fetched, Fetcher
+from raycap.fetch.trust import PROGRAM, of_prefixes
 from raycap.images import Picture, read_picture
 from raycap.precision import PrecisionName, derive
 from raycap.refusal import Refusal
@@ -83,12 +84,18 @@ class Captioner:
         beam: int | None = None,
         search: SearchChoice | None = None,
         attention: bool = False,
+        trust: Sequence[str] = (),
     ) -> list[Caption]:
-        """One answer for each picture, in their order; one that cannot be read or captioned says why."""
+        """One answer for each picture, in their order; one that cannot be read or captioned says why.
+
+        Strings often come from data. So they may be local paths, http(s) URLs of public addresses and object stores
+        (s3://, gs://, ...). URIs of other kinds and chains (zip://a.jpg::s3://b/c.zip) are opened only where every
+        link begins with one of the prefixes in `trust`.
+        """
         if isinstance(pictures, str | bytes | Path):
             raise Refusal("caption takes a list of pictures: put the one in brackets")
         search = self._search(beam, search)
-        opened = self._open(pictures)
+        opened = self._open(pictures, trust)
         readable = [picture.pixels for _, picture in opened if picture.pixels is not None]
         found = iter(self.look(readable, search, attention))
         return [
@@ -131,9 +138,12 @@ class Captioner:
         sums = by_picture(self._decode, memory, words.to(self.precision.device)).tolist()
         return [Foretold(surprise, int(right), int(count)) for surprise, right, count in sums]
 
-    def explain(self, picture: AnyPicture, beam: int | None = None) -> Explanation:
-        """The caption of one picture with a map of where the captioner looked for each word."""
-        [(status, opened)] = self._open([picture])
+    def explain(self, picture: AnyPicture, beam: int | None = None, trust: Sequence[str] = ()) -> Explanation:
+        """The caption of one picture with a map of where the captioner looked for each word.
+
+        `trust` is as in `caption`.
+        """
+        [(status, opened)] = self._open([picture], trust)
         if opened.pixels is None:
             raise Refusal(f"cannot explain this picture: {status}: {opened.error}")
         found = self.look([opened.pixels], self._search(beam, None), attention=True)
@@ -151,10 +161,12 @@ class Captioner:
             return dataclasses.replace(chosen, width=beam, best=min(beam, chosen.best))
         return Beam(width=beam, max_length=chosen.max_length)
 
-    def _open(self, pictures: Sequence[AnyPicture]) -> list[tuple[str, Picture]]:
-        """For each the status it has so far, and the picture."""
+    def _open(self, pictures: Sequence[AnyPicture], trust: Sequence[str]) -> list[tuple[str, Picture]]:
+        """For each picture its status so far, and its pixels or what is wrong with it."""
+        if isinstance(trust, str):
+            raise Refusal("trust takes a list of prefixes: put the one in brackets")
         uris = [str(picture) for picture in pictures if isinstance(picture, str | Path)]
-        with Fetcher(Fetch(), trusted=True) as fetcher:
+        with Fetcher(Fetch(), PROGRAM.also(of_prefixes(trust, "trust"))) as fetcher:
             fetched = iter(fetcher.fetch_all(uris) if uris else [])
         answers = [
             next(fetched) if isinstance(picture, str | Path) else Fetched(_bytes(picture), "")

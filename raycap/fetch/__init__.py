@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from raycap.fetch import files
 from raycap.fetch.fault import FetchError, unforeseen
 from raycap.fetch.options import Fetch
+from raycap.fetch.trust import Trust
 from raycap.fetch.turns import Turns
+from raycap.uris import is_web
 
 if TYPE_CHECKING:
     from raycap.fetch.web import Moved
 
-__all__ = ["Fetch", "Fetched", "Fetcher"]
+__all__ = ["Fetch", "Fetched", "Fetcher", "Trust"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,14 @@ class _Errand:
 class Fetcher:
     """Fetches with threads of its own, politely to each host; made inside the task that uses it.
 
-    `trusted` URIs come from a listing of the user's own folder: local paths and whatever fsspec reads are fine.
-    Others, from lists that anyone may have written, are http(s) or object stores, unless `allow_file`.
+    `trust` says which local paths and which places in object stores a URI may name; `options` may add to that.
     """
 
-    def __init__(self, options: Fetch, trusted: bool) -> None:
+    def __init__(self, options: Fetch, trust: Trust) -> None:
         from raycap.fetch.web import Web  # urllib3 takes 50 ms, which `raycap --help` should not pay
 
         self._options = options
-        self._trusted = trusted
+        self._trust = trust.also(options.trusted())
         self._web = Web(options)
         self._random = random.Random()  # not the global one, whose seed is the user's
         self._turns: Turns[_Errand] = Turns(options.per_host, options.host_rate)
@@ -99,9 +100,9 @@ class Fetcher:
 
     def _line_up(self, errand: _Errand, wait: float = 0.0) -> None:
         try:
-            files.check_permitted(errand.uri, self._trusted, self._options.allow_file)
+            self._trust.check(errand.uri)
             # Files and stores, which have no limits, line up at "".
-            host = self._web.host(errand.uri) if files.scheme_of(errand.uri) in files.WEB else ""
+            host = self._web.host(errand.uri) if is_web(errand.uri) else ""
         except FetchError as fault:
             return errand.finish(b"", fault.reason)
         if not self._turns.put(host, errand, wait):
@@ -124,7 +125,7 @@ class Fetcher:
     def _request(self, errand: _Errand) -> "bytes | Moved":
         started = time.monotonic()
         try:
-            if files.scheme_of(errand.uri) in files.WEB:
+            if is_web(errand.uri):
                 return self._web.get(errand.uri, errand.seconds)
             return files.read(errand.uri, self._options, errand.seconds)
         finally:

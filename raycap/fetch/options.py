@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from raycap import __version__
+from raycap.fetch.trust import Trust, of_prefixes
 from raycap.refusal import Refusal
 
 
@@ -34,8 +35,11 @@ class Fetch:
     """What servers are told about who asks; name a contact for large jobs."""
     allow_private: bool = False
     """Whether URLs may lead to private, loopback and other addresses that are not of the public Internet."""
+    trust: tuple[str, ...] = ()
+    """Places that lists and tables may name besides what lies below their own folder or in their own bucket:
+    absolute paths of folders, or the beginning of URIs (s3://bucket, ftp://host/)."""
     allow_file: bool = False
-    """Whether a list of URLs may name local paths and file:// URIs."""
+    """The same as --fetch.trust /: lists and tables may name every local file."""
 
     def __post_init__(self) -> None:
         least = {
@@ -54,3 +58,8 @@ class Fetch:
                 raise Refusal(f"fetch.{name} must be a number of seconds above 0, not {value}")
         if not (self.user_agent.isascii() and self.user_agent.isprintable()):
             raise Refusal("fetch.user_agent must be plain printable ASCII: servers get it as a header")
+        self.trusted()
+
+    def trusted(self) -> Trust:
+        """What --fetch.trust permits."""
+        return of_prefixes((*self.trust, "/") if self.allow_file else self.trust, "fetch.trust")

@@ -17,8 +17,8 @@ from urllib3.util import Url, parse_url
 
 from raycap.fetch.connections import Clock, Dial, Pools
 from raycap.fetch.fault import FetchError, too_large, too_late
-from raycap.fetch.files import WEB, scheme_of
 from raycap.fetch.options import Fetch
+from raycap.uris import WEB, scheme_of
 
 _MOVED = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16  # bytes read at a time

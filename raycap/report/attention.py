@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from raycap.config import part_from_plain
 from raycap.evaluation.captions import CaptionTable, files_of
-from raycap.fetch import Fetch, Fetcher
+from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.images import Reading, Square, read_picture
 from raycap.plots import attention_panel
 from raycap.refusal import Refusal
@@ -36,12 +36,18 @@ class Panel:
 
 
 def panels(
-    tables: Sequence[CaptionTable], most: int, model: str, room: Room, fetch: Fetch, reading: Reading
+    tables: Sequence[CaptionTable],
+    most: int,
+    model: str,
+    room: Room,
+    fetch: Fetch,
+    trust: Trust,
+    reading: Reading,
 ) -> tuple[list[Panel], list[str]]:
     """At most so many, shared by the tables that hold maps; and why there are none of a table that does."""
     made: list[Panel] = []
     notes: list[str] = []
-    with Fetcher(fetch, trusted=True) as fetcher:
+    with Fetcher(fetch, trust) as fetcher:
         for table in tables:
             rows = _rows(table, max(1, most // len(tables))) if most else []
             try:

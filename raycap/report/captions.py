@@ -11,7 +11,7 @@ from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.options import Evaluate
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import Scores
-from raycap.fetch import Fetch
+from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
 from raycap.plots import histogram
 from raycap.report import attention
@@ -53,13 +53,14 @@ def told(
     evaluate: Evaluate,
     room: Room,
     fetch: Fetch,
+    trust: Trust,
     reading: Reading,
 ) -> dict[str, Any]:
     """What the template asks for."""
     gallery = Collection(tables, references, scores).gallery(options.pictures, options.seed)
     uris = [None if entry.is_unreadable else entry.uri for entry in gallery.entries]
-    panels, notes = attention.panels(tables, options.panels, options.model, room, fetch, reading)
-    pictures = thumbnails(uris, options.thumbnail, room, fetch, reading)
+    panels, notes = attention.panels(tables, options.panels, options.model, room, fetch, trust, reading)
+    pictures = thumbnails(uris, options.thumbnail, room, fetch, trust, reading)
     return {
         "panels": panels,
         "notes": notes,

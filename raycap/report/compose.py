@@ -1,5 +1,7 @@
 """One page to look at, of caption tables, training runs or sweeps, in one file."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ from raycap.config import Config
 from raycap.evaluation import alignment, captions, references
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import judge
+from raycap.fetch import Trust
+from raycap.fetch.trust import ONLY_WEB
 from raycap.refusal import Refusal
 from raycap.report import captions as of_captions
 from raycap.report import sweep as of_sweep
@@ -14,10 +18,17 @@ from raycap.report import training as of_training
 from raycap.report.pages import render
 from raycap.report.thumbnails import Room
 from raycap.runs import whole_file
+from raycap.sources.records import root_of
+from raycap.sources.rows import counted
+from raycap.uris import local_path
 
 
-def write_page(config: Config) -> str:
-    """Write what the report section names to its `out`; the answer is what to tell of it."""
+def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
+    """Write the page that the report section asks for to its `out`; the answer is what to say of it.
+
+    What a table names is opened only below the table's own folder, where the references' pictures are, and where
+    `trust` or --fetch.trust permits it: the table may be somebody else's.
+    """
     options = config.report
     named = captions.names_and_paths(options.tables)
     sweeps = [of_sweep.read_sweep(name, path) for name, path in named if of_sweep.is_sweep(path)]
@@ -28,9 +39,11 @@ def write_page(config: Config) -> str:
             "a report of what? Give caption tables, training runs or sweeps: raycap report TABLE_OR_RUN..."
         )
     known = references.read(config.source) if config.source else None
+    trust = trust.also(*(Trust.below(root_of(path).uri) for _, path in tables))
+    trust = trust.also(config.source.trust) if config.source else trust
     room = Room(options.megabytes)
-    of_runs = of_training.told(runs, known, options, room, config.fetch, config.reading)
-    of_tables = _captions(tables, known, room, config)
+    of_runs = of_training.told(runs, known, options, room, config.fetch, trust, config.reading)
+    of_tables = _captions(tables, known, room, trust, config)
     page = render(
         title=options.title or " and ".join(name for name, _ in named),
         sweeps=sweeps,
@@ -42,15 +55,33 @@ def write_page(config: Config) -> str:
     out = Path(options.out)
     with whole_file(out) as file:
         file.write(page)
-    return f"written: {out} ({out.stat().st_size / 2**20:.1f} MB)\n"
+    entries = of_tables.get("entries", ())
+    refused = [entry.uri for entry, picture in entries if "--fetch.trust" in picture.reason]
+    return f"{_remedy(refused)}written: {out} ({out.stat().st_size / 2**20:.1f} MB)\n"
 
 
-def _captions(named: list[tuple[str, str]], known: References | None, room: Room, config: Config) -> dict[str, Any]:
+def _remedy(uris: list[str]) -> str:
+    """How to see pictures that the tables may not name by themselves."""
+    if not uris:
+        return ""
+    paths = [path for uri in uris if (path := local_path(uri)) is not None and path.startswith("/")]
+    folder = os.path.commonpath([os.path.dirname(os.path.realpath(path)) for path in paths]) if paths else ""  # noqa: PTH120
+    option = f"--fetch.trust {shlex.quote(folder)}" if folder.strip("/") else "--fetch.trust PREFIX"
+    pictures = counted(len(uris), "picture is", "pictures are")
+    return (
+        f"{pictures} not shown: a table may be somebody else's, so it opens nothing outside of its own folder. "
+        f"If you trust what it names: {option}\n"
+    )
+
+
+def _captions(
+    named: list[tuple[str, str]], known: References | None, room: Room, trust: Trust, config: Config
+) -> dict[str, Any]:
     """What the page tells of caption tables; nothing where there are none."""
     how = config.evaluate
     tables = [captions.read(path, name, how.key_column, how.caption_column) for name, path in named]
     if not tables:
         return {"tables": (), "scores": None, "panels": (), "notes": ()}
     scores = judge(alignment.align(tables, known, how), how, config.metric) if known else None
-    told = of_captions.told(tables, known, scores, config.report, how, room, config.fetch, config.reading)
+    told = of_captions.told(tables, known, scores, config.report, how, room, config.fetch, trust, config.reading)
     return {"tables": tables, **told}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from raycap.fetch import Fetch, Fetched, Fetcher
+from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.images import Reading, Square, read_picture
 
 AT_ONCE = 16  # pictures in memory at their full size
@@ -39,12 +39,11 @@ class Room:
 
 
 def thumbnails(
-    uris: Sequence[str | None], side: int, room: Room, fetch: Fetch, reading: Reading
+    uris: Sequence[str | None], side: int, room: Room, fetch: Fetch, trust: Trust, reading: Reading
 ) -> list[Thumbnail]:
     """One for each URI in order, until the room is used up; none where the URI is none."""
     made: list[Thumbnail] = []
-    # Trusted: whoever makes a page has named the table, and only pictures get into the page.
-    with Fetcher(fetch, trusted=True) as fetcher:
+    with Fetcher(fetch, trust) as fetcher:
         for start in range(0, len(uris), AT_ONCE):
             batch = uris[start : start + AT_ONCE]
             there = [uri for uri in batch if uri is not None]

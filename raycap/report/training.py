@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from raycap.evaluation.references import References
-from raycap.fetch import Fetch, Fetcher
+from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.images import Reading
 from raycap.plots import curves
 from raycap.refusal import Refusal
@@ -101,18 +101,24 @@ def read_run(name: str, path: str) -> Run:
 
 
 def told(
-    runs: Sequence[Run], references: References | None, options: Report, room: Room, fetch: Fetch, reading: Reading
+    runs: Sequence[Run],
+    references: References | None,
+    options: Report,
+    room: Room,
+    fetch: Fetch,
+    trust: Trust,
+    reading: Reading,
 ) -> dict[str, Any]:
     """What the template asks for."""
     extremes = _extremes(runs, options.extremes)
     said = _said(runs)
     keys = [each["key"] for _, pictures in extremes for each in pictures] + list(said)
-    shown = _shown(list(dict.fromkeys(keys)), references, options, room, fetch, reading)
+    shown = _shown(list(dict.fromkeys(keys)), references, options, room, fetch, trust, reading)
     samples = [
         Sample(key, references.captions.get(key, [first]) if references else [first], grown, shown[key])
         for key, (first, grown) in said.items()
     ]
-    panels, notes = _panels(runs, references, options, room, fetch, reading)
+    panels, notes = _panels(runs, references, options, room, fetch, trust, reading)
     return {
         "charts": charts(runs) if runs else [],
         "extremes": extremes,
@@ -136,13 +142,19 @@ def _extremes(runs: Sequence[Run], most: int) -> list[tuple[str, Lines]]:
 
 
 def _panels(
-    runs: Sequence[Run], references: References | None, options: Report, room: Room, fetch: Fetch, reading: Reading
+    runs: Sequence[Run],
+    references: References | None,
+    options: Report,
+    room: Room,
+    fetch: Fetch,
+    trust: Trust,
+    reading: Reading,
 ) -> tuple[list[Panel], list[str]]:
     """At most so many, shared by the runs; and why there are none of a run that has maps."""
     made: list[Panel] = []
     notes: list[str] = []
     uris = references.uris if references else {}
-    with Fetcher(fetch, trusted=True) as fetcher:
+    with Fetcher(fetch, trust) as fetcher:
         for run in runs:
             rows = [each for each in run.pictures if "attention" in each][: options.panels // len(runs)]
             seen = [{**each, "uri": uris[each["key"]]} for each in rows if each["key"] in uris]
@@ -161,11 +173,12 @@ def _shown(
     options: Report,
     room: Room,
     fetch: Fetch,
+    trust: Trust,
     reading: Reading,
 ) -> dict[str, Thumbnail]:
     """Each picture by its key, or why there is none."""
     uris = {key: references.uris[key] for key in keys if key in references.uris} if references else {}
-    made = thumbnails(list(uris.values()), options.thumbnail, room, fetch, reading)
+    made = thumbnails(list(uris.values()), options.thumbnail, room, fetch, trust, reading)
     lacking = Thumbnail("", 0, 0, "give --references SOURCE, with the pictures, to see this one")
     return dict.fromkeys(keys, lacking) | dict(zip(uris, made, strict=True))
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from raycap.refusal import Refusal
 from raycap.runs.files import check_stays
+from raycap.uris import filesystem_of
 
 # What is on its way waits here; readers of Parquet folders leave out names that begin so.
 STAGED = "_staged"
@@ -136,7 +136,7 @@ class RunFolder:
 @functools.cache
 def _place(uri: str) -> tuple[Any, str]:
     try:
-        filesystem, path = fsspec.url_to_fs(uri)
+        filesystem, path = filesystem_of(uri)
     except (ImportError, ValueError) as error:
         raise Refusal(f"cannot write to {uri}: {error}") from error
     return filesystem, path.rstrip("/")

@@ -21,6 +21,8 @@ from raycap.sources.urls import Urls
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from raycap.fetch import Trust
+
 __all__ = [
     "SOURCES",
     "Coco",
@@ -45,9 +47,12 @@ class Source(Protocol):
         """What the user gave: a folder, file, URI or URL."""
 
     @property
-    def trusted(self) -> bool:
-        """Whether URIs come from the user's own folder or dataset, so that local paths may be opened; False for
-        lists of URLs, which anybody may have written."""
+    def trust(self) -> "Trust":
+        """Which local paths and stores its rows may name: what lies below its own folder, or in its own bucket."""
+
+    @property
+    def names_urls(self) -> bool:
+        """Whether most rows are addresses on the web, of which one task fetches many at a time."""
 
     @property
     def carried(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
@@ -16,7 +17,7 @@ from raycap.sources.annotated import (
     records_of,
     rows,
 )
-from raycap.sources.place import Place, existing
+from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 
@@ -44,8 +45,14 @@ class Coco:
         check_fractions(self.fractions)
 
     @property
-    def trusted(self) -> bool:
-        return True
+    def trust(self) -> Trust:
+        if self.pictures:
+            return Trust.below(locate(self.pictures).uri)
+        return Trust.below(*(folder.uri for file in self._files() for folder in _roots(file)))
+
+    @property
+    def names_urls(self) -> bool:
+        return False
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -75,7 +82,7 @@ class Coco:
     def _albums(self) -> Iterator[Album]:
         for file in self._files():
             entries = self._entries(file)
-            yield Album(entries, picture_folder(self.pictures, [file.parent, *_above(file)], entries, file), file)
+            yield Album(entries, picture_folder(self.pictures, _roots(file), entries, file), file)
 
     def _entries(self, file: Place) -> list[Entry]:
         document = read_json(file)
@@ -97,9 +104,10 @@ class Coco:
         ]
 
 
-def _above(file: Place) -> list[Place]:
-    """Pictures lie beside annotations/, and nowhere above any other folder."""
-    return [file.parent.parent] if file.parent.name.lower() == "annotations" else []
+def _roots(file: Place) -> list[Place]:
+    """The folders that may hold the pictures: that of the file and, where it is annotations/, the one above."""
+    above = [file.parent.parent] if file.parent.name.lower() == "annotations" else []
+    return [file.parent, *above]
 
 
 def _split_of(name: str) -> str:

@@ -4,8 +4,9 @@ import re
 
 from raycap.refusal import Refusal
 from raycap.sources import coco, flickr_captions, huggingface, karpathy
-from raycap.sources.place import PICTURE_NAME, Place, existing, first_line, is_web, locate
+from raycap.sources.place import PICTURE_NAME, Place, existing, first_line, locate
 from raycap.sources.records import Records, format_of
+from raycap.uris import is_web
 
 _LISTS = (".txt", ".list", ".lst", ".urls")
 _TABLES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".pq")

@@ -6,10 +6,11 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.annotated import Album, Entry, listed, missing_notes, picture_folder, rows
 from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
-from raycap.sources.place import PICTURE_NAME, Place, existing, read_lines
+from raycap.sources.place import PICTURE_NAME, Place, existing, locate, read_lines
 from raycap.sources.rows import Tally, tables
 from raycap.sources.splits import Fractions, check_fractions, seeded_split, split_in
 
@@ -45,8 +46,12 @@ class Flickr:
         check_fractions(self.fractions)
 
     @property
-    def trusted(self) -> bool:
-        return True
+    def trust(self) -> Trust:
+        return Trust.below(locate(self.pictures).uri if self.pictures else self._found()[1].uri)
+
+    @property
+    def names_urls(self) -> bool:
+        return False
 
     @property
     def carried(self) -> tuple[str, ...]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.listing import Oddities, walk
-from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, Place, existing, uri_of
+from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, Place, existing, locate
 from raycap.sources.rows import Row, tables
+from raycap.uris import uri_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,8 +42,12 @@ class Folder:
             )
 
     @property
-    def trusted(self) -> bool:
-        return True
+    def trust(self) -> Trust:
+        return Trust.below(locate(self.path).uri)
+
+    @property
+    def names_urls(self) -> bool:
+        return False
 
     @property
     def carried(self) -> tuple[str, ...]:

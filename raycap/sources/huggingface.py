@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
 from raycap.sources.listing import Oddities, walk
@@ -50,8 +51,13 @@ class HuggingFace:
         check_fractions(self.fractions)
 
     @property
-    def trusted(self) -> bool:
-        return True
+    def trust(self) -> Trust:
+        place = existing(self.path)
+        return Trust.below(place.uri if place.is_folder() else place.parent.uri)
+
+    @property
+    def names_urls(self) -> bool:
+        return False
 
     @property
     def carried(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
@@ -15,7 +16,7 @@ from raycap.sources.annotated import (
     records_of,
     rows,
 )
-from raycap.sources.place import Place, existing
+from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import split_word
 
@@ -38,8 +39,12 @@ class Karpathy:
     """Count COCO's 30,504 'restval' pictures to train, as published results do; else their split is 'restval'."""
 
     @property
-    def trusted(self) -> bool:
-        return True
+    def trust(self) -> Trust:
+        return Trust.below(locate(self.pictures).uri if self.pictures else self._file().parent.uri)
+
+    @property
+    def names_urls(self) -> bool:
+        return False
 
     @property
     def carried(self) -> tuple[str, ...]:

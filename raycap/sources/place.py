@@ -6,7 +6,6 @@ import io
 import os
 import re
 import sys
-import urllib.parse
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,50 +13,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from raycap.refusal import Refusal
+from raycap.uris import EXTRAS, filesystem_of, local_path, scheme_of, uri_of
 
 _JPEG = (".jfif", ".jpe", ".jpeg", ".jpg")
 _HEIF = (".avif", ".heic", ".heif", ".hif")
 PICTURE_ENDINGS = (*_JPEG, *_HEIF, ".apng", ".bmp", ".dib", ".gif", ".png", ".tif", ".tiff", ".webp")
 PICTURE_NAME = re.compile(f".*({'|'.join(map(re.escape, PICTURE_ENDINGS))})", re.IGNORECASE | re.DOTALL)
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}  # of raycap
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # Enough to recognise a dataset by its files; a folder with a million entries must not be read for it.
 _GLANCE = 100_000
 _FOLDERS_SEARCHED = 64
-
-
-def has_scheme(text: str) -> bool:
-    """Whether it is a URI or URL rather than a path."""
-    return _SCHEME.match(text) is not None
-
-
-def is_web(text: str) -> bool:
-    """Whether it is an http(s) URL."""
-    return text.lower().startswith(("http://", "https://"))
-
-
-def local_path(uri: str) -> str | None:
-    """The path behind a plain path or a file:// URI (percent signs decoded, unless a file has that very name);
-    None where the URI is of another kind."""
-    if not has_scheme(uri):
-        return uri
-    scheme, _, rest = uri.partition("://")
-    if scheme.lower() not in ("file", "local"):
-        return None
-    rest = rest.removeprefix("localhost")
-    if "%" not in rest or os.path.lexists(rest):
-        return rest
-    return os.fsdecode(urllib.parse.unquote_to_bytes(rest))
-
-
-def uri_of(path: str) -> str:
-    """A local path as tables can hold it: the path itself, or, where its bytes are not UTF-8 (old discs), a file://
-    URI with those bytes percent-encoded, which `local_path` turns back."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "file://" + urllib.parse.quote_from_bytes(os.fsencode(path))
-    return path
 
 
 @dataclass(frozen=True)
@@ -159,13 +123,11 @@ def locate(path: str) -> Place:
     if local is not None:
         absolute = os.path.abspath(os.path.expanduser(local))  # noqa: PTH100, PTH111 - names need not be UTF-8
         return Place(uri_of(absolute), absolute, None)
-    from fsspec.core import url_to_fs  # here, so that `raycap --help` stays quick
-
     try:
-        filesystem, inner = url_to_fs(path)
+        filesystem, inner = filesystem_of(path)
     except ImportError as error:
-        scheme = path.partition("://")[0].lower()
-        remedy = f"pip install 'raycap[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
+        scheme = scheme_of(path)
+        remedy = f"pip install 'raycap[{EXTRAS[scheme]}]'" if scheme in EXTRAS else str(error)
         raise Refusal(f"{scheme}:// needs a package that is missing: {remedy}") from error
     except ValueError as error:
         raise Refusal(f"cannot open {path}: {error}") from error

@@ -3,14 +3,16 @@
 import csv
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raycap.refusal import Refusal
 from raycap.sources.listing import Oddities, walk
-from raycap.sources.place import Place, existing, first_line, has_scheme, locate, read_lines
+from raycap.sources.place import Place, existing, first_line, locate, read_lines
 from raycap.sources.rows import MOST_ROWS, Tally, pieces, utf8
+from raycap.uris import has_scheme
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,6 +158,20 @@ def records(path: str, format: Literal["auto", "csv", "jsonl", "parquet"] = "aut
         place = existing(path)
         places = _parquet_files(place) if place.is_folder() else [place]
     return [Records(place, format_of(place.name) if format == "auto" else format) for place in places]
+
+
+def root_of(path: str) -> Place:
+    """The folder that holds all files that a path means: of a glob, the last one before the first wildcard."""
+    place = locate(path)
+    if place.is_folder():
+        return place
+    fixed = re.split(r"[*?[]", place.path, maxsplit=1)[0]
+    if fixed == place.path or place.exists():
+        return place.parent
+    steps_below = place.path.count("/") - fixed.count("/") + 1
+    for _ in range(steps_below):
+        place = place.parent
+    return place
 
 
 def format_of(name: str) -> Format:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.rows import Row, tables
 
@@ -33,8 +34,12 @@ class Shapes:
             raise Refusal(f"count is {self.count}: make at least 1 picture")
 
     @property
-    def trusted(self) -> bool:
-        return True
+    def trust(self) -> Trust:
+        return Trust()
+
+    @property
+    def names_urls(self) -> bool:
+        return False
 
     @property
     def carried(self) -> tuple[str, ...]:

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
-from raycap.sources.place import has_scheme
-from raycap.sources.records import Piece, records, references_of, texts
+from raycap.sources.records import Piece, records, references_of, root_of, texts
 from raycap.sources.rows import FIRST_ROWS, MOST_ROWS, Tally
 from raycap.sources.seen import Seen
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.urls import repeats_note, resolved
+from raycap.uris import has_scheme
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,8 +45,8 @@ class Table:
     columns: tuple[str, ...] = ()
     """Other columns to carry through to the output."""
     local: bool | None = None
-    """Whether the column holds paths of files of yours, relative ones taken from the table's folder. None: it does
-    where the column's name says so (path, file_name, ...)."""
+    """Whether the column holds paths, relative ones taken from the table's folder. None: it does where the column's
+    name says so (path, file_name, ...). Files that are not below that folder need --fetch.trust."""
     format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
     """The format, where file names do not tell it; csv is any delimited text."""
 
@@ -57,8 +58,15 @@ class Table:
             raise Refusal(f"a column is to be carried twice: {', '.join(self.columns)}")
 
     @property
-    def trusted(self) -> bool:
-        """Reads the header, for the column's name may decide."""
+    def trust(self) -> Trust:
+        return Trust.below(root_of(self.path).uri)
+
+    @property
+    def names_urls(self) -> bool:
+        return not self._holds_paths()
+
+    def _holds_paths(self) -> bool:
+        """Reads the header where the column's name decides."""
         if self.local is not None:
             return self.local
         return _plain(self._column(records(self.path, self.format)[0].names())) in _FILE_NAMES
@@ -75,14 +83,14 @@ class Table:
         if first is None:
             raise Refusal(f"{file.place.uri} has no rows")
         tried = [uri for uri in texts(first, column)[:FIRST_ROWS] if uri]
-        if tried and not self.trusted and not any(map(has_scheme, tried)):
+        if tried and not self._holds_paths() and not any(map(has_scheme, tried)):
             raise Refusal(
                 f"column {column} of {file.place.uri} holds no URLs (the first: {tried[0][:100]!r}); "
                 "--source.local True if they are paths of files of yours, --source.column for another column"
             )
 
     def tables(self) -> "Iterator[pa.Table]":
-        trusted, keys, seen, types = self.trusted, Keys(), Seen(), None
+        holds_paths, keys, seen, types = self._holds_paths(), Keys(), Seen(), None
         names = records(self.path, self.format)[0].names()
         column, (_, references) = self._column(names), self._wanted(names)
         for piece in self._pieces(Tally()):
@@ -91,7 +99,7 @@ class Table:
             types = carried.schema
             table = _manifest(
                 self._unique_keys(piece, seen) if self.key_column else keys.of(uris),
-                [resolved(uri, piece.file.parent) for uri in uris] if trusted else uris,
+                [resolved(uri, piece.file.parent) for uri in uris] if holds_paths else uris,
                 self._splits(piece, uris),
                 references_of(piece, references),
                 carried,

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
-from raycap.sources.place import existing, has_scheme, is_web, locate, read_lines
+from raycap.sources.place import existing, locate, read_lines
 from raycap.sources.rows import Row, counted, pieces, tables
+from raycap.uris import has_scheme, is_web
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,11 +32,16 @@ class Urls:
     path: str
     """The list (plain or gzip; a path or any fsspec URI), or one picture's http(s) URL."""
     local: bool = False
-    """The lines may also be paths of files of yours, taken relative to the list's folder."""
+    """The lines may also be paths, relative ones taken from the list's folder. Files that are not below that folder
+    need --fetch.trust."""
 
     @property
-    def trusted(self) -> bool:
-        return self.local
+    def trust(self) -> Trust:
+        return Trust() if is_web(self.path) else Trust.below(locate(self.path).parent.uri)
+
+    @property
+    def names_urls(self) -> bool:
+        return not self.local
 
     @property
     def carried(self) -> tuple[str, ...]:

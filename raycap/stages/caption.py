@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from raycap import __version__
 from raycap.config import Config
 from raycap.fetch import Fetched, Fetcher
+from raycap.fetch.trust import ANYTHING
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.sources import Folder, Urls
-from raycap.sources.place import is_web, locate
+from raycap.sources.place import locate
 from raycap.terminal import printable
+from raycap.uris import is_web
 
 if TYPE_CHECKING:
     from raycap.captioner import Caption, Captioner
@@ -69,8 +71,8 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
         raise Refusal(f"{folders[0]} is a folder: give it alone, with --out DIR, or name photos only")
     # Threads would wait for each other longer than they work on one photo, and on a busy machine for seconds.
     captioner, good = _captioner(config, threads=options.threads or (1 if len(photos) == 1 else None)), True
-    # Whoever names a photo on the command line means it, wherever it lies.
-    with Fetcher(config.fetch, trusted=True) as fetcher, warnings.catch_warnings():
+    # Who names a photo on the command line means it, wherever it is.
+    with Fetcher(config.fetch, ANYTHING) as fetcher, warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # remarks about metadata
         for start in range(0, len(photos), options.batch):
             some = photos[start : start + options.batch]

@@ -13,7 +13,7 @@ from ray.data import Dataset
 from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from raycap.fetch import Fetch, Fetched, Fetcher
+from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.images import Picture, Reading, Square, read_picture
 from raycap.sources import Source
 from raycap.stages.alone import is_second_try, read_alone
@@ -81,17 +81,17 @@ def opened(
             "fetch": fetch,
             "reading": reading,
             "square": square,
-            "trusted": source.trusted,
+            "trust": source.trust,
             "keep_pixels": keep_pixels,
         },
     )
 
 
 def open_pictures(
-    table: pa.Table, fetch: Fetch, reading: Reading, square: Square, trusted: bool, keep_pixels: bool
+    table: pa.Table, fetch: Fetch, reading: Reading, square: Square, trust: Trust, keep_pixels: bool
 ) -> pa.Table:
     """Manifest rows in; out the same rows without `bytes`, with status, reason, format, size, digest and pixels."""
-    pictures = _pictures(table, _fetcher(fetch, trusted), reading, square)
+    pictures = _pictures(table, _fetcher(fetch, trust), reading, square)
     columns: dict[str, pa.Array] = {
         "status": pa.array([status for status, _, _ in pictures], pa.string()),
         "error_message": pa.array([picture.error for _, _, picture in pictures], pa.string()),
@@ -130,11 +130,11 @@ def _opened(fetched: Fetched, picture: Picture | None) -> tuple[str, str, Pictur
 
 
 @functools.cache
-def _fetcher(fetch: Fetch, trusted: bool) -> Fetcher:
+def _fetcher(fetch: Fetch, trust: Trust) -> Fetcher:
     """One for each worker process, so that connections outlive a task."""
     # A picture's fault becomes its row's reason; Pillow's remarks about metadata would fill the logs of a long job.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    return Fetcher(fetch, trusted)
+    return Fetcher(fetch, trust)
 
 
 def _pixel_column(pixels: list[np.ndarray | None], size: int) -> pa.Array:

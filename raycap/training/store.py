@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +25,7 @@ from raycap.refusal import Refusal
 from raycap.runs import write_json
 from raycap.sources import Source
 from raycap.tables import MANIFEST, SUCCESS
+from raycap.uris import filesystem_of, is_local
 
 LISTING = "pictures.arrow"
 ROWS, CAPTIONS, FORM = "rows.bin", "captions.arrow", "form.json"
@@ -195,21 +195,25 @@ def tables(table: str, columns: list[str]) -> Iterator[pa.Table]:
 def _parts(table: str) -> list[tuple[str, int, Any]]:
     """The table's Parquet files in order, each with its size and time."""
     try:
-        files, root = fsspec.core.url_to_fs(table)
-        found = [files.info(name) for name in sorted(files.glob(f"{root.rstrip('/')}/*.parquet"))]
+        files, root = filesystem_of(table)
+        listed = files.ls(root.rstrip("/"), detail=True)
+    except FileNotFoundError:
+        listed = []
     except (OSError, ValueError, ImportError) as error:
         raise Refusal(f"cannot read the feature table {table}: {error}") from error
+    found = sorted((one for one in listed if one["name"].endswith(".parquet")), key=lambda one: one["name"])
     if not found:
         raise Refusal(f"there is no feature table at {table}: no *.parquet in it; make one with `raycap extract`")
-    return [
-        (files.unstrip_protocol(one["name"]), one["size"], one.get("mtime") or one.get("ETag")) for one in found
-    ]
+    # Local names stay paths: of a file: URI the percent signs would be decoded.
+    uris = [one["name"] if is_local(table) else files.unstrip_protocol(one["name"]) for one in found]
+    return [(uri, one["size"], one.get("mtime") or one.get("ETag")) for uri, one in zip(uris, found, strict=True)]
 
 
 @contextlib.contextmanager
 def _open(name: str, table: str) -> Iterator[Any]:
     try:
-        with fsspec.open(name, "rb") as file:
+        filesystem, path = filesystem_of(name)
+        with filesystem.open(path, "rb") as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
         raise Refusal(f"{name} of the table {table} cannot be read: {error}") from error

@@ -98,7 +98,7 @@ def captions_work(config: Config, source: Source) -> Work:
 
 def _sinks(config: Config, source: Source, folder: RunFolder) -> Sinks:
     options = config.caption
-    return Sinks(folder, options.txt_mode, options.txt_beside, config.fetch, source.trusted)
+    return Sinks(folder, options.txt_mode, options.txt_beside, config.fetch, source.trust)
 
 
 def _carrying(source: Source | None, columns: tuple[str, ...]) -> Source | None:

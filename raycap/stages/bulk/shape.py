@@ -89,7 +89,7 @@ def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: di
 def pictures(todo: Todo, config: Config, batch: int, reading: Reading, square: Square) -> Dataset:
     """Every row to do as an opened picture, in blocks that are whole batches of the model."""
     # Addresses on the web are fetched more at a time, so that a slow one holds back fewer tasks.
-    rows_per_task = batch if todo.source.trusted else batch * max(1, WEB_ROWS // batch)
+    rows_per_task = batch * max(1, WEB_ROWS // batch) if todo.source.names_urls else batch
     context = DataContext.get_current()
     context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2  # twice what it takes: never cut in two
     context.execution_options.preserve_order = False

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from raycap.config import Config
 from raycap.evaluation import captions
+from raycap.fetch.trust import ONLY_WEB
 from raycap.refusal import Refusal
 from raycap.report.compose import write_page
 from raycap.runs import RunFolder
 from raycap.stages.bulk.work import FACTS
 from raycap.terminal import printable
+from raycap.uris import has_scheme
 
 PRINTED, PAGED = 50, 1000  # rows, at most
 PAGE = "gallery.html"
@@ -26,7 +28,7 @@ def show(config: Config) -> None:
         if not out.is_local or rows > PAGED:
             sys.stdout.write(f"a page of them: raycap report {out}\n")
         elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
-            sys.stdout.write(write_page(_page_of(out, config)))
+            sys.stdout.write(write_page(_page_of(out, config), config.source.trust if config.source else ONLY_WEB))
     except Refusal as refusal:
         sys.stderr.write(f"raycap: the table is whole, but cannot be shown: {refusal}\n")
 
@@ -34,7 +36,7 @@ def show(config: Config) -> None:
 def _page_of(out: RunFolder, config: Config) -> Config:
     """What `raycap report` would be asked for."""
     title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
-    place = out.path() if "://" in out.uri else out.uri
+    place = out.path() if has_scheme(out.uri) else out.uri
     page = dataclasses.replace(config.report, tables=(place,), out=f"{place}/{PAGE}", title=title)
     return dataclasses.replace(config, source=None, report=page)
 
