@@ -165,7 +165,7 @@ def test_one_picture(tmp_path: Path) -> None:
     picture = write(tmp_path / "a b.jpg")
     assert detect(str(picture)) == "folder"
     assert rows(Folder(str(picture))) == [
-        {"key": "a b.jpg", "uri": str(picture), "split": "", "references": [], "bytes": None}
+        {"key": "a b.jpg", "uri": str(picture), "split": "", "references": [], "bytes": None, "error": ""}
     ]
 
 

@@ -25,6 +25,7 @@ class Row(NamedTuple):
     split: str = ""
     references: Sequence[str] = ()
     picture: bytes | None = None
+    error: str = ""  # why the row cannot be fetched, where the source knows that already
 
 
 def pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -72,6 +73,7 @@ def _table(rows: list[Row]) -> "pa.Table":
         [utf8(row.split) for row in rows],
         [[utf8(reference) for reference in row.references] for row in rows],
         [row.picture for row in rows],
+        [utf8(row.error) for row in rows],
     ]
     return pa.table(
         [pa.array(column, wanted.type) for column, wanted in zip(columns, MANIFEST, strict=True)], MANIFEST

@@ -201,7 +201,7 @@ def _manifest(
     from raycap.tables import MANIFEST, fit
 
     none = pa.nulls(len(keys), pa.large_binary())
-    columns = (keys, uris, splits, references, none)
+    columns = (keys, uris, splits, references, none, [""] * len(keys))
     named = {field.name: pa.array(column, field.type) for field, column in zip(MANIFEST, columns, strict=True)}
     named |= dict(zip(carried.column_names, carried.columns, strict=True))
     return fit(pa.table(named), MANIFEST, carried.column_names)
