@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ray.data import Dataset
 from raycap.bulk import Caption
 from raycap.config import Config
 from raycap.fetch.trust import ONLY_WEB, Trust
-from raycap.sources import Folder
+from raycap.sources import Folder, Notes
 from raycap.sources.rows import Row, tables
 from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.publish import Parts
@@ -52,12 +52,9 @@ class Numbers:
     def check(self) -> None:
         """Nothing can be wrong with it."""
 
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
         names = (f"folder/{number:012d}.jpg" for number in range(self.rows))
         return tables((Row(name, f"/nowhere/{name}") for name in names), lambda: "no rows")
-
-    def notes(self) -> Sequence[str]:
-        return ()
 
 
 class Pretends:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from raycap.sources.notes import line_of
 from raycap.tables import SUCCESS
 from raycap.terminal import printable
 
@@ -171,6 +172,8 @@ def as_text(report: dict[str, Any]) -> str:
     for reason in report["reasons"]:
         lines += [f"  {reason['rows']:>9,}  {reason['status']}: {printable(reason['reason'])}"]
         lines += [f"             {_names(reason['examples'])}"]
+    if report.get("left_out"):
+        lines += ["", "left out, without a row:", *(f"  {line_of(item)}" for item in report["left_out"])]
     if report["notes"]:
         lines += ["", "noted in the source:", *(f"  {note}" for note in report["notes"])]
     return "\n".join(lines) + "\n"

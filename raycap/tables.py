@@ -19,6 +19,7 @@ MANIFEST = pa.schema(
         ("split", pa.string()),  # "" where the source has none
         ("references", pa.list_(pa.string())),  # human captions, [] for none
         ("bytes", pa.large_binary()),  # inline picture, null where `uri` is to be read
+        ("error", pa.string()),  # why the source knows that the row cannot be fetched, "" for a usable row
     ]
 )
 

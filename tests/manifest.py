@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raycap.sources import Source
+from raycap.sources import Notes, Source
 from raycap.tables import MANIFEST
 
 
@@ -28,6 +28,14 @@ def read(source: Source) -> pa.Table:
     assert len(set(keys)) == len(keys) and all(keys), "keys are unique, none empty"
     assert pa.concat_tables(source.tables()).equals(table), "the order and the keys stay"
     return table
+
+
+def noted(source: Source) -> Notes:
+    """What the source notes while it lists its rows."""
+    notes = Notes()
+    for _ in source.tables(notes):
+        pass
+    return notes
 
 
 def rows(source: Source) -> list[dict[str, Any]]:

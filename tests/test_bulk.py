@@ -17,6 +17,7 @@ from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.progress import Progress
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences
+from raycap.sources import Notes
 from raycap.sources.rows import Row, tables
 from raycap.stages.bulk import anew
 from raycap.stages.bulk.digests import are_among, digests_of, in_order
@@ -53,10 +54,7 @@ class Numbers:
 
     def check(self) -> None: ...
 
-    def notes(self) -> tuple[str, ...]:
-        return ()
-
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
         return tables((Row(str(number), "") for number in range(self.rows)), lambda: "nothing")
 
 
@@ -94,14 +92,15 @@ def test_no_row_is_published_twice_whatever_is_made_again(reports: list[tuple[in
 
 def test_the_same_rows_make_the_same_file(tmp_path: Path) -> None:
     row = {"uri": "", "caption": "a", "score": -1.0, "alternatives": [], "status": "success", "error_message": ""}
-    row |= {"width": 1, "height": 1, "sha256": "", "listing": 7}
+    row |= {"width": 1, "height": 1, "sha256": "", "listing": 7, "notes": Notes().to_json()}
     rows = [{"key": str(n), **row, "place": n, "last": n == 4} for n in range(5)]
     blocks = [pa.Table.from_pylist(some, pa.schema([*CAPTIONS, *TICKET])) for some in (rows[:2], rows[2:])]
     parts = Parts(10, 1.0, CAPTIONS, (), {"raycap": "x"})
     reports = [write_part(RunFolder(str(tmp_path)), "captions", "run", parts, *blocks) for _ in range(2)]
+    assert reports[0].notes == {"left_out": [], "notes": []}
     assert reports[0].name == reports[1].name and reports[0].last == 4 and reports[0].counts.rows == 5
     other = write_part(RunFolder(str(tmp_path)), "captions", "run", parts, blocks[0])
-    assert other.name != reports[0].name and other.last is None
+    assert other.name != reports[0].name and other.last is None and other.notes is None
 
 
 def test_a_lease_is_one_persons_until_they_are_dead(tmp_path: Path) -> None:

@@ -97,7 +97,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_fit_selects_casts_and_carries() -> None:
     table = pa.table(
-        {"uri": ["u"], "key": ["k"], "split": [""], "references": [["r"]], "bytes": [None], "mine": [1]}
+        {
+            "uri": ["u"],
+            "key": ["k"],
+            "split": [""],
+            "references": [["r"]],
+            "bytes": [None],
+            "error": [""],
+            "mine": [1],
+        }
     )
     assert fit(table, MANIFEST).schema == MANIFEST
     assert fit(table, MANIFEST, carry=["mine"]).column_names == [*MANIFEST.names, "mine"]

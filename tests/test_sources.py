@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifest import column, read, rows, write
+from manifest import column, noted, read, rows, write
 
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.refusal import Refusal
-from raycap.sources import SOURCES, Folder, Urls, detect, listing
+from raycap.sources import SOURCES, Folder, Notes, Urls, detect, listing
 from raycap.sources.keys import Keys
 from raycap.sources.place import existing
 from raycap.sources.seen import Seen
@@ -106,9 +106,18 @@ def test_links(tmp_path: Path) -> None:
     (root / "nowhere.jpg").symlink_to(root / "gone.jpg")
     (root / "loop").symlink_to(root)
     (root / "out").symlink_to(tmp_path / "outside")
-    assert column(Folder(str(root)), "key") == ["inside.jpg", "real.jpg"]
-    (note,) = Folder(str(root)).notes()
-    assert note.startswith("4 links left out") and "nowhere.jpg" in note
+    (root / "readme").symlink_to(root / "gone")
+    (root / "folder.jpg").symlink_to(tmp_path / "outside")
+    found = {row["key"]: row["error"].partition(":")[0] for row in rows(Folder(str(root)))}
+    assert found == {
+        "folder.jpg": "a link to a directory, not to a file",
+        "inside.jpg": "",
+        "nowhere.jpg": "a link to a missing file",
+        "out.jpg": "a link that leads out of the folder (not followed",
+        "real.jpg": "",
+    }
+    (note,) = noted(Folder(str(root))).lines()
+    assert note.startswith("3 links left out") and "readme" in note
 
 
 def test_the_root_itself_may_be_a_link_or_hidden(tmp_path: Path) -> None:
@@ -120,12 +129,12 @@ def test_the_root_itself_may_be_a_link_or_hidden(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_listed_costs_only_itself(tmp_path: Path) -> None:
     for name in ("a.jpg", "b/x.jpg", "c.jpg"):
         write(tmp_path / name)
-    odd = listing.Oddities()
-    walk = listing.walk(existing(str(tmp_path)), odd)
-    assert next(walk) == "a.jpg"
+    notes = Notes()
+    walk = listing.walk(existing(str(tmp_path)), notes)
+    assert next(walk).path == "a.jpg"
     shutil.rmtree(tmp_path / "b")
-    assert list(walk) == ["c.jpg"]
-    assert odd.locked.note("folder", "folders") == [f"1 folder ({tmp_path}/b: No such file or directory)"]
+    assert [found.path for found in walk if not found.is_folder] == ["c.jpg"]
+    assert notes.lines() == [f"1 folder could not be listed ({tmp_path}/b: No such file or directory)"]
 
 
 def test_the_first_rows_come_before_the_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +175,7 @@ def test_one_picture(tmp_path: Path) -> None:
     picture = write(tmp_path / "a b.jpg")
     assert detect(str(picture)) == "folder"
     assert rows(Folder(str(picture))) == [
-        {"key": "a b.jpg", "uri": str(picture), "split": "", "references": [], "bytes": None}
+        {"key": "a b.jpg", "uri": str(picture), "split": "", "references": [], "bytes": None, "error": ""}
     ]
 
 
@@ -235,7 +244,7 @@ def test_a_list(tmp_path: Path) -> None:
             "http://h/ü.jpg",
         ]
         assert table["uri"].to_pylist()[2] == "http://h/a.jpg"
-        assert Urls(str(one)).notes() == [
+        assert noted(Urls(str(one))).lines() == [
             "1 row repeats an earlier URL and got a number behind the key; most often 'http://h/a.jpg' (2 times)"
         ]
     assert Urls(str(path)).trust == Trust((str(tmp_path),))

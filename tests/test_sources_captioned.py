@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from manifest import column, read, rows, write
+from manifest import column, noted, read, rows, write
 
 from raycap.evaluation import references
 from raycap.refusal import Refusal
@@ -73,7 +73,7 @@ def test_every_layout_of_flickr_says_the_same(layout: str, tmp_path: Path) -> No
         assert {row["key"]: row["references"] for row in found} == CAPTIONS
         assert all(Path(row["uri"]) == (tmp_path / folder / row["key"]) for row in found)
         assert {row["split"] for row in found} == {"train"}
-        assert Flickr(str(path)).notes() == []
+        assert noted(Flickr(str(path))).lines() == []
 
 
 def test_known_oddities_are_counted(tmp_path: Path) -> None:
@@ -82,11 +82,14 @@ def test_known_oddities_are_counted(tmp_path: Path) -> None:
     pictures(tmp_path / "Images", [*CAPTIONS, "silent.jpg", ".hidden.jpg", "Thumbs.db"])
     flickr = Flickr(str(tmp_path), fractions=(1.0, 0.0, 0.0))
     found = {row["key"]: row for row in rows(flickr)}
-    assert set(found) == {*CAPTIONS, "silent.jpg"}
+    missing = "2258277193_586949ec62.jpg.1"
+    assert set(found) == {*CAPTIONS, "silent.jpg", missing}
+    assert found[missing]["error"] == f"no such file: {tmp_path}/Images/{missing}"
+    assert [row["error"] for key, row in found.items() if key != missing] == [""] * 4
     assert (found["silent.jpg"]["references"], found["silent.jpg"]["split"]) == ([], "")
-    assert list(flickr.notes()) == [
+    assert noted(flickr).lines() == [
         "1 malformed line was left out (Flickr8k.token.txt line 15: 'not a caption')",
-        "5 captions of 1 picture that is not there (2258277193_586949ec62.jpg.1)",
+        "1 picture that is not there (2258277193_586949ec62.jpg.1)",
         "1 picture without captions (silent.jpg)",
     ]
 
@@ -97,7 +100,7 @@ def test_the_lost_bar_of_kaggle_is_repaired(tmp_path: Path) -> None:
     pictures(tmp_path / "images", [*CAPTIONS, "2199200615.jpg"])
     found = {row["key"]: row["references"] for row in rows(Flickr(str(tmp_path)))}
     assert found["2199200615.jpg"] == ["First .", "A dog runs across the grass ."]
-    assert Flickr(str(tmp_path)).notes() == ["1 line with a lost bar was repaired (results.csv line 11)"]
+    assert noted(Flickr(str(tmp_path))).lines() == ["1 line with a lost bar was repaired (results.csv line 11)"]
 
 
 def test_split_files(tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_split_files(tmp_path: Path) -> None:
     pictures(tmp_path / "Flicker8k_Dataset", [*CAPTIONS, "4_d.jpg"])
     for path in (tmp_path, tmp_path / "Flickr8k_text" / "Flickr8k.token.txt"):
         assert column(Flickr(str(path)), "split") == ["train", "dev", "test", ""]
-        assert Flickr(str(path)).notes() == ["1 picture of the split files has no caption (unknown.jpg)"]
+        assert noted(Flickr(str(path))).lines() == ["1 picture of the split files has no caption (unknown.jpg)"]
     assert "" not in column(Flickr(str(tmp_path), split_files=False), "split")
     write(tmp_path / "Flickr8k_text" / "Flickr_8k.testImages.txt", "1_a.jpg\n")
     with pytest.raises(Refusal, match=r"1_a\.jpg is in the split files of test and of train"):
@@ -177,12 +180,14 @@ def test_coco_as_it_ships(tmp_path: Path) -> None:
         ("1.jpg", "train", ["0", "1"]),
         ("2.jpg", "train", ["0", "1"]),
         ("3.jpg", "dev", ["0", "1"]),
+        ("4.jpg", "dev", ["0", "1"]),
     ]
-    assert [Path(row["uri"]).parent.name for row in found] == ["train2017", "train2017", "val2017"]
-    assert Coco(str(tmp_path)).notes() == ["2 captions of 1 picture that is not there (4.jpg)"]
+    assert [Path(row["uri"]).parent.name for row in found] == ["train2017", "train2017", "val2017", "val2017"]
+    assert [row["error"] for row in found] == ["", "", "", f"no such file: {tmp_path}/val2017/4.jpg"]
+    assert noted(Coco(str(tmp_path))).lines() == ["1 picture that is not there (4.jpg)"]
     one = tmp_path / "annotations" / "captions_val2017.json"
     assert detect(str(one)) == "coco"
-    assert column(Coco(str(one), split="test"), "split") == ["test"]
+    assert column(Coco(str(one), split="test"), "split") == ["test", "test"]
     drawn = Coco(str(tmp_path), fractions=(0.5, 0.5, 0.0))
     splits = {row["key"]: row["split"] for row in rows(drawn)}
     assert splits != {row["key"]: row["split"] for row in found}
@@ -211,7 +216,7 @@ def test_coco_with_folders_in_its_names_and_pictures_elsewhere(tmp_path: Path) -
         list(Coco(str(file)).tables())
     there = Coco(str(file), pictures=str(tmp_path / "b"))
     assert column(there, "references") == [[]]
-    assert there.notes() == ["1 picture without captions (val2014/COCO_val2014_1.jpg)"]
+    assert noted(there).lines() == ["1 picture without captions (val2014/COCO_val2014_1.jpg)"]
 
 
 @pytest.mark.parametrize(
@@ -259,9 +264,12 @@ def test_karpathy(tmp_path: Path) -> None:
             ("COCO_0.jpg", "train"),
             ("COCO_1.jpg", "train"),
             ("COCO_2.jpg", "dev"),
+            ("COCO_3.jpg", "test"),
         ]
-        assert all(Path(row["uri"]).is_file() and row["references"] == ["A.", "B"] for row in found)
-        assert Karpathy(path).notes() == ["2 captions of 1 picture that is not there (val2014/COCO_3.jpg)"]
+        assert all(row["references"] == ["A.", "B"] for row in found)
+        assert [row["error"] == "" for row in found] == [Path(row["uri"]).is_file() for row in found]
+        assert [row["error"] == "" for row in found] == [True, True, True, False]
+        assert noted(Karpathy(path)).lines() == ["1 picture that is not there (val2014/COCO_3.jpg)"]
     assert column(Karpathy(str(file), restval_is_train=False), "split")[1] == "restval"
     pictures(tmp_path / "all", [image["filename"] for image in images])
     flat = Karpathy(str(file), pictures=str(tmp_path / "all"))
@@ -313,7 +321,7 @@ def test_the_real_flickr8k(shared_data: Path) -> None:
     table = read(Flickr(path))
     assert Counter(table["split"].to_pylist()) == {"train": 6000, "dev": 1000}
     assert {len(references) for references in table["references"].to_pylist()} == {5}
-    assert Flickr(path).notes() == []
+    assert noted(Flickr(path)).lines() == []
 
 
 def test_the_real_coco_mini(shared_data: Path) -> None:

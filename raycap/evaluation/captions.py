@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from raycap.refusal import Refusal
+from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.place import Place, existing, first_line, locate
 from raycap.sources.records import Piece, Records, records
-from raycap.sources.rows import Tally, pieces, utf8
+from raycap.sources.rows import pieces
+from raycap.sources.text import brief, utf8
 from raycap.tables import CAPTIONS, SUCCESS, TRUE_WORDS
 
 # What is read of a table; what a form lacks is "", null or an empty list, and the status is success.
@@ -49,17 +51,14 @@ def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
 
 def read(path: str, name: str, key_column: str = "", caption_column: str = "") -> CaptionTable:
     """The table at a path, glob or URI; a refusal where it is no caption table or a key stands twice."""
-    malformed = Tally()
-    parts = [
-        _rows(piece, key_column, caption_column) for piece in _pieces(path, key_column, caption_column, malformed)
-    ]
+    notes = Notes()
+    parts = [_rows(piece, key_column, caption_column) for piece in _pieces(path, key_column, caption_column, notes)]
     if not parts:
-        raise Refusal(f"{path} holds no rows")
+        raise Refusal(nothing(f"{path} holds no rows", notes))
     rows = pa.concat_tables(parts)
     _refuse_repeated(rows["key"].to_pylist(), path)
-    notes = malformed.note("malformed line left out", "malformed lines left out")
     foretold = rows["true_count"].null_count < len(rows)
-    return CaptionTable(name, path, rows, tuple(notes), _vocabulary(path) if foretold else "")
+    return CaptionTable(name, path, rows, tuple(notes.lines()), _vocabulary(path) if foretold else "")
 
 
 def _name_and_path(given: str) -> tuple[str, str]:
@@ -72,16 +71,16 @@ def _short(path: str) -> str:
     return name.split(".")[0] or name
 
 
-def _pieces(path: str, key_column: str, caption_column: str, malformed: Tally) -> Iterator[Piece]:
+def _pieces(path: str, key_column: str, caption_column: str, notes: Notes) -> Iterator[Piece]:
     if path.lower().endswith(".json") and first_line(place := existing(path)).lstrip().startswith(("[", "{")):
-        yield from _json_pieces(place, malformed)
+        yield from _json_pieces(place, notes)
         return
     for file in files_of(path):
         names = file.names()
         wanted = [name for name in ROWS.names if name in names]
         wanted += [_column(names, key_column, KEY_NAMES, "keys", "--key-column", file.place.uri)]
         wanted += [_column(names, caption_column, CAPTION_NAMES, "captions", "--caption-column", file.place.uri)]
-        yield from file.pieces(list(dict.fromkeys(wanted)), [], malformed)
+        yield from file.pieces(list(dict.fromkeys(wanted)), [], notes)
 
 
 def _vocabulary(path: str) -> str:
@@ -100,7 +99,7 @@ def files_of(path: str) -> list[Records]:
     return [file for file in found if "/_" not in file.place.path[len(place.path) :]]
 
 
-def _json_pieces(place: Place, malformed: Tally) -> Iterator[Piece]:
+def _json_pieces(place: Place, notes: Notes) -> Iterator[Piece]:
     """COCO results are one JSON list; a file that is none may still hold a JSON object in each line."""
     with place.open() as file:
         try:
@@ -108,7 +107,7 @@ def _json_pieces(place: Place, malformed: Tally) -> Iterator[Piece]:
         except ValueError as error:
             if first_line(place).rstrip().endswith("}"):
                 lines = Records(place, "jsonl")
-                yield from lines.pieces(lines.names(), [], malformed)
+                yield from lines.pieces(lines.names(), [], notes)
                 return
             raise Refusal(f"{place.uri} is not JSON: {error}") from error
     if isinstance(rows, dict) and "caption" in rows:
@@ -119,7 +118,7 @@ def _json_pieces(place: Place, malformed: Tally) -> Iterator[Piece]:
             'as {"image_id": 42, "caption": "a dog"}'
         )
     for row in (row for row in rows if not isinstance(row, dict)):
-        malformed.add(f"{place.name}: {str(row)[:60]!r}")
+        notes.add(MALFORMED_LINE, f"{place.name}: {brief(row)!r}")
     found = enumerate((row for row in rows if isinstance(row, dict)), 1)
     for piece in pieces(found):
         names = list(dict.fromkeys(name for _, row in piece for name in row))

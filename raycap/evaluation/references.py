@@ -3,15 +3,15 @@
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raycap.refusal import Refusal
 from raycap.sources import Coco, Flickr, Karpathy, Source, Table, coco
-from raycap.sources.annotated import Entry, read_json, records_of
-from raycap.sources.place import Place, existing
-from raycap.sources.splits import drawn_splits, split_word
+from raycap.sources.annotated import Entry
+from raycap.sources.notes import Notes
+from raycap.sources.place import existing
+from raycap.sources.splits import drawn_splits
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def _of_coco(source: Coco) -> References:
     numbers: dict[str, int] = {}
     silent: set[str] = set()
     for file in files:
-        split = source.split or _split_of(file.name)
-        names, spoken = _annotations(file)
+        split = source.split or coco.split_of(file.name)
+        names, spoken = coco.read_annotations(file, Notes(), needs_pictures=False)
         for number, name in names.items():
             if name in captions or name in silent:
                 raise Refusal(f"{name} stands twice in {', '.join(each.uri for each in files)}")
@@ -112,26 +112,3 @@ def _of_coco(source: Coco) -> References:
             else:
                 silent.add(name)
     return References(captions, splits, numbers=numbers, silent=frozenset(silent))
-
-
-def _annotations(file: Place) -> tuple[dict[int | str, str], dict[int | str, list[str]]]:
-    """The name of each picture by its id, and the captions by the same; without a list of pictures the id is the
-    name."""
-    document = read_json(file)
-    spoken: dict[int | str, list[str]] = {}
-    for annotation in records_of(document, "annotations", ["image_id", "caption"], file):
-        spoken.setdefault(_id(annotation["image_id"]), []).append(str(annotation["caption"]).strip())
-    if "images" not in document:
-        return {number: str(number) for number in spoken}, spoken
-    pictures = records_of(document, "images", ["id", "file_name"], file)
-    return {_id(picture["id"]): str(picture["file_name"]) for picture in pictures}, spoken
-
-
-def _id(told: object) -> int | str:
-    """COCO's are numbers, at times in quotes; others write what they like."""
-    return int(str(told)) if str(told).isdecimal() else str(told)
-
-
-def _split_of(name: str) -> str:
-    found = re.search(r"(train|val|test)(?![a-z])", name, re.IGNORECASE)
-    return split_word(found[1]) if found else ""

@@ -4,7 +4,8 @@ A source is a frozen dataclass; its fields are its options. To add one, write it
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,9 +15,11 @@ from raycap.sources.flickr import Flickr
 from raycap.sources.folder import Folder
 from raycap.sources.huggingface import HuggingFace
 from raycap.sources.karpathy import Karpathy
+from raycap.sources.notes import Notes
 from raycap.sources.shapes import Shapes
 from raycap.sources.table import Table
 from raycap.sources.urls import Urls
+from raycap.uris import uri_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +33,7 @@ __all__ = [
     "Folder",
     "HuggingFace",
     "Karpathy",
+    "Notes",
     "Shapes",
     "Source",
     "Table",
@@ -61,22 +65,22 @@ class Source(Protocol):
     def check(self) -> None:
         """Refuse early what cannot be read, naming what was looked for and where; cheap."""
 
-    def tables(self) -> "Iterator[pa.Table]":
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         """Manifest rows (and the carried columns), first 64, then at most 1,000 at a time, in an order that is the
-        same as long as the files are. Keys are unique, and stay when rows are added."""
+        same as long as the files are. Keys are unique, and stay when rows are added.
 
-    def notes(self) -> Sequence[str]:
-        """Oddities that cost no row or could not be one, as lines for a report. Found by a pass of its own, for
-        `tables` may have run in another process."""
+        What cannot be used and has a key is a row with its `error`. What has none is added to `notes`, with other
+        oddities; they are whole when the last table has come.
+        """
 
 
 def anywhere(source: Source) -> Source:
     """The same source for a process with another working directory, as workers on a cluster are."""
     given = {name: getattr(source, name, "") for name in ("path", "pictures")}
-    local = {name: path for name, path in given.items() if path and Path(path).exists()}
+    local = {name: path for name, path in given.items() if path and os.path.exists(path)}  # noqa: PTH110
     options: Any = source
     moved: Source = dataclasses.replace(
-        options, **{name: str(Path(path).absolute()) for name, path in local.items()}
+        options, **{name: uri_of(str(Path(path).absolute())) for name, path in local.items()}
     )
     return moved
 

@@ -3,16 +3,19 @@
 import itertools
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from raycap.refusal import Refusal
+from raycap.sources.notes import MISSING, SILENT, Kind, Notes
 from raycap.sources.place import Place, existing
-from raycap.sources.rows import Row, Tally, counted
+from raycap.sources.rows import Row
 
 # Folders that datasets keep their pictures in are looked at first.
 _USUAL = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr30k_images", "flickr30k-images", "photos")
 _NAMES_TRIED = 8
+OUTSIDE = "a picture has to lie below the picture folder"
 
 
 class Entry(NamedTuple):
@@ -36,10 +39,10 @@ def picture_folder(given: str, roots: Sequence[Place], entries: Sequence[Entry],
     """The folder `given`, or the one at or below the roots that holds most of a few pictures of the entries."""
     if not entries:
         raise Refusal(f"{file.uri} names no picture")
-    for entry in entries:
-        if entry.name.startswith("/") or ".." in entry.name.split("/"):
-            raise Refusal(f"{file.uri} names {entry.name!r}: a picture has to lie below the picture folder")
-    tried = [entry.name for entry in entries[:: max(1, len(entries) // _NAMES_TRIED)]][:_NAMES_TRIED]
+    inside = [entry.name for entry in entries if not leads_out(entry.name)]
+    if not inside:
+        raise Refusal(f"{file.uri} names {entries[0].name!r}: {OUTSIDE}")
+    tried = inside[:: max(1, len(inside) // _NAMES_TRIED)][:_NAMES_TRIED]
     if given:
         folders = [existing(given)]
     else:
@@ -48,8 +51,8 @@ def picture_folder(given: str, roots: Sequence[Place], entries: Sequence[Entry],
     there = [sum((folder / name).is_file() for name in tried) for folder in folders]
     # All of them may be among the missing: then the full lists decide.
     if not any(there):
-        names = {entry.name for entry in entries}
-        there = [len(names & present(folder, names)) for folder in folders]
+        names = set(inside)
+        there = [len(names - missing(folder, names)) for folder in folders]
     if not any(there):
         raise Refusal(
             f"none of the pictures of {file.uri} ({', '.join(tried[:3])}, ...) is in "
@@ -58,61 +61,62 @@ def picture_folder(given: str, roots: Sequence[Place], entries: Sequence[Entry],
     return folders[there.index(max(there))]
 
 
-def present(folder: Place, names: Iterable[str]) -> set[str]:
-    """Which of the names are in the folder; each folder on the way is listed once."""
-    there: set[str] = set()
-    for below in {name.rpartition("/")[0] for name in names}:
-        names_there = listed(folder / below if below else folder)
-        there.update(f"{below}/{name}" if below else name for name in names_there)
-    return there & set(names)
+def leads_out(name: str) -> bool:
+    """Whether a name in an annotation file means something outside the folder that it is taken from."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def missing(folder: Place, names: Iterable[str]) -> set[str]:
+    """Which of the names are not in the folder; each folder on the way is listed once. Where it cannot be listed,
+    nobody knows: then none is missing, and the fetching tells."""
+    absent: set[str] = set()
+    by_folder: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        by_folder[name.rpartition("/")[0]].add(name)
+    for below, wanted in by_folder.items():
+        try:
+            there = listed(folder / below if below else folder)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            there = []
+        except OSError:
+            continue
+        absent |= wanted - {f"{below}/{name}" if below else name for name in there}
+    return absent
 
 
 def listed(folder: Place) -> list[str]:
-    """Names in a folder; none where it cannot be listed."""
-    try:
-        if folder.filesystem is None:
-            return os.listdir(folder.path)  # noqa: PTH208
-        return [name.rstrip("/").rpartition("/")[2] for name in folder.filesystem.ls(folder.path, detail=False)]
-    except OSError:
-        return []
+    """Names in a folder; an OSError where it cannot be listed."""
+    if folder.filesystem is None:
+        return os.listdir(folder.path)  # noqa: PTH208
+    return [name.rstrip("/").rpartition("/")[2] for name in folder.filesystem.ls(folder.path, detail=False)]
 
 
-def rows(albums: Iterable[Album]) -> Iterator[Row]:
-    """A row for each entry whose picture is there; a key that occurs twice is refused."""
+def rows(albums: Iterable[Album], notes: Notes) -> Iterator[Row]:
+    """A row for each entry; one whose picture is not there says so. A key that occurs twice is refused."""
     files: dict[str, str] = {}
     for album in albums:
-        there = present(album.folder, [entry.name for entry in album.entries])
+        absent = missing(album.folder, [entry.name for entry in album.entries if not leads_out(entry.name)])
         for entry in album.entries:
             if entry.key in files:
                 raise Refusal(f"{entry.key} stands twice: in {files[entry.key]} and in {album.file.uri}")
             files[entry.key] = album.file.uri
-            if entry.name in there:
-                yield Row(entry.key, (album.folder / entry.name).uri, entry.split, entry.references)
-
-
-def missing_notes(albums: Iterable[Album]) -> list[str]:
-    """Which entries have no picture, and which pictures have no caption."""
-    missing, silent, captions = Tally(), Tally(), 0
-    for album in albums:
-        there = present(album.folder, [entry.name for entry in album.entries])
-        for entry in album.entries:
-            if entry.name not in there:
-                missing.add(entry.name)
-                captions += len(entry.references)
+            uri, error = (album.folder / entry.name).uri, ""
+            if leads_out(entry.name):
+                uri, error = entry.name, f"{OUTSIDE}: {entry.name}"
+            elif entry.name in absent:
+                error = f"no such file: {uri}"
+                notes.add(MISSING, entry.name)
             elif not entry.references:
-                silent.add(entry.name)
-    absent = missing.note("picture that is not there", "pictures that are not there")
-    return [
-        *(f"{counted(captions, 'caption', 'captions')} of {note}" for note in absent),
-        *silent.note("picture without captions", "pictures without captions"),
-    ]
+                notes.add(SILENT, entry.name)
+            yield Row(entry.key, uri, entry.split, entry.references, error=error)
 
 
 def read_json(place: Place) -> dict[str, Any]:
     """A JSON file that holds an object; refused otherwise."""
+    with place.open() as file:
+        data = file.read()
     try:
-        with place.open() as file:
-            value = json.load(file)
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Refusal(f"{place.uri} is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -120,13 +124,23 @@ def read_json(place: Place) -> dict[str, Any]:
     return value
 
 
-def records_of(document: dict[str, Any], name: str, fields: Sequence[str], place: Place) -> list[dict[str, Any]]:
-    """The list `name` of a document, each record with these fields."""
+def records_of(
+    document: dict[str, Any], name: str, fields: Sequence[str], place: Place, kind: Kind, notes: Notes
+) -> list[dict[str, Any]]:
+    """The records of the list `name` of a document that have these fields; the others are noted as `kind`. Where
+    all lack one, it is another kind of file: refused."""
     records = document.get(name)
     if not isinstance(records, list):
         raise Refusal(f"{place.uri} has no list '{name}'; it has {', '.join(itertools.islice(document, 10))}")
+    usable, faults = [], 0
     for number, record in enumerate(records):
-        lacking = [field for field in fields if not isinstance(record, dict) or field not in record]
-        if lacking:
-            raise Refusal(f"{place.uri}: '{name}' number {number} has no {', '.join(lacking)}")
-    return records
+        fields_there = record if isinstance(record, dict) else {}
+        lacking = [field for field in fields if fields_there.get(field) is None]
+        if not lacking:
+            usable.append(record)
+            continue
+        notes.add(kind, f"{place.name}: '{name}' number {number} has no {', '.join(lacking)}")
+        faults += 1
+        if faults == len(records):
+            raise Refusal(f"{place.uri}: '{name}' number 0 has no {', '.join(lacking)}; nor has any other")
+    return usable

@@ -1,8 +1,9 @@
 """COCO 2014 and 2017 captions (captions_*.json), and whatever is written in their form."""
 
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,26 +12,31 @@ from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
     Entry,
-    missing_notes,
     picture_folder,
     read_json,
     records_of,
     rows,
 )
+from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
 from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
+from raycap.sources.text import brief, utf8_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ANNOTATIONS = re.compile(r"captions(_.*)?\.json", re.IGNORECASE)
+_LONGEST_NUMBER = 1000  # digits: Python reads no number of more than 4,300
 _SPLIT = re.compile(r"(train|val|test)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Coco:
-    """COCO captions: one row for each picture that is there, with all its captions. The key is its file_name."""
+    """COCO captions: one row for each picture, with all its captions. The key is its file_name.
+
+    A picture that is not there is a row that fails.
+    """
 
     path: str
     """captions_*.json, or the folder that holds it or annotations/captions_*.json; all such files are read."""
@@ -63,12 +69,9 @@ class Coco:
         if self.pictures:
             existing(self.pictures)
 
-    def tables(self) -> "Iterator[pa.Table]":
-        return tables(rows(self._albums()), lambda: f"no picture of {self.path} is there")
-
-    def notes(self) -> Sequence[str]:
-        """From a second reading of the annotations and a listing of the pictures."""
-        return missing_notes(self._albums())
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        notes = notes or Notes()
+        return tables(rows(self._albums(notes), notes), lambda: nothing(f"no picture in {self.path}", notes))
 
     def _files(self) -> list[Place]:
         place = existing(self.path)
@@ -79,24 +82,14 @@ class Coco:
             raise Refusal(f"no captions_*.json in {place.uri} or the folders below it, such as annotations/")
         return found
 
-    def _albums(self) -> Iterator[Album]:
+    def _albums(self, notes: Notes) -> Iterator[Album]:
         for file in self._files():
-            entries = self._entries(file)
+            entries = self._entries(file, notes)
             yield Album(entries, picture_folder(self.pictures, _roots(file), entries, file), file)
 
-    def _entries(self, file: Place) -> list[Entry]:
-        document = read_json(file)
-        split = self.split or _split_of(file.name)
-        references: dict[object, list[str]] = defaultdict(list)
-        if "annotations" in document:  # image_info_test*.json has none
-            for annotation in records_of(document, "annotations", ["image_id", "caption"], file):
-                references[annotation["image_id"]].append(str(annotation["caption"]).strip())
-        names: dict[object, str] = {}
-        for picture in records_of(document, "images", ["id", "file_name"], file):
-            if picture["id"] in names:
-                twice = f"{names[picture['id']]} and {picture['file_name']}"
-                raise Refusal(f"{file.uri}: two pictures have the id {picture['id']}: {twice}")
-            names[picture["id"]] = str(picture["file_name"])
+    def _entries(self, file: Place, notes: Notes) -> list[Entry]:
+        names, references = read_annotations(file, notes)
+        split = self.split or split_of(file.name)
         splits = drawn_splits(list(names.values()), self.fractions) or [split] * len(names)
         return [
             Entry(name, name, word, references.get(number, []))
@@ -110,6 +103,48 @@ def _roots(file: Place) -> list[Place]:
     return [file.parent, *above]
 
 
-def _split_of(name: str) -> str:
+def read_annotations(
+    file: Place, notes: Notes, needs_pictures: bool = True
+) -> tuple[dict[int | str, str], dict[int | str, list[str]]]:
+    """The file name of each picture by its id, and the captions by the same. Where pictures are not needed and the
+    file does not list them, the id is the name."""
+    document = read_json(file)
+    references: dict[int | str, list[str]] = defaultdict(list)
+    if "annotations" in document or "images" not in document:  # image_info_test*.json has no annotations
+        fields = ["image_id", "caption"]
+        for annotation in records_of(document, "annotations", fields, file, UNUSABLE_CAPTION, notes):
+            if isinstance(annotation["caption"], str):
+                references[_id(annotation["image_id"])].append(annotation["caption"].strip())
+            else:
+                notes.add(UNUSABLE_CAPTION, f"{file.name}: {brief(annotation['caption'])}")
+    if "images" not in document and not needs_pictures:
+        return {number: str(number) for number in references}, references
+    names: dict[int | str, str] = {}
+    for picture in records_of(document, "images", ["id", "file_name"], file, NAMELESS, notes):
+        if not isinstance(picture["file_name"], str | int):
+            notes.add(NAMELESS, f"{file.name}: {brief(picture['file_name'])}")
+            continue
+        number, name = _id(picture["id"]), utf8_name(str(picture["file_name"]))
+        if number in names:
+            raise Refusal(f"{file.uri}: two pictures have the id {number}: {names[number]} and {name}")
+        names[number] = name
+    return names, references
+
+
+def _id(given: object) -> int | str:
+    """COCO's ids are numbers, at times in quotes or as 7.0; others write what they like, lists even."""
+    if isinstance(given, float) and given.is_integer():
+        given = int(given)
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        try:
+            return json.dumps(given, sort_keys=True)
+        except RecursionError as error:
+            raise Refusal("an id in a file of COCO's form is a list of lists, too deep to read") from error
+    if isinstance(given, str):
+        return int(given) if given.isdecimal() and len(given) <= _LONGEST_NUMBER else given
+    return given
+
+
+def split_of(name: str) -> str:
     found = _SPLIT.search(name)
     return split_word(found[1]) if found else ""

@@ -2,16 +2,18 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
-from raycap.sources.annotated import Album, Entry, listed, missing_notes, picture_folder, rows
+from raycap.sources.annotated import Album, Entry, listed, picture_folder, rows
 from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
+from raycap.sources.folder import key_of
+from raycap.sources.notes import UNKNOWN, UNLISTED_FOLDER, Notes, nothing
 from raycap.sources.place import PICTURE_NAME, Place, existing, locate, read_lines
-from raycap.sources.rows import Tally, tables
+from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, seeded_split, split_in
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ _SPLIT_FILES = re.compile(
 
 @dataclass(frozen=True)
 class Flickr:
-    """Flickr8k or Flickr30k: one row for each picture that is there, with all its captions.
+    """Flickr8k or Flickr30k: one row for each picture, with all its captions.
 
-    The key is the picture's file name. Pictures without captions are rows too, of no split.
+    The key is the picture's file name. Pictures without captions are rows too, of no split. A picture that has
+    captions and is not there is a row that fails.
     """
 
     path: str
@@ -58,47 +61,37 @@ class Flickr:
         return ()
 
     def check(self) -> None:
-        album = self._album([], Tally())
+        album = self._album(Notes())
         if not album.entries:
             raise Refusal(f"{album.file.uri} holds no caption")
 
-    def tables(self) -> "Iterator[pa.Table]":
-        return tables(rows([self._album([], Tally())]), lambda: f"no picture of {self.path} is there")
-
-    def notes(self) -> Sequence[str]:
-        """From a second reading of the captions and a listing of the pictures."""
-        lines: list[str] = []
-        unknown = Tally()
-        album = self._album(lines, unknown)
-        return [
-            *lines,
-            *missing_notes([album]),
-            *unknown.note(
-                "picture of the split files has no caption", "pictures of the split files have no caption"
-            ),
-        ]
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        notes = notes or Notes()
+        return tables(rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes))
 
     def entries(self) -> list[Entry]:
         """What people say of each picture, whether it is there or not."""
-        return self._entries(*self._found(), [], Tally())
+        return self._entries(*self._found(), Notes())
 
-    def _album(self, notes: list[str], unknown: Tally) -> Album:
-        """All pictures that have a caption, or a place in the folder; oddities go to the arguments."""
+    def _album(self, notes: Notes) -> Album:
+        """All pictures that have a caption, or a place in the folder."""
         file, root = self._found()
-        entries = self._entries(file, root, notes, unknown)
+        entries = self._entries(file, root, notes)
         folder = picture_folder(self.pictures, [root], entries, file)
         names = {entry.name for entry in entries}
-        silent = sorted(name for name in listed(folder) if PICTURE_NAME.fullmatch(name) and name not in names)
-        return Album([*entries, *(Entry(name, name, "", ()) for name in silent if name[0] != ".")], folder, file)
+        try:
+            silent = sorted(name for name in listed(folder) if PICTURE_NAME.fullmatch(name) and name not in names)
+        except OSError as error:
+            notes.add(UNLISTED_FOLDER, f"{folder.uri}: {error.strerror or error}")
+            silent = []
+        silent_entries = [Entry(key_of(name), name, "", ()) for name in silent if not name.startswith(".")]
+        return Album([*entries, *silent_entries], folder, file)
 
-    def _entries(self, file: Place, root: Place, notes: list[str], unknown: Tally) -> list[Entry]:
+    def _entries(self, file: Place, root: Place, notes: Notes) -> list[Entry]:
         captions: dict[str, list[Caption]] = defaultdict(list)
-        repaired, malformed = Tally(), Tally()
-        for caption in read_captions(file, repaired, malformed):
+        for caption in read_captions(file, notes):
             captions[caption.name].append(caption)
-        notes += repaired.note("line with a lost bar was repaired", "lines with a lost bar were repaired")
-        notes += malformed.note("malformed line was left out", "malformed lines were left out")
-        listed_splits = self._listed_splits(root, captions, unknown)
+        listed_splits = self._listed_splits(root, captions, notes)
         entries = []
         for name, own in captions.items():
             references = [caption.text for caption in sorted(own, key=lambda caption: caption.number)]
@@ -121,7 +114,7 @@ class Flickr:
             )
         return found, place
 
-    def _listed_splits(self, root: Place, known: Container[str], unknown: Tally) -> dict[str, str]:
+    def _listed_splits(self, root: Place, known: Container[str], notes: Notes) -> dict[str, str]:
         """The split of each picture that a split file names."""
         splits: dict[str, str] = {}
         files = root.search(_SPLIT_FILES) if self.split_files else ()
@@ -135,5 +128,5 @@ class Flickr:
                         f"{name} is in the split files of {splits[name]} and of {split}; so says {file.uri}"
                     )
                 if name and name not in known:
-                    unknown.add(line.strip())
+                    notes.add(UNKNOWN, line.strip())
         return splits

@@ -5,18 +5,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from raycap.refusal import Refusal
+from raycap.sources.notes import MALFORMED_CAPTION, REPAIRED_LINE, Notes
 from raycap.sources.place import Place, first_line, read_lines
-from raycap.sources.rows import Tally
 
 # Names alone do not tell (results.csv may be anything): `form_of` looks inside.
 CAPTION_FILES = re.compile(
     r"(flickr_?(8|30)k\.token(\.txt)?|captions\.(txt|csv)|results(_\d+)?\.(token|csv))", re.IGNORECASE
 )
-_NUMBERED = re.compile(r"(?P<name>.+)#(?P<number>\d+)\t(?P<text>.*)")  # name#0<TAB>caption
-_BARS = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s*\|(?P<text>.*)")  # name| 0| caption
-_LOST_BAR = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d+)\s+(?P<text>[^|]*\S)")  # Kaggle: "name| 4   A dog ..."
+# Python reads no number of more than 4,300 digits; these are 0 to 4.
+_NUMBERED = re.compile(r"(?P<name>.+)#(?P<number>\d{1,9})\t(?P<text>.*)")  # name#0<TAB>caption
+_BARS = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d{1,9})\s*\|(?P<text>.*)")  # name| 0| caption
+# Kaggle: "name| 4   A dog ...". The text begins with no space, so that a line of spaces takes no quadratic time.
+_LOST_BAR = re.compile(r"(?P<name>[^|]+)\|\s*(?P<number>\d{1,9})\s+(?P<text>[^|\s](?:[^|]*\S)?)")
 _COMMA = re.compile(r'(?P<name>"[^"]+"|[^,"]+),(?P<text>.*)')  # name,caption
-_COMMAS = re.compile(r"(?P<name>[^,]+),\s*(?P<number>\d+)\s*,(?P<text>.*)")  # name,0,caption
+_COMMAS = re.compile(r"(?P<name>[^,]+),\s*(?P<number>\d{1,9})\s*,(?P<text>.*)")  # name,0,caption
 _QUOTED = re.compile(r'"(?P<inside>(?:[^"]|"")*)"')
 
 
@@ -52,7 +54,7 @@ def form_of(place: Place) -> Form | None:
     return _BY_HEADER.get(re.sub(r'[\s"]', "", line.lower()))
 
 
-def read_captions(place: Place, repaired: Tally, malformed: Tally) -> Iterator[Caption]:
+def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
     """The captions in the file's order; a line with a lost bar is repaired, others not of the form are left out."""
     form = form_of(place)
     if form is None:
@@ -70,11 +72,11 @@ def read_captions(place: Place, repaired: Tally, malformed: Tally) -> Iterator[C
             continue
         found = form.line.fullmatch(line)
         if not found and form.repaired and (found := form.repaired.fullmatch(line)):
-            repaired.add(f"{place.name} line {number}")
+            notes.add(REPAIRED_LINE, f"{place.name} line {number}")
         if found:
             yield _caption(found, form)
         else:
-            malformed.add(f"{place.name} line {number}: {line[:60]!r}")
+            notes.add(MALFORMED_CAPTION, f"{place.name} line {number}: {line[:60]!r}")
 
 
 def _caption(found: re.Match[str], form: Form) -> Caption:

@@ -4,17 +4,17 @@ import os
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
-from raycap.sources.listing import Oddities, walk
-from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, Place, existing, locate
+from raycap.sources.listing import walk
+from raycap.sources.notes import LINK, Notes, nothing
+from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, locate
 from raycap.sources.rows import Row, tables
-from raycap.uris import uri_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,8 @@ class Folder:
 
     The key is the path below the folder. Where a file's name is not UTF-8, the key is './' and that path with its
     odd bytes percent-encoded ('./caf%E9.jpg'): no other key begins so. Hidden files and links to folders are left
-    out; a link to a file is followed unless it leads out of the folder.
+    out; a link to a file is followed unless it leads out of the folder. What has the name of a picture and is no
+    file (a link that leads out or nowhere, a pipe, a directory named x.jpg) is a row that fails with its reason.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Folder:
             raise Refusal(
                 f"the glob {self.glob!r} begins with '/': it is matched below the folder, so leave that out"
             )
+        pattern_of(self.glob)
 
     @property
     def trust(self) -> Trust:
@@ -58,41 +60,30 @@ class Folder:
         if place.filesystem is None and place.is_folder() and not os.access(place.path, os.R_OK | os.X_OK):
             raise Refusal(f"may not list the folder {place.uri}: give yourself the right to read it")
 
-    def tables(self) -> "Iterator[pa.Table]":
-        left_out: Counter[str] = Counter()
-        return tables(self._rows(left_out), lambda: self._nothing(left_out))
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        notes, other_files = notes or Notes(), Counter[str]()
+        return tables(self._rows(notes, other_files), lambda: nothing(self._nothing(other_files), notes))
 
-    def notes(self) -> Sequence[str]:
-        """From a second walk where the folder is local: about a second for a million files."""
-        place = existing(self.path)
-        if place.filesystem is not None or not place.is_folder():
-            return ()
-        odd = Oddities()
-        for _ in walk(place, odd):
-            pass
-        return [
-            *odd.links.note(
-                "link left out: it leads to a folder, nowhere or out of the root",
-                "links left out: they lead to folders, nowhere or out of the root",
-            ),
-            *odd.locked.note("folder could not be listed", "folders could not be listed"),
-        ]
-
-    def _rows(self, left_out: Counter[str]) -> Iterator[Row]:
+    def _rows(self, notes: Notes, other_files: Counter[str]) -> Iterator[Row]:
         place = existing(self.path)
         if place.is_file():
             yield Row(key_of(place.name), place.uri)
             return
         wanted = pattern_of(self.glob)
-        for relative in walk(place, Oddities()):
-            if wanted.fullmatch(relative):
-                yield Row(key_of(relative), _uri(place, relative))
-            elif len(left_out) < 1000:
-                left_out[PurePosixPath(relative).suffix.lower() or "no ending"] += 1
+        for found in walk(place, notes):
+            # '*' means files: a folder counts as a picture that cannot be read only where its name says picture.
+            if wanted.fullmatch(found.path) and (not found.is_folder or PICTURE_NAME.fullmatch(found.path)):
+                uri = (place / found.path).uri
+                yield Row(key_of(found.path), uri, error=found.error and f"{found.error}: {uri}")
+            elif found.error:
+                if found.is_link:
+                    notes.add(LINK, (place / found.path).uri)
+            elif len(other_files) < 1000:
+                other_files[PurePosixPath(found.path).suffix.lower() or "no ending"] += 1
 
-    def _nothing(self, left_out: Counter[str]) -> str:
+    def _nothing(self, other_files: Counter[str]) -> str:
         wanted = f"named {self.glob}" if self.glob else f"that ends in {' '.join(PICTURE_ENDINGS)}"
-        others = ", ".join(f"{count} with {ending}" for ending, count in left_out.most_common(3))
+        others = ", ".join(f"{count} with {ending}" for ending, count in other_files.most_common(3))
         seen = (
             f"; other files are there: {others} (--source.glob '*' takes every file)" if others else "; it is empty"
         )
@@ -108,14 +99,16 @@ def key_of(relative: str) -> str:
     return relative
 
 
-def _uri(root: Place, relative: str) -> str:
-    return uri_of(f"{root.path.rstrip('/')}/{relative}") if root.filesystem is None else f"{root.uri}/{relative}"
-
-
 def pattern_of(glob: str) -> re.Pattern[str]:
     """What a relative path must look like to be wanted; `glob` as in `Folder.glob`."""
     if not glob:
         return PICTURE_NAME
     from fsspec.utils import glob_translate  # here, so that `raycap --help` stays quick
 
-    return re.compile(glob_translate(glob if "/" in glob else f"**/{glob}"), re.IGNORECASE)
+    try:
+        return re.compile(glob_translate(glob if "/" in glob else f"**/{glob}"), re.IGNORECASE)
+    except (ValueError, re.error) as error:
+        raise Refusal(
+            f"the glob {glob!r} cannot be understood ({error}): '*.png' means any depth, 'holiday/**/*.jpg' below "
+            "a folder"
+        ) from error

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
+from raycap.sources.annotated import leads_out
+from raycap.sources.folder import key_of
 from raycap.sources.keys import Keys
-from raycap.sources.listing import Oddities, walk
+from raycap.sources.listing import walk
+from raycap.sources.notes import UNUSABLE_FILE, Notes, nothing
 from raycap.sources.place import Place, existing
 from raycap.sources.records import Piece, Records, format_of, references_of, texts
-from raycap.sources.rows import FIRST_ROWS, Row, Tally, tables
+from raycap.sources.rows import FIRST_ROWS, Row, tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
-from raycap.sources.urls import repeats_note
+from raycap.sources.urls import note_repeats
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,49 +67,46 @@ class HuggingFace:
         return ()
 
     def check(self) -> None:
-        next(self._rows(Tally(), Keys()), None)
+        next(self._rows(Notes(), Keys()), None)
 
-    def tables(self) -> "Iterator[pa.Table]":
-        return tables(self._rows(Tally(), Keys()), lambda: f"no row in {self.path}")
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        notes = notes or Notes()
+        return tables(self._rows(notes, Keys()), lambda: nothing(f"no row in {self.path}", notes))
 
-    def notes(self) -> Sequence[str]:
-        """From a second reading of the metadata; none for embedded pictures: it would read them all again."""
-        files = self._files()
-        if not all(METADATA.fullmatch(file.name) for file in files):
-            return ()
-        malformed, keys = Tally(), Keys()
-        for _ in self._rows(malformed, keys):
-            pass
-        left_out = malformed.note("malformed line left out", "malformed lines left out")
-        return [*left_out, *repeats_note(keys, "file name")]
-
-    def _rows(self, malformed: Tally, keys: Keys) -> Iterator[Row]:
+    def _rows(self, notes: Notes, keys: Keys) -> Iterator[Row]:
         root = existing(self.path)
         root = root if root.is_folder() else root.parent
-        for file in self._files():
+        for file in self._files(notes):
             below = file.parent.path[len(root.path) :].strip("/")
             split = next(filter(None, map(split_in, [file.name, *reversed(below.split("/"))])), "")
             if METADATA.fullmatch(file.name):
-                yield from self._beside(file, below and below + "/", split, malformed, keys)
+                yield from self._beside(file, below and below + "/", split, notes, keys)
             else:
-                yield from self._inside(file, below and below + "/", split, keys)
+                yield from self._inside(file, below and below + "/", split, notes, keys)
+        note_repeats(keys, "file name", notes)
 
-    def _files(self) -> list[Place]:
+    def _files(self, notes: Notes) -> list[Place]:
         place = existing(self.path)
         if not place.is_folder():
             return [place]
         beside, inside = [], []
-        for relative in walk(place, Oddities()):
-            name = relative.rpartition("/")[2]
-            if METADATA.fullmatch(name):
-                beside.append(place / relative)
-            elif PARQUET.fullmatch(name):
-                inside.append(place / relative)
+        for found in walk(place, notes):
+            name = found.path.rpartition("/")[2]
+            is_metadata = METADATA.fullmatch(name) is not None
+            if found.is_folder or not (is_metadata or PARQUET.fullmatch(name)):
+                continue
+            if found.error:
+                notes.add(UNUSABLE_FILE, f"{(place / found.path).uri}: {found.error}")
+            elif is_metadata:
+                beside.append(place / found.path)
+            else:
+                inside.append(place / found.path)
         if not beside and not inside:
-            raise Refusal(f"no metadata.jsonl, metadata.csv or *.parquet in {place.uri} or the folders below it")
+            looked_for = "metadata.jsonl, metadata.csv or *.parquet"
+            raise Refusal(nothing(f"no {looked_for} in {place.uri} or the folders below it", notes))
         return sorted(beside or inside, key=lambda file: file.path)
 
-    def _beside(self, file: Place, below: str, split: str, malformed: Tally, keys: Keys) -> Iterator[Row]:
+    def _beside(self, file: Place, below: str, split: str, notes: Notes, keys: Keys) -> Iterator[Row]:
         """Rows of a metadata file, which names pictures relative to its own folder."""
         records = Records(file, format_of(file.name))
         names = records.names()
@@ -114,15 +114,17 @@ class HuggingFace:
         if name_column is None:
             raise Refusal(f"{file.uri} has no column {' or '.join(_FILE_NAMES)}; it has {', '.join(names)}")
         references = self._references(names)
-        for piece in records.pieces([name_column, *self._own_split(names), *references], references, malformed):
+        wanted = dict.fromkeys([name_column, *self._own_split(names), *references])
+        for piece in records.pieces(list(wanted), references, notes):
             pictures = texts(piece, name_column)
-            paths = [below + name for name in pictures]
+            paths = [key_of(below + name) for name in pictures]
             named = zip(keys.of(paths), pictures, strict=True)
             facts = zip(self._splits(piece, split, paths), references_of(piece, references), strict=True)
             for (key, name), (word, said) in zip(named, facts, strict=True):
-                yield Row(key, _uri(file, name), word, said)
+                uri, error = _uri_and_error(file, name)
+                yield Row(key, uri, word, said, error=error)
 
-    def _inside(self, file: Place, below: str, split: str, keys: Keys) -> Iterator[Row]:
+    def _inside(self, file: Place, below: str, split: str, notes: Notes, keys: Keys) -> Iterator[Row]:
         """Rows of a Parquet file with the pictures' bytes."""
         records = Records(file, "parquet")
         names = records.names()
@@ -132,17 +134,21 @@ class HuggingFace:
         name_column = [name for name in _PICTURE_NAMES if name in names][:1]
         references = self._references(names)
         wanted = dict.fromkeys([column, *name_column, *self._own_split(names), *references])
-        for piece in records.pieces(list(wanted), references, Tally(), most_rows=FIRST_ROWS):
+        for piece in records.pieces(list(wanted), references, notes, most_rows=FIRST_ROWS):
             pictures = [_bytes_and_path(value) for value in piece.columns[column].to_pylist()]
             given = texts(piece, name_column[0]) if name_column else [path for _, path in pictures]
             places = [f"{file.name}/{row.removeprefix('row ')}" for row in piece.where]
-            names_of = [name or below + place for name, place in zip(given, places, strict=True)]
+            by_place = [key_of(below + place) for place in places]
+            names_of = [name or place for name, place in zip(given, by_place, strict=True)]
             shown = given if not self.fractions else _told_apart(given, [data for data, _ in pictures])
             splits = self._splits(piece, split, shown)
             facts = zip(keys.of(names_of), splits, references_of(piece, references), strict=True)
             for (data, path), place, (key, word, said) in zip(pictures, places, facts, strict=True):
-                uri = _uri(file, path) if data is None else f"{file.parent.uri}/{place}"
-                yield Row(key, uri, word, said, data)
+                if data is None:
+                    uri, error = _uri_and_error(file, path)
+                else:
+                    uri, error = (file.parent / place).uri, ""
+                yield Row(key, uri, word, said, data, error)
 
     def _own_split(self, names: Sequence[str]) -> list[str]:
         return [self.split_column] if self.split_column in names else []
@@ -178,10 +184,11 @@ def picture_column(schema: "pa.Schema") -> str:
 
 
 def _bytes_and_path(value: Any) -> tuple[bytes | None, str]:
-    """Either may be missing."""
+    """Either may be missing, or of another type than it should be."""
     if isinstance(value, dict):
-        return value.get("bytes"), value.get("path") or ""
-    return value, ""
+        data, path = value.get("bytes"), value.get("path")
+        return data if isinstance(data, bytes) else None, path if isinstance(path, str) else ""
+    return value if isinstance(value, bytes) else None, value if isinstance(value, str) else ""
 
 
 def _told_apart(names: Sequence[str], pictures: Sequence[bytes | None]) -> list[str]:
@@ -189,8 +196,8 @@ def _told_apart(names: Sequence[str], pictures: Sequence[bytes | None]) -> list[
     return [name or hashlib.sha256(data or b"").hexdigest() for name, data in zip(names, pictures, strict=True)]
 
 
-def _uri(file: Place, name: str) -> str:
+def _uri_and_error(file: Place, name: str) -> tuple[str, str]:
     """Of a picture that a file names; it may not lead anywhere else."""
-    if name.startswith("/") or ".." in name.split("/"):
-        raise Refusal(f"{file.uri} names {name!r}: a picture has to lie below the file that names it")
-    return (file.parent / name).uri if name else ""
+    if leads_out(name):
+        return name, f"a picture has to lie below the file that names it: {name}"
+    return (file.parent / name).uri if name else "", ""

@@ -1,7 +1,7 @@
 """Karpathy's split files: dataset_flickr8k.json, dataset_flickr30k.json, dataset_coco.json."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,16 @@ from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
     Entry,
-    missing_notes,
     picture_folder,
     read_json,
     records_of,
     rows,
 )
+from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
 from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import split_word
+from raycap.sources.text import brief, utf8_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +29,8 @@ ANNOTATIONS = re.compile(r"dataset_.*\.json", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Karpathy:
-    """Karpathy's splits: one row for each picture that is there, with its raw captions. The key is its filename."""
+    """Karpathy's splits: one row for each picture, with its raw captions (or their words, where the file has only
+    these). The key is its filename. A picture that is not there is a row that fails."""
 
     path: str
     """dataset_*.json, or the folder that holds one."""
@@ -55,12 +57,9 @@ class Karpathy:
         if self.pictures:
             existing(self.pictures)
 
-    def tables(self) -> "Iterator[pa.Table]":
-        return tables(rows([self._album()]), lambda: f"no picture of {self.path} is there")
-
-    def notes(self) -> Sequence[str]:
-        """From a second reading of the JSON and a listing of the pictures."""
-        return missing_notes([self._album()])
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        notes = notes or Notes()
+        return tables(rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes))
 
     def _file(self) -> Place:
         place = existing(self.path)
@@ -76,15 +75,21 @@ class Karpathy:
 
     def entries(self) -> list[Entry]:
         """What people say of each picture, whether it is there or not."""
-        return self._entries(self._file())
+        return self._entries(self._file(), Notes())
 
-    def _entries(self, file: Place) -> list[Entry]:
-        pictures = records_of(read_json(file), "images", ["filename", "split", "sentences"], file)
-        return [self._entry(picture, f"{picture.get('filepath', '')}/".lstrip("/")) for picture in pictures]
+    def _entries(self, file: Place, notes: Notes) -> list[Entry]:
+        pictures = records_of(read_json(file), "images", ["filename"], file, NAMELESS, notes)
+        entries = []
+        for picture in pictures:
+            if isinstance(picture["filename"], str | int):
+                entries.append(self._entry(picture, file, notes))
+            else:
+                notes.add(NAMELESS, f"{file.name}: {brief(picture['filename'])}")
+        return entries
 
-    def _album(self) -> Album:
+    def _album(self, notes: Notes) -> Album:
         file = self._file()
-        nested = self._entries(file)
+        nested = self._entries(file, notes)
         flat = [entry._replace(name=entry.key) for entry in nested]
         # The folders train2014/ and val2014/ may be kept, or all pictures may lie in one.
         try:
@@ -93,11 +98,32 @@ class Karpathy:
             return Album(flat, picture_folder(self.pictures, [file.parent], flat, file), file)
         return Album(nested, folder, file)
 
-    def _entry(self, picture: dict[str, Any], prefix: str) -> Entry:
-        split = split_word(str(picture["split"]))
+    def _entry(self, picture: dict[str, Any], file: Place, notes: Notes) -> Entry:
+        split, folder = (_text(picture.get(name)) for name in ("split", "filepath"))
+        split = split_word(split)
         if split == "restval" and self.restval_is_train:
             split = "train"
-        name = str(picture["filename"])
-        return Entry(
-            name, prefix + name, split, [str(sentence["raw"]).strip() for sentence in picture["sentences"]]
-        )
+        key = utf8_name(str(picture["filename"]))
+        folder = folder.strip("/")
+        references = []
+        sentences = picture.get("sentences") or []
+        for sentence in sentences if isinstance(sentences, list) else [sentences]:
+            if text := _caption(sentence):
+                references.append(text)
+            else:
+                notes.add(UNUSABLE_CAPTION, f"{file.name}: {key}: {brief(sentence)}")
+        return Entry(key, f"{folder}/{key}".lstrip("/") if folder else key, split, references)
+
+
+def _text(value: Any) -> str:
+    return utf8_name(value) if isinstance(value, str) else ""
+
+
+def _caption(sentence: Any) -> str:
+    """The caption as it was written, or its words where only these are there; "" for none."""
+    if not isinstance(sentence, dict):
+        return sentence.strip() if isinstance(sentence, str) else ""
+    raw, tokens = sentence.get("raw"), sentence.get("tokens")
+    if isinstance(raw, str):
+        return raw.strip()
+    return " ".join(token for token in tokens if isinstance(token, str)) if isinstance(tokens, list) else ""

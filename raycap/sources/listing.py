@@ -1,106 +1,191 @@
 """Every file of a folder, one after the other, in memory that does not grow with the folder."""
 
+import errno
 import itertools
 import os
+import stat
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from raycap.refusal import Refusal
+from raycap.sources.notes import UNLISTED_FOLDER, Notes
 from raycap.sources.place import Place
-from raycap.sources.rows import Tally
+from raycap.uris import uri_of
 
 # Names sorted at a time: an ordinary folder comes in order of name, a huge one streams in the order of the disc.
 SORTED_NAMES = 4096
+# Seconds before each new try to list a folder, and seconds that one walk may wait in all: of a dead disc, every
+# folder fails.
+PAUSES = (0.1, 0.5, 2.0)
+MOST_SECONDS_WAITED = 60.0
+# Another try changes nothing about these; other faults (EIO, ESTALE, a lost connection) may pass.
+_PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
 
 
-@dataclass
-class Oddities:
-    """What a walk left out, besides hidden files."""
+class Found(NamedTuple):
+    """One entry of a walk: a file, or something that cannot be read as one."""
 
-    links: Tally = field(default_factory=Tally)  # to folders, to nowhere, or out of the root
-    locked: Tally = field(default_factory=Tally)  # folders that may not be listed
+    path: str  # relative to the root, with '/'
+    error: str = ""  # why it cannot be read as a file: "a directory, not a file"; "" for a file
+    is_folder: bool = False  # a folder, or a link to one
+    is_link: bool = False
 
 
-def walk(root: Place, odd: Oddities) -> Iterator[str]:
-    """Paths of files relative to the root, with '/'; hidden files and folders are left out."""
+def walk(root: Place, notes: Notes) -> Iterator[Found]:
+    """The files below the root, and entries that are none: links that are not followed, pipes, folders. Hidden
+    entries are left out. A folder that cannot be listed is added to the notes, after a few tries."""
     if root.filesystem is None:
-        return _walk_local(root.path, odd)
+        return _walk_local(root.path, notes)
     if hasattr(root.filesystem, "call_s3"):
-        return _walk_s3(root)
-    return _walk_remote(root)
+        return _walk_s3(root, notes)
+    return _walk_remote(root, notes)
 
 
-def _walk_local(root: str, odd: Oddities) -> Iterator[str]:
+class Patience:
+    """How often a folder is listed again after a fault, within one walk."""
+
+    def __init__(self) -> None:
+        self._seconds_left = MOST_SECONDS_WAITED
+
+    def waits(self, error: Exception, tries: int) -> bool:
+        """Whether another try makes sense after so many; waits before it says yes."""
+        permanent = isinstance(error, OSError) and error.errno in _PERMANENT
+        permanent = permanent or isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        if permanent or tries > len(PAUSES) or PAUSES[tries - 1] > self._seconds_left:
+            return False
+        self._seconds_left -= PAUSES[tries - 1]
+        time.sleep(PAUSES[tries - 1])
+        return True
+
+
+def _walk_local(root: str, notes: Notes) -> Iterator[Found]:
     """Depth first. Links are followed to files inside the root only: so no cycle, and no way out."""
     true_root = os.path.realpath(root)
     cut = len(root.rstrip("/")) + 1
-    levels = [_entries(root, odd)]
+    patience = Patience()
+    levels = [_entries(root, notes, patience)]
     while levels:
         entry = next(levels[-1], None)
         if entry is None:
             levels.pop()
-        elif entry.is_symlink():
-            target = os.path.realpath(entry.path)
-            if os.path.isfile(target) and os.path.commonpath([true_root, target]) == true_root:  # noqa: PTH113
-                yield entry.path[cut:]
+            continue
+        path = entry.path[cut:]
+        try:
+            if entry.is_symlink():
+                yield _link(path, entry.path, true_root)
+            elif entry.is_dir():
+                yield Found(path, "a directory, not a file", is_folder=True)
+                levels.append(_entries(entry.path, notes, patience))
+            elif entry.is_file():
+                yield Found(path)
             else:
-                odd.links.add(entry.path)
-        elif entry.is_dir():
-            levels.append(_entries(entry.path, odd))
-        elif entry.is_file():
-            yield entry.path[cut:]
+                yield Found(path, "not a regular file")
+        except OSError as error:  # some file systems tell the type only when asked once more
+            yield Found(path, _words(error))
 
 
-def _entries(folder: str, odd: Oddities) -> "Iterator[os.DirEntry[str]]":
+def _link(path: str, whole: str, true_root: str) -> Found:
+    target = os.path.realpath(whole)
     try:
-        with os.scandir(folder) as listing:
-            while names := list(itertools.islice(listing, SORTED_NAMES)):
-                yield from sorted((e for e in names if not e.name.startswith(".")), key=lambda entry: entry.name)
+        mode = os.stat(target).st_mode  # noqa: PTH116 - pathlib raises for odd names
+    except FileNotFoundError:
+        return Found(path, "a link to a missing file", is_link=True)
     except OSError as error:
-        odd.locked.add(f"{folder}: {error.strerror}")
+        return Found(path, f"a link that cannot be followed ({_words(error)})", is_link=True)
+    if stat.S_ISDIR(mode):
+        return Found(path, "a link to a directory, not to a file", is_folder=True, is_link=True)
+    if os.path.commonpath([true_root, target]) != true_root:
+        return Found(
+            path, "a link that leads out of the folder (not followed: copy the picture itself)", is_link=True
+        )
+    return Found(path, "" if stat.S_ISREG(mode) else "a link to what is not a regular file", is_link=True)
 
 
-def _walk_s3(root: Place) -> Iterator[str]:
+def _entries(folder: str, notes: Notes, patience: Patience) -> "Iterator[os.DirEntry[str]]":
+    """What is not hidden in one folder. After a fault it is listed again, unless some of it was given already: in
+    another listing the names may come in another order."""
+    given, tries = 0, 0
+    while True:
+        try:
+            with os.scandir(folder) as listing:
+                while names := list(itertools.islice(listing, SORTED_NAMES)):
+                    given += len(names)
+                    shown = [entry for entry in names if not entry.name.startswith(".")]
+                    yield from sorted(shown, key=lambda entry: entry.name)
+            return
+        except OSError as error:
+            tries += 1
+            if given or not patience.waits(error, tries):
+                notes.add(UNLISTED_FOLDER, f"{uri_of(folder)}: {_words(error)}{_after(given)}")
+                return
+
+
+def _walk_s3(root: Place, notes: Notes) -> Iterator[Found]:
     """Page by page, straight from S3: fsspec's own listing would hold the whole bucket."""
     bucket, _, prefix = root.path.partition("/")
     prefix = prefix and prefix + "/"
     token: dict[str, str] = {}
+    patience, given, tries = Patience(), 0, 0
     while True:
-        page = root.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        try:
+            page = root.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+        except Exception as error:  # noqa: BLE001 - the client has errors of its own besides OSError
+            tries += 1
+            if patience.waits(error, tries):
+                continue
+            notes.add(UNLISTED_FOLDER, f"{root.uri}: {_words(error)}{_after(given)}")
+            return
+        tries = 0
         for item in page.get("Contents", ()):
+            given += 1
             name = item["Key"][len(prefix) :]
             if name and not name.endswith("/") and not is_hidden(name):
-                yield name
+                yield Found(name)
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _walk_remote(root: Place) -> Iterator[str]:
+def _walk_remote(root: Place, notes: Notes) -> Iterator[Found]:
     """One folder's listing in memory at a time, which is all that fsspec offers for every kind of storage."""
-    waiting = [""]
+    waiting, patience = [""], Patience()
     while waiting:
         folder = waiting.pop()
         below = []
-        for name, is_folder in _remote_entries(root.filesystem, f"{root.path}/{folder}".rstrip("/")):
+        for name, is_folder in _remote_entries(root, folder, notes, patience):
             relative = f"{folder}/{name}" if folder else name
             if is_folder:
                 below.append(relative)
             else:
-                yield relative
+                yield Found(relative)
         waiting.extend(reversed(below))
 
 
-def _remote_entries(filesystem: Any, folder: str) -> list[tuple[str, bool]]:
-    try:
-        listing = filesystem.ls(folder, detail=True)
-    except OSError as error:
-        raise Refusal(f"cannot list {folder}: {error}") from error
+def _remote_entries(root: Place, below: str, notes: Notes, patience: Patience) -> list[tuple[str, bool]]:
+    folder, tries = f"{root.path}/{below}".rstrip("/"), 0
+    while True:
+        try:
+            listing = root.filesystem.ls(folder, detail=True)
+            break
+        except Exception as error:  # noqa: BLE001 - every kind of storage has errors of its own
+            tries += 1
+            if not patience.waits(error, tries):
+                place = root / below if below else root
+                notes.add(UNLISTED_FOLDER, f"{place.uri}: {_words(error)}")
+                return []
     named = [(item["name"].rstrip("/"), item["type"] == "directory") for item in listing]
-    filesystem.invalidate_cache(folder)  # fsspec would keep every listing for ever
+    root.filesystem.invalidate_cache(folder)  # fsspec would keep every listing for ever
     entries = [(name.rpartition("/")[2], is_folder) for name, is_folder in named if name != folder]
     return sorted(entry for entry in entries if not entry[0].startswith("."))
+
+
+def _words(error: Any) -> str:
+    """What went wrong, without the path, which the caller names."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _after(given: int) -> str:
+    return f", after {given:,} names" if given else ""
 
 
 def is_hidden(relative: str) -> bool:

@@ -3,13 +3,14 @@
 import difflib
 import gzip
 import io
+import itertools
 import os
 import re
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 from raycap.refusal import Refusal
@@ -38,10 +39,16 @@ class Place:
 
     @property
     def parent(self) -> "Place":
-        return Place(self.uri.rpartition("/")[0] or "/", self.path.rpartition("/")[0] or "/", self.filesystem)
+        path = self.path.rpartition("/")[0] or "/"
+        if self.filesystem is None:
+            return Place(uri_of(path), path, None)
+        return Place(self.uri.rpartition("/")[0] or "/", path, self.filesystem)
 
     def __truediv__(self, name: str) -> "Place":
-        return Place(f"{self.uri.rstrip('/')}/{name}", f"{self.path.rstrip('/')}/{name}", self.filesystem)
+        path = f"{self.path.rstrip('/')}/{name}"
+        if self.filesystem is None:
+            return Place(uri_of(path), path, None)
+        return Place(f"{self.uri.rstrip('/')}/{name}", path, self.filesystem)
 
     def is_folder(self) -> bool:
         return self._ask(os.path.isdir, "isdir")
@@ -60,10 +67,12 @@ class Place:
         """Its bytes; a refusal where the system will not give them."""
         try:
             if self.filesystem is None:
-                return Path(self.path).open("rb")
+                return _open_regular(self)
             opened: IO[bytes] = self.filesystem.open(self.path, "rb")
-        except OSError as error:
-            raise Refusal(f"cannot read {self.uri}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            if isinstance(error, Refusal):
+                raise
+            raise Refusal(f"cannot read {self.uri}: {getattr(error, 'strerror', None) or error}") from error
         return opened
 
     def entries(self, limit: int = _GLANCE) -> list[tuple[str, bool]]:
@@ -74,13 +83,16 @@ class Place:
                 found = _first_page_of_s3(self)
             elif self.filesystem is not None:
                 listing = self.filesystem.ls(self.path, detail=True)
-                named = ((item["name"].rstrip("/"), item["type"] == "directory") for item in listing)
+                typed = ((item["name"].rstrip("/"), item["type"] == "directory") for item in listing)
                 found = [
-                    (name.rpartition("/")[2], folder) for name, folder in named if name != self.path.rstrip("/")
+                    (name.rpartition("/")[2], folder) for name, folder in typed if name != self.path.rstrip("/")
                 ]
             else:
                 with os.scandir(self.path) as listing:
-                    found = [(entry.name, entry.is_dir()) for entry, _ in zip(listing, range(limit), strict=False)]
+                    # Pipes, devices and dead links are no files: nothing is read from them.
+                    named = ((entry.name, entry.is_dir(), entry.is_file()) for entry in listing)
+                    some = itertools.islice(named, limit)
+                    found = [(name, is_folder) for name, is_folder, is_file in some if is_folder or is_file]
         except OSError:
             return []  # a folder that may not be listed is no reason to stop looking elsewhere
         return sorted((name, folder) for name, folder in found[:limit] if not name.startswith((".", "__MACOSX")))
@@ -104,6 +116,19 @@ class Place:
             for name, is_folder in entries:
                 if not is_folder and pattern.fullmatch(name):
                     yield folder / name
+
+
+def _open_regular(place: Place) -> IO[bytes]:
+    """A local file. The opening of a pipe would wait for somebody to write to it, and a device may have no end."""
+    file = open(place.path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise Refusal(f"cannot read {place.uri}: it is not a regular file")
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _first_page_of_s3(folder: Place) -> list[tuple[str, bool]]:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raycap.refusal import Refusal
-from raycap.sources.listing import Oddities, walk
+from raycap.sources import parquet
+from raycap.sources.listing import walk
+from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
 from raycap.sources.place import Place, existing, first_line, locate, read_lines
-from raycap.sources.rows import MOST_ROWS, Tally, pieces, utf8
+from raycap.sources.rows import FIRST_ROWS, MOST_BYTES, MOST_ROWS
+from raycap.sources.text import utf8
 from raycap.uris import has_scheme
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ _ENDINGS: dict[str, Format] = {
     ".pq": "parquet",
 }
 _DELIMITERS = ",;\t|"
+# One field of delimited text. Pictures in base64 fit; the csv module's own limit is 128 KB.
+LONGEST_FIELD = 64 << 20
 
 
 class Piece(NamedTuple):
@@ -54,109 +59,124 @@ class Records:
         if self.format == "jsonl":  # a line need not have every field
             objects = (_json_object(line) for line in itertools.islice(read_lines(self.place), 100))
             return list(dict.fromkeys(name for fields in objects for name in fields or ()))
-        line = first_line(self.place)
-        header = next(csv.reader([line], delimiter=_delimiter(self.place, line)), [])
-        if _is_headless(header):
-            return [str(index + 1) for index in range(len(header))]
-        return [name.strip() for name in header]
+        return _header(self.place)
 
     def schema(self) -> "pa.Schema":
         """Of a Parquet file."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with self.place.open() as file:
-                return pq.read_schema(file)
-        except pa.ArrowInvalid as error:
-            raise Refusal(f"{self.place.uri} is not a whole Parquet file: {error}") from error
+        return parquet.schema_of(self.place)
 
     def pieces(
-        self, wanted: Sequence[str], lists: Sequence[str], malformed: Tally, most_rows: int = MOST_ROWS
+        self, wanted: Sequence[str], lists: Sequence[str], notes: Notes, most_rows: int = MOST_ROWS
     ) -> Iterator[Piece]:
         """The wanted columns. Text formats give text (a JSON value that is none as JSON), and lists of text for the
-        columns named in `lists`; Parquet gives what it holds. Lines not of the form are left out and tallied."""
+        columns named in `lists`; Parquet gives what it holds. What cannot be read is left out and noted."""
         names = self.names()
         if lacking := [name for name in wanted if name not in names]:
             raise Refusal(f"{self.place.uri} has no column {', '.join(lacking)}; it has {', '.join(names)}")
+        if repeated := [name for name in wanted if names.count(name) > 1]:
+            raise Refusal(f"{self.place.uri} has several columns {repeated[0]!r}: rename all but one")
         if self.format == "parquet":
-            yield from self._parquet_pieces(wanted, most_rows)
+            for row, table in parquet.read(self.place, wanted, most_rows, notes):
+                yield Piece(table, [f"row {row + index}" for index in range(len(table))], self.place)
             return
         import pyarrow as pa  # here, so that `raycap --help` stays quick
 
-        lines = self._csv_lines(malformed) if self.format == "csv" else self._json_lines(names, malformed)
-        chosen = [names.index(name) for name in wanted]
-        for piece in pieces(lines):
+        lines = self._csv_lines(names, wanted, notes) if self.format == "csv" else self._json_lines(wanted, notes)
+        for piece in _pieces(lines):
             columns = {
                 name: _text_column([values[index] for _, values in piece], name in lists)
-                for name, index in zip(wanted, chosen, strict=True)
+                for index, name in enumerate(wanted)
             }
             yield Piece(pa.table(columns), [where for where, _ in piece], self.place)
 
-    def _csv_lines(self, malformed: Tally) -> Iterator[tuple[str, list[Any]]]:
-        header_line = first_line(self.place)
-        # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
-        reader = csv.reader(read_lines(self.place), delimiter=_delimiter(self.place, header_line), strict=True)
-        header: list[str] = []
+    def _csv_lines(self, names: list[str], wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
+        reader = _reader(self.place)
+        chosen = [names.index(name) for name in wanted]
+        first = True
         while True:
             start = reader.line_num + 1
             try:
                 values = next(reader, None)
             except csv.Error as error:
-                self._refuse_open_quote(start, str(error))
-                malformed.add(f"{self.place.name} line {start}: {error}")
+                _refuse_open_quote(self.place, start, reader.line_num, str(error))
+                notes.add(MALFORMED_LINE, f"{self.place.name} line {start}: {error}")
                 continue
             if values is None:
                 return
             if not values:
                 continue  # a blank line
-            if not header:
-                header = values
-                if not _is_headless(header):
+            if first:
+                first = False
+                if not _is_headless(values):
                     continue
-            if len(values) == len(header):
-                yield f"line {start}", values
+            if len(values) == len(names):
+                yield f"line {start}", [values[index] for index in chosen]
             else:
-                malformed.add(f"{self.place.name} line {start}: {len(values)} fields where {len(header)} belong")
+                fault = f"{len(values)} fields where {len(names)} belong"
+                notes.add(MALFORMED_LINE, f"{self.place.name} line {start}: {fault}")
 
-    def _refuse_open_quote(self, line: int, error: str) -> None:
-        """Such a line takes all that follows with it."""
-        if "unexpected end" in error or "larger than field limit" in error:
-            raise Refusal(f"{self.place.uri}: the quote opened in line {line} is never closed; close or double it")
-
-    def _json_lines(self, names: list[str], malformed: Tally) -> Iterator[tuple[str, list[Any]]]:
+    def _json_lines(self, wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
         for number, line in enumerate(read_lines(self.place), 1):
             if not line.strip():
                 continue
             values = _json_object(line)
             if values is None:
-                malformed.add(f"{self.place.name} line {number}: {line.strip()[:60]!r}")
+                notes.add(MALFORMED_LINE, f"{self.place.name} line {number}: {line.strip()[:60]!r}")
             else:
-                yield f"line {number}", [values.get(name) for name in names]
-
-    def _parquet_pieces(self, wanted: Sequence[str], most_rows: int) -> Iterator[Piece]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        start = 0
-        try:
-            # Small reads: a column of inline pictures would otherwise be held for a whole row group.
-            with self.place.open() as file, pq.ParquetFile(file, buffer_size=1 << 20) as parquet:
-                for batch in parquet.iter_batches(batch_size=most_rows, columns=list(wanted)):
-                    table = pa.Table.from_batches([batch]).select(list(wanted))
-                    yield Piece(table, [f"row {start + row}" for row in range(len(table))], self.place)
-                    start += len(table)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise Refusal(f"cannot read {self.place.uri}: {error}") from error
+                yield f"line {number}", [values.get(name) for name in wanted]
 
 
-def records(path: str, format: Literal["auto", "csv", "jsonl", "parquet"] = "auto") -> list[Records]:
+def _reader(place: Place) -> Any:
+    csv.field_size_limit(LONGEST_FIELD)
+    # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
+    return csv.reader(read_lines(place), delimiter=_delimiter(place, first_line(place)), strict=True)
+
+
+def _header(place: Place) -> list[str]:
+    """The columns of delimited text."""
+    try:
+        header: list[str] = next(filter(None, _reader(place)), [])
+    except csv.Error as error:
+        raise Refusal(f"{place.uri}: its first line cannot be the header of a table: {error}") from error
+    if _is_headless(header):
+        return [str(index + 1) for index in range(len(header))]
+    return [name.strip() for name in header]
+
+
+def _refuse_open_quote(place: Place, start: int, end: int, error: str) -> None:
+    """Such a line takes all that follows with it."""
+    if "unexpected end" in error:
+        raise Refusal(f"{place.uri}: the quote opened in line {start} is never closed; close or double it")
+    if "larger than field limit" in error and end > start:
+        raise Refusal(
+            f"{place.uri}: the field that begins in line {start} is longer than {LONGEST_FIELD >> 20} MB: its "
+            "quote is never closed (close or double it), or a picture stands in it (leave it out)"
+        )
+
+
+def _pieces(lines: Iterator[tuple[str, list[Any]]]) -> Iterator[list[tuple[str, list[Any]]]]:
+    """Lists of 64 lines, then 1,000, 1,000, ...; fewer at a time where their texts are large."""
+    piece: list[tuple[str, list[Any]]] = []
+    size, held = FIRST_ROWS, 0
+    for where, values in lines:
+        piece.append((where, values))
+        held += sum(len(value) for value in values if isinstance(value, str))
+        if len(piece) == size or held >= MOST_BYTES:
+            yield piece
+            piece, size, held = [], MOST_ROWS, 0
+    if piece:
+        yield piece
+
+
+def records(
+    path: str, format: Literal["auto", "csv", "jsonl", "parquet"] = "auto", notes: Notes | None = None
+) -> list[Records]:
     """The files that a path means: one file, a glob, or a folder of Parquet."""
     if any(mark in path for mark in "*?") and not locate(path).exists():
         places = _globbed(path)
     else:
         place = existing(path)
-        places = _parquet_files(place) if place.is_folder() else [place]
+        places = _parquet_files(place, notes or Notes()) if place.is_folder() else [place]
     return [Records(place, format_of(place.name) if format == "auto" else format) for place in places]
 
 
@@ -190,7 +210,7 @@ def texts(piece: Piece, name: str) -> list[str]:
     column = piece.columns[name]
     try:
         return [(text or "").strip() for text in column.cast(pa.string()).to_pylist()]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         hint = "; --source huggingface reads embedded pictures" if pa.types.is_struct(column.type) else ""
         raise Refusal(f"column {name} of {piece.file.uri} holds {column.type}, not text{hint}") from error
 
@@ -207,11 +227,18 @@ def references_of(piece: Piece, names: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _parquet_files(folder: Place) -> list[Place]:
-    found = sorted(name for name in walk(folder, Oddities()) if name.lower().endswith((".parquet", ".pq")))
-    if not found:
-        raise Refusal(f"no *.parquet file in {folder.uri} or the folders below it")
-    return [folder / name for name in found]
+def _parquet_files(folder: Place, notes: Notes) -> list[Place]:
+    files = []
+    for found in walk(folder, notes):
+        if found.is_folder or not found.path.lower().endswith((".parquet", ".pq")):
+            continue
+        if found.error:
+            notes.add(UNUSABLE_FILE, f"{(folder / found.path).uri}: {found.error}")
+        else:
+            files.append(folder / found.path)
+    if not files:
+        raise Refusal(nothing(f"no *.parquet file in {folder.uri} or the folders below it", notes))
+    return sorted(files, key=lambda file: file.path)
 
 
 def _globbed(path: str) -> list[Place]:

@@ -1,10 +1,10 @@
 """Manifest rows on their way into tables: small tables first, so that work starts at once, then full ones."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from raycap.refusal import Refusal
+from raycap.sources.text import utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,6 +25,7 @@ class Row(NamedTuple):
     split: str = ""
     references: Sequence[str] = ()
     picture: bytes | None = None
+    error: str = ""  # why the row cannot be fetched, where the source knows that already
 
 
 def pieces(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -72,39 +73,11 @@ def _table(rows: list[Row]) -> "pa.Table":
         [utf8(row.split) for row in rows],
         [[utf8(reference) for reference in row.references] for row in rows],
         [row.picture for row in rows],
+        [utf8(row.error) for row in rows],
     ]
     return pa.table(
         [pa.array(column, wanted.type) for column, wanted in zip(columns, MANIFEST, strict=True)], MANIFEST
     )
-
-
-def utf8(text: str) -> str:
-    """The text, with halves of characters (a JSON file may hold them) as '?': Arrow takes whole ones only."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
-
-
-@dataclass
-class Tally:
-    """How often something odd was met, with the first examples."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, example: str) -> None:
-        self.count += 1
-        if self.count <= 3:
-            self.examples.append(example)
-
-    def note(self, one: str, many: str) -> list[str]:
-        """Nothing, or one line: "2 dead links (a, b)"."""
-        if not self.count:
-            return []
-        more = ", ..." if self.count > len(self.examples) else ""
-        return [f"{counted(self.count, one, many)} ({', '.join(self.examples)}{more})"]
 
 
 def counted(number: int, one: str, many: str) -> str:

@@ -2,12 +2,13 @@
 
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
+from raycap.sources.notes import Notes
 from raycap.sources.rows import Row, tables
 
 if TYPE_CHECKING:
@@ -48,11 +49,8 @@ class Shapes:
     def check(self) -> None:
         """Nothing can be missing."""
 
-    def tables(self) -> "Iterator[pa.Table]":
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         return tables(self._rows(), lambda: "no shapes")
-
-    def notes(self) -> Sequence[str]:
-        return ()
 
     def _rows(self) -> Iterator[Row]:
         for number in range(self.count):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
+from raycap.sources.notes import Notes, nothing
 from raycap.sources.records import Piece, records, references_of, root_of, texts
-from raycap.sources.rows import FIRST_ROWS, MOST_ROWS, Tally
+from raycap.sources.rows import FIRST_ROWS, MOST_ROWS
 from raycap.sources.seen import Seen
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
-from raycap.sources.urls import repeats_note, resolved
+from raycap.sources.urls import note_repeats, resolved
 from raycap.uris import has_scheme
 
 if TYPE_CHECKING:
@@ -76,24 +77,25 @@ class Table:
         return self.columns
 
     def check(self) -> None:
-        file = records(self.path, self.format)[0]
-        column = self._column(file.names())
-        wanted, references = self._wanted(file.names())
-        first = next(file.pieces(wanted, references, Tally()), None)
+        column = self._column(records(self.path, self.format)[0].names())
+        notes = Notes()
+        first = next(self._pieces(notes), None)
         if first is None:
-            raise Refusal(f"{file.place.uri} has no rows")
+            usable = "usable " if notes.left_out() else ""
+            raise Refusal(nothing(f"{self.path} has no {usable}rows", notes))
         tried = [uri for uri in texts(first, column)[:FIRST_ROWS] if uri]
         if tried and not self._holds_paths() and not any(map(has_scheme, tried)):
             raise Refusal(
-                f"column {column} of {file.place.uri} holds no URLs (the first: {tried[0][:100]!r}); "
+                f"column {column} of {first.file.uri} holds no URLs (the first: {tried[0][:100]!r}); "
                 "--source.local True if they are paths of files of yours, --source.column for another column"
             )
 
-    def tables(self) -> "Iterator[pa.Table]":
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        notes = notes or Notes()
         holds_paths, keys, seen, types = self._holds_paths(), Keys(), Seen(), None
         names = records(self.path, self.format)[0].names()
         column, (_, references) = self._column(names), self._wanted(names)
-        for piece in self._pieces(Tally()):
+        for piece in self._pieces(notes):
             uris = texts(piece, column)
             carried = _carried(piece, self.columns, types)
             types = carried.schema
@@ -110,28 +112,19 @@ class Table:
             if first < len(table):
                 yield table.slice(first)
         if types is None:
-            raise Refusal(f"no row in {self.path}")
-
-    def notes(self) -> Sequence[str]:
-        """From a second reading of the table, about as long as the first."""
-        malformed, keys = Tally(), Keys()
-        column = self._column(records(self.path, self.format)[0].names())
-        for piece in self._pieces(malformed):
-            if not self.key_column:
-                keys.of(texts(piece, column))
-        left_out = malformed.note("malformed line left out", "malformed lines left out")
-        return [*left_out, *repeats_note(keys, "URL")]
+            raise Refusal(nothing(f"no row in {self.path}", notes))
+        note_repeats(keys, "URL", notes)
 
     def _splits(self, piece: Piece, uris: list[str]) -> list[str]:
         drawn = drawn_splits(uris, self.fractions)
         said = texts(piece, self.split_column) if self.split_column else [""] * len(uris)
         return drawn or [split_word(word) for word in said]
 
-    def _pieces(self, malformed: Tally) -> Iterator[Piece]:
-        files = records(self.path, self.format)
+    def _pieces(self, notes: Notes) -> Iterator[Piece]:
+        files = records(self.path, self.format, notes)
         wanted, references = self._wanted(files[0].names())
         for file in files:
-            yield from file.pieces(wanted, references, malformed)
+            yield from file.pieces(wanted, references, notes)
 
     def _column(self, names: Sequence[str]) -> str:
         """The column of URLs or paths among those that the table has."""
@@ -167,7 +160,7 @@ class Table:
         return keys
 
     def _first_with(self, key: str) -> str:
-        for piece in self._pieces(Tally()):
+        for piece in self._pieces(Notes()):
             for found, where in zip(texts(piece, self.key_column), piece.where, strict=True):
                 if found == key:
                     return f"{piece.file.uri} {where}"
@@ -209,7 +202,7 @@ def _manifest(
     from raycap.tables import MANIFEST, fit
 
     none = pa.nulls(len(keys), pa.large_binary())
-    columns = (keys, uris, splits, references, none)
+    columns = (keys, uris, splits, references, none, [""] * len(keys))
     named = {field.name: pa.array(column, field.type) for field, column in zip(MANIFEST, columns, strict=True)}
     named |= dict(zip(carried.column_names, carried.columns, strict=True))
     return fit(pa.table(named), MANIFEST, carried.column_names)

@@ -2,13 +2,14 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
+from raycap.sources.notes import Notes
 from raycap.sources.place import existing, locate, read_lines
 from raycap.sources.rows import Row, counted, pieces, tables
 from raycap.uris import has_scheme, is_web
@@ -66,22 +67,16 @@ class Urls:
                 "--source.local if they are paths of files of yours"
             )
 
-    def tables(self) -> "Iterator[pa.Table]":
-        return tables(self._rows(), self._nothing)
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        return tables(self._rows(notes or Notes()), self._nothing)
 
-    def notes(self) -> Sequence[str]:
-        """From a second reading of the list, about as long as the first."""
-        keys = Keys()
-        for urls in pieces(self._lines()):
-            keys.of(urls)
-        return repeats_note(keys, "URL")
-
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self, notes: Notes) -> Iterator[Row]:
         keys = Keys()
         folder = locate(self.path).parent
         for urls in pieces(self._lines()):
             for key, url in zip(keys.of(urls), urls, strict=True):
                 yield Row(key, resolved(url, folder) if self.local else url)
+        note_repeats(keys, "URL", notes)
 
     def _lines(self) -> Iterator[str]:
         if is_web(self.path):
@@ -103,13 +98,13 @@ def resolved(uri: str, folder: "Place") -> str:
     return (folder / re.sub(r"^(\./)+", "", uri)).uri
 
 
-def repeats_note(keys: Keys, what: str) -> list[str]:
-    """What became of names that occurred again."""
+def note_repeats(keys: Keys, what: str, notes: Notes) -> None:
+    """Say what became of names that occurred again."""
     if not keys.repeats:
-        return []
+        return
     again = sum(keys.repeats.values()) - len(keys.repeats)
     name, times = max(keys.repeats.items(), key=lambda item: item[1])
-    return [
+    notes.remark(
         f"{counted(again, 'row repeats', 'rows repeat')} an earlier {what} and got a number behind the key; "
-        f"most often {name!r} ({times:,} times)"
-    ]
+        f"most often {name[:200]!r} ({times:,} times)"
+    )

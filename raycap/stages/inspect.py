@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raycap import __version__
+from raycap.bulk import Bulk
 from raycap.config import Config, kind_of
 from raycap.images import Square
 from raycap.inspection import Inspection, as_text
@@ -14,13 +15,14 @@ from raycap.progress import Progress
 from raycap.refusal import Refusal
 from raycap.runs import whole_file, write_json
 from raycap.sources import Source
+from raycap.stages.bulk.todo import Todo, noted
 from raycap.stages.nodes import selector
 from raycap.stages.pictures import manifest, opened
 from raycap.stages.session import session
 
 
 def inspect(config: Config) -> int:
-    """Exit code 0 when every row can be read, 1 when some cannot."""
+    """Exit code 0 when every row can be read, 1 when some cannot or something could not become a row."""
     source, out = config.source, Path(config.inspect.out)
     if source is None:
         raise Refusal("which pictures? Give a folder, a list or a dataset: raycap inspect SOURCE")
@@ -38,25 +40,24 @@ def inspect(config: Config) -> int:
         "source": {"kind": kind_of("source", source), "path": source.path},
         "seconds": round(time.monotonic() - started, 1),
         **report,
-        "notes": list(source.notes()),
     }
     write_json(out, report)
     failures = f", and each failed row: {failed_rows}" if report["failed"] else ""
     sys.stdout.write(f"{as_text(report)}\nwritten: {out}{failures}\n")
-    return 1 if report["failed"] else 0
+    return 1 if report["failed"] or report["left_out"] else 0
 
 
 def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any]:
-    rows = manifest(source)
-    if config.inspect.limit is not None:
-        rows = rows.limit(config.inspect.limit)
+    rows = manifest(Todo(source, Bulk(limit=config.inspect.limit)))
     where = selector(config.cluster.decode_on)
     pictures = opened(rows, source, config.fetch, config.reading, Square(), keep_pixels=False, nodes=where)
+    notes: dict[str, Any] = {"left_out": [], "notes": []}
     with Inspection(config.inspect.examples) as inspection, Progress("inspect") as progress:
         for table in pictures.iter_batches(batch_format="pyarrow", batch_size=None):
+            notes = noted(table) or notes
             failed = inspection.add(table)
             for row in failed:
                 shown = {name: row[name] for name in ("key", "uri", "status", "error_message", "format", "sha256")}
                 failed_file.write(json.dumps(shown, ensure_ascii=False) + "\n")
             progress.add(len(table), len(failed))
-        return inspection.report()
+        return {**inspection.report(), **notes}

@@ -90,7 +90,8 @@ def opened(
 def open_pictures(
     table: pa.Table, fetch: Fetch, reading: Reading, square: Square, trust: Trust, keep_pixels: bool
 ) -> pa.Table:
-    """Manifest rows in; out the same rows without `bytes`, with status, reason, format, size, digest and pixels."""
+    """Manifest rows in; out the same rows with status, reason, format, size, digest and pixels instead of `bytes`
+    and `error`."""
     pictures = _pictures(table, _fetcher(fetch, trust), reading, square)
     columns: dict[str, pa.Array] = {
         "status": pa.array([status for status, _, _ in pictures], pa.string()),
@@ -102,7 +103,7 @@ def open_pictures(
     }
     if keep_pixels:
         columns["pixels"] = _pixel_column([picture.pixels for _, _, picture in pictures], square.size)
-    table = table.drop_columns(["bytes"])
+    table = table.drop_columns(["bytes", "error"])
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table
@@ -112,10 +113,15 @@ def _pictures(
     table: pa.Table, fetcher: Fetcher, reading: Reading, square: Square
 ) -> list[tuple[str, str, Picture]]:
     """For each row its status, the digest of its bytes, and the picture."""
-    inline = table["bytes"].to_pylist()
-    to_fetch = [uri for uri, data in zip(table["uri"].to_pylist(), inline, strict=True) if data is None]
-    answers = iter(fetcher.fetch_all(to_fetch))
-    fetched = [Fetched(data, "") if data is not None else next(answers) for data in inline]
+    columns = (table[name].to_pylist() for name in ("uri", "bytes", "error"))
+    rows = list(zip(*columns, strict=True))
+    answers = iter(fetcher.fetch_all([uri for uri, data, error in rows if data is None and not error]))
+    fetched = []
+    for _, data, error in rows:
+        if error:  # the source knows that the row cannot be used: it is not fetched
+            fetched.append(Fetched(b"", error))
+        else:
+            fetched.append(next(answers) if data is None else Fetched(data, ""))
     if is_second_try():
         read = read_alone([None if each.error else each.data for each in fetched], reading, square)
     else:

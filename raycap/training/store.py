@@ -130,8 +130,9 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
         with pa.OSFile(str(beside), "wb") as out, pa.ipc.new_file(out, schema) as writer:
             for piece in source.tables():
                 writer.write_table(piece.select(CAPTION_COLUMNS).cast(schema))
-                said = pc.greater(pc.list_value_length(piece["references"]), 0)
-                pictures.update(piece["split"].filter(said).to_pylist())
+                described = pc.greater(pc.list_value_length(piece["references"]), 0)
+                usable = pc.equal(piece["error"], "")  # of the others there is nothing to see
+                pictures.update(piece["split"].filter(pc.and_(described, usable)).to_pylist())
         beside.rename(file)
     except OSError as error:
         raise Refusal(f"cannot write {file}: {error.strerror or error}") from error

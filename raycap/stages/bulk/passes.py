@@ -18,8 +18,19 @@ from raycap.sources.place import locate
 from raycap.stages.bulk import anew, retried
 from raycap.stages.bulk.publish import Pass
 from raycap.stages.bulk.standing import Counts, Standing, standing
-from raycap.stages.bulk.todo import Todo, survey
-from raycap.stages.bulk.work import FACTS, Outcome, Work, identify, reasons, strangeness, summary, write_facts
+from raycap.stages.bulk.todo import Survey, Todo, survey
+from raycap.stages.bulk.work import (
+    FACTS,
+    Outcome,
+    Work,
+    identify,
+    noted_lines,
+    reasons,
+    strangeness,
+    summary,
+    update_facts,
+    write_facts,
+)
 from raycap.stages.nodes import check_seen
 from raycap.stages.session import innermost, refusal_within
 from raycap.tables import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH
@@ -49,12 +60,14 @@ def perform(work: Work, more: dict[str, Any]) -> int:
             outcome = _Run(work, folder, lease).make()
             if outcome.made.rows or not folder.exists(FACTS):
                 write_facts(work, folder, outcome, more)
+            else:
+                update_facts(folder, outcome)
             anew.finish(out)
             work.also(out)
         finally:
             out.remove(STAGED)
     sys.stdout.write(summary(work, out, outcome))
-    return 1 if outcome.held.failed else 0
+    return 1 if outcome.held.failed or outcome.left_out else 0
 
 
 def _local(work: Work, out: RunFolder) -> dict[str, str]:
@@ -70,6 +83,7 @@ class _Run:
     folder: RunFolder
     lease: Lease
     faults: list[str] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)  # of the last listing that came to its end
 
     def make(self) -> Outcome:
         began, made = time.monotonic(), Counts()
@@ -81,16 +95,19 @@ class _Run:
             self._fill(retried.TABLE, standing(self.folder, retried.TABLE), made, before.failed)
             retried.merge(self.folder, self.work.table, self.lease)
             held = standing(self.folder, self.work.table).counts
-        return Outcome(made, held, time.monotonic() - began, self.faults)
+        return Outcome(made, held, time.monotonic() - began, self.faults, **self.notes)
 
     def _fill(self, table: str, there: Standing, made: Counts, only: tuple[Any, ...] | None) -> Counts:
         """Passes until the table has all rows (or all of `only`); the answer is what it holds then."""
         fruitless = 0
         while True:
             todo = Todo(self.work.source, self.work.options, there.done, only)
-            todo = replace(todo, few=_counted(todo))
-            if todo.few == 0:
+            first_look = _first_look(todo)
+            if first_look.rows == 0:
+                self.notes = first_look.notes
                 return there.counts
+            few = first_look.rows < _most_looked_at(todo)
+            todo = replace(todo, few=first_look.rows if few else None)
             self.folder.remove(FACTS)  # unfinished again
             fresh, fault = self._pass(table, todo)
             made.add(fresh)
@@ -119,6 +136,7 @@ class _Run:
             one = Pass(self.folder, table, self.lease, self.work.parts, published)
             try:
                 whole = one.run(self.work.stream(todo))
+                self.notes = one.notes or {}
                 return one.counts, "" if whole else "blocks were lost with a worker or a node"
             except RayError as error:
                 if refusal := refusal_within(error):
@@ -137,18 +155,21 @@ class _Run:
             )
 
 
-def _counted(todo: Todo) -> int | None:
-    """The rows to do, where they are few."""
-    most = BATCHES_ARE_MANY * todo.choice.batch
-    rows, skipped = ray.get(ray.remote(num_cpus=0)(survey).remote(todo, most))
-    if not rows and not skipped:
+def _first_look(todo: Todo) -> Survey:
+    """Through the whole source where little is to do, else until that is known."""
+    found: Survey = ray.get(ray.remote(num_cpus=0)(survey).remote(todo, _most_looked_at(todo)))
+    if not found.rows and not found.skipped:
         raise Refusal(f"{todo.source.path} holds no rows")
-    return rows if rows < most else None
+    return found
+
+
+def _most_looked_at(todo: Todo) -> int:
+    return BATCHES_ARE_MANY * todo.choice.batch
 
 
 def _if_ready(answer: Any) -> int | None:
     ready, _ = ray.wait([answer], timeout=0)
-    return int(ray.get(answer)[0]) if ready else None
+    return int(ray.get(answer).rows) if ready else None
 
 
 def _statuses(retry: str) -> tuple[str, ...]:
@@ -166,5 +187,12 @@ def _forecast(work: Work, out: RunFolder) -> str:
         stands = standing(out, work.table)
         there, done = stands.counts, stands.done
         held = f"{out} holds {there.rows:,} rows, {there.failed:,} failed"
-    rows, skipped = ray.get(ray.remote(num_cpus=0)(survey).remote(Todo(work.source, work.options, done), None))
-    return f"{rows + skipped:,} rows in {work.source.path}\n{held}\n{rows:,} rows would be made\n"
+    todo = Todo(work.source, work.options, done)
+    found: Survey = ray.get(ray.remote(num_cpus=0)(survey).remote(todo, None))
+    lines = [
+        f"{found.rows + found.skipped:,} rows in {work.source.path}",
+        *noted_lines(**found.notes),
+        held,
+        f"{found.rows:,} rows would be made",
+    ]
+    return "\n".join(lines) + "\n"

@@ -28,7 +28,7 @@ from ray.exceptions import RayError
 from raycap.runs import Lease, RunFolder
 from raycap.runs.folder import STAGED
 from raycap.stages.bulk.standing import Counts, count
-from raycap.stages.bulk.todo import TICKET
+from raycap.stages.bulk.todo import noted
 from raycap.stages.session import innermost, refusal_within
 from raycap.tables import fit
 
@@ -59,6 +59,7 @@ class Report:
     places: NDArray[np.int64]
     last: int | None  # the number of the listing's last row, if it is in here
     counts: Counts
+    notes: dict[str, Any] | None = None  # what the source noted, with the listing's last row
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Pass:
     parts: Parts
     published: Callable[[Counts], None]  # told after each file
     counts: Counts = field(default_factory=Counts)
+    notes: dict[str, Any] | None = None  # what the source noted while it listed; known with its last row
     _listing: int | None = None
     _relisted: bool = False  # the listing was made again: what it names now need not be what it named
     _seen: bytearray = field(default_factory=bytearray)
@@ -150,6 +152,7 @@ class Pass:
         seen = np.frombuffer(self._seen, np.uint8)
         np.bitwise_or.at(seen, report.places // 8, np.uint8(1) << (report.places % 8).astype(np.uint8))
         self._last = self._last if report.last is None else report.last
+        self.notes = self.notes if report.notes is None else report.notes
         self.counts.add(report.counts)
 
 
@@ -164,7 +167,7 @@ def write_part(folder: RunFolder, table: str, run: str, parts: Parts, *blocks: p
     file = pa.BufferOutputStream()
     pq.write_table(fitted, file, compression="zstd")
     folder.stage(staged, file.getvalue())
-    listing, place, last = (rows[column].to_numpy() for column in TICKET.names)
+    listing, place, last = (rows[column].to_numpy() for column in ("listing", "place", "last"))
     return Report(
         staged=staged,
         name=name,
@@ -172,4 +175,5 @@ def write_part(folder: RunFolder, table: str, run: str, parts: Parts, *blocks: p
         places=place,
         last=int(place[last][0]) if last.any() else None,
         counts=count(rows),
+        notes=noted(rows),
     )

@@ -16,6 +16,7 @@ from raycap.config import Config, dumps, part_to_plain
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder, differences
 from raycap.sources import Source
+from raycap.sources.notes import line_of
 from raycap.sources.place import locate
 from raycap.sources.splits import split_word
 from raycap.stages.bulk.publish import Parts
@@ -52,6 +53,8 @@ class Outcome:
     held: Counts
     seconds: float
     faults: Sequence[str] = ()  # each cost another pass over what the table lacked
+    left_out: Sequence[dict[str, Any]] = ()  # what may be pictures and has no row, see `sources.notes`
+    notes: Sequence[str] = ()  # other oddities of the source
 
 
 def source_of(config: Config, act: str) -> Source:
@@ -116,6 +119,8 @@ def write_facts(work: Work, folder: RunFolder, outcome: Outcome, more: dict[str,
             {"status": status, "reason": reason, "rows": rows}
             for (status, reason), rows in held.reasons.most_common(4 * COMMONEST_REASONS)
         ],
+        "left_out": list(outcome.left_out),
+        "notes": list(outcome.notes),
         "made_in_this_run": made.rows,
         "seconds": round(outcome.seconds, 1),
         "rows_per_second": round(made.rows / max(outcome.seconds, 1e-9), 2),
@@ -130,6 +135,14 @@ def write_facts(work: Work, folder: RunFolder, outcome: Outcome, more: dict[str,
     folder.write_json(FACTS, facts)
 
 
+def update_facts(folder: RunFolder, outcome: Outcome) -> None:
+    """Of a run that had nothing to make: what the source leaves out may have changed since the last one."""
+    found = folder.read_json(FACTS) or {}
+    now = {"left_out": list(outcome.left_out), "notes": list(outcome.notes)}
+    if {name: found.get(name, []) for name in now} != now:
+        folder.write_json(FACTS, found | now)
+
+
 def summary(work: Work, folder: RunFolder, outcome: Outcome) -> str:
     """What a person reads at the end."""
     made, held = outcome.made, outcome.held
@@ -138,6 +151,7 @@ def summary(work: Work, folder: RunFolder, outcome: Outcome) -> str:
         f"{held.rows:,} rows, {held.failed:,} failed; {made.rows:,} made now, in {outcome.seconds:,.1f} s "
         f"({rate:,.1f} rows/s)",
         *reasons(held),
+        *noted_lines(outcome.left_out, outcome.notes),
         f"written: {folder / work.table}",
     ]
     if held.failed:
@@ -145,6 +159,13 @@ def summary(work: Work, folder: RunFolder, outcome: Outcome) -> str:
             "failed rows are in the table too, each with its status and reason; --retry failed tries them again"
         )
     return "\n".join(lines) + "\n"
+
+
+def noted_lines(left_out: Sequence[dict[str, Any]], notes: Sequence[str]) -> list[str]:
+    """What the source noted, safe to print."""
+    without_row = ["left out, without a row:", *(f"  {line_of(item)}" for item in left_out)] if left_out else []
+    noted = ["noted in the source:", *(f"  {line}" for line in notes)] if notes else []
+    return [printable(line) for line in (*without_row, *noted)]
 
 
 def reasons(counts: Counts) -> list[str]:
