@@ -73,8 +73,9 @@ def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
         found = form.line.fullmatch(line)
         if not found and form.repaired and (found := form.repaired.fullmatch(line)):
             notes.add(REPAIRED_LINE, f"{place.name} line {number}")
-        if found:
-            yield _caption(found, form)
+        caption = _caption(found, form) if found else None
+        if caption and caption.name:
+            yield caption
         else:
             notes.add(MALFORMED_CAPTION, f"{place.name} line {number}: {line[:60]!r}")
 
