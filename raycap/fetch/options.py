@@ -36,6 +36,8 @@ class Fetch:
     """Whether URLs may lead to private, loopback and other addresses that are not of the public Internet."""
     allow_file: bool = False
     """Whether a list of URLs may name local paths and file:// URIs."""
+    ignore_robots_tag: bool = False
+    """Whether to fetch pictures that their server keeps from AI (X-Robots-Tag: noai or noimageai)."""
 
     def __post_init__(self) -> None:
         least = {
