@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raycap.refusal import Refusal
+from raycap.sources.lines import Lines, first_line, name_unpacked
 from raycap.sources.notes import MALFORMED_LINE, Notes
-from raycap.sources.place import Place, first_line, has_scheme, read_lines
+from raycap.sources.place import Place, has_scheme
 
 _DELIMITERS = ",;\t|"
 # One field of delimited text. Pictures in base64 fit; the csv module's own limit is 128 KB.
@@ -54,7 +55,7 @@ def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) ->
 def _reader(place: Place) -> Any:
     csv.field_size_limit(LONGEST_FIELD)
     # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
-    return csv.reader(read_lines(place), delimiter=_delimiter(place, first_line(place)), strict=True)
+    return csv.reader(Lines(place), delimiter=_delimiter(place, first_line(place)), strict=True)
 
 
 def _refuse_open_quote(place: Place, start: int, end: int, error: str) -> None:
@@ -70,7 +71,7 @@ def _refuse_open_quote(place: Place, start: int, end: int, error: str) -> None:
 
 def _delimiter(place: Place, line: str) -> str:
     """A tab for .tsv; else what the first line has most of, for not every CSV has commas."""
-    if place.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")):
+    if name_unpacked(place.name).endswith((".tsv", ".tab")):
         return "\t"
     return max(_DELIMITERS, key=line.count)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raycap.refusal import Refusal
 from raycap.sources import delimited, parquet
+from raycap.sources.lines import Lines, name_unpacked
 from raycap.sources.listing import walk
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
-from raycap.sources.place import Place, existing, locate, read_lines
+from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import FIRST_ROWS, MOST_BYTES, MOST_ROWS
 from raycap.sources.text import as_text, as_texts
 
@@ -51,7 +52,7 @@ class Records:
         if self.format == "parquet":
             return list(self.schema().names)
         if self.format == "jsonl":  # a line need not have every field
-            objects = (_json_object(line) for line in itertools.islice(read_lines(self.place), 100))
+            objects = (_json_object(line) for line in itertools.islice(Lines(self.place), 100))
             return list(dict.fromkeys(name for fields in objects for name in fields or ()))
         return delimited.header(self.place)
 
@@ -87,7 +88,7 @@ class Records:
             yield Piece(pa.table(columns), [where for where, _ in piece], self.place)
 
     def _json_lines(self, wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
-        for number, line in enumerate(read_lines(self.place), 1):
+        for number, line in enumerate(Lines(self.place), 1):
             if not line.strip():
                 continue
             values = _json_object(line)
@@ -125,7 +126,7 @@ def records(
 
 def format_of(name: str) -> Format:
     """The format that a file name tells."""
-    plain = name.lower().removesuffix(".gz")
+    plain = name_unpacked(name)
     for ending, format in _ENDINGS.items():
         if plain.endswith(ending):
             return format
