@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BODY = bytes(range(256)) * 20  # 5,120 bytes, what a well-behaved answer holds
+HTML = b"<html>not a picture</html>"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -288,7 +289,7 @@ MISBEHAVIOURS: dict[str, Callable[[Handler], object]] = {
     "/busy-once": _busy_once,
     "/fails-twice": _fails_twice,
     "/empty": lambda handler: handler.whole(b""),
-    "/html": lambda handler: handler.whole(b"<html>not a picture</html>", Content_Type="text/html"),
+    "/html": lambda handler: handler.whole(HTML, Content_Type="text/html"),
     "/closes": _closes,
     "/silent": _silent,
     "/not-http": _not_http,
