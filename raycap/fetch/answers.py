@@ -14,6 +14,11 @@ def headers_too_large() -> FetchError:
     return FetchError("headers without end (more than 100, or more than 256 kB)")
 
 
+def framing_too_large() -> FetchError:
+    """For bytes that bring no body: sizes of tiny chunks, trailers."""
+    return FetchError("a body framed without end (tiny chunks, or trailers)")
+
+
 class Answer(http.client.HTTPResponse):
     """Skips interim answers and takes only well-formed chunk sizes.
 

@@ -46,9 +46,9 @@ class Limits(threading.local):
         self._bytes_allowed, self._too_many = HEADER_ROOM, headers_too_large
         self.received, self.dialled = 0, False
 
-    def allow(self, more: int, too_many: Callable[[], FetchError]) -> None:
-        """Allow `more` bytes from here on; `too_many` makes the error for those beyond."""
-        self._bytes_allowed, self._too_many = self.received + more, too_many
+    def allow(self, received: int, too_many: Callable[[], FetchError]) -> None:
+        """Let `received` go up to this number; `too_many` makes the error for what goes beyond."""
+        self._bytes_allowed, self._too_many = received, too_many
 
     def count(self, received: int) -> None:
         """Add bytes that came out of the socket."""

@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, SSLError
 from urllib3.exceptions import TimeoutError as NoAnswer
 from urllib3.util import Url, parse_url
 
-from raycap.fetch.answers import headers_too_large
+from raycap.fetch.answers import framing_too_large, headers_too_large
 from raycap.fetch.connections import Dial, Limits, Pools
 from raycap.fetch.fault import FetchError, too_large, too_late
 from raycap.fetch.files import WEB, scheme_of
@@ -26,7 +26,7 @@ from raycap.fetch.options import Fetch
 
 _MOVED = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16  # bytes read at a time
-# Bytes beyond the cap for what frames a body: sizes of chunks, trailers. Chunks of 400 bytes and more fit.
+# Bytes that an answer may use to frame its body: sizes of chunks, trailers. 50 MB in chunks of 400 bytes fit.
 _FRAMING_ROOM = 1 << 20
 # Directives of X-Robots-Tag that have a value behind a colon, where others have the name of a robot before it.
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
@@ -133,11 +133,15 @@ class Web:
         cap = self._options.max_bytes
         if (response.length_remaining or 0) > cap:
             raise too_large(cap)
-        self._limits.allow(cap + _FRAMING_ROOM, lambda: too_large(cap))
         encoding = _encoding(response.headers.get("Content-Encoding", ""))
         unpack: zlib._Decompress | None = None
         chunks, sent, size = [], 0, 0  # bytes before and after unpacking, each held to the cap
-        while chunk := response.read(_CHUNK, decode_content=False):
+        head = self._limits.received
+        while True:
+            self._limits.allow(head + sent + _CHUNK + _FRAMING_ROOM, framing_too_large)
+            chunk = response.read(_CHUNK, decode_content=False)
+            if not chunk:
+                break
             if encoding and not sent:
                 unpack = _unpacker(encoding, chunk)
             sent += len(chunk)
