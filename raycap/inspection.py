@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from raycap.hosts import HostCounts, host_lines
 from raycap.sources.notes import line_of
 from raycap.tables import SUCCESS
 from raycap.terminal import printable
@@ -19,6 +20,7 @@ SIDES = (1, 64, 256, 512, 1024, 2048, 4096, 8192)
 # Splits, formats and reasons are few; a column that is not what it seems must not fill the memory.
 MOST_NAMES = 1000
 OTHERS = "(others)"
+MOST_HOSTS_SHOWN = 10
 
 
 class Inspection:
@@ -31,6 +33,7 @@ class Inspection:
         self._captions_per_picture, self._sides = Tally(), Tally()
         self._reasons: dict[str, Tally] = defaultdict(Tally)
         self._reason_examples: dict[tuple[str, str], list[str]] = {}
+        self._hosts = HostCounts()
         self._copies = Copies()
 
     def __enter__(self) -> Self:
@@ -43,6 +46,7 @@ class Inspection:
 
     def add(self, table: pa.Table) -> list[dict[str, Any]]:
         """Count the rows; the answer is the failed ones."""
+        self._hosts.add_rows(table)
         rows = table.drop_columns(["references"]).to_pylist()
         for row, references in zip(rows, table["references"].to_pylist(), strict=True):
             self.rows += 1
@@ -90,6 +94,7 @@ class Inspection:
             "formats": dict(self._formats.items()),
             "longer_side": {_side_name(side): rows for side, rows in sorted(self._sides.items())},
             "copies": self._copies.report(self._most_examples),
+            "hosts": self._hosts.report(),
         }
 
 
@@ -174,6 +179,8 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [f"             {_names(reason['examples'])}"]
     if report.get("left_out"):
         lines += ["", "left out, without a row:", *(f"  {line_of(item)}" for item in report["left_out"])]
+    if hosts := host_lines(report["hosts"], MOST_HOSTS_SHOWN):
+        lines += ["", *hosts]
     if report["notes"]:
         lines += ["", "noted in the source:", *(f"  {note}" for note in report["notes"])]
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ import http.server
 import ssl
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BODY = bytes(range(256)) * 20  # 5,120 bytes, what a well-behaved answer holds
+HTML = b"<html>not a picture</html>"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -19,6 +21,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: "Server"
+    answered_here = False  # whether this connection has had an answer that a test asks about
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
@@ -94,6 +97,100 @@ def _endless_chunks(handler: Handler) -> None:
         handler.wfile.write(b"%x\r\n%b\r\n" % (len(BODY), BODY))
 
 
+def _endlessly(start: bytes, block: bytes) -> Callable[[Handler], object]:
+    """`start`, and then `block` over and over, as fast as the client takes it; counted in `server.sent`."""
+    repeated = block * (-(-(1 << 16) // len(block)))
+
+    def answer(handler: Handler) -> None:
+        handler.close_connection = True
+        handler.wfile.write(start)
+        while not handler.server.closing.is_set():
+            handler.server.sent += handler.connection.send(repeated)
+
+    return answer
+
+
+_OK = b"HTTP/1.1 200 OK\r\n"
+_CHUNKED = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
+_EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+# Answers that never end, each where another part of a parser has to stop.
+ENDLESS = {
+    "status-line": _endlessly(b"HTTP/1.1 200 ", b"very "),
+    "header-line": _endlessly(_OK + b"X-More: ", b"and more "),
+    "headers": _endlessly(_OK, b"X-More: and more\r\n"),
+    "long-headers": _endlessly(_OK, b"X-More: " + b"m" * 60_000 + b"\r\n"),
+    "no-headers": _endlessly(_OK, b"no header at all\r\n"),
+    "continue": _endlessly(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "early-hints": _endlessly(b"", _EARLY_HINTS),
+    "body": _endlessly(_OK + b"\r\n", b"x"),
+    "body-of-negative-length": _endlessly(_OK + b"Content-Length: -1\r\n\r\n", b"x"),
+    "negative-chunk": _endlessly(_CHUNKED + b"-1\r\n", b"x"),
+    "odd-chunk": _endlessly(_CHUNKED + b"+0x1\r\n", b"x"),
+    "malformed-chunk": _endlessly(_CHUNKED + b"many\r\n", b"x"),
+    "huge-chunk": _endlessly(_CHUNKED + b"fffffffffffff\r\n", b"x"),
+    "chunk-beyond-numbers": _endlessly(_CHUNKED + b"f" * 1000 + b"\r\n", b"x"),
+    "chunk-size": _endlessly(_CHUNKED, b"1"),
+    "chunk-extension": _endlessly(_CHUNKED + b"1;", b"x"),
+    "small-chunks": _endlessly(_CHUNKED, b"1;" + b"e" * 60 + b"\r\nx\r\n"),
+    "trailers": _endlessly(_CHUNKED + b"0\r\n", b"X-More: and more\r\n"),
+    "trailer-line": _endlessly(_CHUNKED + b"0\r\n", b"x"),
+    "gzip": _endlessly(_OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(BODY), b"\0"),
+    "error-page": _endlessly(b"HTTP/1.1 404 Gone\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b"x"),
+}
+
+
+def _after_interim_answers(handler: Handler) -> None:
+    handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + 2 * _EARLY_HINTS)
+    handler.whole(BODY)
+
+
+def _raw_deflate(handler: Handler) -> None:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    handler.whole(packer.compress(BODY) + packer.flush(), Content_Encoding="deflate")
+
+
+def _raw_deflate_bomb(handler: Handler) -> None:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    handler.whole(packer.compress(bytes(20_000_000)) + packer.flush(), Content_Encoding="deflate")
+
+
+def _once_a_connection(handler: Handler) -> None:
+    """A good answer that keeps the connection; the next request on it is read, and the connection closed."""
+    if handler.answered_here:
+        handler.wfile.write(handler.options.get("then", "").encode())
+        handler.close_connection = True
+    else:
+        time.sleep(0.05)  # long enough for requests to overlap, so that several connections are kept
+        handler.answered_here = True
+        handler.whole(BODY)
+
+
+def _robots_tag(handler: Handler) -> None:
+    """X-Robots-Tag headers as the query asks for them, divided by "|"."""
+    handler.send_response(200)
+    for tag in handler.options["is"].split("|"):
+        handler.send_header("X-ROBOTS-tag", tag)
+    handler.send_header("Content-Length", str(len(BODY)))
+    handler.end_headers()
+    handler.wfile.write(BODY)
+
+
+def _odd_headers(handler: Handler) -> None:
+    handler.wfile.write(_OK + b"no header at all\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+    handler.close_connection = True
+
+
+def _http2(handler: Handler) -> None:
+    handler.close_connection = True
+    handler.wfile.write(b"HTTP/2.0 200 OK\r\n\r\n")
+
+
+def _partial(handler: Handler) -> None:
+    """206 with a Content-Range as the query asks for it."""
+    said = handler.options.get("range")
+    handler.whole(BODY, 206, **({"Content_Range": said} if said else {}))
+
+
 def _short(handler: Handler) -> None:
     handler.head(Content_Length=len(BODY))
     handler.wfile.write(BODY[:1000])
@@ -156,12 +253,26 @@ def _slow(handler: Handler) -> None:
 MISBEHAVIOURS: dict[str, Callable[[Handler], object]] = {
     "/good": lambda handler: handler.whole(BODY),
     "/echo-headers": lambda handler: handler.whole(str(handler.headers).encode()),
+    **{f"/endless-{what}": answer for what, answer in ENDLESS.items()},
+    "/interim": _after_interim_answers,
+    "/switch": lambda handler: handler.whole(b"", 101),
+    "/deflate": lambda handler: handler.whole(zlib.compress(BODY), Content_Encoding="deflate"),
+    "/raw-deflate": _raw_deflate,
+    "/raw-deflate-bomb": _raw_deflate_bomb,
+    "/gzip-as-deflate": lambda handler: handler.whole(gzip.compress(BODY), Content_Encoding="deflate"),
+    "/not-deflate": lambda handler: handler.whole(b"\xff" + BODY, Content_Encoding="deflate"),
+    "/once-a-connection": _once_a_connection,
+    "/robots": _robots_tag,
+    "/partial": _partial,
+    "/odd-headers": _odd_headers,
+    "/http2": _http2,
     "/drip-body": _drip_body,
     "/drip-headers": _drip_headers,
     "/drip-chunks": _drip_chunks,
     "/endless": _endless,
     "/endless-chunks": _endless_chunks,
     "/declares-too-much": lambda handler: handler.head(Content_Length=10**12),
+    "/contradicts-itself": lambda handler: handler.whole(BODY, Content_Length="5120, 9000"),
     "/short": _short,
     "/short-chunks": _short_chunks,
     "/short-once": lambda handler: _short(handler) if handler.times() == 1 else handler.whole(BODY),
@@ -179,7 +290,7 @@ MISBEHAVIOURS: dict[str, Callable[[Handler], object]] = {
     "/busy-once": _busy_once,
     "/fails-twice": _fails_twice,
     "/empty": lambda handler: handler.whole(b""),
-    "/html": lambda handler: handler.whole(b"<html>not a picture</html>", Content_Type="text/html"),
+    "/html": lambda handler: handler.whole(HTML, Content_Type="text/html"),
     "/closes": _closes,
     "/silent": _silent,
     "/not-http": _not_http,
@@ -207,6 +318,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.order: list[str] = []
         self.most_at_once = 0
+        self.sent = 0  # bytes of endless answers that the system took
         self._now = 0
         self._lock = threading.Lock()
 

@@ -12,7 +12,7 @@ import pytest
 import ray
 from hostile import hostile, write
 from PIL import Image
-from server import serving
+from server import HTML, serving
 from small_captioner import photos, save_captioner
 
 from raycap.captioner import Captioner
@@ -117,7 +117,9 @@ def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(
             assert bool(file.error) == (found[file.name]["status"] != "success"), file.name
 
 
-def test_urls_that_misbehave_and_then_behave(tmp_path: Path, model: Path) -> None:
+def test_urls_that_misbehave_and_then_behave(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photo = (photos(tmp_path / "photos", range(1)) / "00000.png").read_bytes()
     with serving({"/a.png": photo}) as server:
         asked = ["/a.png", "/status?code=404", "/html", "/closes", "/b.png", "/empty"]
@@ -132,6 +134,10 @@ def test_urls_that_misbehave_and_then_behave(tmp_path: Path, model: Path) -> Non
             first[server.url("/html")]["status"] == "failed_to_decode"
             or "picture" in first[server.url("/html")]["error_message"]
         )
+        [host] = facts(tmp_path / "out")["hosts_in_this_run"]
+        assert (host["host"], host["rows"], host["failed"]) == ("127.0.0.1", 6, 5)
+        assert host["bytes"] == len(photo) + len(HTML) and host["reasons"]["HTTP 404 Not Found"] == 2
+        assert "127.0.0.1: 6 rows, 5 failed" in capsys.readouterr().out
         server.pictures["/b.png"] = photo
         assert caption(listed, tmp_path / "out", model, *quick) == 1
         assert rows(tmp_path / "out") == first, "failed rows are left until --retry"
@@ -140,6 +146,8 @@ def test_urls_that_misbehave_and_then_behave(tmp_path: Path, model: Path) -> Non
     changed = [key for key in first if first[key] != second[key]]
     assert changed == [server.url("/b.png")] and second[changed[0]]["caption"]
     assert facts(tmp_path / "out")["failed"] == 4 and facts(tmp_path / "out")["rows"] == 6
+    [host] = facts(tmp_path / "out")["hosts_in_this_run"]
+    assert (host["rows"], host["failed"]) == (5, 4)
 
 
 def test_retry_of_one_status_leaves_the_others(tmp_path: Path, model: Path) -> None:

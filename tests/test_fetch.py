@@ -1,30 +1,33 @@
 """A URI to bytes or a reason: against a real server that misbehaves, real files, and addresses of every kind."""
 
 import gc
+import http.client
 import ipaddress
 import os
 import shutil
 import socket
 import subprocess
 import threading
+import tracemalloc
 import weakref
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib.util import find_spec
+from urllib.parse import quote
 
 import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server import BODY, MISBEHAVIOURS, serving
+from server import BODY, ENDLESS, MISBEHAVIOURS, serving
 
-from raycap.fetch import Fetch, Fetched, Fetcher, Trust
+from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections
 from raycap.fetch.addresses import why_refused
 from raycap.fetch.connections import TimedSocket
 from raycap.fetch.fault import scrubbed
 from raycap.fetch.trust import ANYTHING, ONLY_WEB
 from raycap.fetch.turns import Turns
-from raycap.fetch.web import asked_wait
+from raycap.fetch.web import asked_wait, forbids_ai
 from raycap.refusal import Refusal
 
 PUBLIC = "93.184.215.14"
@@ -59,6 +62,10 @@ def server():
         ("/good", BODY),
         ("/long", BODY[:1000]),  # what was declared; whether that is a picture is for the decoder to say
         ("/gzip", BODY),
+        ("/deflate", BODY),
+        ("/raw-deflate", BODY),  # without zlib's header, as many servers send it
+        ("/gzip-as-deflate", BODY),
+        ("/interim", BODY),
         ("/made-up-encoding", BODY),
         ("/html", b"<html>not a picture</html>"),
         ("/fails-twice", BODY),
@@ -85,11 +92,16 @@ def test_what_can_be_had_is_had(server, path, body):
         ("/drip-chunks", "no answer within 0.9 s (--fetch.deadline)"),
         ("/endless", "larger than 1 MB (--fetch.max-bytes)"),
         ("/endless-chunks", "larger than 1 MB (--fetch.max-bytes)"),
+        ("/contradicts-itself", "a Content-Length that contradicts itself"),
         ("/declares-too-much", "larger than 1 MB (--fetch.max-bytes)"),
         ("/bomb", "larger than 1 MB (--fetch.max-bytes)"),
         ("/short", "the connection was closed after 1,000 of 5,120 bytes"),
         ("/short-chunks", "the connection was closed before the end of the body"),
+        ("/raw-deflate-bomb", "larger than 1 MB (--fetch.max-bytes)"),
         ("/not-gzip", "the body is not what its Content-Encoding says"),
+        ("/not-deflate", "the body is not what its Content-Encoding says"),
+        ("/switch", "HTTP 101 Switching Protocols"),
+        ("/http2", "the server does not speak HTTP"),
         ("/half-gzip", "the body is not what its Content-Encoding says"),
         ("/gzip-and-more", "larger than 1 MB (--fetch.max-bytes)"),
         ("/brotli", "packed as br, which was not asked for"),
@@ -107,7 +119,159 @@ def test_what_can_be_had_is_had(server, path, body):
     ],
 )
 def test_each_misbehaviour_has_its_reason(server, path, reason):
-    assert fetch(server.url(path), retries=1) == Fetched(b"", reason)
+    limits = {} if "deadline" in reason else {"deadline": 30.0, "read_timeout": 10.0}  # for a busy machine
+    assert fetch(server.url(path), retries=1, **limits) == Fetched(b"", reason)
+
+
+HEADERS_WITHOUT_END = "headers without end (more than 100, or more than 256 kB)"
+TOO_LARGE = "larger than 0.2 MB (--fetch.max-bytes)"
+ENDLESS_FRAMING = "a body framed without end (tiny chunks, or trailers)"
+BAD_CHUNK = "a chunk of the body has no valid size"
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("status-line", HEADERS_WITHOUT_END),
+        ("header-line", HEADERS_WITHOUT_END),
+        ("headers", HEADERS_WITHOUT_END),
+        ("long-headers", HEADERS_WITHOUT_END),
+        ("no-headers", HEADERS_WITHOUT_END),
+        ("continue", HEADERS_WITHOUT_END),
+        ("early-hints", HEADERS_WITHOUT_END),
+        ("body", TOO_LARGE),
+        ("body-of-negative-length", TOO_LARGE),
+        ("negative-chunk", BAD_CHUNK),
+        ("odd-chunk", BAD_CHUNK),
+        ("malformed-chunk", BAD_CHUNK),
+        ("huge-chunk", TOO_LARGE),
+        ("chunk-beyond-numbers", BAD_CHUNK),
+        ("chunk-size", BAD_CHUNK),
+        ("chunk-extension", BAD_CHUNK),
+        ("small-chunks", ENDLESS_FRAMING),
+        ("trailers", ENDLESS_FRAMING),
+        ("trailer-line", HEADERS_WITHOUT_END),
+        ("gzip", TOO_LARGE),
+        ("error-page", "HTTP 404 Not Found"),
+    ],
+)
+def test_an_answer_without_end_costs_no_memory_and_few_bytes(what, reason):
+    assert _cost_of_endless(what) == (reason, 1)
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_bytes_are_capped_at_the_socket_whatever_the_parser_does(what, monkeypatch):
+    """With the standard library's own parser, which reads to the end where a chunk has a negative size."""
+    for connection in (connections._Connection, connections._TLSConnection):
+        monkeypatch.setattr(connection, "response_class", http.client.HTTPResponse)
+    _cost_of_endless(what)
+
+
+def _cost_of_endless(what):
+    """Fetch an endless answer once, and check what that took; returns the reason and the number of requests."""
+    with serving() as server:
+        tracemalloc.start()
+        try:
+            fetched = fetch(
+                server.url(f"/endless-{what}"), retries=0, max_bytes=200_000, deadline=30.0, read_timeout=10.0
+            )
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert fetched.data == b"" and "deadline" not in fetched.error
+    assert peak < 8_000_000
+    assert server.sent < 32_000_000  # most of it never left the buffers of the two sockets
+    return fetched.error, server.asked.total()
+
+
+def test_the_cap_holds_under_tls(certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr(connections._TLSConnection, "response_class", http.client.HTTPResponse)
+    with serving(certificate=certificate) as server:
+        error = fetch(server.url("/endless-negative-chunk", "localhost"), retries=0, deadline=30.0).error
+    assert error == ENDLESS_FRAMING
+    assert server.sent < 32_000_000
+
+
+@pytest.mark.parametrize(
+    ("content_range", "reason"),
+    [
+        ("bytes 0-5119/5120", ""),
+        ("Bytes 0-5119/5120", ""),
+        ("bytes 0-5119/9000", "HTTP 206 Partial Content, which was not asked for: 5,120 of 9,000 bytes"),
+        ("bytes 100-5219/5220", "HTTP 206 Partial Content, which was not asked for: 5,120 of 5,220 bytes"),
+        ("bytes 0-8999/9000", "HTTP 206 Partial Content, which was not asked for: 5,120 of 9,000 bytes"),
+        ("bytes 0-5119/*", "HTTP 206 Partial Content, which was not asked for, without saying which part"),
+        ("", "HTTP 206 Partial Content, which was not asked for, without saying which part"),
+        ("nonsense", "HTTP 206 Partial Content, which was not asked for, without saying which part"),
+    ],
+)
+def test_a_part_is_no_picture_and_a_whole_part_is(server, content_range, reason):
+    url = server.url("/partial?range=" + quote(content_range))
+    assert fetch(url) == Fetched(b"" if reason else BODY, reason)
+
+
+@pytest.mark.parametrize(
+    ("tags", "directive"),
+    [
+        ("noai", "noai"),
+        ("NoImageAI", "noimageai"),
+        ("noindex, nofollow ,noai", "noai"),
+        ("noindex|noimageai", "noimageai"),
+        ("raycap: noai", "noai"),
+        ("RayCap : noindex, noimageai", "noimageai"),
+        ("my-job: noai", "noai"),
+        ("*: noai", "noai"),
+        ("otherbot: noindex|noai", "noai"),
+        ("noai, otherbot: noindex", "noai"),
+        ("otherbot: noindex, raycap: noai", "noai"),
+        ("unavailable_after: Saturday, 25-Jun-30 15:00:00 PST, noai", "noai"),
+        ("max-snippet: 5, noai", "noai"),
+        ("noindex", ""),
+        ("noaid", ""),
+        ("otherbot: noai", ""),
+        ("otherbot: noindex, noai", ""),
+        ("max-snippet: noai", ""),
+        (":::, ,noai:", ""),
+    ],
+)
+def test_servers_that_keep_ai_away_are_obeyed(server, tags, directive):
+    url = server.url("/robots?is=" + quote(tags))
+    agent = "my-job/2.0 (me@example.org)"
+    reason = f"the server forbids it: X-Robots-Tag {directive} (--fetch.ignore-robots-tag fetches it)"
+    assert fetch(url, user_agent=agent) == (Fetched(b"", reason) if directive else Fetched(BODY, ""))
+    assert fetch(url, user_agent=agent, ignore_robots_tag=True) == Fetched(BODY, "")
+
+
+@given(st.text())
+def test_any_robots_tag_is_understood_or_ignored(header):
+    assert forbids_ai([header], {"raycap"}) in ("", "noai", "noimageai")
+
+
+def test_a_kept_connection_that_the_server_closed_costs_no_row():
+    with serving() as server, Fetcher(quick(retries=0, deadline=30.0), trusted=False) as fetcher:
+        urls = [server.url(f"/once-a-connection?number={number}") for number in range(8)]
+        for _ in range(3):  # each connection is used twice: the second request meets the close
+            assert fetcher.fetch_all(urls) == [Fetched(BODY, "")] * 8
+        assert max(server.asked.values()) > 3  # so some requests did meet it
+
+
+def test_a_connection_that_breaks_within_an_answer_is_not_taken_for_a_stale_one():
+    with serving() as server, Fetcher(quick(retries=0, deadline=30.0), trusted=False) as fetcher:
+        url = server.url("/once-a-connection?then=HTTP")
+        assert fetcher.fetch(url) == Fetched(BODY, "")
+        assert fetcher.fetch(url) == Fetched(b"", "the server does not speak HTTP")
+        assert server.asked.total() == 2
+
+
+def test_a_new_connection_that_is_closed_at_once_is_not_tried_twice(server):
+    assert fetch(server.url("/closes?once"), retries=0).error == "the connection was closed without an answer"
+    assert server.asked["/closes?once"] == 1
+
+
+def test_headers_that_cannot_be_parsed_write_nothing_to_the_log(server, caplog):
+    assert fetch(server.url("/odd-headers?token=hunter2")).data == BODY
+    assert not caplog.records
 
 
 def test_silence_is_given_up(server):

@@ -10,7 +10,7 @@ import pytest
 import ray
 from hostile import flips, hostile, jpeg, quadrants, write
 from PIL import Image
-from server import serving
+from server import HTML, serving
 
 from raycap.cli import main
 
@@ -61,7 +61,7 @@ def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(tmp_path: Path) -> N
     assert {f"flips/{name}" for name, _ in flips()} >= {key for key in reasons if key.startswith("flips/")}
 
 
-def test_a_list_of_urls_with_failures_in_it(tmp_path: Path) -> None:
+def test_a_list_of_urls_with_failures_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo = jpeg(quadrants())
     with serving({"/a.jpg": photo, "/b.jpg": photo}) as server:
         expected = {
@@ -81,6 +81,7 @@ def test_a_list_of_urls_with_failures_in_it(tmp_path: Path) -> None:
         listed.write_text("\n".join([*urls, "http://no-such-host.invalid/c.jpg", "/etc/passwd"]) + "\n")
         quick = ["--fetch.retries", "1", "--fetch.backoff", "0.01", "--fetch.max-bytes", "100000"]
         code, report, failed = inspect(listed, tmp_path, "--fetch.allow-private", *quick)
+        server_requests, shown = server.asked.total(), capsys.readouterr().out
         refused_code, _, refused = inspect(listed, tmp_path, *quick)
     reasons = {row["uri"]: row["error_message"] for row in failed}
     assert (code, report["rows"], report["readable"], len(failed)) == (1, 12, 2, 10)
@@ -89,6 +90,12 @@ def test_a_list_of_urls_with_failures_in_it(tmp_path: Path) -> None:
         assert bool(words) == (url in reasons)
     assert "resolve" in reasons["http://no-such-host.invalid/c.jpg"]
     assert "fetch.trust" in reasons["/etc/passwd"]
+    [loopback] = [host for host in report["hosts"] if host["host"] == "127.0.0.1"]
+    assert (loopback["rows"], loopback["failed"], loopback["bytes"]) == (10, 8, 2 * len(photo) + len(HTML))
+    # /closes is asked for once more where it came over a kept connection, which is not counted.
+    assert server_requests - loopback["requests"] in (0, 1, 2)
+    assert {host["host"] for host in report["hosts"]} == {"127.0.0.1", "no-such-host.invalid"}
+    assert "hosts (2; most failures first, then most bytes):\n  127.0.0.1: 10 rows, 8 failed" in shown
     # Without leave, nothing on loopback is asked at all.
     assert refused_code == 1 and len(refused) == 12
     assert all("private" in row["error_message"] for row in refused if "127.0.0.1" in row["uri"])

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from raycap.refusal import Refusal
+from raycap.sources.lines import first_line
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
-from raycap.sources.place import Place, existing, first_line, locate
+from raycap.sources.place import Place, existing, locate
 from raycap.sources.records import Piece, Records, records
 from raycap.sources.rows import pieces
 from raycap.sources.text import brief, utf8

@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ class Fetched:
 
     data: bytes
     error: str  # "" for none
+    requests: int = field(default=0, compare=False)  # redirects and retries included
+    seconds: float = field(default=0.0, compare=False)  # of those requests, without the waits between them
 
 
 class _Errand:
@@ -40,11 +42,14 @@ class _Errand:
         self.seconds = seconds  # what is left of the deadline; turns and limits of our own making cost nothing
         self.redirects = 0
         self.retries = 0
+        self.requests = 0
+        self.requested_for = 0.0  # seconds
         self.answer: Future[Fetched] = Future()
 
     def finish(self, data: bytes, error: str) -> None:
         # A lone surrogate out of an odd URI would make the reason, and with it a whole table, unwritable.
-        self.answer.set_result(Fetched(data, error.encode(errors="replace").decode()))
+        error = error.encode(errors="replace").decode()
+        self.answer.set_result(Fetched(data, error, self.requests, self.requested_for))
 
 
 class Fetcher:
@@ -129,7 +134,10 @@ class Fetcher:
                 return self._web.get(errand.uri, errand.seconds)
             return files.read(errand.uri, self._options, errand.seconds)
         finally:
-            errand.seconds -= time.monotonic() - started
+            took = time.monotonic() - started
+            errand.seconds -= took
+            errand.requests += 1
+            errand.requested_for += took
 
     def _redirect(self, errand: _Errand, url: str) -> None:
         if errand.redirects == self._options.max_redirects:

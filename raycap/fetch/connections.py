@@ -1,9 +1,10 @@
-"""Connections that go only where they may and never outlast their picture's deadline; knows no HTTP."""
+"""Connections that go only where they may, and that end at their picture's deadline or limit of bytes."""
 
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -12,21 +13,48 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from raycap.fetch.addresses import why_refused
+from raycap.fetch.answers import Answer, headers_too_large
 from raycap.fetch.aside import within
 from raycap.fetch.fault import FetchError
 
+# Bytes of headers in all, those of interim answers (103 Early Hints) included. Browsers stop at about as many.
+HEADER_ROOM = 1 << 18
 
-class Clock(threading.local):
-    """What is left of the deadline of the picture that the asking thread is at: one thread, one picture."""
+
+class Limits(threading.local):
+    """What the request in hand may still take, in seconds and in bytes. One thread has one request at a time.
+
+    Bytes are counted where they leave the socket. So no header, chunk size or encoding can make a parser read, or
+    hold, more than was allowed.
+    """
 
     def __init__(self, connect_timeout: float, read_timeout: float) -> None:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._end = 0.0
+        self._bytes_allowed = 0
+        self._too_many: Callable[[], FetchError] = headers_too_large
+        self.received = 0  # bytes of the answer so far, headers included
+        self.dialled = False  # whether this request made a connection of its own
 
     def start(self, seconds: float) -> None:
         """Give the picture in hand `seconds` from now."""
         self._end = time.monotonic() + seconds
+
+    def start_request(self) -> None:
+        """Begin to count; up to the end of the headers HEADER_ROOM bytes are allowed."""
+        self._bytes_allowed, self._too_many = HEADER_ROOM, headers_too_large
+        self.received, self.dialled = 0, False
+
+    def allow(self, received: int, too_many: Callable[[], FetchError]) -> None:
+        """Let `received` go up to this number; `too_many` makes the error for what goes beyond."""
+        self._bytes_allowed, self._too_many = received, too_many
+
+    def count(self, received: int) -> None:
+        """Add bytes that came out of the socket."""
+        self.received += received
+        if self.received > self._bytes_allowed:
+            raise self._too_many()
 
     def left(self) -> float:
         """Seconds until the deadline, negative after it."""
@@ -48,23 +76,28 @@ class Clock(threading.local):
 
 
 class TimedSocket(socket.socket):
-    """Asks the clock before each read, so that a server that drips single bytes cannot outlast the deadline."""
+    """Asks for the time before each read, so that a server that drips single bytes cannot outlast the deadline, and
+    counts the bytes of each read."""
 
-    clock: Clock
+    limits: Limits
 
     def recv_into(self, *args: Any) -> int:
-        self.settimeout(self.clock.to_read())
-        return super().recv_into(*args)
+        self.settimeout(self.limits.to_read())
+        received = super().recv_into(*args)
+        self.limits.count(received)
+        return received
 
 
 class TimedTLSSocket(ssl.SSLSocket):
     """The same under TLS. (OpenSSL's handshake takes the socket's timeout for the whole of it.)"""
 
-    clock: Clock
+    limits: Limits
 
     def recv_into(self, *args: Any) -> int:
-        self.settimeout(self.clock.to_read())
-        return super().recv_into(*args)
+        self.settimeout(self.limits.to_read())
+        received = super().recv_into(*args)
+        self.limits.count(received)
+        return received
 
 
 class Dial:
@@ -73,11 +106,12 @@ class Dial:
     A name that changes its answer between check and use (DNS rebinding) gains nothing: there is no second look.
     """
 
-    def __init__(self, clock: Clock, allow_private: bool) -> None:
-        self.clock = clock
+    def __init__(self, limits: Limits, allow_private: bool) -> None:
+        self.limits = limits
         self._allow_private = allow_private
 
     def __call__(self, host: str, port: int) -> TimedSocket:
+        self.limits.dialled = True
         found = self._look_up(host.strip("[]"), port)
         permitted = [entry for entry in found if self._allow_private or not why_refused(entry[-1][0])]
         if not permitted:
@@ -93,7 +127,7 @@ class Dial:
 
     def _look_up(self, host: str, port: int) -> list[Any]:
         try:
-            return within(self.clock.to_connect(), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            return within(self.limits.to_connect(), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except TimeoutError as error:
             raise self._no_connection(host, error) from error
         except (socket.gaierror, UnicodeError) as error:  # the latter for labels that are empty or too long
@@ -102,18 +136,18 @@ class Dial:
 
     def _connect(self, connection: TimedSocket, where: Any) -> TimedSocket:
         try:
-            connection.clock = self.clock
+            connection.limits = self.limits
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.settimeout(self.clock.to_connect())
+            connection.settimeout(self.limits.to_connect())
             connection.connect(where)
-            connection.settimeout(self.clock.to_connect())  # for the TLS handshake, with what is left by now
+            connection.settimeout(self.limits.to_connect())  # for the TLS handshake, with what is left by now
         except OSError:
             connection.close()
             raise
         return connection
 
     def _no_connection(self, host: str, error: OSError) -> Exception:
-        if self.clock.left() <= 0:
+        if self.limits.left() <= 0:
             return TimeoutError()
         if isinstance(error, TimeoutError):
             return FetchError(f"no connection to {host} in time (--fetch.connect-timeout)", again=True)
@@ -121,6 +155,8 @@ class Dial:
 
 
 class _Connection(HTTPConnection):
+    response_class = Answer
+
     def __init__(self, *args: Any, dial: Dial, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._dial = dial
@@ -132,6 +168,8 @@ class _Connection(HTTPConnection):
 class _TLSConnection(HTTPSConnection):
     """Name and certificate stay the host's: only the socket below is ours."""
 
+    response_class = Answer
+
     def __init__(self, *args: Any, dial: Dial, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._dial = dial
@@ -141,7 +179,7 @@ class _TLSConnection(HTTPSConnection):
 
     def connect(self) -> None:
         super().connect()
-        self.sock.clock = self._dial.clock  # type: ignore[union-attr]
+        self.sock.limits = self._dial.limits  # type: ignore[union-attr]
 
 
 class _Pool(HTTPConnectionPool):

@@ -40,6 +40,8 @@ class Fetch:
     absolute paths of folders, or the beginning of URIs (s3://bucket, ftp://host/)."""
     allow_file: bool = False
     """The same as --fetch.trust /: lists and tables may name every local file."""
+    ignore_robots_tag: bool = False
+    """Whether to fetch pictures that their server keeps from AI (X-Robots-Tag: noai or noimageai)."""
 
     def __post_init__(self) -> None:
         least = {

@@ -3,8 +3,11 @@
 import base64
 import contextlib
 import http.client
+import logging
+import re
 import ssl
 import zlib
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,13 +18,22 @@ from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, SSLError
 from urllib3.exceptions import TimeoutError as NoAnswer
 from urllib3.util import Url, parse_url
 
-from raycap.fetch.connections import Clock, Dial, Pools
+from raycap.fetch.answers import framing_too_large, headers_too_large
+from raycap.fetch.connections import Dial, Limits, Pools
 from raycap.fetch.fault import FetchError, too_large, too_late
 from raycap.fetch.options import Fetch
 from raycap.uris import WEB, scheme_of
 
 _MOVED = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16  # bytes read at a time
+# Bytes that an answer may use to frame its body: sizes of chunks, trailers. 50 MB in chunks of 400 bytes fit.
+_FRAMING_ROOM = 1 << 20
+# Directives of X-Robots-Tag that have a value behind a colon, where others have the name of a robot before it.
+_WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+_ROBOT = re.compile(r"\s*([a-z*][\w.*-]*)\s*:(.*)", re.DOTALL)
+
+# urllib3 logs headers that it cannot parse, with the whole URL: a server's words and a user's passwords in the log.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -39,32 +51,29 @@ class Web:
 
     def __init__(self, options: Fetch) -> None:
         self._options = options
-        self._clock = Clock(options.connect_timeout, options.read_timeout)
+        self._limits = Limits(options.connect_timeout, options.read_timeout)
         self._timeout = Timeout(connect=options.connect_timeout, read=options.read_timeout)
-        dial = Dial(self._clock, options.allow_private)
+        self._robots = {"*", "raycap", re.split(r"[/\s]", options.user_agent.lower(), maxsplit=1)[0]}
+        dial = Dial(self._limits, options.allow_private)
         self._pools = Pools(dial, hosts=2 * options.threads, places=options.per_host)
 
     def get(self, url: str, seconds: float) -> bytes | Moved:
         """The body behind `url` within `seconds`, or where it moved to; raises FetchError."""
-        self._clock.start(seconds)
+        self._limits.start(seconds)
         target = parsed(url)
-        response: BaseHTTPResponse | None = None
-        try:
-            response = self._pools.connection_from_host(target.host, target.port, target.scheme).urlopen(
-                "GET",
-                target.request_uri,
-                headers=self._headers(target),
-                retries=False,
-                redirect=False,
-                timeout=self._timeout,
-                preload_content=False,
-            )
-            return self._answer(url, response)
-        except (HTTPError, TimeoutError, zlib.error) as error:
-            raise self._fault(error, target.host or "", response) from error
-        finally:
-            if response is not None:
-                response.close()  # one that was read to its end has already given its connection back
+        while True:
+            response: BaseHTTPResponse | None = None
+            self._limits.start_request()
+            try:
+                response = self._ask(target)
+                return self._answer(url, response)
+            except (HTTPError, TimeoutError, zlib.error) as error:
+                # Each stale connection leaves the pool, so the last try has a connection of its own.
+                if not self._was_stale(error):
+                    raise self._fault(error, target.host or "", response) from error
+            finally:
+                if response is not None:
+                    response.close()  # one that was read to its end has already given its connection back
 
     def host(self, url: str) -> str:
         """Who would be asked; raises FetchError where the URL is none."""
@@ -73,6 +82,23 @@ class Web:
     def close(self) -> None:
         """Close the connections that are kept open."""
         self._pools.clear()
+
+    def _ask(self, target: Url) -> BaseHTTPResponse:
+        return self._pools.connection_from_host(target.host, target.port, target.scheme).urlopen(
+            "GET",
+            target.request_uri,
+            headers=self._headers(target),
+            retries=False,
+            redirect=False,
+            timeout=self._timeout,
+            preload_content=False,
+        )
+
+    def _was_stale(self, error: Exception) -> bool:
+        """Whether the server closed a kept connection before it saw the request. That is no fault of the picture:
+        it is asked for again at once, and costs none of its retries."""
+        closed = isinstance(error, (ProtocolError, SSLError))
+        return closed and not self._limits.dialled and not self._limits.received
 
     def _headers(self, target: Url) -> dict[str, str]:
         headers = {
@@ -87,10 +113,16 @@ class Web:
     def _answer(self, url: str, response: BaseHTTPResponse) -> bytes | Moved:
         status = response.status
         if 200 <= status < 300:
+            if not self._options.ignore_robots_tag:
+                directive = forbids_ai(response.headers.getlist("X-Robots-Tag"), self._robots)
+                if directive:
+                    raise FetchError(
+                        f"the server forbids it: X-Robots-Tag {directive} (--fetch.ignore-robots-tag fetches it)"
+                    )
             return self._body(response)
         location = response.headers.get("Location")
         wait = asked_wait(response.headers.get("Retry-After"))
-        with contextlib.suppress(HTTPError, TimeoutError):
+        with contextlib.suppress(HTTPError, TimeoutError, FetchError):
             response.read(_CHUNK, decode_content=False)  # read to its end, a short page spares a new connection
         if status in _MOVED and location:
             return Moved(_next_url(url, location))
@@ -101,9 +133,17 @@ class Web:
         cap = self._options.max_bytes
         if (response.length_remaining or 0) > cap:
             raise too_large(cap)
-        unpack = _unpacker(response.headers.get("Content-Encoding", ""))
+        encoding = _encoding(response.headers.get("Content-Encoding", ""))
+        unpack: zlib._Decompress | None = None
         chunks, sent, size = [], 0, 0  # bytes before and after unpacking, each held to the cap
-        while chunk := response.read(_CHUNK, decode_content=False):
+        head = self._limits.received
+        while True:
+            self._limits.allow(head + sent + _CHUNK + _FRAMING_ROOM, framing_too_large)
+            chunk = response.read(_CHUNK, decode_content=False)
+            if not chunk:
+                break
+            if encoding and not sent:
+                unpack = _unpacker(encoding, chunk)
             sent += len(chunk)
             if unpack:  # at most to one byte too many, however small the bomb
                 chunk = b"" if unpack.eof else unpack.decompress(chunk, cap - size + 1)
@@ -115,10 +155,12 @@ class Web:
             raise FetchError("an empty body")
         if unpack and not unpack.eof:
             raise zlib.error("cut short")
+        if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+            _check_whole(response.headers.get("Content-Range", ""), sent)
         return b"".join(chunks)
 
     def _fault(self, error: Exception, host: str, response: BaseHTTPResponse | None) -> FetchError:
-        if self._clock.left() <= 0:
+        if self._limits.left() <= 0:
             return too_late(self._options.deadline)
         inner = error.args[-1] if error.args else error
         if isinstance(inner, ssl.SSLCertVerificationError):
@@ -152,12 +194,48 @@ def parsed(url: str) -> Url:
     return target
 
 
-def _unpacker(encoding: str) -> "zlib._Decompress | None":
-    """What undoes a Content-Encoding that nobody asked for; made-up ones are ignored, the bytes decide."""
-    encoding = encoding.strip().lower()
+def _encoding(header: str) -> str:
+    """The Content-Encoding, which nobody asked for, if it is one to undo; made-up ones are ignored."""
+    encoding = header.strip().lower()
     if encoding in ("br", "zstd", "compress") or "," in encoding:
         raise FetchError(f"packed as {encoding[:20]}, which was not asked for")
-    return zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "x-gzip", "deflate") else None
+    return encoding if encoding in ("gzip", "x-gzip", "deflate") else ""
+
+
+def _unpacker(encoding: str, start: bytes) -> "zlib._Decompress":
+    """What undoes the encoding of a body that begins with `start`. Deflate should have zlib's header, and many
+    servers leave that out."""
+    has_zlib_header = len(start) > 1 and start[0] & 0x0F == 8 and int.from_bytes(start[:2], "big") % 31 == 0
+    if encoding == "deflate" and not has_zlib_header and not start.startswith(b"\x1f\x8b"):
+        return zlib.decompressobj(-zlib.MAX_WBITS)
+    return zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib's header or gzip's
+
+
+def _check_whole(content_range: str, sent: int) -> None:
+    """Accept an answer 206 with all bytes in it; raise FetchError for a part, which was not asked for."""
+    found = re.fullmatch(r"\s*bytes\s+\d+-\d+/(\d{1,18})\s*", content_range, re.ASCII | re.IGNORECASE)
+    if not found:
+        raise FetchError("HTTP 206 Partial Content, which was not asked for, without saying which part")
+    whole = int(found[1])
+    if sent != whole:
+        raise FetchError(f"HTTP 206 Partial Content, which was not asked for: {sent:,} of {whole:,} bytes")
+
+
+def forbids_ai(headers: Iterable[str], robots: Collection[str]) -> str:
+    """The directive in X-Robots-Tag headers that keeps AI from a picture, "" for none.
+
+    "noai, noindex" is said to everybody, "somebot: noindex, noai" to the robot of that name. `robots` are the names
+    that we answer to, in lower case.
+    """
+    for header in headers:
+        meant = True
+        for item in header.lower().split(","):
+            named = _ROBOT.fullmatch(item)
+            if named and named[1] not in _WITH_VALUE:
+                meant, item = named[1] in robots, named[2]
+            if meant and item.strip() in ("noai", "noimageai"):
+                return item.strip()
+    return ""
 
 
 def asked_wait(retry_after: str | None) -> float:
@@ -189,11 +267,14 @@ def _next_url(url: str, location: str) -> str:
 
 
 def _broken(inner: object, response: BaseHTTPResponse | None) -> FetchError:
+    if isinstance(inner, http.client.LineTooLong) or type(inner) is http.client.HTTPException:
+        return headers_too_large()
     if response is not None:
         if response.length_remaining is None:
             return FetchError("the connection was closed before the end of the body", again=True)
         whole = response.tell() + response.length_remaining
         return FetchError(f"the connection was closed after {response.tell():,} of {whole:,} bytes", again=True)
-    if isinstance(inner, http.client.BadStatusLine) and not isinstance(inner, ConnectionError):
+    no_http = (http.client.BadStatusLine, http.client.UnknownProtocol)
+    if isinstance(inner, no_http) and not isinstance(inner, ConnectionError):
         return FetchError("the server does not speak HTTP", again=True)
     return FetchError("the connection was closed without an answer", again=True)

@@ -11,6 +11,7 @@ from raycap.refusal import Refusal
 from raycap.sources.notes import MISSING, SILENT, Kind, Notes
 from raycap.sources.place import Place, existing
 from raycap.sources.rows import Row
+from raycap.sources.text import utf8_name
 
 # Folders that datasets keep their pictures in are looked at first.
 _USUAL = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr30k_images", "flickr30k-images", "photos")
@@ -59,6 +60,11 @@ def picture_folder(given: str, roots: Sequence[Place], entries: Sequence[Entry],
             f"{', '.join(folder.uri for folder in folders[:8])}: say where they are with --source.pictures"
         )
     return folders[there.index(max(there))]
+
+
+def file_name(given: Any) -> str:
+    """A picture's file name in a JSON document; "" where it is none."""
+    return utf8_name(str(given)) if isinstance(given, str | int) and str(given).strip() else ""
 
 
 def leads_out(name: str) -> bool:

@@ -12,6 +12,7 @@ from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
     Entry,
+    file_name,
     picture_folder,
     read_json,
     records_of,
@@ -21,7 +22,7 @@ from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
 from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
-from raycap.sources.text import brief, utf8_name
+from raycap.sources.text import brief
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -121,10 +122,11 @@ def read_annotations(
         return {number: str(number) for number in references}, references
     names: dict[int | str, str] = {}
     for picture in records_of(document, "images", ["id", "file_name"], file, NAMELESS, notes):
-        if not isinstance(picture["file_name"], str | int):
+        name = file_name(picture["file_name"])
+        if not name:
             notes.add(NAMELESS, f"{file.name}: {brief(picture['file_name'])}")
             continue
-        number, name = _id(picture["id"]), utf8_name(str(picture["file_name"]))
+        number = _id(picture["id"])
         if number in names:
             raise Refusal(f"{file.uri}: two pictures have the id {number}: {names[number]} and {name}")
         names[number] = name

@@ -4,7 +4,8 @@ import re
 
 from raycap.refusal import Refusal
 from raycap.sources import coco, flickr_captions, huggingface, karpathy
-from raycap.sources.place import PICTURE_NAME, Place, existing, first_line, locate
+from raycap.sources.lines import first_line, head, name_unpacked
+from raycap.sources.place import PICTURE_NAME, Place, existing, locate
 from raycap.sources.records import Records, format_of
 from raycap.uris import is_web
 
@@ -70,7 +71,7 @@ def _of_parquet(file: Place) -> str:
 
 def _of_file(file: Place) -> str:
     """By name, and by content where a name can mean several kinds; "" for none."""
-    name = file.name.lower().removesuffix(".gz")
+    name = name_unpacked(file.name)
     if PICTURE_NAME.fullmatch(name):
         return "folder"
     if flickr_captions.CAPTION_FILES.fullmatch(file.name) and flickr_captions.form_of(file):
@@ -87,10 +88,9 @@ def _of_file(file: Place) -> str:
 
 
 def _of_json(file: Place) -> str:
-    with file.open() as opened:
-        head = opened.read(_HEAD_BYTES)
-    if b'"sentences"' in head or b'"sentids"' in head:
+    start = head(file, _HEAD_BYTES)
+    if b'"sentences"' in start or b'"sentids"' in start:
         return "karpathy"
-    if b'"images"' in head or b'"annotations"' in head:
+    if b'"images"' in start or b'"annotations"' in start:
         return "coco"
     return "table" if first_line(file).rstrip().endswith("}") else ""

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from raycap.refusal import Refusal
+from raycap.sources.lines import Lines, first_line
 from raycap.sources.notes import MALFORMED_CAPTION, REPAIRED_LINE, Notes
-from raycap.sources.place import Place, first_line, read_lines
+from raycap.sources.place import Place
 
 # Names alone do not tell (results.csv may be anything): `form_of` looks inside.
 CAPTION_FILES = re.compile(
@@ -63,7 +64,7 @@ def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
             "and a caption, or a header 'image,caption' or 'image_name| comment_number| comment' were looked for"
         )
     header = form.has_header
-    for number, ended in enumerate(read_lines(place), 1):
+    for number, ended in enumerate(Lines(place), 1):
         line = ended.rstrip("\r\n")
         if not line.strip():
             continue
@@ -73,8 +74,9 @@ def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
         found = form.line.fullmatch(line)
         if not found and form.repaired and (found := form.repaired.fullmatch(line)):
             notes.add(REPAIRED_LINE, f"{place.name} line {number}")
-        if found:
-            yield _caption(found, form)
+        caption = _caption(found, form) if found else None
+        if caption and caption.name:
+            yield caption
         else:
             notes.add(MALFORMED_CAPTION, f"{place.name} line {number}: {line[:60]!r}")
 

@@ -10,6 +10,7 @@ from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
     Entry,
+    file_name,
     picture_folder,
     read_json,
     records_of,
@@ -81,7 +82,7 @@ class Karpathy:
         pictures = records_of(read_json(file), "images", ["filename"], file, NAMELESS, notes)
         entries = []
         for picture in pictures:
-            if isinstance(picture["filename"], str | int):
+            if file_name(picture["filename"]):
                 entries.append(self._entry(picture, file, notes))
             else:
                 notes.add(NAMELESS, f"{file.name}: {brief(picture['filename'])}")
@@ -103,7 +104,7 @@ class Karpathy:
         split = split_word(split)
         if split == "restval" and self.restval_is_train:
             split = "train"
-        key = utf8_name(str(picture["filename"]))
+        key = file_name(picture["filename"])
         folder = folder.strip("/")
         references = []
         sentences = picture.get("sentences") or []

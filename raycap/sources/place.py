@@ -1,14 +1,11 @@
 """Where things lie: a local path or an fsspec URI, looked at in one way. Knows no rows and no formats."""
 
 import difflib
-import gzip
-import io
 import itertools
 import os
 import re
 import stat
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -181,25 +178,3 @@ def _store_errors() -> tuple[type[Exception], ...]:
     """What stores raise for lack of credentials or network; S3's client has errors of its own for that."""
     client = sys.modules.get("botocore.exceptions")
     return (OSError, client.BotoCoreError) if client else (OSError,)
-
-
-def read_lines(place: Place) -> Iterator[str]:
-    """A text's lines with their ends, as the csv module wants them; gzip and byte-order marks are understood, and
-    bytes that are no text become U+FFFD."""
-    try:
-        with place.open() as raw:
-            zipped = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            stream = gzip.open(raw) if zipped else raw  # noqa: SIM115 - the wrapper below closes it
-            marked = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
-            stream.seek(0)
-            encoding = "utf-16" if marked else "utf-8-sig"
-            with io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="") as text:
-                yield from text
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Refusal(f"{place.uri} is a damaged gzip file ({error}): fetch it again") from error
-
-
-def first_line(place: Place) -> str:
-    """The first line that is not blank, without its end; "" for an empty file."""
-    return next((line.rstrip("\r\n") for line in read_lines(place) if line.strip()), "")

@@ -1,6 +1,5 @@
 """Rows of CSV, TSV, JSON lines and Parquet, a thousand at a time, with the place where each stands."""
 
-import csv
 import itertools
 import json
 import re
@@ -9,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raycap.refusal import Refusal
-from raycap.sources import parquet
+from raycap.sources import delimited, parquet
+from raycap.sources.lines import Lines, name_unpacked
 from raycap.sources.listing import walk
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
-from raycap.sources.place import Place, existing, first_line, locate, read_lines
+from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import FIRST_ROWS, MOST_BYTES, MOST_ROWS
-from raycap.sources.text import utf8
-from raycap.uris import has_scheme
+from raycap.sources.text import as_text, as_texts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,9 +31,6 @@ _ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_DELIMITERS = ",;\t|"
-# One field of delimited text. Pictures in base64 fit; the csv module's own limit is 128 KB.
-LONGEST_FIELD = 64 << 20
 
 
 class Piece(NamedTuple):
@@ -57,9 +53,9 @@ class Records:
         if self.format == "parquet":
             return list(self.schema().names)
         if self.format == "jsonl":  # a line need not have every field
-            objects = (_json_object(line) for line in itertools.islice(read_lines(self.place), 100))
+            objects = (_json_object(line) for line in itertools.islice(Lines(self.place), 100))
             return list(dict.fromkeys(name for fields in objects for name in fields or ()))
-        return _header(self.place)
+        return delimited.header(self.place)
 
     def schema(self) -> "pa.Schema":
         """Of a Parquet file."""
@@ -81,7 +77,10 @@ class Records:
             return
         import pyarrow as pa  # here, so that `raycap --help` stays quick
 
-        lines = self._csv_lines(names, wanted, notes) if self.format == "csv" else self._json_lines(wanted, notes)
+        if self.format == "csv":
+            lines = delimited.read(self.place, names, wanted, notes)
+        else:
+            lines = self._json_lines(wanted, notes)
         for piece in _pieces(lines):
             columns = {
                 name: _text_column([values[index] for _, values in piece], name in lists)
@@ -89,34 +88,8 @@ class Records:
             }
             yield Piece(pa.table(columns), [where for where, _ in piece], self.place)
 
-    def _csv_lines(self, names: list[str], wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
-        reader = _reader(self.place)
-        chosen = [names.index(name) for name in wanted]
-        first = True
-        while True:
-            start = reader.line_num + 1
-            try:
-                values = next(reader, None)
-            except csv.Error as error:
-                _refuse_open_quote(self.place, start, reader.line_num, str(error))
-                notes.add(MALFORMED_LINE, f"{self.place.name} line {start}: {error}")
-                continue
-            if values is None:
-                return
-            if not values:
-                continue  # a blank line
-            if first:
-                first = False
-                if not _is_headless(values):
-                    continue
-            if len(values) == len(names):
-                yield f"line {start}", [values[index] for index in chosen]
-            else:
-                fault = f"{len(values)} fields where {len(names)} belong"
-                notes.add(MALFORMED_LINE, f"{self.place.name} line {start}: {fault}")
-
     def _json_lines(self, wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
-        for number, line in enumerate(read_lines(self.place), 1):
+        for number, line in enumerate(Lines(self.place), 1):
             if not line.strip():
                 continue
             values = _json_object(line)
@@ -124,34 +97,6 @@ class Records:
                 notes.add(MALFORMED_LINE, f"{self.place.name} line {number}: {line.strip()[:60]!r}")
             else:
                 yield f"line {number}", [values.get(name) for name in wanted]
-
-
-def _reader(place: Place) -> Any:
-    csv.field_size_limit(LONGEST_FIELD)
-    # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
-    return csv.reader(read_lines(place), delimiter=_delimiter(place, first_line(place)), strict=True)
-
-
-def _header(place: Place) -> list[str]:
-    """The columns of delimited text."""
-    try:
-        header: list[str] = next(filter(None, _reader(place)), [])
-    except csv.Error as error:
-        raise Refusal(f"{place.uri}: its first line cannot be the header of a table: {error}") from error
-    if _is_headless(header):
-        return [str(index + 1) for index in range(len(header))]
-    return [name.strip() for name in header]
-
-
-def _refuse_open_quote(place: Place, start: int, end: int, error: str) -> None:
-    """Such a line takes all that follows with it."""
-    if "unexpected end" in error:
-        raise Refusal(f"{place.uri}: the quote opened in line {start} is never closed; close or double it")
-    if "larger than field limit" in error and end > start:
-        raise Refusal(
-            f"{place.uri}: the field that begins in line {start} is longer than {LONGEST_FIELD >> 20} MB: its "
-            "quote is never closed (close or double it), or a picture stands in it (leave it out)"
-        )
 
 
 def _pieces(lines: Iterator[tuple[str, list[Any]]]) -> Iterator[list[tuple[str, list[Any]]]]:
@@ -196,7 +141,7 @@ def root_of(path: str) -> Place:
 
 def format_of(name: str) -> Format:
     """The format that a file name tells."""
-    plain = name.lower().removesuffix(".gz")
+    plain = name_unpacked(name)
     for ending, format in _ENDINGS.items():
         if plain.endswith(ending):
             return format
@@ -253,17 +198,6 @@ def _globbed(path: str) -> list[Place]:
     return found
 
 
-def _delimiter(place: Place, line: str) -> str:
-    """A tab for .tsv; else what the first line has most of, for not every CSV has commas."""
-    if place.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")):
-        return "\t"
-    return max(_DELIMITERS, key=line.count)
-
-
-def _is_headless(header: list[str]) -> bool:
-    return any(map(has_scheme, header))
-
-
 def _json_object(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
@@ -276,15 +210,5 @@ def _text_column(values: list[Any], as_lists: bool) -> "pa.Array":
     import pyarrow as pa
 
     if as_lists:
-        return pa.array([_as_texts(value) for value in values], pa.list_(pa.string()))
-    return pa.array([_as_text(value) for value in values], pa.string())
-
-
-def _as_texts(value: Any) -> list[str | None]:
-    return [_as_text(item) for item in value] if isinstance(value, list) else [_as_text(value)]
-
-
-def _as_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return utf8(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        return pa.array([as_texts(value) for value in values], pa.list_(pa.string()))
+    return pa.array([as_text(value) for value in values], pa.string())

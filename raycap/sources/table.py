@@ -9,7 +9,7 @@ from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
 from raycap.sources.notes import Notes, nothing
 from raycap.sources.records import Piece, records, references_of, root_of, texts
-from raycap.sources.rows import FIRST_ROWS, MOST_ROWS
+from raycap.sources.rows import FIRST_ROWS
 from raycap.sources.seen import Seen
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.urls import note_repeats, resolved
@@ -92,7 +92,7 @@ class Table:
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        holds_paths, keys, seen, types = self._holds_paths(), Keys(), Seen(), None
+        holds_paths, keys, seen, types, first = self._holds_paths(), Keys(), Seen(), None, True
         names = records(self.path, self.format)[0].names()
         column, (_, references) = self._column(names), self._wanted(names)
         for piece in self._pieces(notes):
@@ -106,11 +106,11 @@ class Table:
                 references_of(piece, references),
                 carried,
             )
-            # The first rows at once, so that work can start on them.
-            first = FIRST_ROWS if len(table) == MOST_ROWS else len(table)
-            yield table.slice(0, first)
-            if first < len(table):
-                yield table.slice(first)
+            if first:  # a few rows at once, so that work can start on them
+                yield table.slice(0, FIRST_ROWS)
+                table, first = table.slice(FIRST_ROWS), False
+            if len(table):
+                yield table
         if types is None:
             raise Refusal(nothing(f"no row in {self.path}", notes))
         note_repeats(keys, "URL", notes)

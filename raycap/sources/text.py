@@ -25,3 +25,18 @@ def brief(value: Any) -> str:
     except (RecursionError, ValueError):
         text = type(value).__name__
     return utf8(text[:60])
+
+
+def as_text(value: Any) -> str | None:
+    """A JSON value as text: a string as it is, anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value if value is None else utf8(value)
+    try:
+        return utf8(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        return None
+
+
+def as_texts(value: Any) -> list[str | None]:
+    """A JSON list as texts; of anything else the one text."""
+    return [as_text(item) for item in value] if isinstance(value, list) else [as_text(value)]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
+from raycap.sources.lines import Lines
 from raycap.sources.notes import Notes
-from raycap.sources.place import existing, locate, read_lines
+from raycap.sources.place import existing, locate
 from raycap.sources.rows import Row, counted, pieces, tables
 from raycap.uris import has_scheme, is_web
 
@@ -82,7 +83,7 @@ class Urls:
         if is_web(self.path):
             yield self.path
             return
-        for line in read_lines(existing(self.path)):
+        for line in Lines(existing(self.path)):
             url = line.strip()
             if url and not url.startswith("#"):
                 yield url

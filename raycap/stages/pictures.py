@@ -14,6 +14,7 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
+from raycap.hosts import FETCHED
 from raycap.images import Picture, Reading, Square, read_picture
 from raycap.sources import Source
 from raycap.stages.alone import is_second_try, read_alone
@@ -94,15 +95,16 @@ def open_pictures(
     and `error`."""
     pictures = _pictures(table, _fetcher(fetch, trust), reading, square)
     columns: dict[str, pa.Array] = {
-        "status": pa.array([status for status, _, _ in pictures], pa.string()),
-        "error_message": pa.array([picture.error for _, _, picture in pictures], pa.string()),
-        "format": pa.array([picture.format for _, _, picture in pictures], pa.string()),
-        "width": pa.array([picture.width for _, _, picture in pictures], pa.int32()),
-        "height": pa.array([picture.height for _, _, picture in pictures], pa.int32()),
-        "sha256": pa.array([digest for _, digest, _ in pictures], pa.string()),
+        "status": pa.array([status for status, _, _, _ in pictures], pa.string()),
+        "error_message": pa.array([picture.error for _, _, picture, _ in pictures], pa.string()),
+        "format": pa.array([picture.format for _, _, picture, _ in pictures], pa.string()),
+        "width": pa.array([picture.width for _, _, picture, _ in pictures], pa.int32()),
+        "height": pa.array([picture.height for _, _, picture, _ in pictures], pa.int32()),
+        "sha256": pa.array([digest for _, digest, _, _ in pictures], pa.string()),
+        FETCHED.name: pa.array([took for _, _, _, took in pictures], FETCHED.type),
     }
     if keep_pixels:
-        columns["pixels"] = _pixel_column([picture.pixels for _, _, picture in pictures], square.size)
+        columns["pixels"] = _pixel_column([picture.pixels for _, _, picture, _ in pictures], square.size)
     table = table.drop_columns(["bytes", "error"])
     for name, column in columns.items():
         table = table.append_column(name, column)
@@ -111,8 +113,8 @@ def open_pictures(
 
 def _pictures(
     table: pa.Table, fetcher: Fetcher, reading: Reading, square: Square
-) -> list[tuple[str, str, Picture]]:
-    """For each row its status, the digest of its bytes, and the picture."""
+) -> list[tuple[str, str, Picture, dict[str, Any] | None]]:
+    """For each row its status, the digest of its bytes, the picture, and what fetching it took."""
     columns = (table[name].to_pylist() for name in ("uri", "bytes", "error"))
     rows = list(zip(*columns, strict=True))
     answers = iter(fetcher.fetch_all([uri for uri, data, error in rows if data is None and not error]))
@@ -126,7 +128,14 @@ def _pictures(
         read = read_alone([None if each.error else each.data for each in fetched], reading, square)
     else:
         read = (None if each.error else read_picture(each.data, reading, square) for each in fetched)
-    return [_opened(each, picture) for each, picture in zip(fetched, read, strict=True)]
+    return [(*_opened(each, picture), _took(each)) for each, picture in zip(fetched, read, strict=True)]
+
+
+def _took(fetched: Fetched) -> dict[str, Any] | None:
+    """For `hosts.HostCounts`."""
+    if not fetched.requests:
+        return None
+    return {"bytes": len(fetched.data), "requests": fetched.requests, "seconds": fetched.seconds}
 
 
 def _opened(fetched: Fetched, picture: Picture | None) -> tuple[str, str, Picture]:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from raycap.hosts import HostCounts
 from raycap.runs import RunFolder
 from raycap.stages.bulk.digests import Digests, digests_of, in_order
 from raycap.stages.nodes import MAKER
@@ -27,6 +28,7 @@ class Counts:
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     makers: Counter[str] = field(default_factory=Counter)
+    hosts: HostCounts = field(default_factory=HostCounts)  # of rows made in this run
 
     @property
     def rows(self) -> int:
@@ -40,6 +42,7 @@ class Counts:
         self.statuses += other.statuses
         self.reasons += other.reasons
         self.makers += other.makers
+        self.hosts.add(other.hosts)
 
 
 @dataclass
@@ -91,6 +94,7 @@ def count(rows: Any) -> Counts:
     if MAKER in rows.schema.names:
         makers = pc.value_counts(rows[MAKER])
         counts.makers = Counter({item["values"]: item["counts"] for item in makers.to_pylist()})
+    counts.hosts.add_rows(rows)
     if counts.failed:
         bad = rows.filter(pc.not_equal(rows["status"], SUCCESS))
         pairs = zip(bad["status"].to_pylist(), bad["error_message"].to_pylist(), strict=True)

@@ -13,6 +13,7 @@ from ray.data import Dataset
 from raycap import __version__
 from raycap.bulk import Bulk
 from raycap.config import Config, dumps, part_to_plain
+from raycap.hosts import host_lines
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder, differences
 from raycap.sources import Source
@@ -28,6 +29,7 @@ from raycap.training.store import cache_folder
 
 RUN, FACTS = "run.json", "facts.json"
 COMMONEST_REASONS = 5
+HOSTS_IN_SUMMARY, HOSTS_IN_FACTS = 5, 100
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def write_facts(work: Work, folder: RunFolder, outcome: Outcome, more: dict[str,
         "seconds": round(outcome.seconds, 1),
         "rows_per_second": round(made.rows / max(outcome.seconds, 1e-9), 2),
         "nodes": makers(made.makers, outcome.seconds),
+        "hosts_in_this_run": made.hosts.report()[:HOSTS_IN_FACTS],
         "passes_lost": list(outcome.faults),
         **more,
         "identity": work.identity,
@@ -152,6 +155,7 @@ def summary(work: Work, folder: RunFolder, outcome: Outcome) -> str:
         f"({rate:,.1f} rows/s)",
         *reasons(held),
         *noted_lines(outcome.left_out, outcome.notes),
+        *host_lines(made.hosts.report(), HOSTS_IN_SUMMARY),
         f"written: {folder / work.table}",
     ]
     if held.failed:

@@ -1,0 +1,221 @@
+"""Text files as lines, in bounded memory: whatever they are packed with, and however long a line is.
+
+Example: `for line in Lines(place)` reads a plain, gzip, bzip2, xz or zstd file. A line that is too long raises
+`LongLine`; `for line in Lines(place).or_faults()` gets that as a value and goes on behind the line.
+"""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+from raycap.refusal import Refusal
+
+if TYPE_CHECKING:
+    from raycap.sources.place import Place
+
+# Characters of one line of a table. Pictures in base64 fit; a JSON value of that length takes up to 400 MB.
+LONGEST_LINE = 16_000_000
+# Characters of one line of a list of URLs. Browsers and servers stop far earlier.
+LONGEST_URL = 1 << 16
+_SKIPPED_AT_A_TIME = 1 << 16
+_BLOCK = 1 << 16
+# Memory that an xz file may ask for. Its highest level, `xz -9e`, needs 65 MB.
+_XZ_MEMORY = 256 << 20
+
+PACKED_ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zstd")
+_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+# "BZh" alone may begin a text; the first block, or the end of an empty file, follows it.
+_BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+
+
+class LongLine(Refusal):
+    """A line that is longer than the limit. It was passed over in bounded memory."""
+
+    def __init__(self, uri: str, number: int, longest: int) -> None:
+        self.number = number
+        self.reason = f"longer than {longest:,} characters"
+        super().__init__(f"{uri} line {number} is {self.reason}")
+
+
+class Lines:
+    """Iterates over the lines of a file, with their ends, as the csv module wants them.
+
+    Byte-order marks are understood, and bytes that are no text become U+FFFD. Where a line is longer than `longest`
+    characters, `next` raises LongLine; the next call goes on behind that line.
+    """
+
+    def __init__(self, place: "Place", longest: int = LONGEST_LINE) -> None:
+        self.number = 0  # of the last line read, from 1
+        self._items = self._read(place, longest)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        item = next(self._items)
+        if isinstance(item, LongLine):
+            raise item
+        return item
+
+    def or_faults(self) -> "Iterator[str | LongLine]":
+        """The lines, with a LongLine in the place of each that is too long."""
+        return self._items
+
+    def _read(self, place: "Place", longest: int) -> "Iterator[str | LongLine]":
+        with opened_text(place) as text:
+            cut = False  # whether the piece before may have ended between "\r" and "\n"
+            while line := text.readline(longest):
+                if cut and line == "\n":
+                    cut = False
+                    continue
+                self.number += 1
+                if len(line) < longest:
+                    cut = False
+                    yield line
+                    continue
+                piece, size = line, longest
+                while len(piece) == size and piece[-1] not in "\r\n":
+                    piece, size = text.readline(_SKIPPED_AT_A_TIME), _SKIPPED_AT_A_TIME
+                cut = len(piece) == size and piece[-1] == "\r"
+                yield line if line[-1] in "\r\n" else LongLine(place.uri, self.number, longest)
+
+
+def first_line(place: "Place") -> str:
+    """The first line that is not blank, without its end; "" for an empty file. Of a line that is too long, the part
+    up to the limit."""
+    with opened_text(place) as text:
+        while line := text.readline(LONGEST_LINE):
+            if line.strip():
+                return line.rstrip("\r\n")
+    return ""
+
+
+def head(place: "Place", size: int) -> bytes:
+    """The first bytes of a file, unpacked."""
+    with opened_unpacked(place) as stream:
+        return stream.read(size)
+
+
+def name_unpacked(name: str) -> str:
+    """A file name in lower case without the ending of its compression: "pictures.csv" for "Pictures.CSV.gz"."""
+    lower = name.lower()
+    for ending in PACKED_ENDINGS:
+        if lower.endswith(ending):
+            return lower.removesuffix(ending)
+    return lower
+
+
+@contextmanager
+def opened_text(place: "Place") -> Iterator[io.TextIOWrapper]:
+    """A file as text, unpacked."""
+    with opened_unpacked(place) as stream:
+        marked = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if marked else "utf-8-sig"
+        yield io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="")
+
+
+@contextmanager
+def opened_unpacked(place: "Place") -> Iterator[io.BufferedReader]:
+    """A file's bytes, unpacked if its first bytes say that it is compressed. A damaged one is refused by name."""
+    with ExitStack() as stack:
+        raw = stack.enter_context(place.open())
+        kind = _compression(raw.read(10))
+        raw.seek(0)
+        try:
+            stream = stack.enter_context(_unpacked(raw, kind))
+            yield stack.enter_context(io.BufferedReader(stream, _BLOCK))
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _Damaged) as error:
+            raise Refusal(f"{place.uri} is a damaged {kind} file ({error}): fetch it again") from error
+        except OSError as error:
+            raise Refusal(f"cannot read {place.uri}: {error.strerror or error}") from error
+
+
+def _compression(start: bytes) -> str:
+    if start.startswith(b"BZh") and start[4:] in _BZIP2_BLOCKS:
+        return "bzip2"
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
+
+
+def _unpacked(raw: IO[bytes], kind: str) -> Any:
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=raw)
+    if kind == "bzip2":
+        return _Unpacked(raw, bz2.BZ2Decompressor)
+    if kind == "xz":
+        return _Unpacked(raw, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY))
+    if kind == "zstd":
+        return _Zstd(raw)
+    return raw
+
+
+class _Damaged(Exception):
+    """What a decompressor says, told apart from what the system says of the file below it."""
+
+
+class _Unpacked(io.RawIOBase):
+    """Bytes behind a decompressor of bz2 or lzma. The classes of the standard library let an xz file ask for any
+    amount of memory, and take a damaged second stream for the end of the file."""
+
+    def __init__(self, packed: IO[bytes], make: Callable[[], Any]) -> None:
+        self._packed = packed
+        self._make = make
+        self._decompressor = make()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._decompressor.eof:
+                block = self._next_stream()
+                if not block:
+                    return 0
+                self._decompressor = self._make()
+            else:
+                block = self._packed.read(_BLOCK) if self._decompressor.needs_input else b""
+                if self._decompressor.needs_input and not block:
+                    raise EOFError("it ends too early")
+            try:
+                data = self._decompressor.decompress(block, len(buffer))
+            except OSError as error:  # bz2's
+                raise _Damaged(str(error)) from error
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+    def _next_stream(self) -> bytes:
+        """The first bytes of the stream that follows, behind the zeros that may stand between; b"" at the end."""
+        block: bytes = self._decompressor.unused_data
+        while not block.lstrip(b"\0"):
+            block = self._packed.read(_BLOCK)
+            if not block:
+                return b""
+        return block.lstrip(b"\0")
+
+
+class _Zstd(io.RawIOBase):
+    """Bytes behind Arrow's zstd, which takes windows of up to 128 MB."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        import pyarrow as pa  # here, so that `raycap --help` stays quick
+
+        self._stream = pa.CompressedInputStream(pa.PythonFile(packed, "r"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read(len(buffer))
+        except OSError as error:
+            if error.errno is not None:  # the system's, about the file below
+                raise
+            raise _Damaged(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
