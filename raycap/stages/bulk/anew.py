@@ -3,6 +3,7 @@
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.sinks import SINKS
+from raycap.stages.bulk import retried
 from raycap.stages.bulk.work import FACTS, RUN, Work, strangeness
 
 NEW, OLD = "_new", "_old"
@@ -27,6 +28,7 @@ def finish(out: RunFolder) -> None:
         return
     run = out.read_json(f"{NEW}/{RUN}") or out.read_json(RUN) or {}
     out.remove(FACTS)
+    out.remove(retried.TABLE)  # rows that an interrupted --retry made for the old table
     for name in (*SINKS, "metadata.jsonl"):  # made of the old rows
         out.remove(name)
     for name in (str(run["table"]), RUN):

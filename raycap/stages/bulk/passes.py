@@ -1,5 +1,6 @@
 """A run from its first look at what stands to its facts: passes over what the table lacks, until it is whole."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -47,12 +48,15 @@ def perform(work: Work, more: dict[str, Any]) -> int:
             folder = anew.begin(work, out) if work.options.overwrite else out
             identify(work, folder)
             outcome = _Run(work, folder, lease).make()
+            lease.check()
             if outcome.made.rows or not folder.exists(FACTS):
                 write_facts(work, folder, outcome, more)
             anew.finish(out)
             work.also(out)
         finally:
-            out.remove(STAGED)
+            with contextlib.suppress(Refusal):  # what made it impossible is said already, or does no harm
+                # A run that has lost its lease leaves alone what its successor has staged.
+                out.remove(STAGED if lease.is_ours() else f"{STAGED}/{lease.run}")
     sys.stdout.write(summary(work, out, outcome))
     return 1 if outcome.held.failed else 0
 
@@ -73,13 +77,14 @@ class _Run:
 
     def make(self) -> Outcome:
         began, made = time.monotonic(), Counts()
-        retried.merge(self.folder, self.work.table, self.lease)  # what a crash left
+        retried.merge(self.work, self.folder, self.lease)  # what a crash left
         wanted = _statuses(self.work.options.retry)
         before = standing(self.folder, self.work.table, wanted)
         held = self._fill(self.work.table, before, made, None)
         if wanted and any(ray.get(failed).size for failed in before.failed):
+            retried.begin(self.work, self.folder)
             self._fill(retried.TABLE, standing(self.folder, retried.TABLE), made, before.failed)
-            retried.merge(self.folder, self.work.table, self.lease)
+            retried.merge(self.work, self.folder, self.lease)
             held = standing(self.folder, self.work.table).counts
         return Outcome(made, held, time.monotonic() - began, self.faults)
 

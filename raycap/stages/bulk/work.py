@@ -97,10 +97,13 @@ def strangeness(work: Work, folder: RunFolder) -> list[str]:
     found = folder.read_json(RUN)
     if found is None:
         return [f"{work.table} of unknown origin"] if folder.names(work.table) else []
-    return differences(
-        {"act": found.get("act"), **found.get("identity", {})},
-        {"act": work.act, **json.loads(json.dumps(work.identity))},
-    )
+    return differences({"act": found.get("act"), **found.get("identity", {})}, origin(work))
+
+
+def origin(work: Work) -> dict[str, Any]:
+    """What tells rows of this run from those of any other, as JSON gives it back."""
+    told: dict[str, Any] = json.loads(json.dumps({"act": work.act, **work.identity}))
+    return told
 
 
 def write_facts(work: Work, folder: RunFolder, outcome: Outcome, more: dict[str, Any]) -> None:
