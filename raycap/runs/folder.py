@@ -38,6 +38,8 @@ class RunFolder:
             raise Refusal("where to? Give --out FOLDER (a path, or a URI such as s3://bucket/captions)")
         if self.uri.startswith("memory://"):
             raise Refusal(f"{self.uri} is the memory of one process, and several write: give a folder, or s3://...")
+        if "?versionId=" in self.uri and "://" in self.uri:  # s3fs leaves that out of every name
+            raise Refusal(f"{self.uri} names a version of an object, and a folder has none: leave out ?versionId=")
         _place(self.uri)
         if self.is_local:
             check_stays(self.path(), "an absolute path, or a URI such as s3://bucket/folder")

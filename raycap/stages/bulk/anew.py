@@ -4,17 +4,19 @@ from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.sinks import SINKS
 from raycap.stages.bulk import retried
+from raycap.stages.bulk.run_precision import as_recorded
 from raycap.stages.bulk.work import FACTS, RUN, Work, strangeness
 
 NEW, OLD = "_new", "_old"
 
 
 def begin(work: Work, out: RunFolder) -> RunFolder:
-    """Where the new table grows: what an earlier try made of the same rows is gone on with."""
+    """The folder where the new table grows. What an earlier try made of the same rows stays in it."""
     if not out.is_local:
         raise Refusal(f"--overwrite cannot swap tables of an object store at once: give another --out than {out}")
     new = out / NEW
-    if strangeness(work, new):
+    of_unknown_precision = work.runs_model and "precision" not in (new.read_json(RUN) or {}).get("identity", {})
+    if of_unknown_precision or strangeness(as_recorded(work, new), new):
         out.remove(NEW)
     return new
 

@@ -18,6 +18,7 @@ from raycap.runs.lease import LEASE
 from raycap.sources.place import locate
 from raycap.stages.bulk import anew, retried
 from raycap.stages.bulk.publish import Pass
+from raycap.stages.bulk.run_precision import as_recorded, settled
 from raycap.stages.bulk.standing import Counts, Standing, standing
 from raycap.stages.bulk.todo import Todo, survey
 from raycap.stages.bulk.work import FACTS, Outcome, Work, identify, reasons, strangeness, summary, write_facts
@@ -46,6 +47,7 @@ def perform(work: Work, more: dict[str, Any]) -> int:
         try:
             anew.finish(out)
             folder = anew.begin(work, out) if work.options.overwrite else out
+            work = settled(work, folder)
             identify(work, folder)
             outcome = _Run(work, folder, lease).make()
             lease.check()
@@ -163,7 +165,7 @@ def _statuses(retry: str) -> tuple[str, ...]:
 
 def _forecast(work: Work, out: RunFolder) -> str:
     """What a run would do, without a trace."""
-    if wrong := strangeness(work, out):
+    if wrong := strangeness(as_recorded(work, out), out):
         held = f"{out} holds rows of another run: {'; '.join(wrong)}"
         there = Counts()
         done: tuple[Any, ...] = ()

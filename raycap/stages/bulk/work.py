@@ -42,6 +42,7 @@ class Work:
     parts: Parts
     stream: Callable[[Todo], Dataset]  # from manifest rows with tickets to finished rows
     also: Callable[[RunFolder], None] = lambda folder: None  # other forms, made of the whole table
+    runs_model: bool = False  # then the precision decides the rows too: see `run_precision`
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,19 @@ def kept(work: Work, cache: str, option: str) -> Work:
 
 def identify(work: Work, folder: RunFolder) -> None:
     """Refuse a folder that holds other rows than these; mark a new one."""
+    check_same(work, folder)
+    if not folder.exists(RUN):
+        folder.write_json(
+            RUN, {"raycap": __version__, "act": work.act, "table": work.table, "identity": work.identity}
+        )
+
+
+def check_same(work: Work, folder: RunFolder) -> None:
+    """Refuse a folder that holds other rows than these."""
     if wrong := strangeness(work, folder):
         raise Refusal(
             f"{folder} holds rows of another run ({'; '.join(wrong)}): give another --out, or --overwrite to "
             "make them anew"
-        )
-    if not folder.exists(RUN):
-        folder.write_json(
-            RUN, {"raycap": __version__, "act": work.act, "table": work.table, "identity": work.identity}
         )
 
 
