@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # Passes in a row that brought nothing before the run ends: a fault that stays is not mended by trying.
 FRUITLESS_PASSES = 3
+SECONDS_AFTER_A_FAULT = 2.0  # before the next pass, and four times as long before the one after it
 # So many keep any pool busy.
 BATCHES_ARE_MANY = 64
 # A share of failures says something only of so many rows.
@@ -94,13 +95,17 @@ class _Run:
         """Passes until the table has all rows (or all of `only`); the answer is what it holds then."""
         fruitless = 0
         while True:
-            todo = Todo(self.work.source, self.work.options, there.done, only)
-            todo = replace(todo, few=_counted(todo))
-            if todo.few == 0:
-                return there.counts
-            self.folder.remove(FACTS)  # unfinished again
-            fresh, fault = self._pass(table, todo)
-            made.add(fresh)
+            todo, fresh = Todo(self.work.source, self.work.options, there.done, only), Counts()
+            try:
+                todo, fault = replace(todo, few=_counted(todo)), ""
+            except RayError as error:
+                fault = _fault(error)
+            if not fault:
+                if todo.few == 0:
+                    return there.counts
+                self.folder.remove(FACTS)  # unfinished again
+                fresh, fault = self._pass(table, todo)
+                made.add(fresh)
             if not fault:
                 there.counts.add(fresh)
                 return there.counts
@@ -112,6 +117,8 @@ class _Run:
                     "same command goes on from there"
                 )
             log.warning("some work was lost (%s): going on with what the table lacks", fault)
+            if fruitless:  # a store or a server that restarts is given some time
+                time.sleep(SECONDS_AFTER_A_FAULT * 4 ** (fruitless - 1))
             there = standing(self.folder, table)
 
     def _pass(self, table: str, todo: Todo) -> tuple[Counts, str]:
@@ -128,9 +135,7 @@ class _Run:
                 whole = one.run(self.work.stream(todo))
                 return one.counts, "" if whole else "blocks were lost with a worker or a node"
             except RayError as error:
-                if refusal := refusal_within(error):
-                    raise refusal from error
-                return one.counts, innermost(error)
+                return one.counts, _fault(error)
             finally:
                 ray.cancel(total)
 
@@ -142,6 +147,13 @@ class _Run:
                 f"{self.work.options.max_failed}; what is made stays, and can be gone on with:\n"
                 + "\n".join(reasons(counts))
             )
+
+
+def _fault(error: RayError) -> str:
+    """What went wrong, in one line; a refusal is raised as itself."""
+    if refusal := refusal_within(error):
+        raise refusal from error
+    return innermost(error)
 
 
 def _counted(todo: Todo) -> int | None:
