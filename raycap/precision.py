@@ -1,5 +1,6 @@
 """Where a model runs and in which numbers: derived from the device, said in one line, forced by whoever asks."""
 
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,12 @@ class Precision:
     dtype: "torch.dtype"
     reason: str
 
+    @property
+    def name(self) -> PrecisionName:
+        """As options call it."""
+        names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+        return next(name for name in names if str(self.dtype) == f"torch.{_DTYPES[name]}")
+
     def __str__(self) -> str:
         return f"{self.device} in {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
@@ -35,14 +42,39 @@ class Precision:
 
 
 def derive(device: str = "auto", precision: PrecisionName = "auto") -> Precision:
-    """The fastest numbers that `device` has in hardware, unless `precision` says which."""
+    """The fastest numbers that `device` has in hardware, unless `precision` says which. Refused where the device
+    cannot compute in these at all; emulated ones are slow, and allowed."""
     import torch
 
     place = _device(device)
     if precision != "auto":
-        return Precision(place, getattr(torch, _DTYPES[precision]), "as asked for")
+        asked = Precision(place, getattr(torch, _DTYPES[precision]), "as asked for")
+        check_computes(asked)
+        return asked
     name, reason = _fastest(place)
     return Precision(place, getattr(torch, _DTYPES[name]), reason)
+
+
+def check_computes(precision: Precision) -> None:
+    """Refuse a device that has no convolution or product in these numbers."""
+    import torch
+
+    if precision.dtype == torch.float32:
+        return
+    try:
+        picture = torch.zeros(1, 8, 8, 8, device=precision.device, dtype=precision.dtype)
+        kernel = torch.zeros(8, 8, 3, 3, device=precision.device, dtype=precision.dtype)
+        torch.nn.functional.conv2d(picture, kernel)
+        picture[0, 0] @ picture[0, 0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        numbers = str(precision.dtype).removeprefix("torch.")
+        raise Refusal(
+            f"the device {precision.device} of {socket.gethostname()} cannot compute in {numbers} "
+            f"({str(error).splitlines()[0]}): give --precision fp32, or keep the model to nodes that can "
+            "(--cluster.model-on)"
+        ) from error
 
 
 def _device(name: str) -> "torch.device":

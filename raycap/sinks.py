@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
+from raycap.runs.retry import with_retries
 from raycap.tables import SUCCESS
 from raycap.uris import is_web, local_path, name_of
 
@@ -43,7 +44,7 @@ class Sinks:
 
 def write(name: SinkName, part: str, sinks: Sinks) -> int:
     """Runs in a task: one part in one other form. The answer counts what was there already and differs."""
-    return SINKS[name](part, sinks)
+    return with_retries(lambda: SINKS[name](part, sinks), f"write {name} of {part}")
 
 
 def _target(name: str, part: str, ending: str) -> str:

@@ -2,20 +2,22 @@
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
 from raycap.refusal import Refusal
+from raycap.runs import stores
 from raycap.runs.files import check_stays
-from raycap.uris import filesystem_of
+from raycap.runs.retry import is_of_a_store, with_retries
+
+Result = TypeVar("Result")
 
 # What is on its way waits here; readers of Parquet folders leave out names that begin so.
 STAGED = "_staged"
@@ -23,7 +25,11 @@ STAGED = "_staged"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names are relative to the folder, with '/'. It holds a URI only, so it travels to other processes."""
+    """Names are relative to the folder, with '/', and mean one file: `*` or `[1]` in them are no patterns.
+
+    It holds a URI only, so it travels to other processes.
+    Faults that may pass (see `retry`) are waited for; one that stays becomes a Refusal.
+    """
 
     uri: str
 
@@ -32,6 +38,8 @@ class RunFolder:
             raise Refusal("where to? Give --out FOLDER (a path, or a URI such as s3://bucket/captions)")
         if self.uri.startswith("memory://"):
             raise Refusal(f"{self.uri} is the memory of one process, and several write: give a folder, or s3://...")
+        if "?versionId=" in self.uri and "://" in self.uri:  # s3fs leaves that out of every name
+            raise Refusal(f"{self.uri} names a version of an object, and a folder has none: leave out ?versionId=")
         _place(self.uri)
         if self.is_local:
             check_stays(self.path(), "an absolute path, or a URI such as s3://bucket/folder")
@@ -52,12 +60,15 @@ class RunFolder:
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a file, None where there is none."""
-        with _said(self.uri, "read"):
+
+        def act() -> bytes | None:
             try:
                 content: bytes = _place(self.uri)[0].cat_file(self.path(name))
             except FileNotFoundError:
                 return None
             return content
+
+        return self._try("read", act)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         content = self.read(name)
@@ -84,71 +95,116 @@ class RunFolder:
 
     def stage(self, name: str, content: bytes) -> None:
         """Write a file that nobody reads before it is renamed; when this returns, it outlives a power cut."""
-        filesystem = _place(self.uri)[0]
-        with _said(self.uri, "write"):
+
+        def act() -> None:
+            filesystem = _place(self.uri)[0]
             filesystem.makedirs(self.path(str(PurePosixPath(name).parent)), exist_ok=True)
-            with filesystem.open(self.path(name), "wb") as file:
+            if not self.is_local:
+                filesystem.pipe_file(self.path(name), content)
+                return
+            with Path(self.path(name)).open("wb") as file:
                 file.write(content)
-                if self.is_local:
-                    file.flush()
-                    os.fsync(file.fileno())
+                file.flush()
+                os.fsync(
+                    file.fileno()
+                )  # when it fails, all is written again: a second fsync would find nothing to do
+
+        self._try("write", act)
 
     def rename(self, old: str, new: str) -> None:
         """On a disc one step; in an object store a copy, which appears whole, and then a removal."""
-        filesystem = _place(self.uri)[0]
-        with _said(self.uri, "write"):
+        filesystem, source, target = _place(self.uri)[0], self.path(old), self.path(new)
+        if self.is_local:
+            moving: list[tuple[int, int]] = []
+
+            def move() -> None:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    moving[:] = [_identity(source)]
+                    os.replace(source, target)  # noqa: PTH105 - names are text here
+                except FileNotFoundError:
+                    # An earlier try may have moved it, with only the answer lost: then the target is what moved.
+                    if not moving or _identity(target) != moving[0]:
+                        raise
+
+            self._try("write", move)
+            return
+
+        def copy() -> None:
             filesystem.makedirs(self.path(str(PurePosixPath(new).parent)), exist_ok=True)
-            if self.is_local:
-                os.replace(self.path(old), self.path(new))  # noqa: PTH105 - names are text here
-            else:
-                filesystem.copy(self.path(old), self.path(new))
-                filesystem.rm_file(self.path(old))
+            filesystem.cp_file(source, target)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.rm_file(source)
+
+        self._try("write", copy)
+        self._try("write", remove)
 
     def remove(self, name: str) -> None:
         """A file or a folder; nothing happens where there is none."""
-        filesystem = _place(self.uri)[0]
-        with _said(self.uri, "write"), contextlib.suppress(FileNotFoundError):
-            filesystem.rm(self.path(name), recursive=True)
+        self._try("write", lambda: stores.remove(_place(self.uri)[0], self.path(name)))
 
     def exists(self, name: str = "") -> bool:
-        filesystem = _place(self.uri)[0]
-        with _said(self.uri, "read"):
+        def act() -> bool:
+            filesystem = _place(self.uri)[0]
             filesystem.invalidate_cache()
             return bool(filesystem.exists(self.path(name)))
 
+        return self._try("read", act)
+
     def names(self, under: str = "") -> list[str]:
         """Files right in the folder `under`, sorted, without those whose names begin with '_' or '.'."""
-        filesystem = _place(self.uri)[0]
-        with _said(self.uri, "read"):
+
+        def act() -> list[dict[str, Any]]:
+            filesystem = _place(self.uri)[0]
             filesystem.invalidate_cache()
             try:
-                found = filesystem.ls(self.path(under), detail=True)
+                found: list[dict[str, Any]] = filesystem.ls(self.path(under), detail=True)
             except FileNotFoundError:
                 return []
-        names = sorted(PurePosixPath(item["name"]).name for item in found if item["type"] == "file")
+            return found
+
+        names = sorted(
+            PurePosixPath(item["name"]).name for item in self._try("read", act) if item["type"] == "file"
+        )
         return [f"{under}/{name}" if under else name for name in names if name[0] not in "_."]
 
     def open(self, name: str) -> Any:
-        """A file to read from, anywhere in it."""
+        """A file to read from, anywhere in it. A fault while it is read is the caller's: see `reading`."""
         return _place(self.uri)[0].open(self.path(name), "rb")
 
+    def reading(self, name: str, act: Callable[[Any], Result]) -> Result:
+        """What `act` makes of the open file; begun again when reading fails with a fault that may pass."""
 
-@functools.cache
+        def attempt() -> Result:
+            with self.open(name) as file:
+                return act(file)
+
+        return self._try("read", attempt)
+
+    def _try(self, what: str, act: Callable[[], Result]) -> Result:
+        """`act`, tried again where that may help. A full disc or a folder that may not be written ends the run in
+        words; what is there stays."""
+        try:
+            return with_retries(act, f"{what} {self.uri}")
+        except Exception as error:
+            if not is_of_a_store(error):
+                raise
+            number = error.errno if isinstance(error, OSError) else None
+            said = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
+            remedy = "; free some space and run it again" if number in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise Refusal(f"cannot {what} {self.uri}: {said}{remedy}") from error
+
+
 def _place(uri: str) -> tuple[Any, str]:
     try:
-        filesystem, path = filesystem_of(uri)
+        return stores.open_store(uri)
     except (ImportError, ValueError) as error:
         raise Refusal(f"cannot write to {uri}: {error}") from error
-    return filesystem, path.rstrip("/")
 
 
-@contextlib.contextmanager
-def _said(uri: str, what: str) -> Iterator[None]:
-    """A full disc or a folder that may not be written ends the run in words; what is there stays."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        remedy = "; free some space and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise Refusal(f"cannot {what} {uri}: {error.strerror or error}{remedy}") from error
+def _identity(path: str) -> tuple[int, int]:
+    """What stays the same when a file or folder is renamed."""
+    facts = os.stat(path)  # noqa: PTH116 - names are text here
+    return facts.st_dev, facts.st_ino

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import socket
@@ -10,10 +11,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from raycap.refusal import Refusal
 from raycap.runs.folder import RunFolder
+from raycap.runs.retry import with_retries
+
+log = logging.getLogger(__name__)
 
 LEASE = "_lease.json"
 SECONDS_BETWEEN_BEATS = 10.0
@@ -53,15 +57,16 @@ class Lease:
         self._ended.set()
         self._beats.join()
         with contextlib.suppress(Refusal):  # a full or vanished disc is said by what wrote the rows
-            if self._is_ours():
+            if self.is_ours():
                 self._folder.remove(LEASE)
 
     def check(self) -> None:
         """A process that slept past its lease must not publish beside its successor."""
-        if not self._is_ours():
+        if not self.is_ours():
             raise Refusal(f"another run has taken over {self._folder}: this one stops; nothing is lost")
 
-    def _is_ours(self) -> bool:
+    def is_ours(self) -> bool:
+        """Whether the lease file still names this run."""
         found = self._folder.read_json(LEASE)
         return found is not None and found.get("run") == self.run
 
@@ -73,9 +78,11 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_BEATS):
-            with contextlib.suppress(Refusal):
-                if self._is_ours():
+            try:
+                if self.is_ours():
                     self._write()
+            except Exception as error:  # noqa: BLE001 - this thread must outlive whatever a store's client raises
+                log.warning("the lease of %s could not be renewed (%s): trying again", self._folder, error)
 
 
 def _is_alive(lease: dict[str, Any]) -> bool:
@@ -120,9 +127,20 @@ def _locked(folder: RunFolder) -> Iterator[None]:
         yield
         return
     try:
-        Path(folder.path()).mkdir(parents=True, exist_ok=True)
-        with Path(folder.path("_lease.lock")).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        file = with_retries(lambda: _lock(folder), f"write {folder}")
     except OSError as error:
         raise Refusal(f"cannot write to {folder}: {error.strerror}") from error
+    with file:
+        yield
+
+
+def _lock(folder: RunFolder) -> TextIO:
+    """The lock file, open and locked; closing it opens the lock."""
+    Path(folder.path()).mkdir(parents=True, exist_ok=True)
+    file = Path(folder.path("_lease.lock")).open("w")  # noqa: SIM115 - the caller closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        file.close()
+        raise
+    return file

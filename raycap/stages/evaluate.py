@@ -63,6 +63,7 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     """By name the table of each captioner's captions, made now or found where an earlier run has made it."""
     from raycap.stages.bulk.captions import captions_work
     from raycap.stages.bulk.passes import perform
+    from raycap.stages.bulk.run_precision import choose, with_precision
     from raycap.stages.bulk.work import kept
     from raycap.stages.session import session
 
@@ -79,13 +80,14 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     )
     tables = {}
     with session(config.cluster):
+        precision = choose(options, config.cluster.model_on)
         for name, path in captioners.items():
             sys.stdout.write(f"captions of {printable(name)}:\n")
             named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
             work = captions_work(named, source)
             # The table also says how well the captions of people are foretold, and those may have been mended.
             work = dataclasses.replace(work, identity={**work.identity, "references": known.digest()})
-            work = kept(work, config.evaluate.cache, "evaluate.cache")
+            work = kept(with_precision(work, precision), config.evaluate.cache, "evaluate.cache")
             perform(work, {"model": path})
             tables[name] = f"{work.options.out}/{work.table}"
     sys.stdout.write("\n")

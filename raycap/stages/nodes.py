@@ -51,7 +51,7 @@ def selector(label: str) -> dict[str, str] | None:
     if not label:
         return None
     name, _, value = label.partition("=")
-    values = {str(node["Labels"].get(name, "")) for node in _alive()}
+    values = {str(node["Labels"].get(name, "")) for node in alive()}
     found = values - {value[1:]} if value.startswith("!") else values & {value}
     if not found and not ray._private.state.state.get_max_resources_from_cluster_config():
         raise Refusal(
@@ -63,7 +63,7 @@ def selector(label: str) -> dict[str, str] | None:
 
 def machines() -> int:
     """How many machines the cluster has; one may hold several of its nodes."""
-    return len({node["NodeManagerHostname"] for node in _alive()})
+    return len({node["NodeManagerHostname"] for node in alive()})
 
 
 def check_seen(paths: Mapping[str, str]) -> None:
@@ -72,7 +72,7 @@ def check_seen(paths: Mapping[str, str]) -> None:
         return
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)
     asked = {}
-    for node in _alive():
+    for node in alive():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked[look.options(scheduling_strategy=there).remote(dict(paths))] = node["NodeManagerHostname"]
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
@@ -92,5 +92,6 @@ def _missing(paths: Mapping[str, str]) -> list[str]:
     return [f"{path} ({what}) is on one machine only" for path, what in paths.items() if not Path(path).exists()]
 
 
-def _alive() -> list[dict[str, Any]]:
+def alive() -> list[dict[str, Any]]:
+    """The cluster's nodes that answer, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

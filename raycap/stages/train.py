@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import ray
 import torch
@@ -23,6 +24,7 @@ from raycap.search import Beam
 from raycap.sources import Source
 from raycap.stages.bulk.features import Change, features_work, pixels_work
 from raycap.stages.bulk.passes import perform
+from raycap.stages.bulk.run_precision import choose, with_precision
 from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.nodes import check_seen
 from raycap.stages.session import session
@@ -45,6 +47,7 @@ from raycap.training.watching import CURVE, Watch
 from raycap.vocabulary import Vocabulary
 
 RUN, WORDS = "run.json", "vocabulary.json"
+PRECISION = "features_precision"  # in run.json
 # What a run leaves in its folder.
 OWN = (RUN, FACTS, METRICS, PICTURES, WORDS, LISTING, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN)
 LOOKS_PER_SECOND = 2
@@ -84,10 +87,11 @@ def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bo
         with contextlib.nullcontext() if here and pictures else session(config.cluster, workers_heard=False):
             if ray.is_initialized():
                 check_seen({str(out / LEASE): "train.out"})
-            pictures = pictures or made_pictures(config, encoder, out / LISTING)
+            pictures = pictures or made_pictures(config, encoder, out / LISTING, folder.read_json(RUN))
             material = gather(config, pictures, encoder, _words(out))
             # Only now, so that a run that was refused does not keep the folder from the mended one.
-            folder.write_json(RUN, {"raycap": __version__, "act": "train", "identity": identity(config)})
+            told = {"raycap": __version__, "act": "train", "identity": identity(config)}
+            folder.write_json(RUN, told | ({PRECISION: pictures.precision} if pictures.precision else {}))
             folder.write("config.yaml", dumps(config).encode())
             material.vocabulary.save(out / WORDS)
             (out / STOP).unlink(missing_ok=True)
@@ -125,18 +129,31 @@ def _described(config: Config) -> Source:
     return with_captions(source_of(config, "train"))
 
 
-def made_pictures(config: Config, encoder: Encoder, listing: Path) -> Pictures:
-    """What to look at, made from the source, or found where an earlier run has made it of the same."""
+def made_pictures(
+    config: Config, encoder: Encoder, listing: Path, run: Mapping[str, Any] | None = None
+) -> Pictures:
+    """What to look at, made from the source, or found where an earlier run has made it of the same.
+
+    `run` is what is recorded of a run that goes on: it keeps the precision of its features.
+    """
     source, changing = _described(config), config.train.augmentation
     if wants_pixels(config):
         works = [pixels_work(config, source, encoder)]
     else:
         changes = [None, *(Change(changing, number) for number in range(1, changing.views + 1))]
-        works = [features_work(config, source, encoder, change) for change in changes]
+        recorded, asked = (run or {}).get(PRECISION), config.extract.precision
+        if recorded and asked not in ("auto", recorded):
+            raise Refusal(
+                f"this run learns from features in {recorded}, and extract.precision is {asked}: leave it out, or "
+                "give --fresh to start over"
+            )
+        precision = recorded or choose(config.extract, config.cluster.model_on)
+        works = [with_precision(features_work(config, source, encoder, change), precision) for change in changes]
     works = [kept(work, config.train.cache, "train.cache") for work in works]
     for work in works:
         perform(work, {})
-    return Pictures(tuple(f"{work.options.out}/{work.table}" for work in works), str(listing))
+    tables = tuple(f"{work.options.out}/{work.table}" for work in works)
+    return Pictures(tables, str(listing), works[0].identity.get("precision", ""))
 
 
 def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:

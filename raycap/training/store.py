@@ -40,6 +40,7 @@ class Pictures:
 
     tables: tuple[str, ...]
     listing: str = ""
+    precision: str = ""  # in which features were computed, where they were made for this run
 
 
 class View(NamedTuple):

@@ -3,17 +3,20 @@
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
 from raycap.sinks import SINKS
+from raycap.stages.bulk import retried
+from raycap.stages.bulk.run_precision import as_recorded
 from raycap.stages.bulk.work import FACTS, RUN, Work, strangeness
 
 NEW, OLD = "_new", "_old"
 
 
 def begin(work: Work, out: RunFolder) -> RunFolder:
-    """Where the new table grows: what an earlier try made of the same rows is gone on with."""
+    """The folder where the new table grows. What an earlier try made of the same rows stays in it."""
     if not out.is_local:
         raise Refusal(f"--overwrite cannot swap tables of an object store at once: give another --out than {out}")
     new = out / NEW
-    if strangeness(work, new):
+    of_unknown_precision = work.runs_model and "precision" not in (new.read_json(RUN) or {}).get("identity", {})
+    if of_unknown_precision or strangeness(as_recorded(work, new), new):
         out.remove(NEW)
     return new
 
@@ -27,6 +30,7 @@ def finish(out: RunFolder) -> None:
         return
     run = out.read_json(f"{NEW}/{RUN}") or out.read_json(RUN) or {}
     out.remove(FACTS)
+    out.remove(retried.TABLE)  # rows that an interrupted --retry made for the old table
     for name in (*SINKS, "metadata.jsonl"):  # made of the old rows
         out.remove(name)
     for name in (str(run["table"]), RUN):

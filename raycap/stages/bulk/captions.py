@@ -92,6 +92,7 @@ def captions_work(config: Config, source: Source) -> Work:
             metadata={"raycap": __version__, "captioner": digest, "vocabulary": vocabulary},
         ),
         stream=lambda todo: _stream(config, parts, search, todo),
+        runs_model=True,
         also=lambda out: write_also(out, "captions", options.also, _sinks(config, source, out)),
     )
 
@@ -115,7 +116,7 @@ def _schema(options: Caption) -> pa.Schema:
 
 
 def _stream(config: Config, parts: folder.Parts, search: SearchChoice, todo: Todo) -> Dataset:
-    options, intake = config.caption, parts[2].intake
+    options, intake = dataclasses.replace(config.caption, precision=todo.choice.precision), parts[2].intake
     square = Square(intake.size, intake.resize, intake.interpolation)
     pool = shape(options, config.cluster.model_on, todo.few)
     rows = pictures(todo, config, options.batch, config.reading, square)
@@ -168,7 +169,14 @@ class Describe:
         missing = -len(pixels) % self._options.batch
         squares = [*pixels, *np.zeros((missing, *pixels.shape[1:]), np.uint8)]
         own = [*references, *[()] * missing] if self._options.true_words else None
-        return self._captioner.look(squares, self._search, self._options.attention, own)[: len(pixels)]
+        answers = self._captioner.look(squares, self._search, self._options.attention, own)[: len(pixels)]
+        if self._options.precision != "fp32" and self._captioner.room.pictures < self._options.batch:
+            raise Refusal(
+                f"the device's memory is too small for batches of {self._options.batch}, and in "
+                f"{self._options.precision} captions depend on the size of the batch: give a smaller one, such as "
+                f"--batch {self._captioner.room.pictures}, or --precision fp32"
+            )
+        return list(answers)
 
     def _told(self, table: pa.Table, answers: Sequence[Answer | None]) -> pa.Table:
         seen = [answer if isinstance(answer, Seen) else Seen([]) for answer in answers]

@@ -61,6 +61,7 @@ def features_work(config: Config, source: Source, encoder: Encoder, change: Chan
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
         ),
+        runs_model=True,
         stream=lambda todo: _encoded(config, encoder, change, todo),
     )
 
@@ -104,7 +105,7 @@ def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:
 
 
 def _encoded(config: Config, encoder: Encoder, change: Change | None, todo: Todo) -> Dataset:
-    options, square = config.extract, square_of(encoder)
+    options, square = dataclasses.replace(config.extract, precision=todo.choice.precision), square_of(encoder)
     pool = shape(options, config.cluster.model_on, todo.few)
     rows = pictures(todo, config, options.batch, config.reading, square)
     arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options, "change": change}

@@ -1,5 +1,6 @@
 """A run from its first look at what stands to its facts: passes over what the table lacks, until it is whole."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -17,6 +18,7 @@ from raycap.runs.lease import LEASE
 from raycap.sources.place import locate
 from raycap.stages.bulk import anew, retried
 from raycap.stages.bulk.publish import Pass
+from raycap.stages.bulk.run_precision import as_recorded, settled
 from raycap.stages.bulk.standing import Counts, Standing, standing
 from raycap.stages.bulk.todo import Survey, Todo, survey
 from raycap.stages.bulk.work import (
@@ -39,6 +41,7 @@ log = logging.getLogger(__name__)
 
 # Passes in a row that brought nothing before the run ends: a fault that stays is not mended by trying.
 FRUITLESS_PASSES = 3
+SECONDS_AFTER_A_FAULT = 2.0  # before the next pass, and four times as long before the one after it
 # So many keep any pool busy.
 BATCHES_ARE_MANY = 64
 # A share of failures says something only of so many rows.
@@ -56,8 +59,10 @@ def perform(work: Work, more: dict[str, Any]) -> int:
         try:
             anew.finish(out)
             folder = anew.begin(work, out) if work.options.overwrite else out
+            work = settled(work, folder)
             identify(work, folder)
             outcome = _Run(work, folder, lease).make()
+            lease.check()
             if outcome.made.rows or not folder.exists(FACTS):
                 write_facts(work, folder, outcome, more)
             else:
@@ -65,7 +70,9 @@ def perform(work: Work, more: dict[str, Any]) -> int:
             anew.finish(out)
             work.also(out)
         finally:
-            out.remove(STAGED)
+            with contextlib.suppress(Refusal):  # what made it impossible is said already, or does no harm
+                # A run that has lost its lease leaves alone what its successor has staged.
+                out.remove(STAGED if lease.is_ours() else f"{STAGED}/{lease.run}")
     sys.stdout.write(summary(work, out, outcome))
     return 1 if outcome.held.failed or outcome.left_out else 0
 
@@ -87,13 +94,14 @@ class _Run:
 
     def make(self) -> Outcome:
         began, made = time.monotonic(), Counts()
-        retried.merge(self.folder, self.work.table, self.lease)  # what a crash left
+        retried.merge(self.work, self.folder, self.lease)  # what a crash left
         wanted = _statuses(self.work.options.retry)
         before = standing(self.folder, self.work.table, wanted)
         held = self._fill(self.work.table, before, made, None)
         if wanted and any(ray.get(failed).size for failed in before.failed):
+            retried.begin(self.work, self.folder)
             self._fill(retried.TABLE, standing(self.folder, retried.TABLE), made, before.failed)
-            retried.merge(self.folder, self.work.table, self.lease)
+            retried.merge(self.work, self.folder, self.lease)
             held = standing(self.folder, self.work.table).counts
         return Outcome(made, held, time.monotonic() - began, self.faults, **self.notes)
 
@@ -101,16 +109,20 @@ class _Run:
         """Passes until the table has all rows (or all of `only`); the answer is what it holds then."""
         fruitless = 0
         while True:
-            todo = Todo(self.work.source, self.work.options, there.done, only)
-            first_look = _first_look(todo)
-            if first_look.rows == 0:
-                self.notes = first_look.notes
-                return there.counts
-            few = first_look.rows < _most_looked_at(todo)
-            todo = replace(todo, few=first_look.rows if few else None)
-            self.folder.remove(FACTS)  # unfinished again
-            fresh, fault = self._pass(table, todo)
-            made.add(fresh)
+            todo, fresh, fault = Todo(self.work.source, self.work.options, there.done, only), Counts(), ""
+            try:
+                first_look = _first_look(todo)
+            except RayError as error:
+                fault = _fault(error)
+            if not fault:
+                if first_look.rows == 0:
+                    self.notes = first_look.notes
+                    return there.counts
+                few = first_look.rows < _most_looked_at(todo)
+                todo = replace(todo, few=first_look.rows if few else None)
+                self.folder.remove(FACTS)  # unfinished again
+                fresh, fault = self._pass(table, todo)
+                made.add(fresh)
             if not fault:
                 there.counts.add(fresh)
                 return there.counts
@@ -122,6 +134,8 @@ class _Run:
                     "same command goes on from there"
                 )
             log.warning("some work was lost (%s): going on with what the table lacks", fault)
+            if fruitless:  # a store or a server that restarts is given some time
+                time.sleep(SECONDS_AFTER_A_FAULT * 4 ** (fruitless - 1))
             there = standing(self.folder, table)
 
     def _pass(self, table: str, todo: Todo) -> tuple[Counts, str]:
@@ -139,9 +153,7 @@ class _Run:
                 self.notes = one.notes or {}
                 return one.counts, "" if whole else "blocks were lost with a worker or a node"
             except RayError as error:
-                if refusal := refusal_within(error):
-                    raise refusal from error
-                return one.counts, innermost(error)
+                return one.counts, _fault(error)
             finally:
                 ray.cancel(total)
 
@@ -153,6 +165,13 @@ class _Run:
                 f"{self.work.options.max_failed}; what is made stays, and can be gone on with:\n"
                 + "\n".join(reasons(counts))
             )
+
+
+def _fault(error: RayError) -> str:
+    """What went wrong, in one line; a refusal is raised as itself."""
+    if refusal := refusal_within(error):
+        raise refusal from error
+    return innermost(error)
 
 
 def _first_look(todo: Todo) -> Survey:
@@ -179,7 +198,7 @@ def _statuses(retry: str) -> tuple[str, ...]:
 
 def _forecast(work: Work, out: RunFolder) -> str:
     """What a run would do, without a trace."""
-    if wrong := strangeness(work, out):
+    if wrong := strangeness(as_recorded(work, out), out):
         held = f"{out} holds rows of another run: {'; '.join(wrong)}"
         there = Counts()
         done: tuple[Any, ...] = ()

@@ -50,14 +50,21 @@ def shape(wanted: Bulk, label: str = "", few: int | None = None) -> Shape:
     cpus, gpus = int(have.get("CPU", 0)), have.get("GPU", 0.0)
     if not cpus:
         raise Refusal("the cluster has no processor to offer: start Ray with at least one CPU")
-    share = wanted.gpus if wanted.gpus is not None else min(1.0, gpus)
-    if share > gpus:
-        raise Refusal(f"an actor shall have {share:g} GPU, and the cluster has {gpus:g}: give --gpus 0, or a GPU")
+    share = gpu_share(wanted)
     room = int(have.get("memory", 0) // BYTES_OF_ACTOR)
     fit = int(gpus / share) if share else min(room, cpus // (wanted.threads or 1))
     fit = fit if few is None else min(fit, -(-few // wanted.batch))
     actors = wanted.actors or max(1, fit)
     return Shape(actors, wanted.threads or max(1, cpus // actors), share, selector(label))
+
+
+def gpu_share(wanted: Bulk) -> float:
+    """The GPUs of each model actor: as told, else one where there is any; refused where the cluster has too few."""
+    gpus = capacity().get("GPU", 0.0)
+    share = wanted.gpus if wanted.gpus is not None else min(1.0, gpus)
+    if share > gpus:
+        raise Refusal(f"an actor shall have {share:g} GPU, and the cluster has {gpus:g}: give --gpus 0, or a GPU")
+    return share
 
 
 def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: dict[str, Any]) -> Dataset:

@@ -69,15 +69,23 @@ def standing(folder: RunFolder, table: str, retry: Sequence[str] = ()) -> Standi
 
 
 def _read(folder: RunFolder, parts: Sequence[str], retry: Sequence[str]) -> tuple[Counts, Digests, Digests]:
-    counts, done, failed = Counts(), [], []
-    for part in parts:
-        with folder.open(part) as file, pq.ParquetFile(file) as parquet:
+    def read(file: Any) -> tuple[Counts, list[Digests], list[Digests]]:
+        counts, done, failed = Counts(), [], []
+        with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(columns=["key", "status", "error_message"], batch_size=65_536):
                 digests = digests_of(batch["key"].to_pylist())
                 again = pc.is_in(batch["status"], arrow_strings(retry)).to_numpy(zero_copy_only=False)
                 done.append(digests)
                 failed.append(digests[:, again])
                 counts.add(count(batch))
+        return counts, done, failed
+
+    counts, done, failed = Counts(), [], []
+    for part in parts:
+        its_counts, its_done, its_failed = folder.reading(part, read)
+        counts.add(its_counts)
+        done += its_done
+        failed += its_failed
     return counts, in_order(done), in_order(failed)
 
 

@@ -45,6 +45,7 @@ class Work:
     parts: Parts
     stream: Callable[[Todo], Dataset]  # from manifest rows with tickets to finished rows
     also: Callable[[RunFolder], None] = lambda folder: None  # other forms, made of the whole table
+    runs_model: bool = False  # then the precision decides the rows too: see `run_precision`
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,19 @@ def kept(work: Work, cache: str, option: str) -> Work:
 
 def identify(work: Work, folder: RunFolder) -> None:
     """Refuse a folder that holds other rows than these; mark a new one."""
+    check_same(work, folder)
+    if not folder.exists(RUN):
+        folder.write_json(
+            RUN, {"raycap": __version__, "act": work.act, "table": work.table, "identity": work.identity}
+        )
+
+
+def check_same(work: Work, folder: RunFolder) -> None:
+    """Refuse a folder that holds other rows than these."""
     if wrong := strangeness(work, folder):
         raise Refusal(
             f"{folder} holds rows of another run ({'; '.join(wrong)}): give another --out, or --overwrite to "
             "make them anew"
-        )
-    if not folder.exists(RUN):
-        folder.write_json(
-            RUN, {"raycap": __version__, "act": work.act, "table": work.table, "identity": work.identity}
         )
 
 
@@ -102,10 +108,13 @@ def strangeness(work: Work, folder: RunFolder) -> list[str]:
     found = folder.read_json(RUN)
     if found is None:
         return [f"{work.table} of unknown origin"] if folder.names(work.table) else []
-    return differences(
-        {"act": found.get("act"), **found.get("identity", {})},
-        {"act": work.act, **json.loads(json.dumps(work.identity))},
-    )
+    return differences({"act": found.get("act"), **found.get("identity", {})}, origin(work))
+
+
+def origin(work: Work) -> dict[str, Any]:
+    """What tells rows of this run from those of any other, as JSON gives it back."""
+    told: dict[str, Any] = json.loads(json.dumps({"act": work.act, **work.identity}))
+    return told
 
 
 def write_facts(work: Work, folder: RunFolder, outcome: Outcome, more: dict[str, Any]) -> None:

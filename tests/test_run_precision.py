@@ -1,0 +1,155 @@
+"""One precision for a run: what it began with is what it goes on with, whatever a worker would choose."""
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from small_captioner import photos, save_captioner
+
+from raycap import precision
+from raycap.bulk import Bulk, Caption, Extract
+from raycap.cli import main
+from raycap.config import Config
+from raycap.encoders import Pixels
+from raycap.precision import Precision, PrecisionName, derive
+from raycap.refusal import Refusal
+from raycap.sources import Folder
+from raycap.stages.bulk.captions import captions_work
+from raycap.stages.bulk.features import features_work, pixels_work
+from raycap.stages.bulk.run_precision import choose, with_precision
+from raycap.stages.bulk.work import kept
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "captioner"
+    save_captioner(path)
+    return path
+
+
+@pytest.fixture
+def errors(capsys: pytest.CaptureFixture[str]) -> Any:
+    return lambda: " ".join(capsys.readouterr().err.split())
+
+
+def caption(path: Path, out: Path, model: Path, *flags: str) -> int:
+    small = ["--model", str(model), "--batch", "8", "--actors", "1"]
+    return main(["caption", str(path), "--out", str(out), *small, *flags])
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """The identity in run.json, which is the one in facts.json too."""
+    run, facts = (json.loads((out / name).read_text()) for name in ("run.json", "facts.json"))
+    assert run["identity"] == facts["identity"]
+    return dict(run["identity"])
+
+
+def scores(out: Path) -> dict[str, float]:
+    table = pq.read_table(out / "captions")
+    return dict(zip(table["key"].to_pylist(), table["score"].to_pylist(), strict=True))
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(
+    tmp_path: Path, model: Path, errors: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
+    # This machine's device shall have bf16. The workers, which are not patched, would choose for themselves.
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "_fastest", lambda device: ("bf16", "as the test has it"))
+        assert caption(folder, out, model) == 0
+    assert "precision bf16: as the test has it" in errors()
+    assert (recorded(out)["precision"], recorded(out)["batch"]) == ("bf16", 8)
+    assert {pq.read_schema(part).metadata[b"precision"] for part in (out / "captions").iterdir()} == {b"bf16"}
+
+    photos(folder, range(4, 8))
+    assert caption(folder, out, model, "--precision", "fp32") == 2
+    assert "precision was 'bf16', now 'fp32'; batch was 8, now None" in errors()
+    assert caption(folder, out, model, "--batch", "4") == 2
+    assert "batch was 8, now 4" in errors()
+    assert caption(folder, out, model) == 0, "auto is what it was, on this machine of fp32 too"
+    assert recorded(out)["precision"] == "bf16"
+
+    assert caption(folder, tmp_path / "bf16", model, "--precision", "bf16") == 0
+    assert caption(folder, tmp_path / "fp32", model, "--precision", "fp32") == 0
+    assert scores(out) == scores(tmp_path / "bf16") != scores(tmp_path / "fp32")
+
+    photos(folder, range(8, 9))
+    assert caption(folder, tmp_path / "fp32", model, "--batch", "4") == 0, "in fp32 the batch decides nothing"
+    assert "batch" not in recorded(tmp_path / "fp32")
+
+
+def test_a_run_without_a_recorded_precision_goes_on_only_when_it_is_given(
+    tmp_path: Path, model: Path, errors: Any
+) -> None:
+    folder, out, other = photos(tmp_path / "photos", range(3)), tmp_path / "out", tmp_path / "other"
+    assert caption(folder, out, model) == 0
+    for name in ("run.json", "facts.json"):  # as raycap 0.1.0 wrote them
+        told = json.loads((out / name).read_text())
+        del told["identity"]["precision"]
+        (out / name).write_text(json.dumps(told))
+    photos(folder, range(3, 5))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "_lease.lock"}
+    assert caption(folder, out, model) == 2
+    assert "did not record its precision: give it with --precision" in errors()
+    save_captioner(other, seed=1)
+    assert caption(folder, out, other) == 2
+    assert "captioner was" in errors(), "what else differs is said first"
+    assert caption(folder, out, model, "--precision", "fp32", "--dry-run") == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert caption(folder, out, model, "--precision", "fp32") == 0
+    assert len(scores(out)) == 5 and recorded(out)["precision"] == "fp32"
+    assert caption(folder, out, model) == 0, "from now on it is recorded"
+
+
+def test_caches_of_different_precision_are_different_folders(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Folder(str(photos(tmp_path / "photos", range(1))))
+    config = Config(source=source, caption=Caption(model=str(model)), encoder=Pixels(size=64), extract=Extract())
+    encoder = config.encoder.build()
+    for work in (captions_work(config, source), features_work(config, source, encoder)):
+        folders = []
+        names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+        for name in names:
+            found = with_precision(work, name)
+            assert found.parts.metadata["precision"] == found.identity["precision"] == name
+            folders.append(kept(found, str(tmp_path), "cache").options.out)
+        other = replace(work, options=replace(work.options, batch=7))
+        folders += [kept(with_precision(other, name), str(tmp_path), "cache").options.out for name in names[1:]]
+        assert len(set(folders)) == 5
+        assert kept(with_precision(other, "fp32"), str(tmp_path), "cache").options.out == folders[0]
+    assert "precision" not in pixels_work(config, source, encoder).identity, "pixels have none"
+
+
+def test_a_node_is_asked_where_the_model_does_not_run_here(monkeypatch: pytest.MonkeyPatch, errors: Any) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # this driver, to itself
+    monkeypatch.setattr(precision, "_fastest", lambda device: ("fp16", "of the driver"))
+    found = choose(Bulk(), "")
+    monkeypatch.undo()
+    assert found == derive().name and f"precision {found}: {derive().reason}" in errors()
+    with pytest.raises(Refusal, match="64 GPU"):
+        choose(Bulk(gpus=64), "")
+    assert choose(Bulk(precision="fp16", gpus=64), "") == "fp16", "what is given is not asked for"
+
+
+def test_a_device_that_cannot_compute_so_is_refused() -> None:
+    names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+    assert [derive("cpu", name).name for name in names] == list(names)
+    with pytest.raises(Refusal, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"):
+        precision.check_computes(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))

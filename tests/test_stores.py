@@ -1,0 +1,117 @@
+"""Names of files and folders are taken literally: on a disc, in a store with real folders, and in a bucket."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from raycap.refusal import Refusal
+from raycap.runs import RunFolder, stores
+
+# Each with a neighbour that the name would match as a pattern, or mean as a URI.
+NAMES = [
+    ("run[12]", "run1"),
+    ("run*", "run-of-another"),
+    ("run?", "runs"),
+    ("{a,b}", "a"),
+    ("a#b", "a"),
+    ("a%41", "aA"),
+    ("a b", "a"),
+    ("a::b", "a"),
+    ("**", "anything"),
+    ("[!a]", "b"),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
+    moto_server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("literal")
+        yield "s3://literal"
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def in_folder(folder: RunFolder, neighbour: RunFolder) -> None:
+    """Every operation on `folder` does its work there, and `neighbour` stays as it is."""
+    neighbour.write("captions/part", b"of the neighbour")
+    neighbour.write_json("facts.json", {"neighbour": True})
+    assert not folder.exists() and folder.names("captions") == []
+    folder.stage("_staged/run/part[1]*", b"one")
+    folder.rename("_staged/run/part[1]*", "captions/part[1]*")
+    folder.write("captions/part1x", b"two")
+    folder.write_json("facts.json", {"mine": 1})
+    assert folder.names("captions") == ["captions/part1x", "captions/part[1]*"]
+    assert folder.read("captions/part[1]*") == b"one" and folder.read_json("facts.json") == {"mine": 1}
+    with folder.open("captions/part[1]*") as file:
+        assert file.read() == b"one"
+    folder.remove("captions/part[1]*")
+    assert folder.names("captions") == ["captions/part1x"]
+    folder.remove("captions")
+    folder.remove("captions")
+    assert not folder.exists("captions") and folder.exists("facts.json")
+    folder.remove("")
+    assert not folder.exists("facts.json")
+    assert neighbour.names("captions") == ["captions/part"] and neighbour.read("captions/part") is not None
+    assert neighbour.read_json("facts.json") == {"neighbour": True}
+
+
+@pytest.mark.parametrize("name, neighbour", NAMES)
+def test_a_local_folder_is_not_a_pattern(name: str, neighbour: str, tmp_path: Path) -> None:
+    in_folder(RunFolder(str(tmp_path / name)), RunFolder(str(tmp_path / neighbour)))
+    assert [path.name for path in tmp_path.iterdir()] == [neighbour]
+
+
+@pytest.mark.parametrize("name, neighbour", NAMES)
+def test_a_folder_of_a_bucket_is_not_a_pattern(name: str, neighbour: str, bucket: str) -> None:
+    in_folder(RunFolder(f"{bucket}/{name}"), RunFolder(f"{bucket}/{neighbour}"))
+    fsspec.filesystem("s3").invalidate_cache()
+    fsspec.filesystem("s3").rm(f"literal/{neighbour}", recursive=True)
+
+
+def test_a_version_of_an_object_is_no_folder() -> None:
+    with pytest.raises(Refusal, match=r"leave out \?versionId="):
+        RunFolder("s3://bucket/run?versionId=1")
+
+
+@pytest.mark.parametrize("name, neighbour", [pair for pair in NAMES if "::" not in pair[0]])
+def test_a_store_with_real_folders(name: str, neighbour: str) -> None:
+    """memory:// has folders that stay when the files in them are gone (and takes '::' for a chain by itself)."""
+    memory: Any = fsspec.filesystem("memory")
+    for folder in (name, neighbour):
+        memory.pipe_file(f"/literal/{folder}/deep/file", folder.encode())
+    filesystem, path = stores.open_store(f"memory://literal/{name}")
+    stores.remove(filesystem, path)
+    assert not memory.exists(f"/literal/{name}")
+    with stores.open_file(f"memory://literal/{neighbour}/deep/file") as file:
+        assert file.read() == neighbour.encode()
+    stores.remove(memory, "/literal")
+
+
+def test_a_link_to_a_folder_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_bytes(b"kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "below").mkdir()
+    (tmp_path / "out" / "below" / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "kept")
+    RunFolder(str(tmp_path / "out")).remove("link")
+    RunFolder(str(tmp_path / "out")).remove("below")
+    assert not list((tmp_path / "out").iterdir()) and (tmp_path / "kept" / "file").exists()
+
+
+def test_a_chain_of_protocols_is_still_one() -> None:
+    filesystem, path = stores.open_store("simplecache::memory://a/b")
+    assert type(filesystem).__name__ == "SimpleCacheFileSystem" and path == "/a/b"
