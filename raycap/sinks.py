@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from raycap.fetch import Fetch, Fetcher
 from raycap.refusal import Refusal
-from raycap.runs import RunFolder
+from raycap.runs import RunFolder, output_folder
 from raycap.tables import SUCCESS
 
 SinkName = Literal["txt", "jsonl", "webdataset", "imagefolder"]
@@ -142,7 +142,7 @@ def _sidecar(row: dict[str, Any], sinks: Sinks) -> tuple[RunFolder, str]:
     if re.match("https?://", row["uri"]):
         raise Refusal(f"no text file can be put beside {row['uri']}: leave --txt-beside out")
     parent, _, name = row["uri"].rpartition("/")
-    return RunFolder(parent or "/"), str(PurePosixPath(name).with_suffix(".txt"))
+    return output_folder(parent or "/"), str(PurePosixPath(name).with_suffix(".txt"))
 
 
 def _words(there: bytes | None, caption: str, mode: TextMode) -> str | None:

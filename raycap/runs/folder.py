@@ -33,8 +33,6 @@ class RunFolder:
         if self.uri.startswith("memory://"):
             raise Refusal(f"{self.uri} is the memory of one process, and several write: give a folder, or s3://...")
         _place(self.uri)
-        if self.is_local:
-            check_stays(self.path(), "an absolute path, or a URI such as s3://bucket/folder")
 
     def __truediv__(self, name: str) -> "RunFolder":
         return RunFolder(f"{self.uri.rstrip('/')}/{name}")
@@ -131,6 +129,15 @@ class RunFolder:
     def open(self, name: str) -> Any:
         """A file to read from, anywhere in it."""
         return _place(self.uri)[0].open(self.path(name), "rb")
+
+
+def output_folder(uri: str) -> RunFolder:
+    """The folder that a command writes its output to. Refused where Ray would delete the output: a folder that is only
+    read, such as a captioner, may lie there."""
+    folder = RunFolder(uri)
+    if folder.is_local:
+        check_stays(folder.path(), "an absolute path, or a URI such as s3://bucket/folder")
+    return folder
 
 
 @functools.cache
