@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.refusal import Refusal
-from raycap.runs import RunFolder
+from raycap.runs import RunFolder, output_folder
 from raycap.runs.retry import with_retries
 from raycap.tables import SUCCESS
 from raycap.uris import is_web, local_path, name_of
@@ -144,7 +144,7 @@ def _sidecar(row: dict[str, Any], sinks: Sinks) -> tuple[RunFolder, str]:
         raise Refusal(f"no text file can be put beside {row['uri']}: leave --txt-beside out")
     path = local_path(row["uri"])
     parent, _, name = (row["uri"] if path is None else path).rpartition("/")
-    return RunFolder(parent or "/"), str(PurePosixPath(name).with_suffix(".txt"))
+    return output_folder(parent or "/"), str(PurePosixPath(name).with_suffix(".txt"))
 
 
 def _words(there: bytes | None, caption: str, mode: TextMode) -> str | None:

@@ -41,8 +41,6 @@ class RunFolder:
         if "?versionId=" in self.uri and "://" in self.uri:  # s3fs leaves that out of every name
             raise Refusal(f"{self.uri} names a version of an object, and a folder has none: leave out ?versionId=")
         _place(self.uri)
-        if self.is_local:
-            check_stays(self.path(), "an absolute path, or a URI such as s3://bucket/folder")
 
     def __truediv__(self, name: str) -> "RunFolder":
         return RunFolder(f"{self.uri.rstrip('/')}/{name}")
@@ -195,6 +193,15 @@ class RunFolder:
             said = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
             remedy = "; free some space and run it again" if number in (errno.ENOSPC, errno.EDQUOT) else ""
             raise Refusal(f"cannot {what} {self.uri}: {said}{remedy}") from error
+
+
+def output_folder(uri: str) -> RunFolder:
+    """The folder that a command writes its output to. Refused where Ray would delete the output: a folder that is only
+    read, such as a captioner, may lie there."""
+    folder = RunFolder(uri)
+    if folder.is_local:
+        check_stays(folder.path(), "an absolute path, or a URI such as s3://bucket/folder")
+    return folder
 
 
 def _place(uri: str) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ from raycap.config import Config
 from raycap.fetch import Fetched, Fetcher
 from raycap.fetch.trust import ANYTHING
 from raycap.refusal import Refusal
-from raycap.runs import RunFolder
+from raycap.runs import check_stays, output_folder
 from raycap.sources import Folder, Urls
 from raycap.sources.place import locate
 from raycap.terminal import printable
@@ -41,7 +41,7 @@ def caption(config: Config) -> int:
     if options.show:
         raise Refusal("--show draws single photos; of a table, `raycap report` makes a page: leave it out")
     options = dataclasses.replace(options, out=options.out or _own_folder(config))
-    RunFolder(options.out)  # which may be refused: before Ray is started
+    output_folder(options.out)  # which may be refused: before Ray is started
     from raycap.stages.bulk.captions import caption_pile  # with Ray, which single photos need not wait for
 
     return caption_pile(dataclasses.replace(config, caption=options))
@@ -69,6 +69,8 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
         raise Refusal(f"{', '.join(given)}: only a table has that; give --out DIR, or leave it out")
     if folders := [photo for photo in photos if not is_web(photo) and locate(photo).is_folder()]:
         raise Refusal(f"{folders[0]} is a folder: give it alone, with --out DIR, or name photos only")
+    if options.show or options.attention:
+        check_stays("a drawing", "--out FOLDER, and see the pictures with `raycap report FOLDER`")
     # Threads would wait for each other longer than they work on one photo, and on a busy machine for seconds.
     captioner, good = _captioner(config, threads=options.threads or (1 if len(photos) == 1 else None)), True
     # Who names a photo on the command line means it, wherever it is.

@@ -14,7 +14,7 @@ from raycap.evaluation import alignment, captions, references, telling
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import Scores, as_table, judge
 from raycap.refusal import Refusal
-from raycap.runs import whole_file, write_json
+from raycap.runs import check_stays, whole_file, write_json
 from raycap.shipped import place_of
 from raycap.sources.place import locate
 from raycap.terminal import printable
@@ -29,6 +29,7 @@ def evaluate(config: Config) -> int:
         )
     out = Path(options.out)
     pictures = out.with_suffix(".pictures.parquet")
+    check_stays(out)  # before anything is captioned for it
     _refuse_overwriting((out, pictures), options.tables)
     known = references.read(config.source)
     assert config.source is not None

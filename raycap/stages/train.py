@@ -18,7 +18,7 @@ from raycap.config import Config, dumps
 from raycap.encoders.encoder import Encoder
 from raycap.evaluation.references import with_captions
 from raycap.refusal import Refusal
-from raycap.runs import Lease, RunFolder, differences
+from raycap.runs import Lease, RunFolder, differences, output_folder
 from raycap.runs.lease import LEASE
 from raycap.search import Beam
 from raycap.sources import Source
@@ -69,7 +69,7 @@ def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bo
     config = dataclasses.replace(config, search=config.search or Beam())
     check(config)
     out = Path(config.train.out).expanduser().absolute()
-    folder = RunFolder(str(out))
+    folder = output_folder(str(out))
     with Lease(folder) as lease:
         if config.train.fresh:
             for name in OWN:

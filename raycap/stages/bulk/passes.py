@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 
 from raycap.progress import Progress
 from raycap.refusal import Refusal
-from raycap.runs import Lease, RunFolder
+from raycap.runs import Lease, RunFolder, output_folder
 from raycap.runs.folder import STAGED
 from raycap.runs.lease import LEASE
 from raycap.sources.place import locate
@@ -50,7 +50,7 @@ ROWS_TO_JUDGE = 200
 
 def perform(work: Work, more: dict[str, Any]) -> int:
     """Make the table of a work, in a session of Ray; 0 when every row is good, 1 when some failed."""
-    out = RunFolder(work.options.out)
+    out = output_folder(work.options.out)
     if work.options.dry_run:
         sys.stdout.write(_forecast(work, out))
         return 0

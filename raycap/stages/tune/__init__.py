@@ -15,7 +15,7 @@ import torch
 from raycap import __version__
 from raycap.config import Config, dumps, part_to_plain
 from raycap.refusal import Refusal
-from raycap.runs import Lease, RunFolder, differences
+from raycap.runs import Lease, RunFolder, differences, output_folder
 from raycap.search import Beam
 from raycap.stages.session import session
 from raycap.stages.train import list_pictures, made_pictures
@@ -42,7 +42,7 @@ def tune(config: Config) -> int:
     out = Path(config.tune.out).expanduser().absolute()
     space = read_space(config.tune.space, config)
     _check(config, space)
-    folder = RunFolder(str(out))
+    folder = output_folder(str(out))
     measure = config.train.validation.best_by
     with Lease(folder):
         if config.tune.fresh:
