@@ -16,14 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycap.refusal import Refusal
-from raycap.runs import write_json
+from raycap.runs import stores, write_json
 from raycap.sources import Source
 from raycap.tables import MANIFEST, SUCCESS
 
@@ -196,8 +195,10 @@ def tables(table: str, columns: list[str]) -> Iterator[pa.Table]:
 def _parts(table: str) -> list[tuple[str, int, Any]]:
     """The table's Parquet files in order, each with its size and time."""
     try:
-        files, root = fsspec.core.url_to_fs(table)
-        found = [files.info(name) for name in sorted(files.glob(f"{root.rstrip('/')}/*.parquet"))]
+        files, root = stores.open_store(table)
+        listed = files.ls(root, detail=True) if files.isdir(root) else []
+        found = [files.info(one["name"]) for one in listed if one["name"].endswith(".parquet")]
+        found = sorted((one for one in found if one["type"] == "file"), key=lambda one: str(one["name"]))
     except (OSError, ValueError, ImportError) as error:
         raise Refusal(f"cannot read the feature table {table}: {error}") from error
     if not found:
@@ -210,7 +211,7 @@ def _parts(table: str) -> list[tuple[str, int, Any]]:
 @contextlib.contextmanager
 def _open(name: str, table: str) -> Iterator[Any]:
     try:
-        with fsspec.open(name, "rb") as file:
+        with stores.open_file(name) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
         raise Refusal(f"{name} of the table {table} cannot be read: {error}") from error
