@@ -78,6 +78,39 @@ def test_a_picture_that_kills_its_reader_has_a_reason_and_costs_no_other(tmp_pat
     assert "2  failed_to_decode: reading it kills the process" in answer.stdout
 
 
+FLAKY_DISC = """
+import errno
+import os
+
+whole = os.fsync
+failed = set()
+
+def fsync(file):
+    name = os.path.basename(os.readlink(f"/proc/self/fd/{file}"))
+    if name not in failed:  # once for each file, in each process
+        failed.add(name)
+        os.ftruncate(file, 0)
+        raise OSError(errno.EIO, "Input/output error")
+    whole(file)
+
+os.fsync = fsync
+"""
+
+
+def test_a_disc_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> None:
+    folder, model = photos(tmp_path / "photos", range(20)), tmp_path / "model"
+    save_captioner(model)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(FLAKY_DISC)
+    path = f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}"
+    answer = run(folder, model, tmp_path / "out", "--part-rows", "8", PYTHONPATH=path)
+    assert answer.returncode == 0, answer.stderr
+    assert "Input/output error): trying again" in answer.stderr
+    found = faults.read(tmp_path / "out")
+    assert len(found) == 20 and {status for _, status in found.values()} == {"success"}
+    assert (tmp_path / "out" / "facts.json").stat().st_size
+
+
 def test_a_model_that_cannot_start_ends_the_run_in_words(tmp_path: Path) -> None:
     folder, model = photos(tmp_path / "photos", range(4)), tmp_path / "model"
     save_captioner(model)

@@ -229,6 +229,24 @@ def test_a_retry_killed_at_any_step_and_then_an_overwrite_with_another_captioner
         follow(step, [OVERWRITE], tmp_path)
 
 
+@pytest.mark.parametrize("origin", [{"act": "caption", "captioner": "B"}, None])
+def test_a_side_table_of_another_or_an_unknown_run_is_not_merged(
+    origin: dict[str, str] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    FIRST.run(out)
+    before = {path.name: path.read_bytes() for path in (out / "captions").iterdir()}
+    Command("B").run(tmp_path / "other")
+    shutil.copytree(tmp_path / "other" / "captions", out / "_retried")
+    if origin is not None:
+        (out / "_retried" / "_origin.json").write_text(json.dumps(origin))
+    capsys.readouterr()
+    Command("A").run(out)
+    assert "left rows of another run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (out / "captions").iterdir()} == before
+    assert check(out, finished=True) == "A"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("killed", [FIRST, RETRY, OVERWRITE, RESUME], ids=str)

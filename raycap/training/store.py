@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycap.refusal import Refusal
-from raycap.runs import write_json
+from raycap.runs import stores, write_json
 from raycap.sources import Source
 from raycap.tables import MANIFEST, SUCCESS
-from raycap.uris import filesystem_of, is_local
+from raycap.uris import is_local
 
 LISTING = "pictures.arrow"
 ROWS, CAPTIONS, FORM = "rows.bin", "captions.arrow", "form.json"
@@ -197,10 +197,10 @@ def tables(table: str, columns: list[str]) -> Iterator[pa.Table]:
 def _parts(table: str) -> list[tuple[str, int, Any]]:
     """The table's Parquet files in order, each with its size and time."""
     try:
-        files, root = filesystem_of(table)
-        listed = files.ls(root.rstrip("/"), detail=True)
-    except FileNotFoundError:
-        listed = []
+        files, root = stores.open_store(table)
+        listed = files.ls(root, detail=True) if files.isdir(root) else []
+        found = [files.info(one["name"]) for one in listed if one["name"].endswith(".parquet")]
+        found = sorted((one for one in found if one["type"] == "file"), key=lambda one: str(one["name"]))
     except (OSError, ValueError, ImportError) as error:
         raise Refusal(f"cannot read the feature table {table}: {error}") from error
     found = sorted((one for one in listed if one["name"].endswith(".parquet")), key=lambda one: one["name"])
@@ -214,8 +214,7 @@ def _parts(table: str) -> list[tuple[str, int, Any]]:
 @contextlib.contextmanager
 def _open(name: str, table: str) -> Iterator[Any]:
     try:
-        filesystem, path = filesystem_of(name)
-        with filesystem.open(path, "rb") as file:
+        with stores.open_file(name) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
         raise Refusal(f"{name} of the table {table} cannot be read: {error}") from error
