@@ -64,7 +64,7 @@ NAMES = [f"{number}.jpg" for number in range(6)]
 
 
 def csv_file() -> bytes:
-    return b"url,caption,split\n" + b"".join(
+    return b"url,caption,split,note\n" + b"".join(
         f'http://h/{name},"said ""{name}"", twice",train,n\n'.encode() for name in NAMES
     )
 
