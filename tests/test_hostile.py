@@ -58,7 +58,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
     """About so many files, good and bad, beside everything that is no file and has the name of a picture."""
-    case = Case(root / "pictures")
+    case = Case(Path(os.fsdecode(os.fsencode(root) + b"/pictures \xff")))
     case.path.mkdir()
 
     def add(name: str | bytes, data: bytes, status: str, key: str = "") -> None:
