@@ -64,13 +64,13 @@ NAMES = [f"{number}.jpg" for number in range(6)]
 
 
 def csv_file() -> bytes:
-    return b"url,caption,split\n" + b"".join(
-        f'http://h/{name},"said ""{name}"", twice",train\n'.encode() for name in NAMES
+    return b"url,caption,split,note\n" + b"".join(
+        f'http://h/{name},"said ""{name}"", twice",train,n\n'.encode() for name in NAMES
     )
 
 
 def json_lines() -> bytes:
-    rows = [{"url": f"http://h/{name}", "captions": ["a", "b"], "split": "val"} for name in NAMES]
+    rows = [{"url": f"http://h/{name}", "captions": ["a", "b"], "note": "n"} for name in NAMES]
     return "\n".join(map(json.dumps, rows)).encode()
 
 
@@ -182,13 +182,13 @@ KINDS: dict[str, Kind] = {
     "csv": (
         "t.csv",
         lambda chance: mutant_of(csv_file(), chance),
-        lambda path: Table(path, references=("auto",), split_column="split", columns=("caption",)),
+        lambda path: Table(path, references=("auto",), split_column="split", columns=("note",)),
     ),
     "tsv": ("t.tsv", lambda chance: mutant_of(csv_file().replace(b",", b"\t"), chance), lambda path: Table(path)),
     "json lines": (
         "t.jsonl",
         lambda chance: odd_lines(json_lines, chance),
-        lambda path: Table(path, references=("captions",), columns=("split",)),
+        lambda path: Table(path, references=("captions",), columns=("note",)),
     ),
     "parquet": (
         "t.parquet",

@@ -58,7 +58,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
     """About so many files, good and bad, beside everything that is no file and has the name of a picture."""
-    case = Case(root / "pictures")
+    case = Case(Path(os.fsdecode(os.fsencode(root) + b"/pictures \xff")))
     case.path.mkdir()
 
     def add(name: str | bytes, data: bytes, status: str, key: str = "") -> None:
@@ -178,7 +178,7 @@ def counted(left_out: list[dict[str, Any]]) -> dict[str, int]:
     return {item["what"]: item["count"] for item in left_out}
 
 
-def check_case(case: Case, root: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def check_case(case: Case, root: Path, model: Path, capsys: pytest.CaptureFixture[str], again: bool = True) -> None:
     # What `inspect` says.
     report_file = root / "report.json"
     code, shown = run(["inspect", str(case.path), "--out", str(report_file), *case.flags], capsys)
@@ -212,6 +212,8 @@ def check_case(case: Case, root: Path, model: Path, capsys: pytest.CaptureFixtur
     assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
 
     # Again: nothing is made, and what is missing is said again.
+    if not again:
+        return
     code, shown = run(command, capsys)
     assert code == 1 and f"{len(table):,} rows, {len(failed):,} failed; 0 made now" in shown
     assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
@@ -228,7 +230,7 @@ def check_all(files: int, urls: int, root: Path, model: Path, photo: bytes, caps
         ):
             place = root / f"case-{len(list(root.iterdir()))}"
             place.mkdir()
-            check_case(make(place), place, model, capsys)
+            check_case(make(place), place, model, capsys, again=place.name == "case-0")
 
 
 def test_a_hundred_hostile_files_and_addresses(

@@ -27,6 +27,7 @@ from raycap.fetch import Fetch
 from raycap.images import Reading, Square
 from raycap.refusal import Refusal
 from raycap.sources import (
+    SOURCES,
     Coco,
     Flickr,
     Folder,
@@ -37,6 +38,7 @@ from raycap.sources import (
     anywhere,
     delimited,
     detect,
+    lines,
     listing,
     records,
 )
@@ -64,7 +66,7 @@ def test_a_row_that_the_source_cannot_use_is_not_fetched(tmp_path: Path) -> None
         Row("bad inside", "", picture=picture(), error="a directory, not a file: y"),
     ]
     [table] = tables(rows, lambda: "nothing")
-    opened = open_pictures(table, Fetch(), Reading(), Square(), trusted=True, keep_pixels=False)
+    opened = open_pictures(table, Fetch(), Reading(), Square(), Folder(str(tmp_path)).trust, keep_pixels=False)
     assert opened["key"].to_pylist() == [row.key for row in rows]
     assert opened["status"].to_pylist() == ["success", "failed_to_fetch", "success", "failed_to_fetch"]
     assert opened["error_message"].to_pylist() == [row.error for row in rows]
@@ -329,6 +331,30 @@ def test_large_texts_come_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest
     assert [len(piece) for piece in table.tables()] == [3, 3, 3, 1]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "urls.txt", "Flickr8k.token.txt"])
+def test_a_line_without_end_costs_itself(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines.Lines.__init__, "__defaults__", (1000,))
+    long = "x" * 200_000
+    urls = [f"http://h/{number}" for number in range(3)]
+    contents = {
+        "t.csv": ["url,note", f"{urls[0]},a", f'{urls[1]},"{long}"', f"{urls[2]},c"],
+        "t.jsonl": [json.dumps({"url": url, "x": long if url == urls[1] else ""}) for url in urls],
+        "urls.txt": [urls[0], urls[1] + long, urls[2]],
+        "Flickr8k.token.txt": [f"a.jpg#{number}\t{long if number == 1 else 'said'}" for number in range(3)],
+    }
+    write(tmp_path / "a.jpg")
+    path = str(write(tmp_path / name, "\n".join(contents[name])))
+    source = SOURCES[detect(path)](path)
+    notes = noted(source)
+    if name == "Flickr8k.token.txt":
+        assert column(source, "references") == [["said", "said"]]
+    else:
+        assert column(source, "uri") == [urls[0], urls[2]]
+    where = {"t.csv": 3}.get(name, 2)
+    assert f"{name} line {where}: longer than" in notes.lines()[0]
+    assert bool(notes.left_out()) == (name != "Flickr8k.token.txt")
+
+
 def parquet_file(path: Path, table: pa.Table, **options: Any) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, **options)
@@ -511,7 +537,7 @@ def test_odd_names_and_numbers_beside_flickrs_captions(tmp_path: Path) -> None:
 
 
 def test_a_line_of_spaces_takes_no_quadratic_time(tmp_path: Path) -> None:
-    spaces = "a.jpg| 1" + " " * 200_000 + "x|y|\n"  # took hours
+    spaces = "a.jpg| 1" + " " * 200_000 + "x|y|\n"  # took a quarter of an hour
     write(tmp_path / "results.csv", f"image_name| comment_number| comment\na.jpg| 0| said\n{spaces}")
     write(tmp_path / "a.jpg")
     assert column(Flickr(str(tmp_path)), "references") == [["said"]]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raycap.refusal import Refusal
-from raycap.sources.lines import Lines, first_line, name_unpacked
+from raycap.sources.lines import Lines, LongLine, first_line, name_unpacked
 from raycap.sources.notes import MALFORMED_LINE, Notes
 from raycap.sources.place import Place
 from raycap.uris import has_scheme
@@ -18,7 +18,7 @@ LONGEST_FIELD = 64 << 20
 def header(place: Place) -> list[str]:
     """The columns of delimited text."""
     try:
-        header: list[str] = next(filter(None, _reader(place)), [])
+        header: list[str] = next(filter(None, _reader(place, Lines(place))), [])
     except csv.Error as error:
         raise Refusal(f"{place.uri}: its first line cannot be the header of a table: {error}") from error
     if _is_headless(header):
@@ -27,15 +27,20 @@ def header(place: Place) -> list[str]:
 
 
 def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
-    reader = _reader(place)
+    """Where each line stands, and its fields of the wanted columns."""
+    lines = Lines(place)
+    reader = _reader(place, lines)
     chosen = [names.index(name) for name in wanted]
     first = True
     while True:
-        start = reader.line_num + 1
+        start = lines.number + 1
         try:
             values = next(reader, None)
+        except LongLine as long:
+            notes.add(MALFORMED_LINE, f"{place.name} line {long.number}: {long.reason}")
+            continue
         except csv.Error as error:
-            _refuse_open_quote(place, start, reader.line_num, str(error))
+            _refuse_open_quote(place, start, lines.number, str(error))
             notes.add(MALFORMED_LINE, f"{place.name} line {start}: {error}")
             continue
         if values is None:
@@ -53,10 +58,10 @@ def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) ->
             notes.add(MALFORMED_LINE, f"{place.name} line {start}: {fault}")
 
 
-def _reader(place: Place) -> Any:
+def _reader(place: Place, lines: Lines) -> Any:
     csv.field_size_limit(LONGEST_FIELD)
     # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
-    return csv.reader(Lines(place), delimiter=_delimiter(place, first_line(place)), strict=True)
+    return csv.reader(lines, delimiter=_delimiter(place, first_line(place)), strict=True)
 
 
 def _refuse_open_quote(place: Place, start: int, end: int, error: str) -> None:

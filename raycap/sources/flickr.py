@@ -11,7 +11,7 @@ from raycap.refusal import Refusal
 from raycap.sources.annotated import Album, Entry, listed, picture_folder, rows
 from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
 from raycap.sources.folder import key_of
-from raycap.sources.lines import Lines
+from raycap.sources.lines import Lines, LongLine
 from raycap.sources.notes import UNKNOWN, UNLISTED_FOLDER, Notes, nothing
 from raycap.sources.place import PICTURE_NAME, Place, existing, locate
 from raycap.sources.rows import tables
@@ -121,7 +121,10 @@ class Flickr:
         files = root.search(_SPLIT_FILES) if self.split_files else ()
         for file in files:
             split = split_in(_SPLIT_FILES.fullmatch(file.name)[1])  # type: ignore[index]  # the search matched it
-            for line in Lines(file):
+            for line in Lines(file).or_faults():
+                if isinstance(line, LongLine):
+                    notes.add(UNKNOWN, str(line))
+                    continue
                 name = line.strip()
                 name = name if name in known or not name else f"{name}.jpg"  # some lists have no endings
                 if name in known and splits.setdefault(name, split) != split:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from raycap.refusal import Refusal
-from raycap.sources.lines import Lines, first_line
+from raycap.sources.lines import Lines, LongLine, first_line
 from raycap.sources.notes import MALFORMED_CAPTION, REPAIRED_LINE, Notes
 from raycap.sources.place import Place
 
@@ -64,7 +64,10 @@ def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
             "and a caption, or a header 'image,caption' or 'image_name| comment_number| comment' were looked for"
         )
     header = form.has_header
-    for number, ended in enumerate(Lines(place), 1):
+    for number, ended in enumerate(Lines(place).or_faults(), 1):
+        if isinstance(ended, LongLine):
+            notes.add(MALFORMED_CAPTION, f"{place.name} line {number}: {ended.reason}")
+            continue
         line = ended.rstrip("\r\n")
         if not line.strip():
             continue

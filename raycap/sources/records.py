@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raycap.refusal import Refusal
 from raycap.sources import delimited, parquet
-from raycap.sources.lines import Lines, name_unpacked
+from raycap.sources.lines import Lines, LongLine, name_unpacked
 from raycap.sources.listing import walk
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
 from raycap.sources.place import Place, existing, locate
@@ -53,7 +53,8 @@ class Records:
         if self.format == "parquet":
             return list(self.schema().names)
         if self.format == "jsonl":  # a line need not have every field
-            objects = (_json_object(line) for line in itertools.islice(Lines(self.place), 100))
+            first = itertools.islice(Lines(self.place).or_faults(), 100)
+            objects = (_json_object(line) for line in first if isinstance(line, str))
             return list(dict.fromkeys(name for fields in objects for name in fields or ()))
         return delimited.header(self.place)
 
@@ -89,7 +90,10 @@ class Records:
             yield Piece(pa.table(columns), [where for where, _ in piece], self.place)
 
     def _json_lines(self, wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
-        for number, line in enumerate(Lines(self.place), 1):
+        for number, line in enumerate(Lines(self.place).or_faults(), 1):
+            if isinstance(line, LongLine):
+                notes.add(MALFORMED_LINE, f"{self.place.name} line {number}: {line.reason}")
+                continue
             if not line.strip():
                 continue
             values = _json_object(line)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
-from raycap.sources.lines import Lines
-from raycap.sources.notes import Notes
+from raycap.sources.lines import LONGEST_URL, Lines, LongLine
+from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.place import existing, locate
 from raycap.sources.rows import Row, counted, pieces, tables
 from raycap.uris import has_scheme, is_web
@@ -57,11 +57,12 @@ class Urls:
             raise Refusal(
                 f"{place.uri} is a folder: a list of URLs is a text file (for its pictures: --source folder)"
             )
-        tried = list(itertools.islice(self._lines(), _LINES_TRIED))
+        notes = Notes()
+        tried = list(itertools.islice(self._lines(notes), _LINES_TRIED))
         if any("\0" in line for line in tried):
             raise Refusal(f"{place.uri} is not a text file: a list has one URL a line")
         if not tried:
-            raise Refusal(self._nothing())
+            raise Refusal(self._nothing(notes))
         if not self.local and not any(map(has_scheme, tried)):
             raise Refusal(
                 f"the first lines of {place.uri} are no URLs (the first: {tried[0][:100]!r}); "
@@ -69,27 +70,32 @@ class Urls:
             )
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
-        return tables(self._rows(notes or Notes()), self._nothing)
+        notes = notes or Notes()
+        return tables(self._rows(notes), lambda: self._nothing(notes))
 
     def _rows(self, notes: Notes) -> Iterator[Row]:
         keys = Keys()
         folder = locate(self.path).parent
-        for urls in pieces(self._lines()):
+        for urls in pieces(self._lines(notes)):
             for key, url in zip(keys.of(urls), urls, strict=True):
                 yield Row(key, resolved(url, folder) if self.local else url)
         note_repeats(keys, "URL", notes)
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, notes: Notes) -> Iterator[str]:
         if is_web(self.path):
             yield self.path
             return
-        for line in Lines(existing(self.path)):
+        place = existing(self.path)
+        for line in Lines(place, LONGEST_URL).or_faults():
+            if isinstance(line, LongLine):
+                notes.add(MALFORMED_LINE, f"{place.name} line {line.number}: {line.reason}")
+                continue
             url = line.strip()
             if url and not url.startswith("#"):
                 yield url
 
-    def _nothing(self) -> str:
-        return f"no URL in {self.path}: a list has one a line"
+    def _nothing(self, notes: Notes) -> str:
+        return nothing(f"no URL in {self.path}: a list has one a line", notes)
 
 
 def resolved(uri: str, folder: "Place") -> str:
