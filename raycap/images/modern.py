@@ -103,20 +103,20 @@ class JpegXl(Opened):
             from pillow_jxl.JpegXLImagePlugin import JXLImageFile
         except ImportError:
             raise Unreadable("a JPEG XL picture, which needs an extra: pip install 'raycap[jxl]'") from None
-        size = _size_of_jpeg_xl(self.data)
-        self.limits.check_size(*size)
-        self.limits.check_memory(self._memory(size))  # opening it decodes it
+        width, height, self._each = _header_of_jpeg_xl(self.data)
+        self.limits.check_size(width, height)
+        self.limits.check_memory(self._memory(width, height))  # opening it decodes it
         try:
             opened: Image.Image = JXLImageFile(BytesIO(self.data))  # type: ignore[no-untyped-call, unused-ignore]
         except RuntimeError as fault:
             raise Unreadable(f"broken jpeg-xl: {str(fault)[:200]}") from None
         return opened
 
-    def _memory(self, size: tuple[int, int]) -> float:
-        return 3 * len(self.data) + size[0] * size[1] * 40
+    def _memory(self, width: int, height: int) -> float:
+        return 3 * len(self.data) + width * height * self._each
 
     def memory(self) -> float:
-        return self._memory(self.size)
+        return self._memory(*self.size)
 
     def turn(self) -> Image.Transpose | None:
         # The decoder has turned the picture by its own header, unless the file wraps a JPEG.
@@ -135,11 +135,12 @@ class _Bits:
         return number
 
 
-def _size_of_jpeg_xl(data: bytes) -> tuple[int, int]:
-    stream = data[:2**10] if data[:2] == b"\xff\x0a" else _jpeg_xl_stream(data)
+def _header_of_jpeg_xl(data: bytes) -> tuple[int, int, int]:
+    """Width, height, and the bytes that decoding takes for each pixel (ISO 18181-1, annex D)."""
+    stream = data[:64] if data[:2] == b"\xff\x0a" else _jpeg_xl_stream(data)
     if len(stream) < 12:
         raise EOFError("end of file in the header")
-    bits = _Bits(stream[2:12])
+    bits = _Bits(stream[2:])
     small = bits.take(1)
 
     def side() -> int:
@@ -149,10 +150,27 @@ def _size_of_jpeg_xl(data: bytes) -> tuple[int, int]:
 
     height = side()
     ratio = bits.take(3)
-    if not ratio:
-        return side(), height
-    numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
-    return height * numerator // denominator, height
+    if ratio:
+        numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+        width = height * numerator // denominator
+    else:
+        width = side()
+    if bits.take(1):  # all defaults: 8 bits, no channels but colours
+        return width, height, 10
+    if bits.take(1):
+        bits.take(3)  # orientation
+        if bits.take(3):  # a preview or an animation, whose headers would follow
+            return width, height, 40
+    each = 28
+    if not bits.take(1):  # whole numbers
+        depth = (8, 10, 12, 0)[choice] if (choice := bits.take(2)) < 3 else 1 + bits.take(6)
+        each = 12 if depth <= 8 else 18
+    else:
+        bits.take((0, 0, 0, 6)[bits.take(2)])
+        bits.take(4)
+    bits.take(1)
+    extra = (0, 1)[choice] if (choice := bits.take(2)) < 2 else (2 + bits.take(4) if choice == 2 else 1 + bits.take(12))
+    return width, height, each + 8 * max(0, extra - 1)
 
 
 def _jpeg_xl_stream(data: bytes) -> bytes:
@@ -165,7 +183,7 @@ def _jpeg_xl_stream(data: bytes) -> bytes:
             length, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
         if kind in (b"jxlc", b"jxlp"):
             start += 4 if kind == b"jxlp" else 0
-            return data[start : start + 2**10]
+            return data[start : start + 64]
         if length < 8:
             break
         position += length

@@ -74,10 +74,24 @@ class Tiff(Opened):
             picture._mode = "RGB"
             raw = "RGB" if self._number(COMPRESSION, 1) == 7 and self._number(PLANAR, 1) == 1 else "RGBX"
             picture.tile = [_whole(picture, raw)]
+        elif self._number(PLANAR, 1) == 2:
+            # Pillow itself misreads planes of 16 bits and planes beside RGB, libtiff does not.
+            picture.use_load_libtiff = True
+            raw = self._raw_mode()
+            raw = raw[:-1] + "N" if raw.endswith((";16L", ";16B")) else raw
+            picture.tile = [_whole(picture, _NATIVE.get(raw, raw))]
         elif picture.use_load_libtiff:
             raw = picture.tile[0].args[0]
             picture.tile = [_whole(picture, _NATIVE.get(raw, raw))]
         return picture
+
+    def _raw_mode(self) -> str:
+        """Pillow's name for how the file stores its numbers."""
+        bits = self._numbers(BITS) or (1,)
+        bits = bits * self._number(SAMPLES, 1) if len(bits) == 1 else bits
+        order = b"II" if self._order == "<" else b"MM"
+        key = order, self._number(PHOTOMETRIC, 0), (self._number(SAMPLE_FORMAT, 1),), 1, bits, self._numbers(EXTRA_SAMPLES)
+        return TiffImagePlugin.OPEN_INFO[key][1]
 
     def _unpack(self, layout: str, at: int) -> tuple[int, ...]:
         return struct.unpack_from(self._order + layout, self.data, at)
@@ -86,6 +100,8 @@ class Tiff(Opened):
         big = 43 in self.data[2:4]
         count_layout, entry_layout, entry_size = ("Q", "HHQ", 20) if big else ("H", "HHI", 12)
         at = self._unpack("Q", 8)[0] if big else self._unpack("I", 4)[0]
+        if at >= len(self.data):
+            raise Unreadable("broken tiff: its directory is behind its end")
         entries = self._unpack(count_layout, at)[0]
         if entries > _MOST_ENTRIES:
             raise Unreadable(f"broken tiff: {entries} tags")
@@ -109,7 +125,9 @@ class Tiff(Opened):
 
     def _number(self, tag: int, default: int) -> int:
         found = self._tags.get(tag)
-        return next(iter(_Tag(found.type, 1, found.data[: _SIZES[found.type]]).integers(self._order)), default) if found and found.count else default
+        if not found or not found.count or found.type not in _INTEGERS:
+            return default
+        return _Tag(found.type, 1, found.data[: _SIZES[found.type]]).integers(self._order)[0]
 
     def _set(self, tag: int, values: tuple[int, ...], kind: int = _SHORT) -> None:
         layout = f"{self._order}{len(values)}{_INTEGERS[kind]}"
@@ -130,8 +148,7 @@ class Tiff(Opened):
         self._part_bytes = part_width * part_height * max(4, samples * bits / 8)
         for tag, found in list(self._tags.items()):
             if tag in _PER_PART and found.count > self._parts:
-                found.data = found.data[: self._parts * _SIZES[found.type]]
-                found.count = self._parts
+                self._tags[tag] = _Tag(found.type, self._parts, found.data[: self._parts * _SIZES[found.type]])
             elif tag not in _PER_PART and len(found.data) > _LARGEST_TAG:
                 del self._tags[tag]  # no tag that is needed is so large
         self._parts = min(self._parts, max(len(self._tags[tag].data) for tag in self._tags))
@@ -148,6 +165,17 @@ class Tiff(Opened):
             if photometric == _WHITE_IS_ZERO and bits > 8:
                 self._set(PHOTOMETRIC, (1,))
                 self.levels.inverted = True
+        extra = self._numbers(EXTRA_SAMPLES)
+        if self._number(PLANAR, 1) == 2 and extra and not any(extra):  # planes that mean nothing
+            samples = self._number(SAMPLES, 1) - len(extra)
+            self._set(SAMPLES, (samples,))
+            self._set(BITS, self._numbers(BITS)[:samples])
+            del self._tags[EXTRA_SAMPLES]
+            for tag in (STRIP_OFFSETS, STRIP_LENGTHS, TILE_OFFSETS, TILE_LENGTHS):
+                if tag in self._tags:
+                    found = self._tags[tag]
+                    count = found.count * samples // (samples + len(extra))
+                    self._tags[tag] = _Tag(found.type, count, found.data[: count * _SIZES[found.type]])
         colours = self._numbers(COLOUR_MAP)
         if photometric == _PALETTE and colours and max(colours) < 256:  # 8 bits where there should be 16
             self._set(COLOUR_MAP, tuple(level * 257 for level in colours))
