@@ -133,3 +133,60 @@ def linear(levels: Any) -> Any:
     """sRGB levels 0..255 to light 0..1."""
     levels = np.asarray(levels, float) / 255
     return np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+
+
+def packed(levels: np.ndarray, bits: int, order: str, kind: str = "u") -> bytes:
+    """Rows of levels [H, N] as a TIFF stores them: whole bytes in the file's order, or bits side by side."""
+    if bits in (8, 16, 32, 64):
+        return levels.astype(f"{order}{kind}{bits // 8}").tobytes()
+    each = (levels.astype(np.int64)[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(each.reshape(len(levels), -1).astype(np.uint8), axis=1).tobytes()
+
+
+def tiff_of(
+    levels: np.ndarray,
+    bits: int,
+    photometric: int,
+    order: str = "<",
+    big: bool = False,
+    kind: str = "u",
+    deflated: bool = False,
+    planar: bool = False,
+    tile: int = 0,
+    tags: dict[int, tuple[int, ...]] | None = None,
+) -> bytes:
+    """A TIFF of `levels` [H, W, C], in one strip for each plane or in tiles, written by hand."""
+    height, width, samples = levels.shape
+    planes = [levels[:, :, [each]] for each in range(samples)] if planar else [levels]
+    parts = planes
+    if tile:
+        padding = ((0, -height % tile), (0, -width % tile), (0, 0))
+        parts = [
+            np.pad(plane, padding)[top : top + tile, left : left + tile]
+            for plane in planes
+            for top in range(0, height, tile)
+            for left in range(0, width, tile)
+        ]
+    bodies = [packed(part.reshape(len(part), -1), bits, order, kind) for part in parts]
+    bodies = [zlib.compress(body) for body in bodies] if deflated else bodies
+    start = 16 if big else 8
+    offsets = tuple(start + sum(len(body) for body in bodies[:place]) for place in range(len(bodies)))
+    fields = {256: (width,), 257: (height,), 258: (bits,) * samples, 259: (8 if deflated else 1,)}
+    fields |= {262: (photometric,), 277: (samples,), 284: (2 if planar else 1,)}
+    fields |= {339: ({"u": 1, "i": 2, "f": 3}[kind],) * samples}
+    where = {322: (tile,), 323: (tile,), 324: offsets} if tile else {273: offsets, 278: (height,)}
+    fields |= where | {325 if tile else 279: tuple(len(body) for body in bodies)} | (tags or {})
+    end = start + sum(len(body) for body in bodies)
+    size, count, offset = (20, "Q", "Q") if big else (12, "H", "I")
+    after = end + struct.calcsize("<" + count) + size * len(fields) + struct.calcsize("<" + offset)
+    directory, values = struct.pack(order + count, len(fields)), b""
+    for tag, numbers in sorted(fields.items()):
+        letter = 4 if tag in (256, 257, 273, 279, 324, 325) else 3
+        value = struct.pack(f"{order}{len(numbers)}{'I' if letter == 4 else 'H'}", *numbers)
+        room = 8 if big else 4
+        if len(value) > room:
+            values, value = values + value, struct.pack(order + offset, after + len(values))
+        directory += struct.pack(f"{order}HH{offset}", tag, letter, len(numbers)) + value.ljust(room, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
+    head += struct.pack(order + "HHQ", 8, 0, end) if big else struct.pack(order + "I", end)
+    return b"".join([head, *bodies, directory, struct.pack(order + offset, 0), values])

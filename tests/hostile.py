@@ -120,8 +120,9 @@ def plain() -> Iterator[Hostile]:
         yield Hostile("plain.heic", HEIC, "heif", error="a HEIC picture, which needs an extra")
     else:
         yield Hostile("plain.heic", HEIC, "heif", (64, 64))
-    yield Hostile("plain.jp2", saved(picture, "JPEG2000"), "jpeg2000", options={"formats": ("jpeg2000",)})
-    yield Hostile("plain.ppm", saved(picture, "PPM"), "ppm", options={"formats": ("ppm",)})
+    yield Hostile("plain.jp2", saved(picture, "JPEG2000"), "jpeg2000")
+    yield Hostile("plain.ppm", saved(picture, "PPM"), "ppm")
+    yield Hostile("grey.pgm", saved(grey, "PPM"), "ppm", quadrants=GREYS)
 
 
 def jpegs() -> Iterator[Hostile]:
@@ -256,12 +257,12 @@ def strangers() -> Iterator[Hostile]:
         "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         "psd": b"8BPS",
     }
-    heads |= {"gzip": b"\x1f\x8b\x08", "mp4": b"\0\0\0\x18ftypisom", "ico": b"\0\0\1\0\1\0", "jpeg-xl": b"\xff\x0a"}
+    heads |= {"gzip": b"\x1f\x8b\x08", "mp4": b"\0\0\0\x18ftypisom", "ico": b"\0\0\1\0\1\0"}
     heads |= {"svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "riff": b"RIFF\0\0\0\0AVI "}
     for name, head in heads.items():
         yield Hostile(f"inside-{name}.jpg", head + bytes(99), name, error=f"format '{name}' cannot be read")
-    error = "format 'ppm' is not in the allow-list"
-    yield Hostile("not-allowed.ppm", saved(quadrants(), "PPM"), "ppm", error=error)
+    error, only_jpeg = "format 'ppm' is not in the allow-list", {"formats": ("jpeg",)}
+    yield Hostile("not-allowed.ppm", saved(quadrants(), "PPM"), "ppm", error=error, options=only_jpeg)
     yield Hostile(
         "not-allowed.gif", saved(quadrants(), "GIF"), "gif", error="format 'gif'", options={"formats": ("png",)}
     )
@@ -335,8 +336,7 @@ def bombs() -> Iterator[Hostile]:
     zeros = zlib.compress(bytes(16 * 2**20))
     rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(quadrants()))
     for kind, body in (("zTXt", b"comment\0\0" + zeros), ("iCCP", b"profile\0\0" + zeros)):
-        data = png(WIDTH, HEIGHT, 8, 2, rows, chunk(kind.encode(), body))
-        yield Hostile(f"{kind}-bomb.png", data, "png", error="broken png")
+        yield Hostile(f"{kind}-bomb.png", png(WIDTH, HEIGHT, 8, 2, rows, chunk(kind.encode(), body)), "png")
 
 
 def odd() -> Iterator[Hostile]:

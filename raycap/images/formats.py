@@ -1,46 +1,26 @@
-"""Which format the bytes are in (never the name), and how each is opened without decoding a pixel of it."""
+"""Which format the bytes are in (never the name), and the class that opens each."""
 
 import re
-from collections.abc import Callable
-from io import BytesIO
 
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.ImageFile import ImageFile
-from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from raycap.images.jpeg import Jpeg, Jpeg2000
+from raycap.images.modern import Avif, Heif, JpegXl, WebP
+from raycap.images.opened import Opened
+from raycap.images.plain import Bmp, Gif, Ppm
+from raycap.images.png import Png
+from raycap.images.tiff import Tiff
 
-
-class Unreadable(Exception):
-    """Why bytes do not become a picture; up to its first colon the same for all files with this fault."""
-
-
-def _open_heif(file: BytesIO) -> ImageFile:
-    try:
-        from pillow_heif import HeifImageFile
-    except ImportError:
-        raise Unreadable("a HEIC picture, which needs an extra: pip install 'raycap[heif]'") from None
-    opened: ImageFile = HeifImageFile(file)  # type: ignore[no-untyped-call, unused-ignore]
-    return opened
-
-
-# Each is opened by its own class, not by Image.open, which goes by process-wide limits that belong to the user.
-READERS: dict[str, Callable[[BytesIO], ImageFile]] = {
-    "jpeg": JpegImageFile,
-    "png": PngImageFile,
-    "webp": WebPImageFile,
-    "gif": GifImageFile,
-    "bmp": BmpImageFile,
-    "tiff": TiffImageFile,
-    "heif": _open_heif,
-    "avif": AvifImageFile,
-    "jpeg2000": Jpeg2KImageFile,
-    "ppm": PpmImageFile,
+READERS: dict[str, type[Opened]] = {
+    "jpeg": Jpeg,
+    "png": Png,
+    "webp": WebP,
+    "gif": Gif,
+    "bmp": Bmp,
+    "tiff": Tiff,
+    "heif": Heif,
+    "avif": Avif,
+    "jpeg2000": Jpeg2000,
+    "jpeg-xl": JpegXl,
+    "ppm": Ppm,
 }
 
 # Also what raycap does not read, so that a refusal can name it.
@@ -55,9 +35,6 @@ _SIGNATURES = (
     (b"MM\0+", "tiff"),
     (b"\0\0\0\x0cjP  ", "jpeg2000"),
     (b"\xff\x4f\xff\x51", "jpeg2000"),
-    (b"P4", "ppm"),
-    (b"P5", "ppm"),
-    (b"P6", "ppm"),
     (b"\0\0\0\x0cJXL ", "jpeg-xl"),
     (b"\xff\x0a", "jpeg-xl"),
     (b"\0\0\x01\0", "ico"),
@@ -68,7 +45,7 @@ _SIGNATURES = (
     (b"PK\x03\x04", "zip"),
     (b"\x1f\x8b", "gzip"),
 )
-_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # of a JPEG segment; the others occur inside of scans
+_PPM = re.compile(rb"P[1-6][\s#]")
 
 
 def picture_format(data: bytes) -> str:
@@ -80,6 +57,8 @@ def picture_format(data: bytes) -> str:
     for signature, name in _SIGNATURES:
         if data.startswith(signature):
             return name
+    if _PPM.match(data):
+        return "ppm"
     return "svg" if _is_markup(data) and b"<svg" in data[:1024] else ""
 
 
@@ -92,36 +71,6 @@ def _boxed_format(data: bytes) -> str:
     if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
         return "heif"
     return "mp4"
-
-
-def canvas_of_webp(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the header, none where it has none: opening a WebP takes memory for all of them."""
-    wide, at = data[12:16], data[20:30]
-    if len(data) < 30 or wide not in (b"VP8X", b"VP8L", b"VP8 "):
-        return None
-    if wide == b"VP8X":
-        return int.from_bytes(at[4:7], "little") + 1, int.from_bytes(at[7:10], "little") + 1
-    if wide == b"VP8L":
-        bits = int.from_bytes(at[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(at[6:8], "little") & 0x3FFF, int.from_bytes(at[8:10], "little") & 0x3FFF
-
-
-def scans_of_jpeg(data: bytes) -> int:
-    """How many passes over the pixels are stored, up to the end of the first picture: phones append films."""
-    scans, position, channels = 0, 2, b""
-    while found := _MARKER.search(data, position):
-        marker, start = found[1], found.end()
-        if marker == b"\xd9":  # end of picture
-            break
-        if marker in (b"\xc0", b"\xc1"):  # baseline
-            channels = data[start + 7 : start + 8]
-        if marker == b"\xda":
-            scans += 1
-            if channels and data[start + 2 : start + 3] == channels:
-                break  # all there is in one pass, and the decoder reads no other: no need to walk the pixels' bytes
-        position = start + int.from_bytes(data[start : start + 2], "big")
-    return scans
 
 
 def describe_stranger(data: bytes) -> str:

@@ -1,7 +1,8 @@
-"""Colours and geometry of one decoded picture: flattened, resized, turned upright, brought to sRGB."""
+"""Geometry and channels of one decoded picture: brought to 8 bits, resized, turned upright, put on a background."""
 
-from functools import lru_cache
-from io import BytesIO
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +13,12 @@ Resize = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic"]
 
 _PILLOW_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# Above this many pixels the two copies that the fast resizer needs cost more memory than its speed is worth.
-_FAST_PIXELS = 2**24
+# Above this many pixels a picture is brought to 8 bits in bands, each shrunk at once: copies of all of it would
+# take several times its memory.
+_LARGE_PIXELS = 2**23
+_BAND_PIXELS = 2**20
+# A picture is shrunk by whole factors only to this many times the size wanted; the antialiased filter does the rest.
+_GAP = 3
 
 # EXIF orientation to the turn that puts the picture upright.
 TURNS = {
@@ -28,6 +33,22 @@ TURNS = {
 SIDEWAYS = (TURNS[5], TURNS[6], TURNS[7], TURNS[8])  # these swap width and height
 
 
+@dataclass
+class Levels:
+    """What the numbers of a picture mean, where Pillow's mode does not say it."""
+
+    white: float | None = None
+    """the level of white in a grey of more than 8 bits; None takes the usual one"""
+    inverted: bool = False
+    """whether 0 is white there, and `white` is black"""
+    unsigned: bool = False
+    """whether 32-bit integers have no sign"""
+    transparent: int | None = None
+    """the one level of a 16-bit grey that is a hole"""
+    opaque: bool = False
+    """whether the fourth channel is no alpha"""
+
+
 def _fast_resizer() -> Any:
     """Pillow's own resize takes as long as decoding a small photo; this one a sixth of that."""
     try:
@@ -40,27 +61,84 @@ def _fast_resizer() -> Any:
 fast = _fast_resizer()
 
 
-def flatten(picture: Image.Image, background: tuple[int, ...]) -> Image.Image:
-    """To 8 bits a channel, one of L, RGB and CMYK, with transparent parts showing `background`."""
-    if picture.mode.startswith(("I", "F")):
-        return _to_eight_bits(picture)
-    if picture.has_transparency_data:
-        canvas = Image.new("RGBA", picture.size, background)
-        canvas.alpha_composite(picture.convert("RGBA"))
-        return canvas.convert("RGB")
-    if picture.mode in ("L", "RGB", "CMYK"):
+def in_channels(
+    picture: Image.Image, levels: Levels, wanted: tuple[int, int], box: Box
+) -> tuple[Image.Image, Box]:
+    """In one of L, LA, RGB, RGBA and CMYK, and `box` in it: a large picture is also shrunk to near `wanted`."""
+    white = _white(picture, levels)
+    width, height = picture.size
+    if width * height <= _LARGE_PIXELS:
+        return _channels(picture, levels, white), box
+    fits = min((box[2] - box[0]) / wanted[0], (box[3] - box[1]) / wanted[1])
+    factor = max(1, int(fits / _GAP))
+    if factor == 1 and picture.mode in ("L", "RGB", "CMYK") and not picture.has_transparency_data:
+        return picture, box
+    whole = None
+    rows = max(1, _BAND_PIXELS // (width * factor)) * factor
+    for top in range(0, height, rows):
+        band = _channels(picture.crop((0, top, width, min(top + rows, height))), levels, white)
+        if whole is None:
+            whole = Image.new(band.mode, (ceil(width / factor), ceil(height / factor)))
+        whole.paste(band.reduce(factor) if factor > 1 else band, (0, top // factor))
+    assert whole is not None
+    return whole, (box[0] / factor, box[1] / factor, box[2] / factor, box[3] / factor)
+
+
+def _channels(picture: Image.Image, levels: Levels, white: float) -> Image.Image:
+    mode = picture.mode
+    if mode.startswith(("I", "F")):
+        return _to_eight_bits(picture, levels, white)
+    if mode in ("La", "RGBa"):
+        return picture.convert(mode.upper())
+    if mode == "LAB":
+        return _lab_to_rgb().apply(picture)
+    if picture.has_transparency_data and not levels.opaque:
+        return picture.convert("LA" if mode in ("1", "L", "LA") else "RGBA")
+    if mode in ("L", "RGB", "CMYK"):
         return picture
-    return picture.convert("L" if picture.mode == "1" else "RGB")
+    return picture.convert("L" if mode in ("1", "LA") else "RGB")
 
 
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale wide greys. 32-bit files do not state their range: take the smallest usual one that holds them."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float32), copy=False, posinf=0, neginf=0)  # [H, W]
-    largest = float(values.max())
-    ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(picture.mode, (65535,))
-    white = next((top for top in ranges if largest <= top), largest)
-    values *= 255 / white
-    return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
+def _white(picture: Image.Image, levels: Levels) -> float:
+    """The level of white. 32-bit files do not state theirs: take the smallest usual one that holds all levels."""
+    if levels.white:
+        return levels.white
+    if picture.mode not in ("I", "F"):
+        return 65535 if picture.mode.startswith("I") else 255
+    rows = max(1, _BAND_PIXELS // picture.width)
+    bands = range(0, picture.height, rows)
+    crops = (picture.crop((0, top, picture.width, min(top + rows, picture.height))) for top in bands)
+    largest = max(float(_numbers(crop, levels).max()) for crop in crops)
+    ranges: tuple[float, ...] = (1, 255, 65535) if picture.mode == "F" else (255, 65535)
+    if largest >= 2**31 and levels.unsigned:
+        return 2**32 - 1
+    return next((top for top in ranges if largest <= top), largest)
+
+
+def _numbers(picture: Image.Image, levels: Levels) -> np.ndarray:
+    """Of a wide grey, as float32 [H, W]."""
+    numbers = np.asarray(picture)
+    if levels.unsigned:
+        numbers = numbers.view(np.uint32)
+    return np.nan_to_num(numbers.astype(np.float32), copy=False, posinf=0, neginf=0)
+
+
+def _to_eight_bits(picture: Image.Image, levels: Levels, white: float) -> Image.Image:
+    numbers = _numbers(picture, levels)
+    hole = None if levels.transparent is None else numbers == levels.transparent
+    numbers *= 255 / white
+    if levels.inverted:
+        np.subtract(255, numbers, out=numbers)
+    grey = Image.fromarray(numbers.round(out=numbers).clip(0, 255, out=numbers).astype(np.uint8))
+    if hole is not None:
+        grey.putalpha(Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+    return grey
+
+
+@cache
+def _lab_to_rgb() -> ImageCms.ImageCmsTransform:
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(*profiles, "LAB", "RGB", flags=ImageCms.Flags.NOCACHE)
 
 
 def placement(size: tuple[int, int], side: int, resize: Resize) -> tuple[tuple[int, int], Box]:
@@ -77,44 +155,23 @@ def placement(size: tuple[int, int], side: int, resize: Resize) -> tuple[tuple[i
 
 
 def scale_to(picture: Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Image.Image:
-    """Antialiased resize of the part `box` of an L, RGB or CMYK picture."""
+    """Antialiased resize of the part `box` of an L, LA, RGB, RGBA or CMYK picture; alpha weighs the colours."""
     if picture.size == size and list(box) == [0, 0, *size]:
         return picture
-    if fast is None or picture.width * picture.height > _FAST_PIXELS:
-        return picture.resize(size, _PILLOW_FILTERS[interpolation], box=box, reducing_gap=3.0)
+    if fast is None or picture.width * picture.height > _LARGE_PIXELS:
+        return picture.resize(size, _PILLOW_FILTERS[interpolation], box=box, reducing_gap=float(_GAP))
     kernel = fast.FilterType.bilinear if interpolation == "bilinear" else fast.FilterType.catmull_rom
     left, top, right, bottom = box
     options = fast.ResizeOptions(
         resize_alg=fast.ResizeAlg.convolution(kernel),
-        use_alpha=False,  # the fourth channel of CMYK is ink
+        use_alpha=picture.mode in ("LA", "RGBA"),  # the fourth channel of CMYK is ink
         crop_box=fast.CropBox(left, top, right - left, bottom - top),
     )
-    kind = {"L": fast.PixelType.U8, "RGB": fast.PixelType.U8x3, "CMYK": fast.PixelType.U8x4}[picture.mode]
+    kind = getattr(fast.PixelType, {"L": "U8", "LA": "U8x2", "RGB": "U8x3"}.get(picture.mode, "U8x4"))
     # By way of bytes: its door for Pillow's own objects reads their private memory layout.
     scaled = fast.ImageData(*size, kind)
     fast.Resizer().resize(fast.ImageData(*picture.size, kind, picture.tobytes()), scaled, options)
     return Image.frombytes(picture.mode, size, scaled.get_buffer())
-
-
-def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """To RGB by the colour profile that came with the picture; one that does not fit is ignored, as viewers do."""
-    transform = _transform_to_srgb(profile, picture.mode) if profile else None
-    return transform.apply(picture) if transform else picture.convert("RGB")
-
-
-@lru_cache(maxsize=8)  # building one takes three times as long as applying it, and cameras repeat their profiles
-def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None where the colours are sRGB already, or the profile is for another kind of picture."""
-    try:
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
-            return None
-        # Without the one-pixel cache, which threads that share the transform would share.
-        return ImageCms.buildTransform(
-            source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
-        )
-    except (ImageCms.PyCMSError, OSError):
-        return None
 
 
 def turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:

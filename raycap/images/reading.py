@@ -1,50 +1,36 @@
 """How pictures are read: the options, the outcome, and the one door from bytes to pixels."""
 
 import difflib
+import math
 import re
-import struct
 from dataclasses import dataclass
-from io import BytesIO
-from math import ceil
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, ImageColor
-from PIL.ImageFile import ImageFile
+from PIL import Image, ImageColor
 
-from raycap.images.formats import (
-    READERS,
-    Unreadable,
-    canvas_of_webp,
-    describe_stranger,
-    picture_format,
-    scans_of_jpeg,
-)
+from raycap.images.colours import to_srgb
+from raycap.images.formats import READERS, describe_stranger, picture_format
+from raycap.images.opened import Limits, Opened, Unreadable
 from raycap.images.pixels import (
     SIDEWAYS,
-    TURNS,
     Box,
     Interpolation,
     Resize,
-    flatten,
+    in_channels,
     padded,
     placement,
     scale_to,
-    to_srgb,
     turned,
 )
 from raycap.refusal import Refusal
 
 # A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is still this many times the size wanted.
 # Less is hardly faster and softens the picture: benchmarks/decode.py prints the difference.
-_JPEG_MARGIN = 1.5
-# Progressive photos have about ten scans. Each scan may be a few bytes that cost a pass over all pixels.
-_JPEG_SCANS = 100
+_MARGIN = 1.5
 # What the readers say when bytes run out.
 _RUN_OUT = re.compile(
     r"truncat|end of file|EOF|no more images|outside of file|buffer of at least|requires a buffer|only got", re.I
 )
-_SALVAGEABLE = ("jpeg", "png", "gif", "bmp", "ppm")
-_FAULTS = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -69,12 +55,16 @@ class Reading:
 
     background: str = "#ffffff"
     """colour behind transparent pictures, and of the bars of pad"""
-    formats: tuple[str, ...] = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "heif", "avif")
-    """formats accepted, by the bytes, not the name; jpeg2000 and ppm can be added"""
+    formats: tuple[str, ...] = tuple(READERS)
+    """formats accepted, by the bytes, not the name"""
     max_bytes: int = 128 * 2**20
     """largest file in bytes"""
     max_pixels: int = 120_000_000
-    """largest picture in pixels, by its header; decoding takes up to 10 bytes for each"""
+    """largest picture in pixels, by its header"""
+    max_memory: int = 640
+    """most MiB that decoding one picture may take, its file included; a pixel takes 4 bytes as jpeg, png, gif, bmp,
+    tiff or ppm, up to 8 more as progressive jpeg, 13 as webp, 12 to 28 as heif or avif, up to 30 as jpeg2000 (less
+    where it can be decoded at a fraction), 40 as jpeg-xl"""
     max_side: int = 50_000
     """longest side in pixels"""
     max_aspect: float = 50
@@ -83,9 +73,11 @@ class Reading:
     """show what is there of a truncated jpeg, png, gif, bmp or ppm (the rest grey or black), not refuse it"""
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "max_side", "max_aspect"):
-            if getattr(self, name) < 1:
-                raise Refusal(f"--reading.{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        for name in ("max_bytes", "max_pixels", "max_memory", "max_side", "max_aspect"):
+            limit = getattr(self, name)
+            if not (math.isfinite(limit) and limit >= 1):
+                option = f"--reading.{name.replace('_', '-')}"
+                raise Refusal(f"{option} is {limit}: it must be a number that is at least 1")
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
@@ -129,26 +121,25 @@ def read_whole(data: bytes, reading: Reading) -> Picture:
 
 def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
     kind = picture_format(data)
-    size = (0, 0)
+    limits = Limits(reading.max_pixels, reading.max_side, reading.max_aspect, reading.max_memory * 2**20)
     interpolation = square.interpolation if square else ANY_SQUARE.interpolation
     try:
         _check_bytes(data, kind, reading)
-        opened = _open(data, kind, reading)
+        opened = READERS[kind](data, limits)
         size = opened.size
-        _check_size(size, reading)
         wanted, box = placement(size, square.size, square.resize) if square else (size, (0.0, 0.0, *size))
-        decoded, box = _decode(opened, size, wanted, box, reading.salvage_truncated and kind in _SALVAGEABLE)
-        turn = None if kind == "tiff" else TURNS.get(_orientation(opened))  # Pillow turns TIFFs itself
-        size = size[::-1] if turn in SIDEWAYS else size
+        decoded, box = _decode(opened, wanted, box, reading.salvage_truncated)
+        channels, box = in_channels(decoded, opened.levels, wanted, box)
+        scaled = scale_to(channels, wanted, box, interpolation)
         background = ImageColor.getrgb(reading.background)[:3]
-        scaled = scale_to(flatten(decoded, background), wanted, box, interpolation)
-        upright = turned(to_srgb(scaled, opened.info.get("icc_profile")), turn)
-        return Picture(np.array(padded(upright, square.size if square else None, background)), kind, *size, "")
+        upright = turned(_on(background, scaled, opened), turn := opened.turn())
+        shown = size[::-1] if turn in SIDEWAYS else size
+        return Picture(np.array(padded(upright, square.size if square else None, background)), kind, *shown, "")
     except Unreadable as fault:
         error = str(fault)
     except Exception as fault:  # noqa: BLE001 - decoders raise anything; it becomes the row's reason
         error = _reason(fault, data, kind, reading)
-    claimed = size if max(size) < 2**31 else (0, 0)  # a corrupted header may claim what no table can hold
+    claimed = limits.size if max(limits.size) < 2**31 else (0, 0)  # a header may claim what no table can hold
     return Picture(None, kind, *claimed, error)
 
 
@@ -164,56 +155,30 @@ def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
         raise Unreadable(f"format {kind!r} cannot be read")
     if kind not in reading.formats:
         raise Unreadable(f"format {kind!r} is not in the allow-list (--reading.formats)")
-    if kind == "jpeg" and scans_of_jpeg(data) > _JPEG_SCANS:
-        raise Unreadable("a scan bomb: more passes over its pixels than any photo has")
 
 
-def _check_size(size: tuple[int, int], reading: Reading) -> None:
-    """Refuse by the header, before memory for pixels is taken."""
-    named = f"{size[0]}x{size[1]} pixels"
-    if size[0] * size[1] > reading.max_pixels:
-        raise Unreadable(f"a decompression bomb: {named} (--reading.max-pixels)")
-    if max(size) > reading.max_side:
-        raise Unreadable(f"too long a side: {named} (--reading.max-side)")
-    if max(size) > reading.max_aspect * min(size):
-        raise Unreadable(f"too long and thin: {named} (--reading.max-aspect)")
+def _decode(opened: Opened, wanted: tuple[int, int], box: Box, salvage: bool) -> tuple[Image.Image, Box]:
+    """The pixels, at a fraction of the size where the format allows it and that is enough; `box` in that fraction."""
+    size = opened.size
+    enough = [math.ceil(_MARGIN * wanted[axis] * size[axis] / (box[axis + 2] - box[axis])) for axis in (0, 1)]
+    opened.shrink((enough[0], enough[1]))
+    memory = opened.memory()
+    if wanted == size:
+        memory += 12 * size[0] * size[1]  # kept whole: copies in other channels, turned, and as an array
+    opened.limits.check_memory(memory)
+    decoded = opened.load(salvage)
+    across, down = decoded.width / size[0], decoded.height / size[1]
+    return decoded, (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
 
 
-def _open(data: bytes, kind: str, reading: Reading) -> ImageFile:
-    canvas = canvas_of_webp(data) if kind == "webp" else None
-    if canvas:
-        _check_size(canvas, reading)
-    # An end marker of our own lets the decoder finish a JPEG that lacks its own, and does nothing to whole ones.
-    ending = b"\xff\xd9" if reading.salvage_truncated and kind == "jpeg" else b""
-    return READERS[kind](BytesIO(data + ending))
-
-
-def _decode(
-    opened: ImageFile, size: tuple[int, int], wanted: tuple[int, int], box: Box, salvage: bool
-) -> tuple[Image.Image, Box]:
-    """The pixels, of a JPEG at a fraction of its size where that is enough, and `box` in that fraction."""
-    enough = [ceil(_JPEG_MARGIN * wanted[axis] * size[axis] / (box[axis + 2] - box[axis])) for axis in (0, 1)]
-    drafted = opened.draft(None, (enough[0], enough[1]))
-    if drafted:
-        fraction = drafted[1][2] / size[0]
-        box = (box[0] * fraction, box[1] * fraction, box[2] * fraction, box[3] * fraction)
-    try:
-        opened.load()
-    except _FAULTS:
-        if not salvage:
-            raise
-        opened.tile = []  # what was decoded before the fault stays; raises again where that is nothing
-        opened.load()
-    if opened.mode == "CMYK" and opened.format == "JPEG" and "adobe" not in opened.info:
-        return ImageChops.invert(opened), box  # Pillow takes all for Adobe's, which store ink inverted
-    return opened, box
-
-
-def _orientation(opened: ImageFile) -> int:
-    try:
-        return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
-    except _FAULTS:
-        return 1  # EXIF that cannot be read costs the turn, not the picture
+def _on(background: tuple[int, ...], picture: Image.Image, opened: Opened) -> Image.Image:
+    """In sRGB, with transparent parts showing the background, which is in sRGB already."""
+    if picture.mode not in ("LA", "RGBA"):
+        return to_srgb(picture, opened.profile())
+    colours = to_srgb(picture.convert("L" if picture.mode == "LA" else "RGB"), opened.profile())
+    shown = Image.new("RGB", picture.size, background)
+    shown.paste(colours, mask=picture.getchannel("A"))
+    return shown
 
 
 def _reason(fault: Exception, data: bytes, kind: str, reading: Reading) -> str:
@@ -227,6 +192,6 @@ def _reason(fault: Exception, data: bytes, kind: str, reading: Reading) -> str:
     lacking = kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     if not lacking and not _RUN_OUT.search(message):
         return f"broken {kind}: {message[:200]}" if message else f"broken {kind}"
-    if kind in _SALVAGEABLE and not reading.salvage_truncated:
+    if READERS[kind].salvageable and not reading.salvage_truncated:
         return f"truncated {kind}: --reading.salvage-truncated shows what is there"
     return f"truncated {kind}"
