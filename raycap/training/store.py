@@ -203,7 +203,6 @@ def _parts(table: str) -> list[tuple[str, int, Any]]:
         found = sorted((one for one in found if one["type"] == "file"), key=lambda one: str(one["name"]))
     except (OSError, ValueError, ImportError) as error:
         raise Refusal(f"cannot read the feature table {table}: {error}") from error
-    found = sorted((one for one in listed if one["name"].endswith(".parquet")), key=lambda one: one["name"])
     if not found:
         raise Refusal(f"there is no feature table at {table}: no *.parquet in it; make one with `raycap extract`")
     # Local names stay paths: of a file: URI the percent signs would be decoded.
