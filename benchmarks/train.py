@@ -37,15 +37,14 @@ from raycap.encoders import ResNet50
 from raycap.images import Reading, read_picture
 from raycap.precision import derive
 from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train
-from raycap.training.batches import Batch, Lesson, read_ahead
-from raycap.training.checkpoint import Place
-from raycap.training.group import Group
-from raycap.training.learner import Learner
+from raycap.training.checkpoint import TrainState
+from raycap.training.dataset import Batch, CaptionDataset, read_ahead
+from raycap.training.distributed import WorkerGroup
+from raycap.training.loss import decoder_inputs
 from raycap.training.network import Network
-from raycap.training.objective import before
-from raycap.training.phases import Phase
-from raycap.training.self_critical import Critic
-from raycap.training.store import Store
+from raycap.training.self_critical import CaptionReward
+from raycap.training.step import Learner, Phase, train_step
+from raycap.training.store import PictureStore
 from raycap.vocabulary import PAD, Vocabulary, Words
 
 POSITIONS, WIDTH, WORDS, REFERENCES = 49, 2048, 2500, 5
@@ -53,7 +52,7 @@ DECODER = config.load(str(Path(__file__).parents[1] / "configs" / "flickr8k.yaml
 OPTIONS = Train(objective=Objective(label_smoothing=0.0), optimiser=Optimiser(averaging=0.999))
 
 
-def made_up(pictures: int, file: Path) -> Store:
+def made_up(pictures: int, file: Path) -> PictureStore:
     """Features in a mapped file, and captions of made-up words, as often used as words are."""
     chance = np.random.default_rng(0)
     rows = np.memmap(file, np.float16, mode="w+", shape=(pictures, POSITIONS + 1, WIDTH))
@@ -64,7 +63,7 @@ def made_up(pictures: int, file: Path) -> Store:
     lengths = np.clip(chance.normal(10.8, 3.9, (pictures, REFERENCES)).round(), 3, 30).astype(int)
     said = [[" ".join(chance.choice(words, length, p=odds / odds.sum())) for length in own] for own in lengths]
     keys = [str(number) for number in range(pictures)]
-    return Store(rows, pa.table({"key": keys, "split": ["train"] * pictures, "references": said}))
+    return PictureStore(rows, pa.table({"key": keys, "split": ["train"] * pictures, "references": said}))
 
 
 @dataclass
@@ -85,22 +84,26 @@ def network(width: int = WIDTH) -> Network:
     return Network(DECODER.build(WORDS + 4, POSITIONS, width), None).train()
 
 
-def ours(lesson: Lesson, batch: int, group: Group, critic: Critic | None = None) -> Iterator[int]:
+def ours(
+    dataset: CaptionDataset, batch: int, group: WorkerGroup, reward: CaptionReward | None = None
+) -> Iterator[int]:
     """raycap's steps, as a run makes them."""
-    phase = Phase("self_critical" if critic else "cross_entropy", 1000, 5e-4, Schedule())
-    learner = Learner(network(), OPTIONS, phase, 1000 * lesson.steps(batch), critic, derive("cpu"), group)
+    phase = Phase("self_critical" if reward else "cross_entropy", 1000, 5e-4, Schedule())
+    steps, precision = dataset.steps_per_epoch(batch), derive("cpu")
+    learner = Learner(network(), OPTIONS, phase, steps, reward, precision, group)
     for epoch in itertools.count():
-        place = Place(epoch=epoch, epochs_done=epoch)
-        shares = lesson.shares(epoch, 0, batch, group.rank, group.size)
-        for parts in read_ahead(shares, lambda share: [lesson.batch(share)]):
-            learner.step(parts, place, 0.0, (False, False))
-            place.step, place.step_of_epoch = place.step + 1, place.step_of_epoch + 1
+        state = TrainState(epoch=epoch, epochs_done=epoch)
+        shares = dataset.shares(epoch, 0, batch, group.rank, group.size)
+        for parts in read_ahead(shares, lambda share: [dataset.batch(share)]):
+            train_step(learner, parts, state, 0.0)
+            state.step, state.step_of_epoch = state.step + 1, state.step_of_epoch + 1
+            group.any([False, False], precision.device)
             yield sum(int((part.words[..., 1] != PAD).sum()) for part in parts) * group.size
 
 
-def plain(lesson: Lesson, batch: int) -> Iterator[int]:
+def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
     """The best loop that one writes by hand: everything in memory, nothing counted."""
-    whole: Batch = lesson.batch(lesson.places)
+    whole: Batch = dataset.batch(dataset.rows)
     features = whole.pictures.clone()
     net, precision = network(), derive("cpu")
     optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
@@ -110,7 +113,7 @@ def plain(lesson: Lesson, batch: int) -> Iterator[int]:
             words = words[..., : int((words != PAD).any(0).any(0).sum())]
             true = words[..., 1:] != PAD
             with precision.autocast():
-                outputs, _ = net.decoder.unroll(net.remember(features[rows]), before(words))
+                outputs, _ = net.decoder.unroll(net.remember(features[rows]), decoder_inputs(words))
                 loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -119,7 +122,7 @@ def plain(lesson: Lesson, batch: int) -> Iterator[int]:
             yield len(rows) * REFERENCES
 
 
-def tutorials(photos: list[Path], encoder: Any, lesson: Lesson, captions: int = 32) -> Iterator[int]:
+def tutorials(photos: list[Path], encoder: Any, dataset: CaptionDataset, captions: int = 32) -> Iterator[int]:
     """Read, encode, and learn one caption of each picture, whose grid comes again for each of its captions; all in
     float32, as tutorials have it."""
     net = network()
@@ -129,10 +132,10 @@ def tutorials(photos: list[Path], encoder: Any, lesson: Lesson, captions: int = 
         pixels = [read_picture(path.read_bytes(), Reading(), encoder.intake).pixels for path in chosen]
         with torch.inference_mode():
             grid, vector = encoder(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))  # type: ignore[arg-type]
-        places = np.arange(turn * captions, (turn + 1) * captions) % len(lesson)
-        words = lesson.batch(places).words[:, :1]  # [B, 1, T + 1]
+        places = np.arange(turn * captions, (turn + 1) * captions) % len(dataset)
+        words = dataset.batch(places).words[:, :1]  # [B, 1, T + 1]
         true = words[..., 1:] != PAD
-        outputs, _ = net.decoder.unroll(net.decoder.remember(grid.clone(), vector.clone()), before(words))
+        outputs, _ = net.decoder.unroll(net.decoder.remember(grid.clone(), vector.clone()), decoder_inputs(words))
         loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -140,13 +143,13 @@ def tutorials(photos: list[Path], encoder: Any, lesson: Lesson, captions: int = 
         yield captions
 
 
-def one_of_two(rank: int, size: int, port: int, store: Store, batch: int, steps: int, answers: Any) -> None:
+def one_of_two(rank: int, size: int, port: int, store: PictureStore, batch: int, steps: int, answers: Any) -> None:
     """A process of the comparison of workers: `size` together use two threads."""
     torch.set_num_threads(2 // size)
     if size > 1:
         address = f"tcp://127.0.0.1:{port}"
         torch.distributed.init_process_group("gloo", address, rank=rank, world_size=size)
-    side = Side(ours(_lesson(store), batch, Group()))
+    side = Side(ours(_dataset(store), batch, WorkerGroup()))
     side.seconds_per_caption(2)
     seconds = side.seconds_per_caption(steps)
     if rank == 0:
@@ -155,17 +158,17 @@ def one_of_two(rank: int, size: int, port: int, store: Store, batch: int, steps:
         torch.distributed.destroy_process_group()
 
 
-def in_processes(size: int, port: int, store: Store, batch: int, steps: int) -> float:
+def in_processes(size: int, port: int, store: PictureStore, batch: int, steps: int) -> float:
     answers = multiprocessing.get_context("spawn").SimpleQueue()
     arguments = (size, port, store, batch, steps, answers)
     spawn(one_of_two, arguments, nprocs=size)  # type: ignore[no-untyped-call]
     return float(answers.get())
 
 
-def _lesson(store: Store) -> Lesson:
+def _dataset(store: PictureStore) -> CaptionDataset:
     captions = [caption for references in store.captions["references"].to_pylist() for caption in references]
     vocabulary = Vocabulary.build(captions, Words(min_count=1, max_size=WORDS))
-    return Lesson(store, store.of("train"), vocabulary)
+    return CaptionDataset(store, store.rows_of("train"), vocabulary)
 
 
 def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -177,19 +180,18 @@ def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, fl
     return {name: statistics.median(figures) for name, figures in seen.items()}
 
 
-def rewards_share(lesson: Lesson, batch: int, steps: int) -> tuple[float, float]:
+def rewards_share(dataset: CaptionDataset, batch: int, steps: int) -> tuple[float, float]:
     """The rewards' share of self-critical steps, and samples per second."""
-    critic, spent = Critic(lesson, SelfCritical(samples=5)), [0.0]
-    judge = critic.rewards
+    spent = [0.0]
 
-    def timed(captions: np.ndarray, places: np.ndarray) -> np.ndarray:
-        start = time.perf_counter()
-        rewards = judge(captions, places)
-        spent[0] += time.perf_counter() - start
-        return rewards
+    class TimedReward(CaptionReward):
+        def __call__(self, captions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            start = time.perf_counter()
+            rewards = super().__call__(captions, rows)
+            spent[0] += time.perf_counter() - start
+            return rewards
 
-    critic.rewards = timed  # type: ignore[method-assign]
-    side = ours(lesson, batch, Group(), critic)
+    side = ours(dataset, batch, WorkerGroup(), TimedReward(dataset, SelfCritical(samples=5)))
     next(side)
     spent[0], start = 0.0, time.perf_counter()
     for _ in itertools.islice(side, steps):
@@ -208,15 +210,15 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         store = made_up(given.pictures, Path(folder) / "rows.bin")
-        lesson = _lesson(store)
-        mine, theirs = Side(ours(lesson, given.batch, Group())), Side(plain(lesson, given.batch))
+        dataset = _dataset(store)
+        mine, theirs = Side(ours(dataset, given.batch, WorkerGroup())), Side(plain(dataset, given.batch))
         sides = {
             "plain loop in memory": lambda: theirs.seconds_per_caption(given.steps),
             "raycap": lambda: mine.seconds_per_caption(given.steps),
         }
         if given.photos:
             encoder = ResNet50(weights=given.weights, stride_in_1x1=True).build()
-            slow = Side(tutorials(sorted(given.photos.glob("*.jpg"))[:500], encoder, lesson))
+            slow = Side(tutorials(sorted(given.photos.glob("*.jpg"))[:500], encoder, dataset))
             sides["tutorials' way"] = lambda: slow.seconds_per_caption(2)
         in_turns(sides, 1)  # the first steps warm up
         seconds = in_turns(sides, given.rounds)
@@ -234,7 +236,7 @@ def main() -> None:
             print(
                 f"{name:22} {1 / median:8.1f} captions/s   {seconds['1 x 2 threads'] / median:6.3f} x one process"
             )
-        share, rate = rewards_share(lesson, given.batch, given.steps)
+        share, rate = rewards_share(dataset, given.batch, given.steps)
         print(f"self-critical: rewards take {share:.1%} of a step; {rate:.1f} samples/s")
 
 

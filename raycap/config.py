@@ -32,7 +32,7 @@ from raycap.sources import SOURCES, Source
 from raycap.training import Train
 from raycap.tuning import Tune
 from raycap.uris import has_scheme
-from raycap.variants import chosen
+from raycap.variants import chosen, merged
 from raycap.vocabulary import Words
 
 
@@ -77,6 +77,12 @@ class Config:
     metric: MetricOptions = field(default_factory=MetricOptions)
     report: Report = field(default_factory=Report)
 
+
+# Options that no longer exist: the default that they had, and why they were removed. Files of earlier versions name
+# them: the default is ignored, any other value is refused.
+REMOVED: dict[str, tuple[Any, str]] = {
+    "decoder.scaled_words": (False, "it lowered the loss and made captions no better"),
+}
 
 # The rooms with alternatives: section -> kind -> options.
 CHOICES: dict[str, Mapping[str, Any]] = {
@@ -148,6 +154,23 @@ def from_plain(data: Any) -> Config:
     return typing.cast(Config, _build(Config, data, ""))
 
 
+def with_parameters(config: Config, parameters: Mapping[str, Any]) -> Config:
+    """The config with other values of some options, by their dotted names, as in {"train.lr": 0.01}. A part of
+    another kind begins from that kind's defaults."""
+    changed: dict[str, Any] = {}
+    for key, value in parameters.items():
+        *sections, name = key.split(".")
+        inner = changed
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    try:
+        return from_plain(merged(to_plain(config), changed))
+    except Refusal as refusal:
+        point = ", ".join(f"{key} {value}" for key, value in parameters.items())
+        raise Refusal(f"{refusal} (at {point})") from refusal
+
+
 def part_to_plain(section: str, options: Any) -> dict[str, Any]:
     """One section as a mapping of words, numbers and lists, with its `kind` where it was a choice."""
     kind = {"kind": kind_of(section, options)} if section in CHOICES else {}
@@ -163,6 +186,17 @@ def part_from_plain(section: str, data: Any, name: str) -> Any:
         raise Refusal(f"{name}: {refusal}") from refusal
 
 
+def without_removed(section: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a section that an earlier version wrote, without those that no longer exist and had their
+    default."""
+    kept = dict(data)
+    for dotted, (default, _) in REMOVED.items():
+        name = dotted.removeprefix(f"{section}.")
+        if name != dotted and name in kept and kept[name] == default:
+            del kept[name]
+    return kept
+
+
 def _build(part: Any, data: Any, place: str) -> Any:
     """A dataclass from a mapping; `place` is the dotted path so far."""
     if not isinstance(data, Mapping):
@@ -171,6 +205,14 @@ def _build(part: Any, data: Any, place: str) -> Any:
     values = {}
     for key, value in data.items():
         dotted = f"{place}.{key}" if place else str(key)
+        if dotted in REMOVED:
+            default, reason = REMOVED[dotted]
+            if value != default:
+                raise Refusal(
+                    f"{dotted} is {value!r}, and this version no longer has that option ({reason}): leave it out, "
+                    "or use raycap 0.1 for what was trained with it"
+                )
+            continue
         if key not in hints:
             raise Refusal(f"there is no option '{dotted}'{nearest(str(key), hints)}")
         values[key] = _value(hints[key], value, dotted)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
-from lessons import features, write
+from feature_tables import features, write
 from ray.cluster_utils import Cluster
 from raylets import parents_of
 from small_captioner import photos, save_captioner

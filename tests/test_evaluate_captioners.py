@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from raycap.cli import main
-from raycap.training.journal import epochs
+from raycap.training.run_files import read_epochs
 
 pytestmark = pytest.mark.ray
 
@@ -60,7 +60,7 @@ def evaluated(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def kept(run: Path) -> dict[str, Any]:
-    return [line for line in epochs(run / "metrics.jsonl") if line["best"]][-1]
+    return [line for line in read_epochs(run / "metrics.jsonl") if line["best"]][-1]
 
 
 def test_what_training_measured_is_found_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from raycap.encoders import Pixels
 from raycap.images import Reading, Square, read_picture
 from raycap.precision import derive
 from raycap.tables import features_schema
-from raycap.training.store import unpacked
+from raycap.training.store import unpack_table
 
 pytestmark = pytest.mark.ray
 
@@ -78,7 +78,9 @@ def test_in_8_bits_a_grid_is_nearly_the_same_and_read_back_for_training(tmp_path
     assert extract(folder, tmp_path / "small", "--int8") == 0
     table = pq.read_table(tmp_path / "small" / "features")
     assert table.schema.remove_metadata() == features_schema(4, 192, int8=True)
-    full, small = (unpacked(str(tmp_path / name / "features"), tmp_path / "cache") for name in ("full", "small"))
+    full, small = (
+        unpack_table(str(tmp_path / name / "features"), tmp_path / "cache") for name in ("full", "small")
+    )
     assert full.captions.equals(small.captions) and small.rows.dtype == np.float16
     assert np.array_equal(full.rows[:, -1], small.rows[:, -1]), "the vector stays as it is"
     largest = np.abs(full.rows[:, :-1]).max(1, keepdims=True)

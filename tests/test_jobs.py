@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import ray
-from lessons import features, write
+from feature_tables import features, write
 from small_captioner import photos, save_captioner
 from test_train import CONFIG, DECODER
 

@@ -18,7 +18,7 @@ from raycap.cli import main
 from raycap.config import load
 from raycap.encoders import MobileNetV2
 from raycap.refusal import Refusal
-from raycap.training.journal import epochs
+from raycap.training.run_files import read_epochs
 
 pytestmark = pytest.mark.ray
 
@@ -133,7 +133,7 @@ def test_it_trains(name: str, run: str, form: str, changes: list[str], data: Pat
     if "glove" in name:
         arguments += ["--vocabulary.glove", str(data / "glove.txt")]
     assert main(arguments) == 0
-    curve = epochs(out / "metrics.jsonl")
+    curve = read_epochs(out / "metrics.jsonl")
     assert curve[1]["training_loss"] < curve[0]["training_loss"]
     assert {path.name for path in out.iterdir()} >= {"captioner", "facts.json", "learning_curve.png", "tensorboard"}
     captioner = Captioner.load(out / "captioner")

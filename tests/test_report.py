@@ -412,7 +412,6 @@ def test_a_sweep_is_a_page_too(browser: Any, tmp_path: Path) -> None:
             status,
             HOSTILE[0] if status == "failed" else "",
             {"train.lr": 10.0**-number, "train.batch": 8 << number % 2, "train.data_name": HOSTILE[number]},
-            [f"after epoch 1 from trial 0000, with {HOSTILE[1]}"] * (number == 2),
             curve,
             int(np.argmax(curve)) + 1 if curve else 0,
             60.0,

@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
-from lessons import features, write
+from feature_tables import features, write
 
 from raycap.captioner import Captioner
 from raycap.cli import main
-from raycap.training.journal import epochs, lines
+from raycap.training.run_files import read_epochs, read_log
 
 pytestmark = pytest.mark.ray
 
@@ -58,7 +58,13 @@ def config(tmp_path: Path, table: str) -> Path:
 @pytest.fixture(scope="module")
 def one_ray() -> Iterator[None]:
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
     del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
@@ -68,7 +74,7 @@ def curve(out: Path) -> list[dict[str, Any]]:
     """The epochs of a run, without its times."""
     return [
         {name: value for name, value in line.items() if "seconds" not in name and name != "samples"}
-        for line in epochs(out / "metrics.jsonl")
+        for line in read_epochs(out / "metrics.jsonl")
     ]
 
 
@@ -98,7 +104,15 @@ def test_in_this_process_and_from_the_command_line(config: Path, tmp_path: Path)
 def test_a_finished_run_says_so_and_does_nothing(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
+    arguments = [
+        "train",
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers.count",
+        "0",
+    ]
     assert main(arguments) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*") if "lease" not in path.name}
     assert main(arguments) == 0
@@ -106,10 +120,33 @@ def test_a_finished_run_says_so_and_does_nothing(
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_another_run_in_the_same_folder_is_refused_and_fresh_starts_over(
+def test_a_run_of_an_earlier_version_continues_without_its_removed_options(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
+    assert main([*arguments, "--epochs", "1"]) == 0
+    file = tmp_path / "run" / "run.json"
+    record = json.loads(file.read_text())
+    for value, code in ((False, 0), (True, 2)):
+        record["identity"]["decoder"]["scaled_words"] = value
+        file.write_text(json.dumps(record))
+        assert main([*arguments, "--epochs", "1"]) == code
+    said = capsys.readouterr()
+    assert "finished; nothing to do" in said.out and "decoder.scaled_words was True" in said.err
+
+
+def test_another_run_in_the_same_folder_is_refused_and_fresh_starts_over(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "train",
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers.count",
+        "0",
+    ]
     assert main(arguments) == 0
     assert main([*arguments, "--lr", "0.01"]) == 2
     assert "train.lr was 0.02, now 0.01" in capsys.readouterr().err
@@ -126,15 +163,21 @@ def test_another_run_in_the_same_folder_is_refused_and_fresh_starts_over(
         (["--vocabulary.min-count", "999"], ["999", "min_count"]),
         (["--encoder.patch", "8"], ["another encoder"]),
         (["--vocabulary.glove", "no-such.txt"], ["no-such.txt"]),
-        (["--vocabulary.glove", "no-such.txt", "--decoder.scaled-words"], ["decoder.scaled_words"]),
         (["--augmentation.flip"], ["augmentation", "source"]),
-        (["--augmentation.flip", "--augmentation.views", "2"], ["augmentation.views", "give a source"]),
+        (
+            ["--augmentation.flip", "--augmentation.views", "2"],
+            ["augmentation.views", "give a source"],
+        ),
         (["--out", "s3://bucket/run"], ["s3://bucket/run"]),
         (["--start-from", "no-such-captioner"], ["no-such-captioner"]),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_started(
-    flags: list[str], words: list[str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    words: list[str],
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     usual = ["--out", str(tmp_path / "run"), "--workers.count", "0"]
     assert main(["train", "--config", str(config), *usual, *flags]) == 2
@@ -170,7 +213,15 @@ def test_a_source_that_cannot_be_learned_from_is_refused_before_a_picture_is_rea
 
 
 def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_path: Path) -> None:
-    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
+    arguments = [
+        "train",
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers.count",
+        "0",
+    ]
     assert main([*arguments, "--validation-split", "devv"]) == 2
     assert main([*arguments, "--epochs", "1"]) == 0
 
@@ -181,7 +232,17 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_pat
 def start(config: Path, out: Path, *flags: str) -> "subprocess.Popen[bytes]":
     """The command as a person starts it, in a session of its own; Ctrl-C is heard, also where tests run in the
     background and do not hear it."""
-    command = [sys.executable, "-m", "raycap", "train", "--config", str(config), "--out", str(out), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "raycap",
+        "train",
+        "--config",
+        str(config),
+        "--out",
+        str(out),
+        *flags,
+    ]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -198,7 +259,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def steps(out: Path) -> int:
-    return max((line["step"] for line in lines(out / "metrics.jsonl")), default=0)
+    return max((line["step"] for line in read_log(out / "metrics.jsonl")), default=0)
 
 
 def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(config: Path, tmp_path: Path) -> None:
@@ -233,17 +294,17 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(workers: str, config: Path, tmp_
 LEAVES_AT_ONCE = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from raycap.stages.train import _until_done
+from raycap.stages.train import run_and_display
 
-class Watch:
-    def look(self):
+class Display:
+    def update(self):
         pass
 
 for seconds in (0.5, 2):
     threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    _until_done(lambda: time.sleep(3600), Path(sys.argv[1]), Watch())
+    run_and_display(lambda: time.sleep(3600), Path(sys.argv[1]), Display())
 except KeyboardInterrupt:
     sys.exit(130)
 """

@@ -1,6 +1,7 @@
 """The room where captioners learn, without Ray: what is counted, what is drawn, what a run goes on from."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from feature_tables import POSITIONS, WIDTH, features, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lessons import POSITIONS, WIDTH, features, write
+from small_captioner import save_captioner
 
-from raycap.captioner import Plan
+from raycap.captioner import Captioner, Plan
+from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
 from raycap.encoders import Pixels
@@ -35,22 +38,35 @@ from raycap.training import (
     Validation,
     Workers,
     checkpoint,
+    loop,
+    step,
 )
-from raycap.training.augmented import DRAWS, augmented, draws_of, tell_sides
-from raycap.training.batches import Lesson, read_ahead
-from raycap.training.group import Group
-from raycap.training.journal import epochs, lines
-from raycap.training.learner import Learner
-from raycap.training.material import Material
-from raycap.training.movement import Average, Pace
+from raycap.training.augmentation import DRAWS, augment, draws_of, names_sides
+from raycap.training.dataset import CaptionDataset, read_ahead
+from raycap.training.display import CURVE, TRACKERS, RunDisplay, open_tracker
+from raycap.training.distributed import WorkerGroup
+from raycap.training.loss import (
+    attention_penalty,
+    caption_loss,
+    decoder_inputs,
+    loss_by_picture,
+    scheduled_sampling_inputs,
+)
 from raycap.training.network import Network
-from raycap.training.objective import before, by_picture, sums, unevenness, words_read
-from raycap.training.run import STOP, Run
-from raycap.training.self_critical import Critic, advantages, likelihood
-from raycap.training.store import CAPTION_COLUMNS, Pictures, Store, described, store_of, unpacked, write_listing
-from raycap.training.trackers import TRACKERS, open_tracker
-from raycap.training.validation import PANELS
-from raycap.training.watching import CURVE, Watch
+from raycap.training.optimiser import LearningRates, WeightAverage
+from raycap.training.run_files import STOP, read_epochs, read_log
+from raycap.training.self_critical import CaptionReward, advantages, draw_captions, log_likelihood
+from raycap.training.setup import TrainingSetup
+from raycap.training.store import (
+    CAPTION_COLUMNS,
+    PictureStore,
+    PictureTables,
+    open_store,
+    read_captions,
+    unpack_table,
+    write_listing,
+)
+from raycap.training.validation import ATTENTION_PICTURES
 from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, Words
 
 SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
@@ -64,19 +80,19 @@ CPU = derive("cpu", "fp32")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> PictureStore:
     folder = tmp_path_factory.mktemp("tables")
-    return unpacked(write(folder / "table", features(48)), folder / "cache")
+    return unpack_table(write(folder / "table", features(48)), folder / "cache")
 
 
 @pytest.fixture(scope="module")
-def vocabulary(store: Store) -> Vocabulary:
+def vocabulary(store: PictureStore) -> Vocabulary:
     captions = [caption for references in store.captions["references"].to_pylist() for caption in references]
     return Vocabulary.build(captions, Words(min_count=1))
 
 
-def lesson(store: Store, vocabulary: Vocabulary, split: str = "train") -> Lesson:
-    return Lesson(store, store.of(split), vocabulary)
+def dataset(store: PictureStore, vocabulary: Vocabulary, split: str = "train") -> CaptionDataset:
+    return CaptionDataset(store, store.rows_of(split), vocabulary)
 
 
 def network(options: object, vocabulary: Vocabulary) -> Network:
@@ -87,7 +103,7 @@ def network(options: object, vocabulary: Vocabulary) -> Network:
 # ---------------------------------------------------------------------------------------------- rows and batches
 
 
-def test_a_store_holds_what_the_table_held(store: Store) -> None:
+def test_a_store_holds_what_the_table_held(store: PictureStore) -> None:
     table = features(48)
     for column in CAPTION_COLUMNS:
         assert store.captions[column].to_pylist() == table[column].to_pylist()
@@ -99,14 +115,14 @@ def test_a_store_holds_what_the_table_held(store: Store) -> None:
 
 def test_a_table_is_unpacked_once_and_a_changed_one_anew(tmp_path: Path) -> None:
     table, cache = write(tmp_path / "table", features(8)), tmp_path / "cache"
-    unpacked(table, cache)
+    unpack_table(table, cache)
     [folder] = (cache / "rows").iterdir()
     before_that = (folder / "rows.bin").stat().st_mtime_ns
-    unpacked(table, cache)
+    unpack_table(table, cache)
     assert (folder / "rows.bin").stat().st_mtime_ns == before_that
     shutil.rmtree(table)
     write(Path(table), features(12))
-    assert len(unpacked(table, cache)) == 12
+    assert len(unpack_table(table, cache)) == 12
 
 
 def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Path) -> None:
@@ -115,21 +131,21 @@ def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Pa
     table = table.set_column(table.column_names.index("status"), "status", [status])
     references = [[] if number == 3 else own for number, own in enumerate(table["references"].to_pylist())]
     table = table.set_column(table.column_names.index("references"), table.schema.field("references"), [references])
-    opened = unpacked(write(tmp_path / "table", table), tmp_path / "cache")
-    learned = {opened.key(place) for place in opened.of("train", "dev")}
+    opened = unpack_table(write(tmp_path / "table", table), tmp_path / "cache")
+    learned = {opened.key(place) for place in opened.rows_of("train", "dev")}
     assert learned == set(table["key"].to_pylist()) - {"0001.png", "0003.png"}
 
 
 def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"no feature table.*raycap extract"):
-        unpacked(str(tmp_path), tmp_path / "cache")
+        unpack_table(str(tmp_path), tmp_path / "cache")
 
 
-def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(store: Store, vocabulary: Vocabulary) -> None:
-    learned = lesson(store, vocabulary)
-    batch = learned.batch(learned.places[:5])
+def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(store: PictureStore, vocabulary: Vocabulary) -> None:
+    learned = dataset(store, vocabulary)
+    batch = learned.batch(learned.rows[:5])
     lengths = []
-    for row, place in enumerate(learned.places[:5]):
+    for row, place in enumerate(learned.rows[:5]):
         said = [vocabulary.decode(caption[1:]) for caption in batch.words[row].tolist() if caption[0] == START]
         assert said == store.references(place)
         lengths += [len(caption.split()) for caption in said]
@@ -140,15 +156,15 @@ def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(store: Store, voca
 @settings(max_examples=20)
 @given(batch=st.integers(1, 50), ranks=st.integers(1, 4), epoch=st.integers(0, 3))
 def test_an_epoch_is_every_picture_once_however_many_share_it(
-    store: Store, vocabulary: Vocabulary, batch: int, ranks: int, epoch: int
+    store: PictureStore, vocabulary: Vocabulary, batch: int, ranks: int, epoch: int
 ) -> None:
-    learned = lesson(store, vocabulary)
+    learned = dataset(store, vocabulary)
     alone = learned.shares(epoch, 7, batch, 0, 1)
-    assert len(alone) == learned.steps(batch)
-    assert sorted(np.concatenate(alone)) == sorted(learned.places)
+    assert len(alone) == learned.steps_per_epoch(batch)
+    assert sorted(np.concatenate(alone)) == sorted(learned.rows)
     together = [learned.shares(epoch, 7, batch, rank, ranks) for rank in range(ranks)]
-    for step, whole in enumerate(alone):
-        assert sorted(np.concatenate([own[step] for own in together])) == sorted(whole)
+    for number, whole in enumerate(alone):
+        assert sorted(np.concatenate([own[number] for own in together])) == sorted(whole)
 
 
 def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -156,8 +172,8 @@ def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path:
     told = []
     for order in (np.arange(24), np.random.default_rng(1).permutation(24)):
         table = write(tmp_path / f"table-{order[0]}", features(24).take(order))
-        store = unpacked(table, tmp_path / "cache")
-        learned = Lesson(store, store.of("train"), vocabulary)
+        store = unpack_table(table, tmp_path / "cache")
+        learned = CaptionDataset(store, store.rows_of("train"), vocabulary)
         told.append([[store.key(place) for place in step] for step in learned.shares(2, 7, 4, 0, 1)])
     assert told[0] == told[1]
 
@@ -165,17 +181,23 @@ def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path:
 def test_what_is_learned_is_what_the_source_says_now(tmp_path: Path) -> None:
     """A table is kept for later runs; captions are mended, pictures change splits and are taken away meanwhile."""
     table = write(tmp_path / "table", features(4))
-    lines = ["path,caption,part", "0002.png,mended,dev", "0000.png,as it was,train", "9999.png,not encoded,train"]
+    lines = [
+        "path,caption,part",
+        "0002.png,mended,dev",
+        "0000.png,as it was,train",
+        "9999.png,not encoded,train",
+    ]
     (tmp_path / "mine.csv").write_text("\n".join(lines))
     source = Table(str(tmp_path / "mine.csv"), split_column="part", references=("auto",), key_column="path")
     assert write_listing(source, tmp_path / "listing") == {"train": 2, "dev": 1}
-    pictures = Pictures((table,), str(tmp_path / "listing"))
-    store = store_of(pictures, tmp_path / "cache")
+    pictures = PictureTables((table,), str(tmp_path / "listing"))
+    store = open_store(pictures, tmp_path / "cache")
     told = [
-        [(store.key(place), store.references(place)) for place in store.of(split)] for split in ("train", "dev")
+        [(store.key(place), store.references(place)) for place in store.rows_of(split)]
+        for split in ("train", "dev")
     ]
     assert told == [[("0000.png", ["as it was"])], [("0002.png", ["mended"])]]
-    assert sorted(filter(None, described(pictures)["split"].to_pylist())) == ["dev", "train"]
+    assert sorted(filter(None, read_captions(pictures)["split"].to_pylist())) == ["dev", "train"]
 
 
 def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -187,30 +209,30 @@ def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(vocabulary: Vocabula
         changed = pa.FixedShapeTensorArray.from_numpy_ndarray((grids + number).astype(np.float16))
         view = table.set_column(table.schema.get_field_index("grid"), "grid", changed).take(order)
         written.append(write(tmp_path / f"view-{number}", view))
-    store = store_of(Pictures(tuple(written)), tmp_path / "cache")
+    store = open_store(PictureTables(tuple(written)), tmp_path / "cache")
     for number in range(36):
         view, place = divmod(number, 12)
         shown = store.pictures(np.array([number]))[0, :-1]
         expected = grids[place] + (0 if (view, place) == (2, 11) else view)
         assert np.array_equal(shown, expected.astype(np.float16))
-    learned = lesson(store, vocabulary)
+    learned = dataset(store, vocabulary)
     epochs = [np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in range(30)]
-    assert all(sorted(epoch % 12) == sorted(learned.places) for epoch in epochs)
+    assert all(sorted(epoch % 12) == sorted(learned.rows) for epoch in epochs)
     assert np.all(np.bincount(np.concatenate(epochs) // 12, minlength=3) > 60)  # of 30 looks at 9 pictures
-    assert learned.batch(np.array([13])).places.tolist() == [1]
+    assert learned.batch(np.array([13])).rows.tolist() == [1]
     assert learned.batch(np.array([13])).words.tolist() == learned.batch(np.array([1])).words.tolist()
 
 
 WALK = """
 import sys
 from pathlib import Path
-from raycap.training.batches import Lesson
-from raycap.training.store import unpacked
+from raycap.training.dataset import CaptionDataset
+from raycap.training.store import unpack_table
 from raycap.vocabulary import Vocabulary, Words
-store = unpacked(sys.argv[1], Path(sys.argv[2]))
-lesson = Lesson(store, store.of("train"), Vocabulary.build(["a red dog"], Words(min_count=1)))
-for share in lesson.shares(0, 0, 32, 0, 1):
-    lesson.batch(share)
+store = unpack_table(sys.argv[1], Path(sys.argv[2]))
+dataset = CaptionDataset(store, store.rows_of("train"), Vocabulary.build(["a red dog"], Words(min_count=1)))
+for share in dataset.shares(0, 0, 32, 0, 1):
+    dataset.batch(share)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
 """
 
@@ -221,7 +243,7 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     kilobytes = []
     for count in (500, 20_000):
         table = write(tmp_path / str(count), features(count))
-        unpacked(table, tmp_path / "cache")
+        unpack_table(table, tmp_path / "cache")
         walk = [sys.executable, "-c", WALK, table, str(tmp_path / "cache")]
         done = subprocess.run(walk, capture_output=True, text=True, check=True)
         kilobytes.append(int(done.stdout))
@@ -237,18 +259,18 @@ def quadrants() -> torch.Tensor:
 def test_a_picture_is_mirrored_unless_its_captions_say_sides() -> None:
     pixels, draws = quadrants().repeat(3, 1, 1, 1), torch.full((3, DRAWS), 0.1)
     draws[1, 4] = 0.9
-    sides = tell_sides([["a dog"], ["a dog"], ["a dog", "the man on the LEFT waves"]])
-    plain, again, told = augmented(pixels, Augmentation(flip=True), draws, sides)
+    sides = names_sides([["a dog"], ["a dog"], ["a dog", "the man on the LEFT waves"]])
+    plain, again, told = augment(pixels, Augmentation(flip=True), draws, sides)
     assert torch.equal(plain, quadrants().flip(2))
     assert torch.equal(again, quadrants()) and torch.equal(told, quadrants())
-    assert not tell_sides([["a bright light", "an upright man was leftover"]])[0]
+    assert not names_sides([["a bright light", "an upright man was leftover"]])[0]
 
 
 def test_a_crop_shows_a_part_at_the_old_size() -> None:
     draws = torch.tensor(
         [[1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.5, 0.5, 0.0]]
     )  # half a side, to the left and below
-    part, whole = augmented(quadrants().repeat(2, 1, 1, 1), Augmentation(crop=0.5), draws, torch.zeros(2) > 0)
+    part, whole = augment(quadrants().repeat(2, 1, 1, 1), Augmentation(crop=0.5), draws, torch.zeros(2) > 0)
     assert torch.equal(part[:, 1:, :7], torch.full((3, 7, 7), 160, dtype=torch.uint8))
     assert torch.equal(whole, quadrants())
 
@@ -260,8 +282,8 @@ def test_a_view_shows_a_picture_always_alike() -> None:
     assert first.min() >= 0 and first.max() < 1
 
 
-def test_each_epoch_has_another_order(store: Store, vocabulary: Vocabulary) -> None:
-    learned = lesson(store, vocabulary)
+def test_each_epoch_has_another_order(store: PictureStore, vocabulary: Vocabulary) -> None:
+    learned = dataset(store, vocabulary)
     first, second, again = (np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in (0, 1, 0))
     assert not np.array_equal(first, second)
     assert np.array_equal(first, again)
@@ -277,13 +299,13 @@ def test_what_is_read_ahead_comes_in_order_and_errors_come_out() -> None:
 
 
 @pytest.mark.parametrize("options", DECODER_CHOICES, ids=lambda options: type(options).__name__)
-def test_the_loss_is_the_mean_over_true_words(options: object, store: Store, vocabulary: Vocabulary) -> None:
+def test_the_loss_is_the_mean_over_true_words(options: object, store: PictureStore, vocabulary: Vocabulary) -> None:
     """Beside a plain loop over single captions, without padding."""
-    net, learned = network(options, vocabulary).eval(), lesson(store, vocabulary)
-    batch = learned.batch(learned.places[:6])
-    counted = sums(net.decoder, net.remember(batch.pictures), batch.words, Objective(label_smoothing=0.1))
+    net, learned = network(options, vocabulary).eval(), dataset(store, vocabulary)
+    batch = learned.batch(learned.rows[:6])
+    counted = caption_loss(net.decoder, net.remember(batch.pictures), batch.words, Objective(label_smoothing=0.1))
     surprise, smoothed, right, words = 0.0, 0.0, 0, 0
-    for row, place in enumerate(learned.places[:6]):
+    for row, place in enumerate(learned.rows[:6]):
         for caption in learned.captions(place):
             numbers = torch.tensor(caption).view(1, 1, -1)
             scores, _ = net.decoder(net.remember(batch.pictures[row : row + 1]), numbers[..., :-1])
@@ -294,25 +316,27 @@ def test_the_loss_is_the_mean_over_true_words(options: object, store: Store, voc
             smoothed += float(cross_entropy(scores[0, 0], following, reduction="sum", label_smoothing=0.1))
             right += int((scores[0, 0].argmax(1) == following).sum())
             words += len(following)
-    captions = sum(len(store.references(place)) for place in learned.places[:6])
+    captions = sum(len(store.references(place)) for place in learned.rows[:6])
     assert counted.counts.tolist() == pytest.approx([surprise, right, words, captions], rel=1e-4)
     assert counted.objective.item() == pytest.approx(smoothed, rel=1e-4)
-    each = by_picture(net.decoder, net.remember(batch.pictures), batch.words)
+    each = loss_by_picture(net.decoder, net.remember(batch.pictures), batch.words)
     assert each.sum(0).tolist() == pytest.approx(counted.counts[:3].tolist(), rel=1e-4)
     for row in range(6):
-        alone = by_picture(net.decoder, net.remember(batch.pictures[row : row + 1]), batch.words[row : row + 1])
+        alone = loss_by_picture(
+            net.decoder, net.remember(batch.pictures[row : row + 1]), batch.words[row : row + 1]
+        )
         assert alone[0].tolist() == pytest.approx(each[row].tolist(), rel=1e-4)
 
 
-def test_padding_changes_neither_loss_nor_gradients(store: Store, vocabulary: Vocabulary) -> None:
+def test_padding_changes_neither_loss_nor_gradients(store: PictureStore, vocabulary: Vocabulary) -> None:
     options = Objective(label_smoothing=0.0, attention_penalty=1.0)
-    learned = lesson(store, vocabulary)
-    batch = learned.batch(learned.places[:4])
+    learned = dataset(store, vocabulary)
+    batch = learned.batch(learned.rows[:4])
     wider = torch.nn.functional.pad(batch.words, (0, 5, 0, 2), value=PAD)
     gradients = []
     for words in (batch.words, wider):
         net = network(DECODER_CHOICES[0], vocabulary)
-        counted = sums(net.decoder, net.remember(batch.pictures), words, options)
+        counted = caption_loss(net.decoder, net.remember(batch.pictures), words, options)
         (counted.objective + counted.penalty).backward()
         gradients.append(
             torch.cat([weight.grad.flatten() for weight in net.parameters() if weight.grad is not None])
@@ -323,27 +347,27 @@ def test_padding_changes_neither_loss_nor_gradients(store: Store, vocabulary: Vo
 def test_attention_that_looks_once_at_each_place_has_no_penalty() -> None:
     once = torch.eye(4).view(1, 1, 4, 4)  # four words, each at another place
     true = torch.ones(1, 1, 4, dtype=torch.bool)
-    assert float(unevenness(once, true)) == 0
+    assert float(attention_penalty(once, true)) == 0
     stuck = torch.zeros(1, 1, 4, 4)
     stuck[..., 0] = 1
-    assert float(unevenness(stuck, true)) == pytest.approx((9 + 1 + 1 + 1) / 4)
+    assert float(attention_penalty(stuck, true)) == pytest.approx((9 + 1 + 1 + 1) / 4)
 
 
 def test_words_are_read_up_to_the_last_and_never_the_end() -> None:
     words = torch.tensor([[[START, 7, 8, END, PAD], [START, 7, 8, 9, END]]])
-    assert before(words).tolist() == [[[START, 7, 8, PAD], [START, 7, 8, 9]]]
+    assert decoder_inputs(words).tolist() == [[[START, 7, 8, PAD], [START, 7, 8, 9]]]
 
 
 def test_scheduled_sampling_reads_true_words_own_words_or_some_of_both(
-    store: Store, vocabulary: Vocabulary
+    store: PictureStore, vocabulary: Vocabulary
 ) -> None:
-    net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), lesson(store, vocabulary)
-    batch = learned.batch(learned.places)
+    net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), dataset(store, vocabulary)
+    batch = learned.batch(learned.rows)
     memory = net.remember(batch.pictures)
-    true = before(batch.words)
-    assert torch.equal(words_read(net.decoder, memory, batch.words, 0.0), true)
+    true = decoder_inputs(batch.words)
+    assert torch.equal(scheduled_sampling_inputs(net.decoder, memory, batch.words, 0.0), true)
     torch.manual_seed(0)
-    half, own = (words_read(net.decoder, memory, batch.words, chance) for chance in (0.5, 0.999))
+    half, own = (scheduled_sampling_inputs(net.decoder, memory, batch.words, chance) for chance in (0.5, 0.999))
     inner = true[..., 1:] != PAD
     shares = [float((read[..., 1:] != true[..., 1:])[inner].float().mean()) for read in (half, own)]
     assert 0.2 < shares[0] < 0.6 < shares[1]
@@ -356,32 +380,32 @@ def test_scheduled_sampling_reads_true_words_own_words_or_some_of_both(
 
 
 def test_rates_rise_then_fall_along_a_cosine() -> None:
-    pace = Pace(Schedule(warmup=10, floor=0.1), steps=110)
-    shares = [pace.share(step) for step in range(110)]
+    rates = LearningRates(Schedule(warmup=10, floor=0.1), steps=110)
+    shares = [rates.share(step) for step in range(110)]
     assert shares[:11] == sorted(shares[:11]) and shares[10:] == sorted(shares[10:], reverse=True)
     assert shares[10] == pytest.approx(1.0) and shares[-1] == pytest.approx(0.1, abs=0.01)
 
 
 def test_rates_fall_on_a_plateau_only() -> None:
-    pace = Pace(Schedule(kind="plateau", warmup=0, factor=0.5, patience=1), steps=100)
+    rates = LearningRates(Schedule(kind="plateau", warmup=0, factor=0.5, patience=1), steps=100)
     seen = []
     for better in (True, False, False, True, False, False):
-        pace.judge(better)
-        seen.append(pace.share(50))
+        rates.epoch_validated(better)
+        seen.append(rates.share(50))
     assert seen == [1, 1, 0.5, 0.5, 0.5, 0.25]
 
 
 def test_an_average_is_what_it_says_and_swaps_back() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    average = Average(layer, Optimiser(averaging=0.5))
+    average = WeightAverage(layer, Optimiser(averaging=0.5))
     expected = 0.0
-    for step in range(1, 5):
+    for number in range(1, 5):
         with torch.no_grad():
-            layer.weight.fill_(float(step))
-        average.follow()
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * step
+            layer.weight.fill_(float(number))
+        average.update()
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * number
     average.swap()
     assert layer.weight.item() == pytest.approx(expected)
     average.swap()
@@ -397,48 +421,48 @@ def test_advantages_sum_to_nothing_and_compare_with_the_others() -> None:
     assert np.allclose(advantages(rewards).sum(1), 0)
 
 
-@pytest.mark.parametrize("options", DECODER_CHOICES, ids=lambda options: type(options).__name__)
+@pytest.mark.parametrize("decoder", DECODER_CHOICES, ids=lambda options: type(options).__name__)
 def test_drawn_words_are_as_likely_as_when_they_were_drawn(
-    options: object, store: Store, vocabulary: Vocabulary
+    decoder: object, store: PictureStore, vocabulary: Vocabulary
 ) -> None:
-    net, learned = network(options, vocabulary).eval(), lesson(store, vocabulary)
-    batch = learned.batch(learned.places[:6])
-    critic = Critic(learned, SelfCritical(samples=4, max_length=8, temperature=1.0))
+    net, learned = network(decoder, vocabulary).eval(), dataset(store, vocabulary)
+    batch = learned.batch(learned.rows[:6])
+    options = SelfCritical(samples=4, max_length=8, temperature=1.0)
     with torch.no_grad():
         memory = net.remember(batch.pictures)
-        drawn = critic.draw(net.decoder, memory, list(range(6)))
+        drawn = draw_captions(net.decoder, memory, options, list(range(6)))
         found = Sample(samples=4, max_length=8).search(net.decoder, memory, seeds=list(range(6)))
-        likely, true = likelihood(net.decoder, memory, drawn)
+        likely, true = log_likelihood(net.decoder, memory, drawn)
     assert not {START, UNK} & set(drawn.flatten().tolist())
     total = torch.zeros(true.shape).masked_scatter_(true, likely).sum(2)
     # The search gives the model's own probability, of which forbidden words have a share.
     assert bool((total >= found.log_probability - 1e-4).all())
 
 
-def test_a_low_temperature_draws_and_counts_likely_words(store: Store, vocabulary: Vocabulary) -> None:
-    net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), lesson(store, vocabulary)
-    batch = learned.batch(learned.places[:6])
+def test_a_low_temperature_draws_and_counts_likely_words(store: PictureStore, vocabulary: Vocabulary) -> None:
+    net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), dataset(store, vocabulary)
+    batch = learned.batch(learned.rows[:6])
     surprises = []
     for temperature in (1.0, 0.05):
-        critic = Critic(learned, SelfCritical(samples=4, max_length=8, temperature=temperature))
+        options = SelfCritical(samples=4, max_length=8, temperature=temperature)
         with torch.no_grad():
             memory = net.remember(batch.pictures)
-            drawn = critic.draw(net.decoder, memory, list(range(6)))
-            surprises.append(-likelihood(net.decoder, memory, drawn, temperature)[0].mean())
+            drawn = draw_captions(net.decoder, memory, options, list(range(6)))
+            surprises.append(-log_likelihood(net.decoder, memory, drawn, temperature)[0].mean())
     assert surprises[1] < surprises[0] / 2
 
 
-def test_a_reference_is_rewarded_most_and_a_cut_one_less(store: Store, vocabulary: Vocabulary) -> None:
-    learned = lesson(store, vocabulary)
-    place = next(int(place) for place in learned.places if len(store.references(place)) == 3)
+def test_a_reference_is_rewarded_most_and_a_cut_one_less(store: PictureStore, vocabulary: Vocabulary) -> None:
+    learned = dataset(store, vocabulary)
+    place = next(int(place) for place in learned.rows if len(store.references(place)) == 3)
     true = learned.captions(place)[1][1:]
     captions = np.full((1, 3, len(true)), PAD)
     captions[0, 0] = true
     captions[0, 1, :-3] = true[:-3]
     captions[0, 2, 0] = END
     for bleu_4 in (0.0, 0.5, 1.0):
-        critic = Critic(learned, SelfCritical(bleu_4=bleu_4))
-        rewards = critic.rewards(captions, np.array([place]))[0]
+        reward = CaptionReward(learned, SelfCritical(bleu_4=bleu_4))
+        rewards = reward(captions, np.array([place]))[0]
         assert rewards[0] > rewards[2] >= 0
         if bleu_4 < 1:  # BLEU alone is content with words of one reference and the length of another
             assert rewards[0] > rewards[1] > rewards[2]
@@ -452,21 +476,33 @@ def options(**changed: object) -> Train:
     return Train(**{**usual, **changed})  # type: ignore[arg-type]
 
 
-def run(store: Store, vocabulary: Vocabulary, out: Path, train: Train, decoder: object = DECODER_CHOICES[2]) -> Run:
-    plan = Plan(encoder=Pixels(size=32, patch=16, frequencies=2), decoder=decoder, search=Greedy(max_length=12))  # type: ignore[arg-type]
+def run(
+    store: PictureStore,
+    vocabulary: Vocabulary,
+    out: Path,
+    train: Train,
+    decoder: object = DECODER_CHOICES[2],
+) -> bool:
+    """A whole run in this process; False when it was stopped before its end."""
+    plan = Plan(
+        encoder=Pixels(size=32, patch=16, frequencies=2),
+        decoder=decoder,  # type: ignore[arg-type]
+        search=Greedy(max_length=12),
+    )
     out.mkdir(parents=True, exist_ok=True)
     encoder = plan.encoder.build()
     assert (encoder.positions, encoder.width) == (POSITIONS, WIDTH)
-    return Run(Material(plan, train, vocabulary, encoder, Pictures(("a table",))), out, store, CPU, Group())
+    setup = TrainingSetup(plan, train, vocabulary, encoder, PictureTables(("a table",)))
+    return loop.train_captioner(setup, store, out, CPU, WorkerGroup())
 
 
 @pytest.mark.parametrize("decoder", DECODER_CHOICES, ids=lambda options: type(options).__name__)
 def test_every_decoder_learns_by_heart(
-    decoder: object, store: Store, vocabulary: Vocabulary, tmp_path: Path
+    decoder: object, store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     train = options(epochs=30, objective=Objective(label_smoothing=0.0))
-    run(store, vocabulary, tmp_path, train, decoder).go()
-    curve = epochs(tmp_path / "metrics.jsonl")
+    run(store, vocabulary, tmp_path, train, decoder)
+    curve = read_epochs(tmp_path / "metrics.jsonl")
     assert len(curve) == 30
     # Three captions of one picture begin alike: no captioner knows which is asked for.
     assert curve[-1]["training_loss"] < 0.35 < 1.5 < curve[0]["training_loss"]
@@ -475,7 +511,7 @@ def test_every_decoder_learns_by_heart(
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
-    store: Store, vocabulary: Vocabulary, tmp_path: Path
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With everything that has a state: dropout, sampling, averaging, both phases, a plateau."""
     decoder = dataclasses.replace(DECODER_CHOICES[2], output_dropout=0.3)
@@ -486,16 +522,19 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
         schedule=Schedule(kind="plateau", warmup=2, patience=0),
         self_critical=SelfCritical(epochs=1, samples=2, max_length=8),
     )
-    assert run(store, vocabulary, tmp_path / "whole", train, decoder).go()
+    assert run(store, vocabulary, tmp_path / "whole", train, decoder)
+    stops = 0
     for _ in range(40):
-        stopped = run(store, vocabulary, tmp_path / "pieces", train, decoder)
-        _stop_after(stopped, steps=2)
-        if stopped.go():
+        _stop_after(monkeypatch, tmp_path / "pieces", steps=2)
+        if run(store, vocabulary, tmp_path / "pieces", train, decoder):
             break
         (tmp_path / "pieces" / STOP).unlink()
+        stops += 1
+    assert stops > 3
+    monkeypatch.undo()
     assert (tmp_path / "pieces" / "metrics.jsonl").exists()
     whole, pieces = (
-        [_timeless(line) for line in epochs(tmp_path / name / "metrics.jsonl")] for name in ("whole", "pieces")
+        [_timeless(line) for line in read_epochs(tmp_path / name / "metrics.jsonl")] for name in ("whole", "pieces")
     )
     assert len(whole) == 3
     assert pieces == whole
@@ -503,70 +542,76 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
     assert weights[0] == weights[1]
 
 
-def _stop_after(run: Run, steps: int) -> None:
-    """Ask the run to stop while it makes its `steps`-th step."""
-    original, left = run._parts, [steps]
+def _stop_after(monkeypatch: pytest.MonkeyPatch, out: Path, steps: int) -> None:
+    """Ask the run in `out` to stop while it makes its `steps`-th step."""
+    left = [steps]
 
-    def counted(share: np.ndarray) -> object:
+    def counted(*arguments: Any) -> torch.Tensor:
         left[0] -= 1
         if left[0] == 0:
-            (run.out / STOP).touch()
-        return original(share)
+            (out / STOP).touch()
+        return step.train_step(*arguments)
 
-    run._parts = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(loop, "train_step", counted)
 
 
 def _timeless(line: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in line.items() if "seconds" not in name}
 
 
-def test_parts_of_a_batch_learn_what_the_batch_learns(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_parts_of_a_batch_learn_what_the_batch_learns(
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     losses = []
     for accumulate in (1, 3):
         train = options(epochs=2, optimiser=Optimiser(accumulate=accumulate))
-        run(store, vocabulary, tmp_path / str(accumulate), train).go()
-        curve = epochs(tmp_path / str(accumulate) / "metrics.jsonl")
+        run(store, vocabulary, tmp_path / str(accumulate), train)
+        curve = read_epochs(tmp_path / str(accumulate) / "metrics.jsonl")
         losses.append([line[name] for line in curve for name in ("training_loss", "validation_loss")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_a_run(
-    store: Store, vocabulary: Vocabulary, tmp_path: Path
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     train = options(epochs=40, lr=0.05, validation=Validation(best_by="loss", patience=2))
-    run(store, vocabulary, tmp_path, train).go()
-    curve = epochs(tmp_path / "metrics.jsonl")
+    run(store, vocabulary, tmp_path, train)
+    curve = read_epochs(tmp_path / "metrics.jsonl")
     assert len(curve) < 40
     best = min(curve, key=lambda line: line["validation_loss"])
     assert best["epoch"] == len(curve) - 2
     facts = json.loads((tmp_path / "captioner" / "config.json").read_text())["facts"]
     assert facts["training"]["epoch"] == best["epoch"]
-    pictures = lines(tmp_path / "validation.jsonl")
-    assert [picture["key"] for picture in pictures] == [store.key(place) for place in store.of("dev")]
+    pictures = read_log(tmp_path / "validation.jsonl")
+    assert [picture["key"] for picture in pictures] == [store.key(place) for place in store.rows_of("dev")]
     assert np.mean([picture["cider_d"] for picture in pictures]) == pytest.approx(best["cider_d"])
     looked = [picture for picture in pictures if "attention" in picture]
-    assert len(looked) == min(PANELS, len(pictures))
+    assert len(looked) == min(ATTENTION_PICTURES, len(pictures))
     for picture in looked:
         assert " ".join(picture["words"]) == picture["caption"]
         assert np.sum(picture["attention"], axis=1) == pytest.approx(1, abs=1e-3)
         assert np.shape(picture["attention"]) == (len(picture["words"]), POSITIONS)
 
 
-def test_self_critical_training_raises_the_reward(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_self_critical_training_raises_the_reward(
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     critical = SelfCritical(epochs=12, lr=1e-2, samples=4, max_length=10)
     train = options(epochs=10, validation=Validation(best_by="loss"), self_critical=critical)
-    run(store, vocabulary, tmp_path, train).go()
-    rewards = [line["reward"] for line in epochs(tmp_path / "metrics.jsonl") if line["phase"] == "self_critical"]
+    run(store, vocabulary, tmp_path, train)
+    rewards = [
+        line["reward"] for line in read_epochs(tmp_path / "metrics.jsonl") if line["phase"] == "self_critical"
+    ]
     assert len(rewards) == 12
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
 
 
-def test_a_captioner_is_started_from(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    run(store, vocabulary, tmp_path / "first", options(epochs=6)).go()
+def test_a_captioner_is_started_from(store: PictureStore, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    run(store, vocabulary, tmp_path / "first", options(epochs=6))
     captioner = str(tmp_path / "first" / "captioner")
     train = options(epochs=0, start_from=captioner, self_critical=SelfCritical(epochs=1, max_length=8))
-    run(store, vocabulary, tmp_path / "second", train).go()
-    first, second = (epochs(tmp_path / name / "metrics.jsonl") for name in ("first", "second"))
+    run(store, vocabulary, tmp_path / "second", train)
+    first, second = (read_epochs(tmp_path / name / "metrics.jsonl") for name in ("first", "second"))
     assert [line["phase"] for line in second] == ["self_critical"]
     card = [(tmp_path / name / "captioner" / "README.md").read_text() for name in ("first", "second")]
     assert f"started from: {captioner}" in card[1] and "started from" not in card[0]
@@ -574,29 +619,33 @@ def test_a_captioner_is_started_from(store: Store, vocabulary: Vocabulary, tmp_p
 
 
 def test_a_frozen_encoder_looks_at_a_picture_once_in_a_step(
-    store: Store, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Changed anew at every step, drawn for and learned from: all of one look."""
     squares = np.random.default_rng(0).integers(256, size=(len(store), 32, 32, 3), dtype=np.uint8)
     looked: list[int] = []
-    look, step = Encoder.forward, Learner.step
+    forward = Encoder.forward
 
-    def counted(learner: Learner, *arguments: Any) -> object:
+    def counting(own: Encoder, pixels: torch.Tensor) -> object:
+        looked.append(len(pixels))
+        return forward(own, pixels)
+
+    def counted(*arguments: Any) -> torch.Tensor:
         with monkeypatch.context() as changed:
-            changed.setattr(Encoder, "forward", lambda own, pixels: looked.append(len(pixels)) or look(own, pixels))
-            return step(learner, *arguments)
+            changed.setattr(Encoder, "forward", counting)
+            return step.train_step(*arguments)
 
-    monkeypatch.setattr(Learner, "step", counted)
+    monkeypatch.setattr(loop, "train_step", counted)
     critical = SelfCritical(epochs=1, samples=2, max_length=8)
     train = options(epochs=1, self_critical=critical, augmentation=Augmentation(flip=True))
-    run(Store(squares, store.captions), vocabulary, tmp_path, train).go()
-    assert sum(looked) == 2 * len(store.of("train"))
+    run(PictureStore(squares, store.captions), vocabulary, tmp_path, train)
+    assert sum(looked) == 2 * len(store.rows_of("train"))
 
 
-def test_only_two_checkpoints_are_kept(store: Store, vocabulary: Vocabulary, tmp_path: Path) -> None:
-    run(store, vocabulary, tmp_path, options(epochs=4)).go()
+def test_only_two_checkpoints_are_kept(store: PictureStore, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    run(store, vocabulary, tmp_path, options(epochs=4))
     kept = sorted(path.name for path in (tmp_path / checkpoint.FOLDER).iterdir())
-    last = lines(tmp_path / "metrics.jsonl")[-1]["step"]
+    last = read_log(tmp_path / "metrics.jsonl")[-1]["step"]
     assert len(kept) == 2 and kept[-1] == f"step-{last:09}"
 
 
@@ -619,6 +668,27 @@ def test_only_two_checkpoints_are_kept(store: Store, vocabulary: Vocabulary, tmp
 def test_impossible_options_are_refused(make: object, words: str) -> None:
     with pytest.raises(Refusal, match=words):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_removed_option_is_ignored_at_its_default_and_else_refused(value: bool, tmp_path: Path) -> None:
+    """In a config, and in the folder of a captioner that an earlier version trained."""
+    save_captioner(tmp_path / "captioner")
+    file = tmp_path / "captioner" / "config.json"
+    saved = json.loads(file.read_text())
+    saved["decoder"]["scaled_words"] = value
+    content = {name: part for name, part in saved.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    saved["sha256"]["config.json"] = digest
+    file.write_text(json.dumps(saved))
+    text = f"decoder: {{kind: top_down, scaled_words: {value}}}"
+    if not value:
+        assert loads(text).decoder == TopDown()
+        assert Captioner.load(tmp_path / "captioner").caption([]) == []
+        return
+    for call in (lambda: loads(text), lambda: Captioner.load(tmp_path / "captioner")):
+        with pytest.raises(Refusal, match=r"decoder\.scaled_words is True.*no longer has that option"):
+            call()
 
 
 def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -645,13 +715,13 @@ class Unreachable:
 
 
 def test_a_tracker_that_fails_is_refused_before_and_given_up_during_a_run(
-    store: Store, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRACKERS, "mlflow", Unreachable)
     with pytest.raises(Refusal, match=r"mlflow cannot be opened.*no route to tracker.example"):
         open_tracker("mlflow", tmp_path / "never")
-    with Watch(tmp_path, ["mlflow"]):
-        run(store, vocabulary, tmp_path, options(epochs=2)).go()
+    with RunDisplay(tmp_path, ["mlflow"]):
+        run(store, vocabulary, tmp_path, options(epochs=2))
     assert (tmp_path / CURVE).exists()
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
-from lessons import features, write
+from feature_tables import features, write
 
 from raycap.captioner import Captioner
 from raycap.cli import main
 from raycap.config import load
-from raycap.training.journal import lines
+from raycap.training.run_files import read_log
 
 pytestmark = pytest.mark.ray
 
@@ -96,7 +96,7 @@ def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing
     command = sweep(space, *flags, "--train.workers.count", "1", "--train.epochs", "3")
 
     def kill() -> None:
-        wait_for(lambda: lines(journal(tmp_path, "0000")))
+        wait_for(lambda: read_log(journal(tmp_path, "0000")))
         os.kill(trial_process(tmp_path / "sweep" / "trials" / "0000"), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
@@ -135,7 +135,7 @@ def trial_process(folder: Path) -> int:
 def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
     sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--searcher", "grid", "--scheduler", "median", "--train.epochs", "2"]
+    flags = ["--searcher", "grid", "--scheduler", "none", "--train.epochs", "2"]
     assert main(sweep("vocabulary.min_count: {choice: [1, 9999]}", *flags)) == 1
     rows = trials(tmp_path)
     assert [row["status"] for row in rows] == ["finished", "failed"]
@@ -150,25 +150,9 @@ def test_a_captioner_to_start_from_that_is_not_there_is_refused_before_any_trial
     sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = "train.start_from: {choice: ['', /no/such/captioner]}"
-    assert main(sweep(space, "--searcher", "grid", "--scheduler", "median")) == 2
+    assert main(sweep(space, "--searcher", "grid", "--scheduler", "none")) == 2
     assert "/no/such/captioner is no captioner folder" in capsys.readouterr().err
     assert not (tmp_path / "sweep" / "trials").exists()
-
-
-def test_pbt_changes_the_rates_of_a_run_under_way(
-    sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None
-) -> None:
-    flags = ["--scheduler", "pbt", "--trials", "2", "--grace", "2", "--train.epochs", "8", "--seed", "1"]
-    assert main(sweep("train.lr: {log_uniform: [1e-5, 5e-2]}", *flags)) == 0
-    moved = [row for row in trials(tmp_path) if row["changes"]]
-    assert moved
-    for row in moved:
-        steps = [line for line in lines(journal(tmp_path, row["trial"])) if line["kind"] == "step"]
-        rates = [line["lr"] for line in steps]
-        assert len(set(rates)) == 1 + len(row["changes"])  # the schedule is constant: only PBT moves it
-        assert rates[-1] == pytest.approx(row["train.lr"])
-        assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
-        assert "from trial" in row["changes"][0]
 
 
 def alive(folder: Path) -> bool:
@@ -180,7 +164,7 @@ def up_to_checkpoint(folder: Path) -> list[dict[str, Any]]:
     """What a run has noted before its last checkpoint: that is not done again."""
     newest = max(folder.glob("checkpoints/step-*"), default=None)
     step = json.loads((newest / "state.json").read_text())["place"]["step"] if newest else 0
-    return [line for line in lines(folder / "metrics.jsonl") if line["step"] <= step]
+    return [line for line in read_log(folder / "metrics.jsonl") if line["step"] <= step]
 
 
 def test_a_killed_driver_goes_on_without_doing_again_what_is_done(
@@ -216,7 +200,7 @@ decoder.cell: {choice: [lstm, gru], when: {decoder.kind: recurrent}}
     assert all(row["epochs"] == 10 for row in rows)
     assert done == {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in done}
     for folder, before in saved.items():
-        assert lines(folder / "metrics.jsonl")[: len(before)] == before
+        assert read_log(folder / "metrics.jsonl")[: len(before)] == before
     assert parameters == {folder: (folder / "trial.json").read_bytes() for folder in parameters}
     assert len({row["parameters"] for row in rows}) == 3
     facts = json.loads((tmp_path / "sweep" / "facts.json").read_text())

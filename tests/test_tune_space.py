@@ -1,5 +1,6 @@
 """Search spaces: read without Ray, refused early, drawn within their bounds."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycap.config import Config, dumps, load, loads
+from raycap.config import Config, dumps, load, loads, with_parameters
 from raycap.decoders import Recurrent, Transformer
 from raycap.refusal import Refusal
 from raycap.tuning import Tune
-from raycap.tuning.reading import config_of, read_space
-from raycap.tuning.space import MOVABLE, Space
+from raycap.tuning.space import Space, read_space
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPACE = """
@@ -34,7 +34,7 @@ decoder.kind: {choice: [top_down, recurrent, transformer]}
 def space_of(folder: Path, text: str, config: Config | None = None) -> Space:
     file = folder / "space.yaml"
     file.write_text(text)
-    return read_space(str(file), config or Config())
+    return read_space(str(file), functools.partial(with_parameters, config or Config()))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
 @given(seed=st.integers(0, 2**32))
 def test_every_draw_is_a_config_within_its_ranges(space: Space, seed: int) -> None:
     (drawn,) = space.drawn(1, seed)
-    config = config_of(Config(), drawn)
+    config = with_parameters(Config(), drawn)
     assert 1e-4 <= config.train.lr <= 1e-2 and config.train.batch in (8, 16)
     decoder = config.decoder
     assert ("decoder.layers" in drawn) == isinstance(decoder, Recurrent | Transformer)
@@ -58,31 +58,6 @@ def test_every_draw_is_a_config_within_its_ranges(space: Space, seed: int) -> No
     assert space.drawn(1, seed) == [drawn]
 
 
-@given(seed=st.integers(0, 2**32))
-def test_what_moves_are_rates_and_they_stay_in_their_ranges(space: Space, seed: int) -> None:
-    chance = np.random.default_rng(seed)
-    (before,) = space.drawn(1, seed)
-    after = space.moved(before, chance)
-    assert after.keys() == before.keys()
-    assert {key for key in after if after[key] != before[key]} <= set(MOVABLE) & set(before)
-    assert 1e-4 <= after["train.lr"] <= 1e-2 and after["train.lr"] != before["train.lr"]
-    assert 0 <= after["train.objective.label_smoothing"] <= 0.2
-
-
-def test_a_rate_moves_within_the_range_of_its_own_case(tmp_path: Path) -> None:
-    text = """
-decoder.kind: {choice: [recurrent, transformer]}
-train.lr:
-  - {log_uniform: [1e-2, 5e-2], when: {decoder.kind: recurrent}}
-  - {log_uniform: [1e-5, 1e-4], when: {decoder.kind: transformer}}
-"""
-    space, chance = space_of(tmp_path, text), np.random.default_rng(0)
-    for seed in range(30):
-        (point,) = space.drawn(1, seed)
-        low, high = (1e-2, 5e-2) if point["decoder.kind"] == "recurrent" else (1e-5, 1e-4)
-        assert low <= space.moved(point, chance)["train.lr"] <= high
-
-
 def test_features_are_made_for_every_case_that_a_trial_may_come_to(tmp_path: Path) -> None:
     text = """
 decoder.kind: {choice: [recurrent, transformer]}
@@ -91,15 +66,19 @@ reading.background: {choice: ['#000000', '#ffffff'], when: {train.batch: 32}}
 """
     space = space_of(tmp_path, text)
     seen = {point.get("reading.background") for point in space.grid()}
-    assert {point.get("reading.background") for point in space.encodings()} == seen == {None, "#000000", "#ffffff"}
+    assert (
+        {point.get("reading.background") for point in space.feature_points()}
+        == seen
+        == {None, "#000000", "#ffffff"}
+    )
 
 
 def test_the_longest_trial_is_long_in_both_phases(tmp_path: Path) -> None:
     """What ends trials early is told how long they may be; told too little, it would let none come to the end."""
-    from raycap.stages.tune.search import _longest
+    from raycap.stages.tune.search import longest_trial
 
     text = "train.epochs: {choice: [10, 20]}\ntrain.self_critical.epochs: {choice: [0, 10]}"
-    assert _longest(Config(), space_of(tmp_path, text)) == 30
+    assert longest_trial(Config(), space_of(tmp_path, text)) == 30
 
 
 def test_a_draw_uses_the_whole_of_a_range(space: Space) -> None:
@@ -168,7 +147,7 @@ def test_what_cannot_be_searched_is_refused_with_the_reason(text: str, words: li
 
 def test_the_space_beside_the_configs_fits_its_config() -> None:
     config = load(str(REPOSITORY / "configs" / "flickr8k.yaml"))
-    space = read_space(str(REPOSITORY / "configs" / "space.yaml"), config)
+    space = read_space(str(REPOSITORY / "configs" / "space.yaml"), functools.partial(with_parameters, config))
     assert len(space.drawn(5, 0)) == 5
 
 
@@ -182,7 +161,6 @@ def test_the_space_beside_the_configs_fits_its_config() -> None:
         {"gpus": -1.0},
         {"concurrent": 0},
         {"retries": -1},
-        {"scheduler": "pbt", "searcher": "optuna"},
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
@@ -192,7 +170,7 @@ def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
 
 def test_a_space_is_read_without_ray_and_torch() -> None:
     program = (
-        "import sys, raycap.tuning.reading, raycap.tuning.trials, raycap.tuning.telling; "
+        "import sys, raycap.tuning.space, raycap.tuning.trials, raycap.tuning.schedulers; "
         "print([name for name in ('torch', 'ray') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

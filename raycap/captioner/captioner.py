@@ -129,13 +129,13 @@ class Captioner:
         return self.room.each(range(len(pixels)), act)
 
     def _foretell(self, memory: Tensors, references: Sequence[Sequence[str]]) -> list[Foretold]:
-        from raycap.training.batches import in_one  # these two are of use here alone
-        from raycap.training.objective import by_picture
+        from raycap.training.dataset import pad_captions  # these two are used here alone
+        from raycap.training.loss import loss_by_picture
 
         if not any(references):
             return [Foretold(0.0, 0, 0)] * len(references)
-        words = in_one([[self.vocabulary.encode(text) for text in own] for own in references])
-        sums = by_picture(self._decode, memory, words.to(self.precision.device)).tolist()
+        words = pad_captions([[self.vocabulary.encode(text) for text in own] for own in references])
+        sums = loss_by_picture(self._decode, memory, words.to(self.precision.device)).tolist()
         return [Foretold(surprise, int(right), int(count)) for surprise, right, count in sums]
 
     def explain(self, picture: AnyPicture, beam: int | None = None, trust: Sequence[str] = ()) -> Explanation:

@@ -28,9 +28,6 @@ class DecoderOptions:
     """Train the words' vectors; off keeps them as they were given."""
     tied_words: bool = False
     """Score the next word with the same vectors that the words come in by."""
-    scaled_words: bool = False
-    """Multiply words' vectors by the root of their width as they come in: they begin small, and words that come in
-    small are long not heard. The loss falls much faster; on Flickr8k the captions became no better."""
     normalise_picture: bool = False
     """Layer norm on the grid and on the vector as they come from the encoder."""
     projection_width: int = 0

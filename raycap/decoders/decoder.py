@@ -51,7 +51,6 @@ class Decoder(nn.Module, ABC):
         self.grid_width = projected or width
         self.embedding = nn.Embedding(vocabulary_size, options.embedding_width, padding_idx=PAD)
         self.embedding_dropout = nn.Dropout(options.embedding_dropout)
-        self.word_scale = options.embedding_width**0.5 if options.scaled_words else 1.0
         # Without weights of its own: every layer behind it has them, and some decoders read only grid or vector.
         normalise = options.normalise_picture
         self.normalise = nn.LayerNorm(width, elementwise_affine=False) if normalise else nn.Identity()
@@ -113,7 +112,7 @@ class Decoder(nn.Module, ABC):
 
     def embed(self, words: Tensor) -> Tensor:
         """Words' vectors [..., E]."""
-        embedded: Tensor = self.embedding_dropout(self.word_scale * self.embedding(words))
+        embedded: Tensor = self.embedding_dropout(self.embedding(words))
         return embedded
 
     def read_grid(self, grid: Tensor) -> Tensor:

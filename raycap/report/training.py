@@ -15,7 +15,7 @@ from raycap.refusal import Refusal
 from raycap.report.attention import Panel, drawn, square_of
 from raycap.report.options import Report
 from raycap.report.thumbnails import Room, Thumbnail, thumbnails
-from raycap.training.journal import METRICS, PICTURES, lines
+from raycap.training.run_files import METRICS, PICTURES, read_log
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -88,10 +88,10 @@ def is_run(path: str) -> bool:
 def read_run(name: str, path: str) -> Run:
     """The run in a folder; a refusal where it has not come to its first line."""
     try:
-        found = lines(Path(path) / METRICS)
+        found = read_log(Path(path) / METRICS)
         config = Path(path) / "config.yaml"
         settings = config.read_text(encoding="utf-8") if config.exists() else ""
-        pictures = lines(Path(path) / PICTURES)
+        pictures = read_log(Path(path) / PICTURES)
     except (OSError, ValueError) as error:
         raise Refusal(f"cannot read the training run in {path}: {error}") from error
     if not found:

@@ -1,4 +1,5 @@
-"""`raycap train`: a captioner from pictures that people have described, on one process or many, resumable."""
+"""`raycap train`: a captioner from pictures that people have described, on one process or many,
+resumable."""
 
 import contextlib
 import dataclasses
@@ -14,14 +15,14 @@ import ray
 import torch
 
 from raycap import __version__
+from raycap.captioner import Plan
 from raycap.config import Config, dumps
 from raycap.encoders.encoder import Encoder
 from raycap.evaluation.references import with_captions
 from raycap.refusal import Refusal
-from raycap.runs import Lease, RunFolder, differences, output_folder
+from raycap.runs import Lease, output_folder
 from raycap.runs.lease import LEASE
 from raycap.search import Beam
-from raycap.sources import Source
 from raycap.stages.bulk.features import Change, features_work, pixels_work
 from raycap.stages.bulk.passes import perform
 from raycap.stages.bulk.run_precision import choose, with_precision
@@ -29,176 +30,131 @@ from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.nodes import check_seen
 from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
-from raycap.training.journal import METRICS, PICTURES, epochs
-from raycap.training.keeping import CAPTIONER
-from raycap.training.material import (
+from raycap.training.display import CURVE, RunDisplay
+from raycap.training.run_files import CAPTIONER, METRICS, PICTURES, STOP, read_epochs
+from raycap.training.setup import (
     FACTS,
-    check,
+    build_encoder,
+    check_options,
+    check_same,
     check_splits,
-    first_encoder,
-    gather,
-    identity,
-    table_in,
-    wants_pixels,
+    gather_setup,
+    given_features,
+    needs_pixels,
+    run_identity,
 )
-from raycap.training.run import STOP
-from raycap.training.store import LISTING, Pictures, write_listing
-from raycap.training.watching import CURVE, Watch
+from raycap.training.store import LISTING, PictureTables, write_listing
 from raycap.vocabulary import Vocabulary
 
-RUN, WORDS = "run.json", "vocabulary.json"
+RUN, CONFIG, WORDS = "run.json", "config.yaml", "vocabulary.json"
+# What a run writes into its folder.
+FILES = (
+    RUN,
+    FACTS,
+    METRICS,
+    PICTURES,
+    WORDS,
+    LISTING,
+    CAPTIONER,
+    "checkpoints",
+    "tensorboard",
+    RAYS_OWN,
+)
 PRECISION = "features_precision"  # in run.json
-# What a run leaves in its folder.
-OWN = (RUN, FACTS, METRICS, PICTURES, WORDS, LISTING, CAPTIONER, "checkpoints", "tensorboard", RAYS_OWN)
-LOOKS_PER_SECOND = 2
+UPDATES_PER_SECOND = 2
 
 
 def train(config: Config) -> int:
     """Exit code 0 when the run is finished, 130 when it was stopped before."""
     out = Path(config.train.out).expanduser().absolute()
-    done = fit(config)
-    sys.stdout.write(_ending(out, config) if done else f"stopped and saved; the same command goes on: {out}\n")
-    return 0 if done else 130
+    if not run_training(config):
+        sys.stdout.write(f"stopped and saved; the same command continues it: {out}\n")
+        return 130
+    best = [line for line in read_epochs(out / METRICS) if line["best"]][-1]
+    names = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "validation_loss", "accuracy")
+    scores = ", ".join(f"{name} {best[name]:.4f}" for name in names)
+    captioner = f"{config.train.out}/{CAPTIONER}"
+    sys.stdout.write(
+        f"kept: epoch {best['epoch']} ({scores})\n"
+        f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
+        f"caption pictures with it: raycap caption photos/ --model {captioner} --out captions\n"
+    )
+    return 0
 
 
-def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bool:
-    """Train to the end of the run, or until Ctrl-C; True when the run is finished, also when it already was.
+def run_training(config: Config, pictures: PictureTables | None = None, epoch_token: str = "") -> bool:
+    """One training run from beginning to end; False when it was stopped before, with everything
+    saved.
 
-    `pictures` are what to look at, if made already. With `leave`, the token of a Leave, each epoch asks for it.
+    `pictures` are the tables to learn from, if they exist already. With `epoch_token`, the token
+    of an EpochLimit, the run waits before each epoch until it may train it.
     """
     config = dataclasses.replace(config, search=config.search or Beam())
-    check(config)
-    out = Path(config.train.out).expanduser().absolute()
+    options, words = config.train, config.vocabulary
+    plan = Plan(config.encoder, config.decoder, config.reading, config.search or Beam())
+    check_options(plan.encoder, options)
+    identity = run_identity(plan, words, options, config.source)
+    out = Path(options.out).expanduser().absolute()
     folder = output_folder(str(out))
+
     with Lease(folder) as lease:
-        if config.train.fresh:
-            for name in OWN:
+        # Is there a run in the folder already, and is it this one?
+        if options.fresh:
+            for name in FILES:
                 folder.remove(name)
-        _check_same(folder, config)
+        check_same(folder, folder.read_json(RUN), identity, "run")
         if folder.exists(FACTS):
             sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
+
+        # What can be refused without Ray is refused before it starts.
         if pictures is None:
-            list_pictures(config, out / LISTING, goes_on=folder.exists(RUN))
-        encoder = first_encoder(config)
-        if config.train.features and pictures is None:
-            pictures = Pictures((table_in(config.train.features, encoder),))
-        here = config.train.workers.count == 0
-        with contextlib.nullcontext() if here and pictures else session(config.cluster, workers_heard=False):
+            list_pictures(config, out / LISTING, is_resumed=folder.exists(RUN))
+        encoder = build_encoder(plan, options.start_from)
+        if pictures is None and options.features:
+            pictures = given_features(options.features, encoder)
+
+        is_here = options.workers.count == 0
+        needs_ray = not is_here or pictures is None
+        with session(config.cluster, workers_heard=False) if needs_ray else contextlib.nullcontext():
             if ray.is_initialized():
                 check_seen({str(out / LEASE): "train.out"})
-            pictures = pictures or made_pictures(config, encoder, out / LISTING, folder.read_json(RUN))
-            material = gather(config, pictures, encoder, _words(out))
-            # Only now, so that a run that was refused does not keep the folder from the mended one.
-            told = {"raycap": __version__, "act": "train", "identity": identity(config)}
-            folder.write_json(RUN, told | ({PRECISION: pictures.precision} if pictures.precision else {}))
-            folder.write("config.yaml", dumps(config).encode())
-            material.vocabulary.save(out / WORDS)
+            if pictures is None:
+                pictures = make_tables(config, encoder, out / LISTING, folder.read_json(RUN))
+            vocabulary = Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
+            setup = gather_setup(plan, words, options, encoder, pictures, vocabulary)
+
+            # Written only now, so that a run that was refused does not claim the folder.
+            record = {"raycap": __version__, "act": "train", "identity": identity}
+            if pictures.precision:
+                record[PRECISION] = pictures.precision
+            folder.write_json(RUN, record)
+            folder.write(CONFIG, dumps(config).encode())
+            setup.vocabulary.save(out / WORDS)
             (out / STOP).unlink(missing_ok=True)
-            train_them = train_here if here else functools.partial(train_on_workers, label=config.cluster.model_on)
-            with Watch(out, config.train.trackers) as watch:
-                _until_done(lambda: train_them(material, out, lease.run, leave), out, watch)
-    return _finished(folder, out, config)
 
+            if is_here:
+                work = functools.partial(train_here, setup, out, lease.run, epoch_token)
+            else:
+                label = config.cluster.model_on
+                work = functools.partial(train_on_workers, setup, out, lease.run, epoch_token, label)
+            with RunDisplay(out, options.trackers) as display:
+                run_and_display(work, out, display)
 
-def _check_same(folder: RunFolder, config: Config) -> None:
-    """Refuse a folder that holds another run."""
-    found = folder.read_json(RUN)
-    if found is None:
-        return
-    if wrong := differences(found.get("identity", {}), identity(config)):
-        raise Refusal(
-            f"{folder} holds another run ({'; '.join(wrong)}): give another --out, or --fresh to start over there"
-        )
-
-
-def _words(out: Path) -> Vocabulary | None:
-    return Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
-
-
-def list_pictures(config: Config, listing: Path, goes_on: bool) -> None:
-    """Write down what the source says of its pictures, for the whole run; one that goes on keeps to its own. Where
-    that is not enough to learn from it is refused, before anything is started."""
-    if config.train.features or (goes_on and listing.exists()):
-        return
-    source = _described(config)
-    check_splits(source.path, config.train, write_listing(source, listing))
-
-
-def _described(config: Config) -> Source:
-    return with_captions(source_of(config, "train"))
-
-
-def made_pictures(
-    config: Config, encoder: Encoder, listing: Path, run: Mapping[str, Any] | None = None
-) -> Pictures:
-    """What to look at, made from the source, or found where an earlier run has made it of the same.
-
-    `run` is what is recorded of a run that goes on: it keeps the precision of its features.
-    """
-    source, changing = _described(config), config.train.augmentation
-    if wants_pixels(config):
-        works = [pixels_work(config, source, encoder)]
-    else:
-        changes = [None, *(Change(changing, number) for number in range(1, changing.views + 1))]
-        recorded, asked = (run or {}).get(PRECISION), config.extract.precision
-        if recorded and asked not in ("auto", recorded):
-            raise Refusal(
-                f"this run learns from features in {recorded}, and extract.precision is {asked}: leave it out, or "
-                "give --fresh to start over"
-            )
-        precision = recorded or choose(config.extract, config.cluster.model_on)
-        works = [with_precision(features_work(config, source, encoder, change), precision) for change in changes]
-    works = [kept(work, config.train.cache, "train.cache") for work in works]
-    for work in works:
-        perform(work, {})
-    tables = tuple(f"{work.options.out}/{work.table}" for work in works)
-    return Pictures(tables, str(listing), works[0].identity.get("precision", ""))
-
-
-def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:
-    """Run `work` in a thread while this one watches. The first Ctrl-C lets it save and end, the second leaves."""
-    # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving it. Not in a pool
-    # either: Python waits for a pool's threads before it ends.
-    working: Future[None] = Future()
-    Thread(target=_answer, args=(working, work), daemon=True).start()
-    while not working.done():
-        try:
-            wait([working], 1 / LOOKS_PER_SECOND)
-            watch.look()
-        except KeyboardInterrupt:
-            if (out / STOP).exists():
-                raise
-            (out / STOP).touch()
-            sys.stdout.write("saving after this step; Ctrl-C again does not wait for it\n")
-    working.result()
-
-
-def _answer(future: Future[None], work: Callable[[], None]) -> None:
-    try:
-        work()
-        future.set_result(None)
-    except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-        future.set_exception(error)
-
-
-def _finished(folder: RunFolder, out: Path, config: Config) -> bool:
-    """Write the facts, unless the run was asked to stop."""
     if (out / STOP).exists():
         (out / STOP).unlink()
         return False
-    curve = epochs(out / METRICS)
-    kept = [line for line in curve if line["best"]][-1]
-    told = {name: value for name, value in kept.items() if name not in ("kind", "best", "samples")}
+    log = read_epochs(out / METRICS)
+    best = [line for line in log if line["best"]][-1]
     folder.write_json(
         FACTS,
         {
             "raycap": __version__,
             "act": "train",
-            "epochs": len(curve),
-            "kept": told,
-            "seconds": curve[-1]["seconds"],
-            "identity": identity(config),
+            "epochs": len(log),
+            "kept": {name: value for name, value in best.items() if name not in ("kind", "best", "samples")},
+            "seconds": log[-1]["seconds"],
+            "identity": identity,
             "config": dumps(config),
             "versions": {"ray": ray.__version__, "torch": torch.__version__},
         },
@@ -206,12 +162,66 @@ def _finished(folder: RunFolder, out: Path, config: Config) -> bool:
     return True
 
 
-def _ending(out: Path, config: Config) -> str:
-    kept = [line for line in epochs(out / METRICS) if line["best"]][-1]
-    names = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "validation_loss", "accuracy")
-    scores = ", ".join(f"{name} {kept[name]:.4f}" for name in names)
-    return (
-        f"kept: epoch {kept['epoch']} ({scores})\n"
-        f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
-        f"caption pictures with it: raycap caption photos/ --model {config.train.out}/{CAPTIONER} --out captions\n"
-    )
+def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
+    """Write what the source says of its pictures, once for the whole run, and refuse a source that
+    lacks a split."""
+    if config.train.features or (is_resumed and listing.exists()):
+        return
+    source = with_captions(source_of(config, "train"))
+    check_splits(source.path, config.train, write_listing(source, listing))
+
+
+def make_tables(
+    config: Config, encoder: Encoder, listing: Path, record: Mapping[str, Any] | None = None
+) -> PictureTables:
+    """The tables to learn from, made from the source, or found where an earlier run has made the same.
+
+    `record` is the run.json of a run that continues: it keeps the precision of its features.
+    """
+    source = with_captions(source_of(config, "train"))
+    augmentation = config.train.augmentation
+    if needs_pixels(config.encoder, config.train):
+        works = [pixels_work(config, source, encoder)]
+    else:
+        recorded, asked = (record or {}).get(PRECISION), config.extract.precision
+        if recorded and asked not in ("auto", recorded):
+            raise Refusal(
+                f"this run learns from features in {recorded}, and extract.precision is {asked}: leave it out, or "
+                "give --fresh to start over"
+            )
+        precision = recorded or choose(config.extract, config.cluster.model_on)
+        views = [Change(augmentation, number) for number in range(1, augmentation.views + 1)]
+        works = [features_work(config, source, encoder, view) for view in (None, *views)]
+        works = [with_precision(work, precision) for work in works]
+    works = [kept(work, config.train.cache, "train.cache") for work in works]
+    for work in works:
+        perform(work, {})
+    tables = tuple(f"{work.options.out}/{work.table}" for work in works)
+    return PictureTables(tables, str(listing), works[0].identity.get("precision", ""))
+
+
+def run_and_display(work: Callable[[], object], out: Path, display: RunDisplay) -> None:
+    """Run `work` in a thread and show its progress. The first Ctrl-C lets it save and stop, the
+    second does not wait."""
+    # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving
+    # it. Not in a pool either: Python waits for a pool's threads before it exits.
+    result: Future[None] = Future()
+
+    def target() -> None:
+        try:
+            work()
+            result.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            result.set_exception(error)
+
+    Thread(target=target, daemon=True).start()
+    while not result.done():
+        try:
+            wait([result], 1 / UPDATES_PER_SECOND)
+            display.update()
+        except KeyboardInterrupt:
+            if (out / STOP).exists():
+                raise
+            (out / STOP).touch()
+            sys.stdout.write("saving after this step; Ctrl-C again does not wait for it\n")
+    result.result()

@@ -17,27 +17,30 @@ from raycap.refusal import Refusal
 from raycap.stages.nodes import capacity, selector
 from raycap.stages.session import refusal_within
 from raycap.training import Train
-from raycap.training.group import Group
-from raycap.training.material import Material
-from raycap.training.run import Run
-from raycap.training.store import cache_folder, store_of
+from raycap.training.distributed import WorkerGroup
+from raycap.training.loop import train_captioner
+from raycap.training.run_files import EpochLimit
+from raycap.training.setup import TrainingSetup
+from raycap.training.store import cache_folder, open_store
 
 RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
 
 
-def train_here(material: Material, out: Path, name: str, leave: str = "") -> None:
-    """Train in this process."""
-    workers = material.options.workers
+def train_here(setup: TrainingSetup, out: Path, name: str, epoch_token: str = "") -> None:
+    """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit of that token."""
+    workers = setup.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
-    store = store_of(material.pictures, cache_folder(material.options.cache))
-    Run(material, out, store, derive(device, material.options.precision), Group(), leave=leave).go()
+    store = open_store(setup.pictures, cache_folder(setup.options.cache))
+    precision = derive(device, setup.options.precision)
+    limit = EpochLimit(out, epoch_token) if epoch_token else None
+    train_captioner(setup, store, out, precision, WorkerGroup(), epoch_limit=limit)
 
 
-def train_on_workers(material: Material, out: Path, name: str, leave: str = "", label: str = "") -> None:
-    """Train on Ray Train's workers, on nodes with that label. A lost one is replaced, and all go on from the last
-    checkpoint."""
-    options, nodes = material.options, selector(label)
+def train_on_workers(setup: TrainingSetup, out: Path, name: str, epoch_token: str = "", label: str = "") -> None:
+    """Train on Ray Train's workers, on nodes with that label. A lost one is replaced, and all continue from the
+    last checkpoint."""
+    options, nodes = setup.options, selector(label)
     count, gpu = _placed(options)
     resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
     # A worker's folder is the driver's: paths in the config stay what they are.
@@ -45,7 +48,7 @@ def train_on_workers(material: Material, out: Path, name: str, leave: str = "", 
     failures = options.workers.failures
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"material": ray.put(material), "out": str(out), "leave": leave},
+        train_loop_config={"setup": ray.put(setup), "out": str(out), "epoch_token": epoch_token},
         scaling_config=ScalingConfig(
             num_workers=count, use_gpu=gpu, resources_per_worker=resources, label_selector=nodes
         ),
@@ -69,19 +72,20 @@ def train_on_workers(material: Material, out: Path, name: str, leave: str = "", 
 
 def _work(given: dict[str, Any]) -> None:
     """What each worker runs."""
-    material: Material = ray.get(given["material"])
-    context, options = ray.train.get_context(), material.options
+    setup: TrainingSetup = ray.get(given["setup"])
+    context, options = ray.train.get_context(), setup.options
     torch.set_num_threads(options.workers.threads or max(1, _processors() // context.get_local_world_size()))
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    group, cache = Group(), cache_folder(options.cache)
+    group, cache = WorkerGroup(), cache_folder(options.cache)
     if context.get_local_rank() == 0:  # once on each machine
-        store_of(material.pictures, cache)
+        open_store(setup.pictures, cache)
     group.wait()
-    store = store_of(material.pictures, cache)
-    precision = derive(str(device), options.precision)
-    Run(material, Path(given["out"]), store, precision, group, ray.train.report, given["leave"]).go()
+    store = open_store(setup.pictures, cache)
+    precision, out = derive(str(device), options.precision), Path(given["out"])
+    limit = EpochLimit(out, given["epoch_token"]) if given["epoch_token"] else None
+    train_captioner(setup, store, out, precision, group, ray.train.report, limit)
 
 
 def _placed(options: Train) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""A run's state on disk: everything that a killed run needs to go on as if nothing had happened."""
+"""A run's state on disk: all that a killed run needs to continue as if nothing had happened."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -21,77 +21,86 @@ KEPT = 2
 
 
 @dataclass
-class Place:
-    """Where in a run one is. Randomness needs no state: each step's draws start from the seed and the step."""
+class TrainState:
+    """How far a run has come. Random generators have no place in it: each step is seeded with its
+    own number."""
 
     phase: int = 0
     epoch: int = 0  # of the phase
     step_of_epoch: int = 0
     step: int = 0  # of the run
-    best: float | None = None
+    best: float | None = None  # the best score so far
     waited: int = 0  # epochs since the best one
     epochs_done: int = 0  # of the run
-    seconds: float = 0.0
-    counts: list[float] = field(default_factory=list)  # what the epoch has added up so far
+    seconds: float = 0.0  # of training
+    counts: list[float] = field(default_factory=list)  # sums over the steps of this epoch so far
 
 
-def save(run: Path, place: Place, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all, then drop older ones."""
-    folder = run / FOLDER / f"step-{place.step:09}"
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+class Checkpoint(NamedTuple):
+    """What was saved."""
+
+    state: TrainState
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+def save_checkpoint(
+    run: Path, state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint, whole or not at all, then delete older ones."""
+    folder = run / FOLDER / f"step-{state.step:09}"
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(whole, beside / TENSORS)
-        write_json(beside / STATE, {"place": dataclasses.asdict(place), **numbers})
+        part.mkdir(parents=True)
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(on_cpu, part / TENSORS)
+        # "place": the name in the files of earlier versions.
+        write_json(part / STATE, {"place": dataclasses.asdict(state), **numbers})
         shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        part.rename(folder)
     except OSError as error:
         raise Refusal(f"cannot save a checkpoint in {run}: {error}") from error
-    for old in _all(run)[:-KEPT]:
+    for old in _checkpoints(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load(run: Path, device: torch.device) -> tuple[Place, dict[str, Tensor], dict[str, Any]] | None:
+def load_checkpoint(run: Path, device: torch.device) -> Checkpoint | None:
     """The newest checkpoint, if there is one."""
-    found = newest(run)
-    if found is None:
+    found = _checkpoints(run)
+    if not found:
         return None
+    newest = found[-1]
     try:
-        numbers = json.loads((found / STATE).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(found / TENSORS, device=str(device))
+        numbers = json.loads((newest / STATE).read_text(encoding="utf-8"))
+        tensors = safetensors.torch.load_file(newest / TENSORS, device=str(device))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise Refusal(f"the checkpoint {found} is damaged ({error}): delete it to go on from an older") from error
-    return Place(**numbers.pop("place")), tensors, numbers
+        raise Refusal(
+            f"the checkpoint {newest} is damaged ({error}): delete it to continue from an older "
+            "one"
+        ) from error
+    return Checkpoint(TrainState(**numbers.pop("place")), tensors, numbers)
 
 
-def newest(run: Path) -> Path | None:
-    """The folder of the newest checkpoint."""
-    return next(iter(_all(run)[-1:]), None)
-
-
-def drop_unfinished(run: Path) -> None:
-    """What killed runs began to write. Only for who knows that no other process writes here now."""
-    for part in (run / FOLDER).glob(".*.part"):
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _all(run: Path) -> list[Path]:
+def _checkpoints(run: Path) -> list[Path]:
+    """The folders of all checkpoints, the newest last."""
     return sorted((run / FOLDER).glob("step-*"))
 
 
-def of_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's memory by names."""
-    state = optimiser.state_dict()["state"]
-    return {f"optimiser.{place}.{name}": tensor for place, own in state.items() for name, tensor in own.items()}
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state, as named tensors."""
+    named = {}
+    for index, of_weight in optimiser.state_dict()["state"].items():
+        for name, tensor in of_weight.items():
+            named[f"optimiser.{index}.{name}"] = tensor
+    return named
 
 
-def into_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """What `of_optimiser` gave."""
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Set the state that `optimiser_tensors` gave."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):
-            _, place, kind = name.split(".")
-            state.setdefault(int(place), {})[kind] = tensor
+            _, index, kind = name.split(".")
+            state.setdefault(int(index), {})[kind] = tensor
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})

@@ -1,22 +1,28 @@
 """What is trained: the decoder, and the encoder in front of it where pictures come as pixels."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from raycap.captioner import folder
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.encoders.encoder import Encoder
+from raycap.refusal import Refusal
 
 
 class Network(nn.Module):
-    """Pictures of either kind to a decoder's memory. `encoder` is None where pictures come as features."""
+    """Pictures, as features or as pixels, to a decoder's memory. `encoder` is None where they come
+    as features."""
 
     def __init__(self, decoder: Decoder, encoder: Encoder | None) -> None:
         super().__init__()
         self.decoder = decoder
         self.encoder = encoder
 
-    def look(self, pictures: Tensor) -> Tensor:
-        """Pixels become features if their encoder does not learn: looked at once, for all that a step asks."""
+    def encode_if_frozen(self, pictures: Tensor) -> Tensor:
+        """Pixels become features if the encoder is frozen, so that it runs once for all that a
+        step does."""
         if self.encoder is None or any(True for _ in self.encoder.trainable_parameters()):
             return pictures
         with torch.no_grad():
@@ -29,3 +35,24 @@ class Network(nn.Module):
             return self.decoder.remember(pictures[:, :-1], pictures[:, -1])
         assert self.encoder is not None
         return self.decoder.remember(*self.encoder(pictures.permute(0, 3, 1, 2)))
+
+
+def load_weights(network: Network, captioner: str) -> None:
+    """Take the weights of a captioner folder."""
+    tensors = folder.state_of(captioner)
+    try:
+        network.decoder.load_state_dict(without_prefix("decoder.", tensors))
+        encoder = without_prefix("encoder.", tensors)
+        if network.encoder is not None and encoder:
+            network.encoder.load_state_dict(encoder)
+    except RuntimeError as error:
+        raise Refusal(f"cannot start from the weights of {captioner}: {error}") from error
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, named without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,63 +1,128 @@
-"""Self-critical training: draw captions, reward them by the metric, push up those that beat their like."""
+"""Self-critical training: draw captions, reward them by the metric, make those that beat the
+others likelier."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.metrics import CiderReward
+from raycap.metrics.ngrams import Captions, Ints, ReferenceGrams
 from raycap.search import Sample
-from raycap.training import SelfCritical
-from raycap.training.batches import Lesson
-from raycap.training.bleu_reward import BleuReward
-from raycap.training.objective import before
-from raycap.vocabulary import PAD, START, UNK
+from raycap.training.dataset import CaptionDataset
+from raycap.training.loss import decoder_inputs
+from raycap.training.options import SelfCritical
+from raycap.vocabulary import END, PAD, START, UNK
+
+LONGEST_NGRAM = 4
 
 
-class Critic:
-    """Rewards of drawn captions by the references of the training pictures, `<end>` counted everywhere: without it
-    a captioner learns to stop in mid-sentence."""
+class CaptionReward:
+    """The reward of drawn captions, by the references of the training pictures.
 
-    def __init__(self, lesson: Lesson, options: SelfCritical) -> None:
-        self.options = options
-        self._places = np.sort(lesson.places)
-        references = [lesson.captions(place) for place in self._places]
+    `<end>` counts as a word everywhere: without it, a captioner learns to stop in mid-sentence.
+    """
+
+    def __init__(self, dataset: CaptionDataset, options: SelfCritical) -> None:
+        self._rows = np.sort(dataset.rows)
+        references = [dataset.captions(row) for row in self._rows]
         self._cider = CiderReward(references)
         self._bleu = BleuReward(references) if options.bleu_4 else None
+        self._bleu_weight = options.bleu_4
 
-    def rewards(self, captions: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """[B, K] of captions [B, K, T], of the pictures at `places` [B] in the store."""
-        pictures = np.repeat(np.searchsorted(self._places, places), captions.shape[1])
+    def __call__(self, captions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """[B, K] of captions [B, K, T], of the pictures in `rows` [B] of the store."""
+        pictures = np.repeat(np.searchsorted(self._rows, rows), captions.shape[1])
         flat = captions.reshape(-1, captions.shape[2])
         rewards = self._cider(flat, pictures)
         if self._bleu is not None:
-            share = self.options.bleu_4
-            rewards = (1 - share) * rewards + share * 10 * self._bleu(flat, pictures)
+            bleu = 10 * self._bleu(flat, pictures)
+            rewards = (1 - self._bleu_weight) * rewards + self._bleu_weight * bleu
         return rewards.reshape(captions.shape[:2])
 
-    def draw(self, decoder: Decoder, memory: Tensors, seeds: Sequence[int]) -> Tensor:
-        """Captions [B, K, T] with their `<end>`, then PAD."""
-        own = self.options
-        search = Sample(samples=own.samples, max_length=own.max_length, temperature=own.temperature)
-        words = search.search(decoder, memory, seeds=seeds).words
-        return words[..., : int((words != PAD).any(0).any(0).sum())]
+
+def draw_captions(
+    decoder: Decoder, memory: Tensors, options: SelfCritical, seeds: Sequence[int]
+) -> Tensor:
+    """Captions [B, K, T] with their `<end>`, then PAD; a seed for each picture."""
+    search = Sample(
+        samples=options.samples, max_length=options.max_length, temperature=options.temperature
+    )
+    words = search.search(decoder, memory, seeds=seeds).words
+    return words[..., : int((words != PAD).any(0).any(0).sum())]
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """How much better each of [B, K] is than the mean of the picture's others."""
-    others: np.ndarray = (rewards.sum(1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
-    better: np.ndarray = rewards - others
-    return better
+    """How much better each of [B, K] is than the mean of the picture's other captions."""
+    others = (rewards.sum(1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+    difference: np.ndarray = rewards - others
+    return difference
 
 
-def likelihood(decoder: Decoder, memory: Tensors, drawn: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The log-probability of each drawn word [N] of captions [B, K, T] under the search that drew it, and a mask
-    [B, K, T] of where they stand."""
+def log_likelihood(
+    decoder: Decoder, memory: Tensors, drawn: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The log-probability of each drawn word [N] of captions [B, K, T] under the search that drew
+    it, and a mask [B, K, T] of where these words are."""
     started = torch.cat([torch.full_like(drawn[..., :1], START), drawn], 2)
-    true = drawn != PAD
-    scores = decoder.scores(decoder.unroll(memory, before(started)).outputs[true]).float() / temperature  # [N, V]
-    # What the search never says takes no part, or its gradient would push at words that cannot be drawn.
-    scores = scores.index_fill(1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf)
-    return torch.log_softmax(scores, 1).gather(1, drawn[true].unsqueeze(1)).squeeze(1), true
+    mask = drawn != PAD
+    outputs = decoder.unroll(memory, decoder_inputs(started)).outputs[mask]
+    scores = decoder.scores(outputs).float() / temperature  # [N, V]
+    # Words that the search never draws are left out, or the gradient would push at them.
+    scores = scores.index_fill(
+        1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf
+    )
+    chosen = torch.log_softmax(scores, 1).gather(1, drawn[mask].unsqueeze(1)).squeeze(1)
+    return chosen, mask
+
+
+class BleuReward:
+    """BLEU-4 of single captions on token numbers.
+
+    One is added to the counts of each length above 1 (BLEU+1, Lin and Och 2004): without it,
+    nearly every single caption scores 0, and there would be no differences to learn from.
+    """
+
+    def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
+        """`references`: the encoded captions of each picture; `<start>` is ignored, `<end>` is a
+        token."""
+        counted = [
+            [[token for token in caption if token not in (PAD, START)] for caption in of_picture]
+            for of_picture in references
+        ]
+        self._grams = ReferenceGrams(counted)
+        # The lengths of each picture's references.
+        self._lengths = [np.array([len(one) for one in of_picture]) for of_picture in counted]
+
+    def __call__(
+        self, captions: npt.NDArray[np.integer], pictures: Ints
+    ) -> npt.NDArray[np.float32]:
+        """The reward [B] of `captions` [B, T], each by the references of its picture in `pictures`
+        [B]."""
+        ended = np.cumsum(captions == END, axis=1) - (captions == END)  # 0 up to the first <end>
+        counts = (ended == 0) & (captions != PAD) & (captions != START)
+        flat = Captions(captions[counts].astype(np.int64), np.nonzero(counts)[0], len(captions))
+        total = np.zeros(flat.count)
+        for n, ours in enumerate(self._grams.look_up(flat), start=1):
+            rows, theirs = self._grams.matches(n, ours, pictures)
+            most = np.zeros(len(ours.count), np.int64)  # the most often in one reference
+            np.maximum.at(most, rows, self._grams.grams[n - 1].count[theirs])
+            found = np.bincount(ours.caption, np.minimum(ours.count, most), flat.count)
+            written = np.maximum(flat.lengths - n + 1, 0)
+            extra = 0 if n == 1 else 1
+            precision = (found + extra) / np.maximum(written + extra, 1)
+            total += np.log(np.maximum(precision, 1e-9))
+        nearest = np.array(
+            [self._nearest_length(*pair) for pair in zip(pictures, flat.lengths, strict=True)]
+        )
+        brevity = np.minimum(0, 1 - nearest / np.maximum(flat.lengths, 1e-9))
+        return np.exp(total / LONGEST_NGRAM + brevity).astype(np.float32)
+
+    def _nearest_length(self, picture: int, length: int) -> int:
+        """The length of the reference that is nearest in length; of two that are as near, the
+        shorter."""
+        lengths = np.sort(self._lengths[picture])
+        return int(lengths[np.abs(lengths - length).argmin()])

@@ -1,7 +1,9 @@
-"""Pictures to learn from, as rows of one size in one local file, so that any row can be read at any moment.
+"""Training pictures as rows of equal size in one local file, so that any row can be read at any
+time.
 
-Tables come as Parquet, which is read in runs of rows; a shuffled epoch wants single rows. Each machine unpacks a
-table once. The files are mapped, not loaded: memory stays flat, and what the page cache can hold is read once.
+Tables are Parquet files, which are read in runs of rows; a shuffled epoch wants single rows. Each
+machine unpacks a table once. The files are mapped into memory, not loaded: memory stays flat, and
+what fits in the page cache is read from disk once.
 """
 
 import contextlib
@@ -34,9 +36,12 @@ CAPTION_COLUMNS = ["key", "split", "references"]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What a run learns from: tables, of the pictures and then of their views, and, where a source is behind them,
-    the listing of what it says of each now: tables are kept, and captions are mended meanwhile."""
+class PictureTables:
+    """What a run learns from: a table of pictures, and tables of their views.
+
+    `listing`, where there is a source, is a file of what the source says of each picture now:
+    tables are kept for later runs, and captions and splits may have been corrected since.
+    """
 
     tables: tuple[str, ...]
     listing: str = ""
@@ -44,18 +49,19 @@ class Pictures:
 
 
 class View(NamedTuple):
-    """The same pictures, changed."""
+    """Changed versions of the pictures of a store."""
 
-    rows: np.ndarray  # [M, ...], mapped
-    places: np.ndarray  # [N] where each picture of the store is among them; -1 where it is not
+    pixels_or_features: np.ndarray  # [M, ...], mapped
+    rows: np.ndarray  # [N] the row here of each picture of the store; -1 where there is none
 
 
 @dataclass(frozen=True)
-class Store:
-    """An unpacked table. A row is a picture's features [P + 1, D] in float16, the vector below the grid, or its
-    pixels [S, S, 3] in uint8.
+class PictureStore:
+    """An unpacked table. A row is a picture's features [P + 1, D] in float16, the vector below the
+    grid, or its pixels [S, S, 3] in uint8.
 
-    The numbers from 0 to N - 1 are the pictures as they are, the next N their first views, and so on.
+    Items are numbers: from 0 to N - 1 the pictures as they are, the next N their first views, and
+    so on.
     """
 
     rows: np.ndarray  # [N, ...], mapped
@@ -69,186 +75,213 @@ class Store:
     def holds_pixels(self) -> bool:
         return self.rows.dtype == np.uint8
 
-    def key(self, place: int) -> str:
-        key: str = self.captions["key"][int(place)].as_py()
+    def key(self, row: int) -> str:
+        key: str = self.captions["key"][int(row)].as_py()
         return key
 
-    def references(self, place: int) -> list[str]:
-        """What people said of the picture there."""
-        said: list[str] = self.captions["references"][int(place)].as_py()
-        return said
+    def references(self, row: int) -> list[str]:
+        """The captions that people wrote for this picture."""
+        references: list[str] = self.captions["references"][int(row)].as_py()
+        return references
 
-    def of(self, *splits: str) -> np.ndarray:
-        """The places of the pictures of these splits that have a caption, in the order of their keys: a table made
-        anew has the same pictures at other places, and a seed shall mean the same order."""
-        wanted = pc.is_in(self.captions["split"], pa.array(splits, pa.string()))
-        described = pc.greater(pc.list_value_length(self.captions["references"]), 0).fill_null(False)
-        places = pa.array(np.flatnonzero(pc.and_(wanted, described).to_numpy()))
-        by_key: np.ndarray = places.take(pc.sort_indices(self.captions["key"].take(places))).to_numpy()
+    def rows_of(self, *splits: str) -> np.ndarray:
+        """The rows of the pictures of these splits that have a caption, in the order of their
+        keys.
+
+        A table that is made again has its rows in another order; the same seed must give the same
+        epochs.
+        """
+        in_splits = pc.is_in(self.captions["split"], pa.array(splits, pa.string()))
+        lengths = pc.list_value_length(self.captions["references"])
+        described = pc.greater(lengths, 0).fill_null(False)
+        rows = pa.array(np.flatnonzero(pc.and_(in_splits, described).to_numpy()))
+        order = pc.sort_indices(self.captions["key"].take(rows))
+        by_key: np.ndarray = rows.take(order).to_numpy()
         return by_key
 
-    def pictures(self, numbers: np.ndarray) -> np.ndarray:
-        """The rows of these numbers."""
-        which, places = np.divmod(numbers, len(self))
-        found = self.rows[places]
+    def pictures(self, items: np.ndarray) -> np.ndarray:
+        """The features or pixels of these items; of a view that lacks a picture, the picture as it
+        is."""
+        which, rows = np.divmod(items, len(self))
+        found = self.rows[rows]
         for number, view in enumerate(self.views, start=1):
-            changed = np.flatnonzero((which == number) & (view.places[places] >= 0))
-            found[changed] = view.rows[view.places[places[changed]]]
+            changed = np.flatnonzero((which == number) & (view.rows[rows] >= 0))
+            found[changed] = view.pixels_or_features[view.rows[rows[changed]]]
         return found
 
 
-def store_of(pictures: Pictures, cache: Path) -> Store:
+def open_store(pictures: PictureTables, cache: Path) -> PictureStore:
     """The first table, with the others as its views."""
-    store, *others = (unpacked(table, cache) for table in pictures.tables)
+    store, *others = (unpack_table(table, cache) for table in pictures.tables)
     keys = store.captions["key"]
-    views = (
-        View(other.rows, pc.index_in(keys, other.captions["key"]).fill_null(-1).to_numpy()) for other in others
-    )
-    return replace(store, captions=_listed(store.captions, pictures.listing), views=tuple(views))
+    views = []
+    for other in others:
+        rows = pc.index_in(keys, other.captions["key"]).fill_null(-1).to_numpy()
+        views.append(View(other.rows, rows))
+    captions = _with_listing(store.captions, pictures.listing)
+    return replace(store, captions=captions, views=tuple(views))
 
 
-def described(pictures: Pictures) -> pa.Table:
-    """What is said of each readable picture."""
-    return _listed(pa.concat_tables(tables(pictures.tables[0], CAPTION_COLUMNS)), pictures.listing)
+def read_captions(pictures: PictureTables) -> pa.Table:
+    """Key, split and captions of each readable picture."""
+    captions = pa.concat_tables(read_rows(pictures.tables[0], CAPTION_COLUMNS))
+    return _with_listing(captions, pictures.listing)
 
 
-def _listed(captions: pa.Table, listing: str) -> pa.Table:
-    """The same pictures, with what the listing says of each; nothing is said of one that is not in it."""
+def _with_listing(captions: pa.Table, listing: str) -> pa.Table:
+    """The same pictures with what the listing says of each; nulls for one that it does not
+    hold."""
     if not listing:
         return captions
-    told = pa.ipc.open_file(pa.memory_map(listing)).read_all()
-    told = told.take(pc.index_in(captions["key"], told["key"].combine_chunks()))
-    return told.set_column(0, "key", captions["key"])
+    listed = pa.ipc.open_file(pa.memory_map(listing)).read_all()
+    listed = listed.take(pc.index_in(captions["key"], listed["key"].combine_chunks()))
+    return listed.set_column(0, "key", captions["key"])
 
 
 def write_listing(source: Source, file: Path) -> Counter[str]:
-    """What the source says of its pictures; how many of each split are described."""
+    """Write what the source says of its pictures; returns how many of each split have captions."""
     pictures: Counter[str] = Counter()
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     schema = pa.schema([MANIFEST.field(name) for name in CAPTION_COLUMNS])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(beside), "wb") as out, pa.ipc.new_file(out, schema) as writer:
-            for piece in source.tables():
-                writer.write_table(piece.select(CAPTION_COLUMNS).cast(schema))
-                described = pc.greater(pc.list_value_length(piece["references"]), 0)
-                usable = pc.equal(piece["error"], "")  # of the others there is nothing to see
-                pictures.update(piece["split"].filter(pc.and_(described, usable)).to_pylist())
-        beside.rename(file)
+        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, schema) as writer:
+            for rows in source.tables():
+                writer.write_table(rows.select(CAPTION_COLUMNS).cast(schema))
+                described = pc.greater(pc.list_value_length(rows["references"]), 0)
+                usable = pc.equal(rows["error"], "")  # the others cannot be fetched
+                counted = rows["split"].filter(pc.and_(described, usable))
+                pictures.update(counted.to_pylist())
+        part.rename(file)
     except OSError as error:
         raise Refusal(f"cannot write {file}: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
     return pictures
 
 
 def cache_folder(given: str) -> Path:
-    """Where made and unpacked features are kept on this machine."""
+    """Where feature tables and unpacked rows are kept on this machine."""
     if given:
         return Path(given).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raycap"
 
 
-def unpacked(table: str, cache: Path) -> Store:
-    """The rows of the table at `table` (a path or URI), unpacked on this machine now or by an earlier run."""
-    files = _parts(table)
-    told = json.dumps([CAPTIONS, str(table), *files], default=str)
-    folder = cache / "rows" / hashlib.sha256(told.encode()).hexdigest()[:16]
+def unpack_table(table: str, cache: Path) -> PictureStore:
+    """The rows of the table at `table` (a path or URI), unpacked on this machine now or by an
+    earlier run."""
+    files = _parquet_files(table)
+    fingerprint = json.dumps([CAPTIONS, str(table), *files], default=str)
+    folder = cache / "rows" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     if not (folder / FORM).exists():
-        beside = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.part")
+        part = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.part")
         try:
-            _unpack(table, [name for name, *_ in files], beside)
+            _unpack(table, part)
             with contextlib.suppress(OSError):  # another run was quicker, with the same rows
-                beside.rename(folder)
+                part.rename(folder)
         except OSError as error:
             raise Refusal(f"cannot unpack {table} into {cache} (train.cache): {error}") from error
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    return _opened(folder)
+            shutil.rmtree(part, ignore_errors=True)
+
+    form = json.loads((folder / FORM).read_text(encoding="utf-8"))
+    captions = pa.ipc.open_file(pa.memory_map(str(folder / CAPTIONS))).read_all()
+    shape = (len(captions), *form["shape"])
+    return PictureStore(np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape), captions)
 
 
-def table_form(table: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of what a row holds: of `grid` (with `scale` in 8 bits) and `vector`, or of `pixels`."""
-    with _open(_parts(table)[0][0], table) as file:
-        schema = pq.read_schema(file)
-    form = {
-        name: tuple(schema.field(name).type.shape)
-        for name in ("grid", "scale", "vector", "pixels")
-        if name in schema.names
-    }
-    if not form:
-        raise Refusal(f"{table} is no feature table: it has no column `grid`; make one with `raycap extract`")
-    return form
-
-
-def tables(table: str, columns: list[str]) -> Iterator[pa.Table]:
-    """The readable rows of a feature table, some at a time, in their order."""
-    for name, *_ in _parts(table):
-        with _open(name, table) as file:
-            parquet = pq.ParquetFile(file)
-            missing = [column for column in columns if column not in parquet.schema_arrow.names]
-            if missing:
-                raise Refusal(f"{name} lacks {', '.join(missing)}: it is no table that `raycap extract` made")
-            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*columns, "status"]):
-                whole = pa.Table.from_batches([batch])
-                yield whole.filter(pc.equal(whole["status"], SUCCESS))
-
-
-def _parts(table: str) -> list[tuple[str, int, Any]]:
-    """The table's Parquet files in order, each with its size and time."""
-    try:
-        files, root = stores.open_store(table)
-        listed = files.ls(root, detail=True) if files.isdir(root) else []
-        found = [files.info(one["name"]) for one in listed if one["name"].endswith(".parquet")]
-        found = sorted((one for one in found if one["type"] == "file"), key=lambda one: str(one["name"]))
-    except (OSError, ValueError, ImportError) as error:
-        raise Refusal(f"cannot read the feature table {table}: {error}") from error
-    if not found:
-        raise Refusal(f"there is no feature table at {table}: no *.parquet in it; make one with `raycap extract`")
-    # Local names stay paths: of a file: URI the percent signs would be decoded.
-    uris = [one["name"] if is_local(table) else files.unstrip_protocol(one["name"]) for one in found]
-    return [(uri, one["size"], one.get("mtime") or one.get("ETag")) for uri, one in zip(uris, found, strict=True)]
-
-
-@contextlib.contextmanager
-def _open(name: str, table: str) -> Iterator[Any]:
-    try:
-        with stores.open_file(name) as file:
-            yield file
-    except (OSError, pa.ArrowInvalid) as error:
-        raise Refusal(f"{name} of the table {table} cannot be read: {error}") from error
-
-
-def _unpack(table: str, names: list[str], folder: Path) -> None:
+def _unpack(table: str, folder: Path) -> None:
     folder.mkdir(parents=True)
-    parts = list(table_form(table))
+    columns = list(row_shapes(table))
     captions, form = [], None
     with (folder / ROWS).open("wb") as out:
-        for piece in tables(table, [*CAPTION_COLUMNS, *parts]):
+        for piece in read_rows(table, [*CAPTION_COLUMNS, *columns]):
             if len(piece):
-                rows = _rows(piece, parts)
+                rows = _rows(piece, columns)
                 rows.tofile(out)
                 form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
                 captions.append(piece.select(CAPTION_COLUMNS))
     if form is None:
         raise Refusal(f"{table} holds no readable picture")
     whole = pa.concat_tables(captions).combine_chunks()
-    with pa.OSFile(str(folder / CAPTIONS), "wb") as file, pa.ipc.new_file(file, whole.schema) as writer:
+    with (
+        pa.OSFile(str(folder / CAPTIONS), "wb") as file,
+        pa.ipc.new_file(file, whole.schema) as writer,
+    ):
         writer.write_table(whole)
-    write_json(folder / FORM, form)
+    write_json(folder / FORM, form)  # last: the folder is complete once it has this file
 
 
-def _rows(piece: pa.Table, parts: list[str]) -> np.ndarray:
+def _rows(piece: pa.Table, columns: list[str]) -> np.ndarray:
     """[n, P + 1, D] from a grid and a vector, or [n, S, S, 3]."""
-    arrays: dict[str, np.ndarray] = {name: piece[name].combine_chunks().to_numpy_ndarray() for name in parts}
+    arrays: dict[str, np.ndarray] = {
+        name: piece[name].combine_chunks().to_numpy_ndarray() for name in columns
+    }
     if "pixels" in arrays:
         return arrays["pixels"]
     grid = arrays["grid"] * arrays["scale"][:, None] if "scale" in arrays else arrays["grid"]
     return np.concatenate([grid, arrays["vector"][:, None]], axis=1)
 
 
-def _opened(folder: Path) -> Store:
-    form = json.loads((folder / FORM).read_text(encoding="utf-8"))
-    captions = pa.ipc.open_file(pa.memory_map(str(folder / CAPTIONS))).read_all()
-    shape = (len(captions), *form["shape"])
-    return Store(np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape), captions)
+def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of what a row holds: `grid` (with `scale` in 8 bits) and `vector`, or
+    `pixels`."""
+    with _opened(_parquet_files(table)[0][0], table) as file:
+        schema = pq.read_schema(file)
+    shapes = {
+        name: tuple(schema.field(name).type.shape)
+        for name in ("grid", "scale", "vector", "pixels")
+        if name in schema.names
+    }
+    if not shapes:
+        raise Refusal(
+            f"{table} is no feature table: it has no column `grid`; make one with `raycap extract`"
+        )
+    return shapes
+
+
+def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
+    """The readable rows of a feature table in their order, some at a time."""
+    for name, *_ in _parquet_files(table):
+        with _opened(name, table) as file:
+            parquet = pq.ParquetFile(file)
+            missing = [name for name in columns if name not in parquet.schema_arrow.names]
+            if missing:
+                raise Refusal(
+                    f"{name} lacks {', '.join(missing)}: it is no table that `raycap extract` made"
+                )
+            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*columns, "status"]):
+                rows = pa.Table.from_batches([batch])
+                yield rows.filter(pc.equal(rows["status"], SUCCESS))
+
+
+def _parquet_files(table: str) -> list[tuple[str, int, Any]]:
+    """The table's Parquet files in order, each with its size and its time of change."""
+    try:
+        filesystem, root = stores.open_store(table)
+        listed = filesystem.ls(root, detail=True) if filesystem.isdir(root) else []
+        # Not every listing says of a link what it leads to.
+        found = [filesystem.info(one["name"]) for one in listed if one["name"].endswith(".parquet")]
+    except (OSError, ValueError, ImportError) as error:
+        raise Refusal(f"cannot read the feature table {table}: {error}") from error
+    found = sorted((info for info in found if info["type"] == "file"), key=lambda info: str(info["name"]))
+    if not found:
+        raise Refusal(
+            f"there is no feature table at {table}: no *.parquet in it; make one with `raycap "
+            "extract`"
+        )
+    files = []
+    for info in found:
+        # Local names stay paths: the percent signs of a file: URI would be decoded.
+        uri = info["name"] if is_local(table) else filesystem.unstrip_protocol(info["name"])
+        files.append((uri, info["size"], info.get("mtime") or info.get("ETag")))
+    return files
+
+
+@contextlib.contextmanager
+def _opened(name: str, table: str) -> Iterator[Any]:
+    try:
+        with stores.open_file(name) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        raise Refusal(f"{name} of the table {table} cannot be read: {error}") from error

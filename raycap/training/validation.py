@@ -1,4 +1,5 @@
-"""How good the captioner is after an epoch: loss and accuracy by the true words, captions by the metrics."""
+"""How good the captioner is after an epoch: loss and accuracy on the true words, and captions by
+the metrics."""
 
 from typing import Any, NamedTuple
 
@@ -9,116 +10,152 @@ from raycap.decoders.decoder import Tensors
 from raycap.metrics import METRICS, Corpus
 from raycap.precision import Precision
 from raycap.search import SearchChoice
-from raycap.training import Objective
-from raycap.training.batches import Lesson, in_batches, read_ahead
-from raycap.training.group import Group
-from raycap.training.material import Material
+from raycap.training.dataset import CaptionDataset, read_ahead
+from raycap.training.distributed import WorkerGroup
+from raycap.training.loss import caption_loss
 from raycap.training.network import Network
-from raycap.training.objective import sums
+from raycap.training.options import Objective, Validation
 from raycap.vocabulary import Vocabulary
 
-JUDGES = ("bleu", "rouge_l", "cider_d", "health")
+USED_METRICS = ("bleu", "rouge_l", "cider_d", "health")
 REPORTED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "cut_off", "distinct")
-LOWER_IS_BETTER = {"loss"}
-PANELS = 12  # pictures whose maps of attention are kept for the report
+ATTENTION_PICTURES = 12  # pictures whose attention maps are kept for the report
 
 
-class Judged(NamedTuple):
+class ValidationResult(NamedTuple):
     """What a validation found."""
 
-    figures: dict[str, Any]  # for the journal
+    figures: dict[str, Any]  # for the log
     pictures: list[dict[str, Any]]  # key, caption, CIDEr-D and references of each
 
 
-class Told(NamedTuple):
-    """A picture's caption, by its place in the store."""
+class WrittenCaption(NamedTuple):
+    """The caption of the picture in this row of the store."""
 
-    place: int
+    row: int
     caption: str
 
 
 @torch.no_grad()
-def validate(network: Network, lesson: Lesson, material: Material, precision: Precision, group: Group) -> Judged:
-    """Scores over all processes' pictures, and some samples; the same answer in each process."""
-    options, search = material.options.validation, material.plan.search
+def validate(
+    network: Network,
+    dataset: CaptionDataset,
+    options: Validation,
+    search: SearchChoice,
+    precision: Precision,
+    group: WorkerGroup,
+) -> ValidationResult:
+    """Scores over the pictures of all workers, and some samples; the same answer in each
+    worker."""
     network.eval()
     counts = torch.zeros(4, device=precision.device)
-    told: list[Told] = []
-    for batch in read_ahead(in_batches(lesson.places, options.batch, group.rank, group.size), lesson.batch):
+    written: list[WrittenCaption] = []
+    own_rows = dataset.rows[group.rank :: group.size]
+    starts = range(0, len(own_rows), options.batch)
+    batches = [own_rows[start : start + options.batch] for start in starts]
+    for batch in read_ahead(batches, dataset.batch):
         batch = batch.to(precision.device)
         with precision.autocast():
             memory = network.remember(batch.pictures)
-            counts += sums(network.decoder, memory, batch.words, Objective(label_smoothing=0.0)).counts
-            told += tell(network, memory, batch.places, material.vocabulary, search)
+            plain = Objective(label_smoothing=0.0)
+            counts += caption_loss(network.decoder, memory, batch.words, plain).counts
+            written += write_captions(network, memory, batch.rows, dataset.vocabulary, search)
     network.train()
-    surprise, right, words, _ = group.add(counts).tolist()
-    told = sorted(group.collect(told))
-    scores, each = scored(lesson, told)
-    figures = {
-        "validation_loss": surprise / words,
-        "perplexity": float(np.exp(surprise / words)),
-        "accuracy": right / words,
-        **scores,
-        "samples": shown(lesson, [one for one in told if one.place in spread(lesson.places, options.samples)]),
+
+    cross_entropy, correct, words, _ = group.sum(counts).tolist()
+    written = sorted(group.gather(written))
+    references = [dataset.store.references(one.row) for one in written]
+    corpus = Corpus([one.caption for one in written], references)
+    scores = {
+        score.name: score for name in USED_METRICS for score in METRICS[name]().judge(corpus)
     }
-    key, references = lesson.store.key, lesson.store.references
-    pictures = [
-        {"key": key(one.place), "caption": one.caption, "cider_d": cider_d, "references": references(one.place)}
-        for one, cider_d in zip(told, each, strict=True)
-    ]
-    return Judged(figures, pictures)
+    sample_rows = spread(dataset.rows, options.samples)
+    figures = {
+        "validation_loss": cross_entropy / words,
+        "perplexity": float(np.exp(cross_entropy / words)),
+        "accuracy": correct / words,
+        **{name: scores[name].score for name in REPORTED},
+        "samples": samples_of(dataset, [one for one in written if one.row in sample_rows]),
+    }
+    pictures = []
+    cider_d = scores["cider_d"].scores.tolist()
+    for one, score, captions in zip(written, cider_d, references, strict=True):
+        key = dataset.store.key(one.row)
+        pictures.append(
+            {"key": key, "caption": one.caption, "cider_d": score, "references": captions}
+        )
+    return ValidationResult(figures, pictures)
 
 
-def tell(
-    network: Network, memory: Tensors, places: np.ndarray, vocabulary: Vocabulary, search: SearchChoice
-) -> list[Told]:
-    """The captions of pictures that are remembered."""
+def write_captions(
+    network: Network,
+    memory: Tensors,
+    rows: np.ndarray,
+    vocabulary: Vocabulary,
+    search: SearchChoice,
+) -> list[WrittenCaption]:
+    """The captions of the pictures in these rows, whose memory is given."""
     found = search.search(network.decoder, memory).words[:, 0].tolist()
-    return [Told(int(place), vocabulary.decode(words)) for place, words in zip(places, found, strict=True)]
-
-
-def spread(places: np.ndarray, count: int) -> np.ndarray:
-    """A few of `places`, always the same."""
-    chosen: np.ndarray = places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)]
-    return chosen
-
-
-def scored(lesson: Lesson, told: list[Told]) -> tuple[dict[str, float], list[float]]:
-    """The captions' scores, and the CIDEr-D of each."""
-    corpus = Corpus([one.caption for one in told], [lesson.store.references(one.place) for one in told])
-    answers = {answer.name: answer for judge in JUDGES for answer in METRICS[judge]().judge(corpus)}
-    return {name: answers[name].score for name in REPORTED}, answers["cider_d"].scores.tolist()
+    return [
+        WrittenCaption(int(row), vocabulary.decode(words))
+        for row, words in zip(rows, found, strict=True)
+    ]
 
 
 @torch.no_grad()
-def looked_at(network: Network, lesson: Lesson, material: Material, precision: Precision) -> list[dict[str, Any]]:
-    """A few of the pictures again, with the words said of each and a map [T][P] of where each word looked."""
-    batch = lesson.batch(spread(lesson.places, PANELS)).to(precision.device)
+def write_samples(
+    network: Network,
+    dataset: CaptionDataset,
+    options: Validation,
+    search: SearchChoice,
+    precision: Precision,
+) -> list[dict[str, str]]:
+    """Sample captions in the middle of an epoch."""
+    network.eval()
+    rows = spread(dataset.rows, options.samples)
+    with precision.autocast():
+        memory = network.remember(dataset.batch(rows).to(precision.device).pictures)
+        written = write_captions(network, memory, rows, dataset.vocabulary, search)
+    network.train()
+    return samples_of(dataset, written)
+
+
+@torch.no_grad()
+def attention_maps(
+    network: Network, dataset: CaptionDataset, search: SearchChoice, precision: Precision
+) -> list[dict[str, Any]]:
+    """For a few pictures the words of their caption, and a map [T][P] of where the decoder looked
+    for each word."""
+    batch = dataset.batch(spread(dataset.rows, ATTENTION_PICTURES)).to(precision.device)
     network.eval()
     with precision.autocast():
         memory = network.remember(batch.pictures)
-        found = material.plan.search.search(network.decoder, memory, attention=True).hypotheses()
+        found = search.search(network.decoder, memory, attention=True).hypotheses()
     network.train()
-    names = material.vocabulary.words
+    maps = []
+    for row, hypotheses in zip(batch.rows, found, strict=True):
+        attention = hypotheses[0].attention if hypotheses else None  # [T, P] of the best
+        if attention is None:
+            continue
+        words = [dataset.vocabulary.words[word] for word in hypotheses[0].words]
+        shares = [[round(share, 4) for share in of_word] for of_word in attention.tolist()]
+        maps.append({"key": dataset.store.key(row), "words": words, "attention": shares})
+    return maps
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """A few of the rows, always the same."""
+    chosen: np.ndarray = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    return chosen
+
+
+def samples_of(dataset: CaptionDataset, written: list[WrittenCaption]) -> list[dict[str, str]]:
+    """Captions for people to read, each beside a reference."""
     return [
         {
-            "key": lesson.store.key(place),
-            "words": [names[word] for word in best.words],
-            "attention": [[round(share, 4) for share in looks] for looks in best.attention.tolist()],
+            "key": dataset.store.key(one.row),
+            "caption": one.caption,
+            "reference": dataset.store.references(one.row)[0],
         }
-        for place, best in ((place, each[0]) for place, each in zip(batch.places, found, strict=True) if each)
-        if best.attention is not None
+        for one in written
     ]
-
-
-def shown(lesson: Lesson, told: list[Told]) -> list[dict[str, str]]:
-    """Captions for people to read, each beside a reference."""
-    key, references = lesson.store.key, lesson.store.references
-    return [{"key": key(one.place), "caption": one.caption, "reference": references(one.place)[0]} for one in told]
-
-
-def better(measure: str, score: float, than: float | None) -> bool:
-    """Whether a score is better than the best so far."""
-    if than is None:
-        return True
-    return score < than if measure in LOWER_IS_BETTER else score > than

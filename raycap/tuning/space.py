@@ -1,45 +1,45 @@
-"""What a sweep varies: ranges of options, by their dotted names, some only where another has a certain value."""
+"""What a sweep varies: ranges of options by their dotted names, some only where another option has
+a certain value."""
 
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
+from raycap.config import nearest, parse
 from raycap.refusal import Refusal
 
 Kind = Literal["choice", "uniform", "log_uniform", "integer"]
-Parameters = dict[str, Any]  # of one trial: the option's dotted name, and its value
-CORNERS_LOOKED_AT = 2000
-# What the features are made by; each choice of these has a feature table of its own.
-SEEN = ("source", "reading", "encoder", "train.augmentation", "train.start_from")
-# What may change in the middle of a run: neither its weights' shapes nor its length depend on it.
-MOVABLE = (
-    "train.lr",
-    "train.embedding_lr",
-    "train.encoder_lr",
-    "train.self_critical.lr",
-    "train.optimiser.weight_decay",
-    "train.optimiser.clip",
-    "train.objective.label_smoothing",
-    "train.objective.attention_penalty",
-    "train.objective.scheduled_sampling",
-    "decoder.grid_dropout",
-    "decoder.embedding_dropout",
-    "decoder.layer_dropout",
-    "decoder.output_dropout",
-)
+Parameters = dict[str, Any]  # of one trial: dotted names of options, and their values
+CORNERS_CHECKED = 2000
+# The sections of the config that a training run depends on.
+SECTIONS = ("source", "reading", "vocabulary", "encoder", "decoder", "search", "train")
+# Options that must be the same for all trials, and why.
+FIXED = {
+    "train.out": "each trial has a folder of its own",
+    "train.fresh": "a trial that died continues in its folder",
+    "train.features": "it follows from the source and the encoder",
+    "train.validation.best_by": "trials could not be compared",
+    "train.validation_split": "trials could not be compared",
+    "train.workers": "the result does not depend on it; see tune.cpus and tune.gpus",
+    "train.cache": "the result does not depend on it",
+    "train.trackers": "the result does not depend on it",
+}
+# Features are made from these: each choice of them has a feature table of its own.
+OF_FEATURES = ("source", "reading", "encoder", "train.augmentation", "train.start_from")
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values that an option may take, where `when` holds."""
+    """The values that an option may take, where the conditions in `when` hold."""
 
     key: str
     kind: Kind
-    values: tuple[Any, ...]  # all of a choice; else the lowest and the highest
+    values: tuple[Any, ...]  # all values of a choice; otherwise the lowest and the highest
     when: Mapping[str, tuple[Any, ...]]  # each of these options has one of these values
 
     def __post_init__(self) -> None:
@@ -48,78 +48,91 @@ class Range:
         if self.kind == "choice":
             return
         number = int if self.kind == "integer" else float
+        given = f"{self.key}: {self.kind} is {list(self.values)}"
         if len(self.values) != 2 or any(type(value) is not number for value in self.values):
-            raise Refusal(f"{self.key}: {self.kind} is {list(self.values)}: give the lowest and the highest number")
+            raise Refusal(f"{given}: give the lowest and the highest number")
         low, high = self.values
         if not low < high or not math.isfinite(high - low):
-            raise Refusal(f"{self.key}: {self.kind} is {list(self.values)}: the lowest comes first")
+            raise Refusal(f"{given}: the lowest comes first")
         if self.kind == "log_uniform" and low <= 0:
-            raise Refusal(f"{self.key}: log_uniform begins at {low}: its logarithm needs more than 0")
+            raise Refusal(
+                f"{self.key}: log_uniform begins at {low}: its logarithm needs more than 0"
+            )
 
-    def counts(self, chosen: Parameters) -> bool:
-        """Whether `when` holds."""
+    def applies(self, chosen: Parameters) -> bool:
+        """Whether the conditions in `when` hold."""
         return all(chosen.get(key) in wanted for key, wanted in self.when.items())
 
-    def draw(self, chance: np.random.Generator) -> Any:
-        """One value."""
+    def draw(self, random: np.random.Generator) -> Any:
+        """One value at random."""
         if self.kind == "choice":
-            return self.values[chance.integers(len(self.values))]
+            return self.values[random.integers(len(self.values))]
         low, high = self.values
         if self.kind == "integer":
-            return int(chance.integers(low, high + 1))
+            return int(random.integers(low, high + 1))
         if self.kind == "log_uniform":
-            return self.near(math.exp(chance.uniform(math.log(low), math.log(high))))
-        return self.near(chance.uniform(low, high))
+            return self.rounded(math.exp(random.uniform(math.log(low), math.log(high))))
+        return self.rounded(random.uniform(low, high))
 
-    def near(self, number: float) -> float:
-        """The number as people write it, and within the range."""
+    def rounded(self, number: float) -> float:
+        """The number with five digits, and within the range."""
         low, high = self.values
         return float(min(max(float(f"{number:.5g}"), low), high))
+
+    def all_values(self) -> Sequence[Any]:
+        """Those of a choice or of an integer range."""
+        if self.kind == "integer":
+            return range(self.values[0], self.values[1] + 1)
+        return self.values
 
 
 @dataclass(frozen=True)
 class Space:
-    """Ranges, each after those that decide whether it counts."""
+    """Ranges, each after those that its conditions depend on."""
 
     ranges: tuple[Range, ...]
 
-    def sample(self, value: Callable[[Range], Any]) -> Parameters:
-        """One point; `value` says where in each range."""
+    def points(self, values: Callable[[Range], Sequence[Any]]) -> Iterator[Parameters]:
+        """Every combination of the given values of each range; a range that does not apply is left
+        out."""
+
+        def extended(points: Iterator[Parameters], one: Range) -> Iterator[Parameters]:
+            for point in points:
+                if one.key in point or not one.applies(point):
+                    yield point
+                else:
+                    for value in values(one):
+                        yield {**point, one.key: value}
+
+        points: Iterator[Parameters] = iter([{}])
+        for one in self.ranges:
+            points = extended(points, one)
+        return points
+
+    def point(self, value: Callable[[Range], Any]) -> Parameters:
+        """The point with this value of each range that applies."""
         return next(self.points(lambda one: (value(one),)))
 
-    def points(self, values: Callable[[Range], Sequence[Any]]) -> Iterator[Parameters]:
-        """Every combination of the values; a range that does not count where others are chosen is left out."""
-
-        def further(place: int, before: Parameters) -> Iterator[Parameters]:
-            if place == len(self.ranges):
-                yield before
-                return
-            one = self.ranges[place]
-            counts = one.key not in before and one.counts(before)
-            for value in values(one) if counts else ():
-                yield from further(place + 1, {**before, one.key: value})
-            if not counts:
-                yield from further(place + 1, before)
-
-        return further(0, {})
+    def drawn(self, count: int, seed: int) -> list[Parameters]:
+        """So many points at random."""
+        random = np.random.default_rng(seed)
+        return [self.point(lambda one: one.draw(random)) for _ in range(count)]
 
     def grid(self) -> list[Parameters]:
         """Every combination."""
         for one in self.ranges:
             if one.kind not in ("choice", "integer"):
-                raise Refusal(f"{one.key} is {one.kind}: a grid needs a choice there, or take another searcher")
-        return list(self.points(_all))
-
-    def drawn(self, count: int, seed: int) -> list[Parameters]:
-        """So many points, by chance."""
-        chance = np.random.default_rng(seed)
-        return [self.sample(lambda one: one.draw(chance)) for _ in range(count)]
+                raise Refusal(
+                    f"{one.key} is {one.kind}: a grid needs a choice there, or take another "
+                    "searcher"
+                )
+        return list(self.points(Range.all_values))
 
     def corners(self) -> Iterator[Parameters]:
-        """Each range at each of its ends, wherever it counts; of a great many, the first."""
+        """Each range at each of its ends, wherever it applies; of a great many, the first."""
         deciding = {key for one in self.ranges for key in one.when}
 
-        def with_end(one: Range, value: Any) -> Iterator[Parameters]:
+        def with_value(one: Range, value: Any) -> Iterator[Parameters]:
             def values(other: Range) -> Sequence[Any]:
                 if other is one:
                     return (value,)
@@ -127,49 +140,139 @@ class Space:
 
             return self.points(values)
 
-        every = (with_end(one, value) for one in self.ranges for value in one.values)
-        return itertools.islice(itertools.chain.from_iterable(every), CORNERS_LOOKED_AT)
+        corners = (with_value(one, value) for one in self.ranges for value in one.values)
+        return itertools.islice(itertools.chain.from_iterable(corners), CORNERS_CHECKED)
 
-    def encodings(self) -> Iterator[Parameters]:
-        """Each choice of what the features are made by."""
+    def feature_points(self) -> Iterator[Parameters]:
+        """A point for each combination of options that features are made from."""
         deciding: set[str] = set()
         for one in reversed(self.ranges):  # each comes after those that it depends on
-            if is_under(one.key, SEEN) or one.key in deciding:
+            if is_under(one.key, OF_FEATURES) or one.key in deciding:
                 deciding |= set(one.when)
-        return self.points(
-            lambda one: (
-                _all(one) if is_under(one.key, SEEN) else one.values if one.key in deciding else one.values[:1]
-            )
-        )
 
-    def moved(self, parameters: Parameters, chance: np.random.Generator) -> Parameters:
-        """Other rates for a run under way: most go up or down by a fifth, some are drawn anew."""
-        anew = {}
-        for key, value in parameters.items():
-            fitting = [one for one in self.movable if one.key == key and one.counts(parameters)]
-            if fitting and isinstance(value, float):
-                factor = (0.8, 1.2)[chance.integers(2)]
-                anew[key] = fitting[0].draw(chance) if chance.random() < 0.25 else fitting[0].near(value * factor)
-        return {**parameters, **anew}
+        def values(one: Range) -> Sequence[Any]:
+            if is_under(one.key, OF_FEATURES):
+                return one.all_values()
+            return one.values if one.key in deciding else one.values[:1]
 
-    @property
-    def movable(self) -> list[Range]:
-        """The ranges that a run under way may be moved in."""
-        return [one for one in self.ranges if one.kind in ("uniform", "log_uniform") and one.key in MOVABLE]
+        return self.points(values)
 
     def to_plain(self) -> dict[str, Any]:
-        """For a run's identity."""
-        kept: dict[str, Any] = {}
+        """For the identity of a sweep."""
+        plain: dict[str, Any] = {}
         for one in self.ranges:
-            when = {key: list(values) for key, values in one.when.items()}
-            kept.setdefault(one.key, []).append({one.kind: list(one.values), **({"when": when} if when else {})})
-        return kept
+            described: dict[str, Any] = {one.kind: list(one.values)}
+            if one.when:
+                described["when"] = {key: list(values) for key, values in one.when.items()}
+            plain.setdefault(one.key, []).append(described)
+        return plain
 
 
-def _all(one: Range) -> Sequence[Any]:
-    return range(one.values[0], one.values[1] + 1) if one.kind == "integer" else one.values
+def is_under(key: str, sections: Collection[str]) -> bool:
+    """Whether an option is one of these, or below one of them."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def is_under(key: str, places: Collection[str]) -> bool:
-    """Whether an option is one of these, or stands below one."""
-    return any(key == place or key.startswith(f"{place}.") for place in places)
+def read_space(path: str, try_point: Callable[[Parameters], object]) -> Space:
+    """The space in a YAML file.
+
+    `try_point` makes a config of a point, or refuses it. It is called for the corners of the
+    space: an option that does not exist or cannot have a value is refused now, not by the trial
+    that would come to it.
+    """
+    if not path:
+        raise Refusal("what is to be searched? Give --space FILE.yaml; configs/space.yaml is one")
+    try:
+        data = parse(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"cannot read the search space {path}: {error}") from error
+    try:
+        if not isinstance(data, Mapping) or not data:
+            raise Refusal(
+                "give a mapping of options to ranges, as 'train.lr: {log_uniform: [1e-4, 1e-2]}'"
+            )
+        ranges: list[Range] = []
+        for key, given in data.items():
+            # An option may have several ranges, each with conditions of its own.
+            cases = given if isinstance(given, list) else [given]
+            ranges += [_range(key, case) for case in cases]
+        space = Space(_in_order(ranges))
+        for one in space.ranges:
+            _check_option(one)
+        for corner in space.corners():
+            try_point(corner)
+    except Refusal as refusal:
+        raise Refusal(f"{path}: {refusal}") from refusal
+    return space
+
+
+def _range(key: str, given: Any) -> Range:
+    """One range as the file has it, such as {choice: [16, 32], when: {decoder.kind:
+    recurrent}}."""
+    known = get_args(Kind)
+    kinds = [kind for kind in known if isinstance(given, Mapping) and kind in given]
+    unknown = sorted(set(given) - {*known, "when"}) if isinstance(given, Mapping) else []
+    if len(kinds) != 1 or unknown:
+        reason = "give one range"
+        if unknown:
+            reason = f"{unknown[0]!r} is no range{nearest(unknown[0], known)}"
+        raise Refusal(
+            f"{key} is {given!r}: {reason}, as '{{choice: [16, 32]}}' or '{{uniform: [0.1, 0.5]}}'"
+        )
+    kind = cast(Kind, kinds[0])
+    values, when = given[kind], given.get("when", {})
+    if not isinstance(values, list) or not isinstance(when, Mapping):
+        raise Refusal(
+            f"{key} is {given!r}: a range is a list, and `when` a mapping of options to values"
+        )
+    if kind in ("uniform", "log_uniform"):  # [1, 8] includes numbers such as 3.7
+        values = [float(value) if type(value) is int else value for value in values]
+    conditions = {
+        other: tuple(wanted) if isinstance(wanted, list) else (wanted,)
+        for other, wanted in when.items()
+    }
+    return Range(key, kind, tuple(values), conditions)
+
+
+def _in_order(ranges: list[Range]) -> tuple[Range, ...]:
+    """Each range after those that its conditions depend on."""
+    choices: dict[str, list[Any]] = {one.key: [] for one in ranges}
+    for one in ranges:
+        if one.kind == "choice":
+            choices[one.key] += one.values
+    for one in ranges:
+        for key, wanted in one.when.items():
+            if key not in choices:
+                raise Refusal(
+                    f"{one.key} is tried when {key} has a value, which is not searched"
+                    f"{nearest(key, choices)}"
+                )
+            wrong = [value for value in wanted if value not in choices[key]]
+            if wrong:
+                raise Refusal(
+                    f"{one.key} is tried when {key} is {wrong[0]!r}, which is none of its choices"
+                )
+    ordered: list[Range] = []
+    left = list(ranges)
+    while left:
+        waiting = {one.key for one in left}
+        ready = [one for one in left if not waiting & set(one.when)]
+        if not ready:
+            raise Refusal(f"{left[0].key} and {left[-1].key} decide about each other")
+        ordered += ready
+        left = [one for one in left if one not in ready]
+    return tuple(ordered)
+
+
+def _check_option(one: Range) -> None:
+    """Refuse an option that cannot be searched."""
+    for section, reason in FIXED.items():
+        if is_under(one.key, (section,)):
+            raise Refusal(f"{one.key} cannot be searched: {reason}")
+    if not is_under(one.key, SECTIONS):
+        section = one.key.split(".")[0]
+        raise Refusal(f"{one.key} is no option of a training run{nearest(section, SECTIONS)}")
+    if is_under(one.key, OF_FEATURES) and one.kind not in ("choice", "integer"):
+        raise Refusal(
+            f"{one.key} is {one.kind}: features are made for each value, so give a choice"
+        )

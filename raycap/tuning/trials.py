@@ -1,7 +1,12 @@
-"""What is known of a sweep's trials, read off their folders, and the table of it. Needs neither Ray nor torch."""
+"""What is known of a sweep's trials, read from their folders: the table of trials, and what a
+terminal shows of it.
+
+Needs neither Ray nor torch.
+"""
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycap.runs import RunFolder, write_json
-from raycap.training import Measure
-from raycap.training.journal import METRICS, epochs
+from raycap.terminal import printable
+from raycap.training.options import Measure
+from raycap.training.run_files import METRICS, read_epochs
 from raycap.tuning.space import Parameters
 
 TRIALS, TABLE = "trials", "trials.parquet"
 MEASURE = "measure"  # of the scores, in the table's metadata
 BEGUN, ENDED, FACTS = "trial.json", "ended.json", "facts.json"  # in a trial's folder
 UNFINISHED, FINISHED, STOPPED, FAILED = "unfinished", "finished", "stopped", "failed"
+SHOWN = 10  # trials that a terminal shows
 SCHEMA = pa.schema(
     [
         ("trial", pa.string()),
@@ -29,7 +36,6 @@ SCHEMA = pa.schema(
         ("epochs", pa.int64()),
         ("curve", pa.list_(pa.float64())),  # the score after each epoch
         ("seconds", pa.float64()),
-        ("changes", pa.list_(pa.string())),  # of parameters on the way, by pbt
         ("folder", pa.string()),
         ("parameters", pa.string()),  # JSON; and each in a column of its own name
     ]
@@ -38,14 +44,13 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Trial:
-    """One of them, as far as it has come."""
+    """One trial, as far as it has come."""
 
     name: str
     folder: Path
     status: str
     reason: str
     parameters: Parameters
-    changes: Sequence[str]
     curve: Sequence[float]
     best_epoch: int  # 0 before the first
     seconds: float
@@ -56,52 +61,57 @@ class Trial:
 
 
 def score_of(line: dict[str, Any], measure: Measure) -> float:
-    """What trials are compared by, from the journal's line of an epoch."""
+    """What trials are compared by, from the log line of an epoch."""
     return float(line["validation_loss" if measure == "loss" else measure])
 
 
-def read_trials(sweep: Path, measure: Measure) -> list[Trial]:
-    """All that have begun, in their order."""
-    return [_read(begun.parent, measure) for begun in sorted((sweep / TRIALS).glob(f"*/{BEGUN}"))]
+def begin_trial(folder: Path, parameters: Parameters) -> None:
+    """Record what a trial tries."""
+    write_json(folder / BEGUN, {"parameters": parameters})
 
 
-def _read(folder: Path, measure: Measure) -> Trial:
-    begun = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-    ended = json.loads((folder / ENDED).read_text(encoding="utf-8")) if (folder / ENDED).exists() else {}
-    lines = epochs(folder / METRICS)
-    return Trial(
-        folder.name,
-        folder,
-        ended.get("status", UNFINISHED),
-        ended.get("reason", ""),
-        begun["parameters"],
-        begun["changes"],
-        [score_of(line, measure) for line in lines],
-        max((place for place, line in enumerate(lines, 1) if line["best"]), default=0),
-        (lines[-1]["seconds"] if lines else 0) + sum(line["validation_seconds"] for line in lines),
-    )
-
-
-def begin(folder: Path, parameters: Parameters, changes: Sequence[str]) -> None:
-    """Put down what a trial tries."""
-    write_json(folder / BEGUN, {"parameters": parameters, "changes": list(changes)})
-
-
-def end(folder: Path, reason: str = "") -> None:
-    """Put down how a trial ended."""
-    status = FAILED if reason else FINISHED if (folder / FACTS).exists() else STOPPED
+def end_trial(folder: Path, reason: str = "") -> None:
+    """Record how a trial ended; `reason` says why it failed."""
+    status = FINISHED if (folder / FACTS).exists() else STOPPED
+    if reason:
+        status = FAILED
     write_json(folder / ENDED, {"status": status, "reason": reason})
 
 
+def read_trials(sweep: Path, measure: Measure) -> list[Trial]:
+    """All trials that have begun, in order."""
+    trials = []
+    for begun in sorted((sweep / TRIALS).glob(f"*/{BEGUN}")):
+        folder, ended = begun.parent, {}
+        if (folder / ENDED).exists():
+            ended = json.loads((folder / ENDED).read_text(encoding="utf-8"))
+        epochs = read_epochs(folder / METRICS)
+        best = [number for number, line in enumerate(epochs, start=1) if line["best"]]
+        training = epochs[-1]["seconds"] if epochs else 0
+        trials.append(
+            Trial(
+                name=folder.name,
+                folder=folder,
+                status=ended.get("status", UNFINISHED),
+                reason=ended.get("reason", ""),
+                parameters=json.loads(begun.read_text(encoding="utf-8"))["parameters"],
+                curve=[score_of(line, measure) for line in epochs],
+                best_epoch=best[-1] if best else 0,
+                seconds=training + sum(line["validation_seconds"] for line in epochs),
+            )
+        )
+    return trials
+
+
 def ranked(trials: Sequence[Trial], measure: Measure) -> list[Trial]:
-    """Those that have a score and did not fail, the best first."""
+    """The trials that have a score and did not fail, the best first."""
     known = [trial for trial in trials if trial.score is not None and trial.status != FAILED]
-    known = [trial for trial in known if math.isfinite(trial.score or 0.0)]
-    return sorted(known, key=lambda trial: trial.score or 0.0, reverse=measure != "loss")
+    finite = [trial for trial in known if math.isfinite(trial.score or 0.0)]
+    return sorted(finite, key=lambda trial: trial.score or 0.0, reverse=measure != "loss")
 
 
 def write_table(sweep: Path, trials: Sequence[Trial], measure: Measure) -> None:
-    """trials.parquet: a row for each."""
+    """trials.parquet: a row for each trial."""
     rows = [
         {
             "trial": trial.name,
@@ -112,7 +122,6 @@ def write_table(sweep: Path, trials: Sequence[Trial], measure: Measure) -> None:
             "epochs": len(trial.curve),
             "curve": trial.curve,
             "seconds": trial.seconds,
-            "changes": trial.changes,
             "folder": str(trial.folder),
             "parameters": json.dumps(trial.parameters),
         }
@@ -120,17 +129,61 @@ def write_table(sweep: Path, trials: Sequence[Trial], measure: Measure) -> None:
     ]
     table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({MEASURE: measure}))
     for key in dict.fromkeys(key for trial in trials for key in trial.parameters):
-        table = table.append_column(key, _column([trial.parameters.get(key) for trial in trials]))
+        column = _column([trial.parameters.get(key) for trial in trials])
+        table = table.append_column(key, column)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer)
     RunFolder(str(sweep)).write(TABLE, buffer.getvalue().to_pybytes())
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """Numbers as numbers, words as words, anything else as JSON."""
+    """Numbers as numbers, strings as strings, anything else as JSON."""
     known = [value for value in values if value is not None]
     if all(type(value) in (int, float) for value in known):
         return pa.array(values, pa.float64())
     if all(isinstance(value, str) for value in known):
         return pa.array(values, pa.string())
-    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+    return pa.array(
+        [None if value is None else json.dumps(value) for value in values], pa.string()
+    )
+
+
+# ----------------------------------------------------------------------------- for the terminal
+
+
+def trial_line(trials: Sequence[Trial], name: str, count: int, measure: Measure) -> str:
+    """How one of `count` trials ended."""
+    trial = next(trial for trial in trials if trial.name == name)
+    ended = sum(trial.status != UNFINISHED for trial in trials)
+    how = f"after {len(trial.curve)} epochs"
+    if trial.status == FAILED:
+        how = f"({printable(trial.reason)})"
+    line = f"{ended} of {count}: trial {name} {trial.status} {how}"
+    if trial.score is not None:
+        line += f", {measure} {trial.score:.4f}"
+    best = ranked(trials, measure)
+    if best:
+        line += f"; the best is trial {best[0].name} with {best[0].score:.4f}"
+    return line + "\n"
+
+
+def summary(trials: Sequence[Trial], measure: Measure) -> str:
+    """The best trials as a table, which trials failed, and how many ended how."""
+    best = ranked(trials, measure)[:SHOWN]
+    keys = list(dict.fromkeys(key for trial in best for key in trial.parameters))
+    table = [["trial", measure, "epoch", *keys]] if best else []
+    for trial in best:
+        parameters = [_cell(trial.parameters.get(key, "")) for key in keys]
+        epoch = f"{trial.best_epoch} of {len(trial.curve)}"
+        table.append([trial.name, f"{trial.score:.4f}", epoch, *parameters])
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    failed = [trial for trial in trials if trial.status == FAILED]
+    lines += [f"trial {trial.name} failed: {printable(trial.reason)}" for trial in failed]
+    statuses = Counter(trial.status for trial in trials)
+    counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    return "\n".join([*lines, f"{len(trials)} trials: {counts}"]) + "\n"
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -24,7 +24,7 @@ from raycap.stages.bulk.work import Work, source_identity
 from raycap.stages.nodes import signed
 from raycap.tables import SUCCESS, features_schema
 from raycap.training import Augmentation
-from raycap.training.augmented import augmented, draws_of, tell_sides
+from raycap.training.augmentation import augment, draws_of, names_sides
 
 
 class Change(NamedTuple):
@@ -147,8 +147,8 @@ class Encode:
             squares = torch.from_numpy(padded(pixels, self._batch)).permute(0, 3, 1, 2)  # [B, 3, S, S]
             if self._change is not None:
                 draws = draws_of(rows["key"].to_pylist(), self._change.number)
-                sides = tell_sides(rows["references"].to_pylist())
-                squares[: len(rows)] = augmented(squares[: len(rows)], self._change.options, draws, sides)
+                sides = names_sides(rows["references"].to_pylist())
+                squares[: len(rows)] = augment(squares[: len(rows)], self._change.options, draws, sides)
             features = self._encode(squares)
         grid, vector = (part[: len(pixels)].to(torch.float16).cpu().numpy() for part in features)
         return grid, vector

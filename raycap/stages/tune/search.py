@@ -1,4 +1,5 @@
-"""Ray Tune, set up as a sweep's options say: where trials are placed, what ends them, what is told of them."""
+"""Ray Tune, set up as a sweep's options say: the parameters of each trial, what ends trials, what
+is recorded."""
 
 import functools
 import logging
@@ -10,211 +11,236 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ray import cloudpickle, tune
-from ray.tune.experiment import Trial as TunesTrial
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
+import ray
+from ray import ActorID, PlacementGroupID, cloudpickle, tune
+from ray._private.state import state
+from ray.core.generated import gcs_pb2
+from ray.tune.experiment import Trial as RayTrial
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from raycap.config import Config, with_parameters
+from raycap.refusal import Refusal
+from raycap.stages.session import innermost, refusal_within
+from raycap.stages.tune.trial import SweepPlan, TrialRun
+from raycap.training import Measure
+from raycap.tuning import SCHEDULERS, Tune
+from raycap.tuning.space import Parameters, Range, Space
+from raycap.tuning.trials import (
+    BEGUN,
+    TRIALS,
+    begin_trial,
+    end_trial,
+    read_trials,
+    trial_line,
+    write_table,
 )
 
-from raycap.config import Config
-from raycap.stages.session import innermost, refusal_within
-from raycap.stages.tune.orphans import give_back
-from raycap.stages.tune.trial import Plan, TrialRun
-from raycap.training import Measure
-from raycap.tuning import Tune
-from raycap.tuning.reading import config_of
-from raycap.tuning.space import Parameters, Range, Space
-from raycap.tuning.telling import line_of
-from raycap.tuning.trials import BEGUN, TRIALS, Trial, begin, end, read_trials, write_table
-
-RAYS_OWN = "_ray"  # Tune's folder in the sweep's; gone when the sweep ends
+RAYS_OWN = "_ray"  # Tune's folder in the sweep's; deleted when the sweep ends
 SETTINGS = {
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial's folder is the driver's: paths in the config stay what they are
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial keeps the driver's folder, for paths in its config
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, the only way to silence Tune
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journals hold it all
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the logs of the runs have everything
 }
-# PBT's copies that are kept of each trial: others may still have to go on from one.
-COPIES = 4
-SECONDS_BETWEEN_TIDYING = 2.0
+SECONDS_BETWEEN_CLEANUPS = 2.0
 
 
-def searched(plan: Plan, config: Config, space: Space) -> int:
-    """Run the trials that are left until all have ended, or until Ctrl-C; how many trials the sweep has."""
+def check_searcher(options: Tune, space: Space) -> None:
+    """Refuse a searcher that does not fit the space or is not installed."""
+    if options.searcher == "grid":
+        space.grid()
+    if options.searcher == "optuna":
+        try:
+            import optuna  # noqa: F401
+        except ImportError as error:
+            raise Refusal(
+                "the searcher optuna needs a package: pip install 'raycap[optuna]'"
+            ) from error
+
+
+def run_trials(plan: SweepPlan, options: Tune, space: Space) -> int:
+    """Run the trials that are left until all have ended, or until Ctrl-C; returns how many trials
+    the sweep has."""
     os.environ.update(SETTINGS)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it logs each error that the table also holds
-    how, place = config.tune, Path(plan.sweep) / RAYS_OWN
-    known = {int(trial.name): trial for trial in read_trials(Path(plan.sweep), plan.measure)}
-    begun = {number: trial.parameters for number, trial in known.items()}
-    points = [begun.get(number, point) for number, point in enumerate(_points(config, space))]
-    count = len(points) or how.trials
-    # One byte of memory: Tune wants a trial to hold something. Its workers, or it where it has none, hold the rest.
-    own = {"memory": 1.0}
+    # It logs errors that the table of trials has too.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    out = Path(plan.out)
+    begun = {int(trial.name): trial.parameters for trial in read_trials(out, plan.measure)}
+
+    # The parameters of all trials, unless the searcher decides by how others end. Those that an
+    # earlier start has begun keep theirs.
+    points: list[Parameters] = []
+    if options.searcher != "optuna":
+        points = (
+            space.grid()
+            if options.searcher == "grid"
+            else space.drawn(options.trials, options.seed)
+        )
+        for point in points:
+            with_parameters(plan.config, point)  # refused now, not by the trial
+        points = [begun.get(number, point) for number, point in enumerate(points)]
+    count = len(points) or options.trials
+
+    # Tune wants a trial to reserve something: one byte of memory. Its workers reserve the rest,
+    # or, where it has none, the trial itself.
+    reserved = {"memory": 1.0}
     if not plan.workers.count:
-        own = {"CPU": how.cpus, **({"GPU": plan.workers.gpus} if plan.workers.gpu else {})}
-    # Not with Tune's own restore: its snapshots are seconds old, and may be torn. The trials' folders are neither.
-    shutil.rmtree(place, ignore_errors=True)
-    tune.Tuner(
-        tune.with_resources(tune.with_parameters(TrialRun, plan=plan), tune.PlacementGroupFactory([own])),
+        reserved = {"CPU": options.cpus}
+        if plan.workers.gpu:
+            reserved["GPU"] = plan.workers.gpus
+    # Not Tune's own restore: its snapshots are seconds old and may be torn. The trials' folders
+    # are neither.
+    shutil.rmtree(out / RAYS_OWN, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(TrialRun, plan=plan), tune.PlacementGroupFactory([reserved])
+        ),
         param_space={"parameters": tune.grid_search(points)} if points else {},
         tune_config=tune.TuneConfig(
-            metric="score" if how.scheduler == "pbt" else "best",
+            metric="best",
             mode="max",
-            search_alg=None if points else _optuna(how, space, begun),
-            scheduler=_scheduler(how, space, _longest(config, space), max(map(_epochs, known.values()), default=0)),
-            num_samples=1 if points else how.trials,
+            search_alg=None if points else optuna_search(options, space, begun),
+            scheduler=SCHEDULERS[options.scheduler].build(
+                options, longest_trial(plan.config, space)
+            ),
+            num_samples=1 if points else options.trials,
             max_concurrent_trials=plan.concurrent,
             reuse_actors=True,
-            trial_name_creator=_name,
-            trial_dirname_creator=_name,
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(place),
+            storage_path=str(out / RAYS_OWN),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=how.retries),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=COPIES, checkpoint_at_end=False),
-            callbacks=[Teller(plan.sweep, count, plan.measure)],
+            failure_config=tune.FailureConfig(max_failures=options.retries),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[RecordTrials(plan.out, count, plan.measure)],
         ),
-    ).fit()
+    )
+    tuner.fit()
     return count
 
 
-def _points(config: Config, space: Space) -> list[Parameters]:
-    """The trials' parameters, where they do not depend on how others end; none where they do."""
-    how = config.tune
-    if how.searcher == "optuna":
-        return []
-    points = space.grid() if how.searcher == "grid" else space.drawn(how.trials, how.seed)
-    for point in points:
-        config_of(config, point)  # refused now, and not when its turn comes
-    return points
-
-
-def _epochs(trial: Trial) -> int:
-    return len(trial.curve)
-
-
-def _longest(config: Config, space: Space) -> int:
-    """No trial has more epochs."""
-    trains = [config.train, *(config_of(config, corner).train for corner in space.corners())]
-    return max(train.epochs for train in trains) + max(train.self_critical.epochs for train in trains)
-
-
-def _scheduler(how: Tune, space: Space, epochs: int, done: int) -> TrialScheduler:
-    """What ends trials; an earlier start has come as far as epoch `done`, and is told again."""
-    epoch = "training_iteration"
-    if how.scheduler == "asha":
-        grace = min(how.grace, epochs)
-        return ASHAScheduler(epoch, max_t=epochs, grace_period=grace, reduction_factor=how.reduction)
-    if how.scheduler == "median":
-        return MedianStoppingRule(epoch, grace_period=how.grace)
-    if how.scheduler == "pbt":
-        move = functools.partial(_moved, space)
-        return PopulationBasedTraining(
-            epoch,
-            perturbation_interval=how.grace,
-            burn_in_period=done,  # what was changed then is not changed again
-            custom_explore_fn=move,
-            log_config=False,
-        )
-    return FIFOScheduler()  # type: ignore[no-untyped-call]
-
-
-def _moved(space: Space, config: dict[str, Any]) -> dict[str, Any]:
-    return {"parameters": space.moved(config["parameters"], np.random.default_rng())}
-
-
-def _optuna(how: Tune, space: Space, begun: Mapping[int, Parameters]) -> Any:
-    """Optuna, which first places the trials where an earlier start has placed them, and hears how they end."""
-    from ray.tune.search.optuna import OptunaSearch
-
-    placed = [_as_suggested(space, begun.get(number, {})) for number in range(1, max(begun, default=0) + 1)]
-    return OptunaSearch(
-        functools.partial(_suggested, space),
-        metric="best",
-        mode="max",
-        points_to_evaluate=placed or None,
-        seed=how.seed + len(placed),  # else what was drawn for the first would be drawn again
+def longest_trial(config: Config, space: Space) -> int:
+    """The most epochs that a trial may have."""
+    options = [config.train]
+    options += [with_parameters(config, corner).train for corner in space.corners()]
+    return max(each.epochs for each in options) + max(
+        each.self_critical.epochs for each in options
     )
 
 
-def _suggested(space: Space, trial: Any) -> dict[str, Any]:
-    """A point where Optuna wants it."""
+def trial_name(trial: RayTrial) -> str:
+    """A trial's number, which also names its folder."""
+    return f"{int(trial.experiment_tag.split('_')[0]):04}"
+
+
+def optuna_search(options: Tune, space: Space, begun: Mapping[int, Parameters]) -> Any:
+    """Optuna, which first gets the trials that an earlier start has begun, and learns how they
+    end."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    earlier = [
+        _suggestions_for(space, begun.get(number, {}))
+        for number in range(1, max(begun, default=0) + 1)
+    ]
+    return OptunaSearch(
+        functools.partial(_suggested_point, space),
+        metric="best",
+        mode="max",
+        points_to_evaluate=earlier or None,
+        seed=options.seed + len(earlier),  # otherwise the first draws would come again
+    )
+
+
+def _suggested_point(space: Space, trial: Any) -> dict[str, Any]:
+    """The point that Optuna suggests for its trial."""
 
     def value(one: Range) -> Any:
-        name = _suggestion(space, one)
+        name = _suggestion_name(space, one)
         if one.kind == "choice":
             return one.values[trial.suggest_categorical(name, list(range(len(one.values))))]
         low, high = one.values
         if one.kind == "integer":
             return trial.suggest_int(name, low, high)
-        return one.near(trial.suggest_float(name, low, high, log=one.kind == "log_uniform"))
+        return one.rounded(trial.suggest_float(name, low, high, log=one.kind == "log_uniform"))
 
-    return {"parameters": space.sample(value)}
+    return {"parameters": space.point(value)}
 
 
-def _as_suggested(space: Space, parameters: Parameters) -> dict[str, Any]:
-    """What Optuna must suggest for `_suggested` to come to this point."""
-    told: dict[str, Any] = {}
+def _suggestions_for(space: Space, parameters: Parameters) -> dict[str, Any]:
+    """What Optuna must suggest so that `_suggested_point` gives this point."""
+    suggestions: dict[str, Any] = {}
 
     def value(one: Range) -> Any:
         known = parameters[one.key]
-        told[_suggestion(space, one)] = one.values.index(known) if one.kind == "choice" else known
+        name = _suggestion_name(space, one)
+        suggestions[name] = one.values.index(known) if one.kind == "choice" else known
         return known
 
     if parameters:
-        space.sample(value)
-    return told
+        space.point(value)
+    return suggestions
 
 
-def _suggestion(space: Space, one: Range) -> str:
-    """A name of its own for each range, for one option may have several."""
+def _suggestion_name(space: Space, one: Range) -> str:
+    """Each range has a name of its own, for an option may have several ranges."""
     return f"{one.key} {space.ranges.index(one)}"
 
 
-def _name(trial: TunesTrial) -> str:
-    """A trial's number, which also names its folder."""
-    return f"{int(trial.experiment_tag.split('_')[0]):04}"
+class RecordTrials(tune.Callback):
+    """Records and prints how each trial ended, and cleans up after trials that were killed."""
 
+    def __init__(self, out: str, count: int, measure: Measure) -> None:
+        self._out, self._count, self._measure = Path(out), count, measure
+        self._cleaned_up = 0.0
 
-def _reason(trial: TunesTrial) -> str:
-    """Why it failed, from what Tune has left of its last error."""
-    left = Path(trial.pickled_error_file or "")
-    if not left.is_file():
-        return "Ray Tune gave up on it"
-    error = cloudpickle.loads(left.read_bytes())
-    return str(refusal_within(error) or innermost(error))
+    def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
+        if time.monotonic() - self._cleaned_up > SECONDS_BETWEEN_CLEANUPS:
+            remove_orphaned_groups()
+            self._cleaned_up = time.monotonic()
 
+    def on_trial_complete(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        self._record(trial, "")
 
-class Teller(tune.Callback):
-    """Puts down how each trial ended, says so, and tidies up after those that were killed."""
+    def on_trial_error(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any
+    ) -> None:
+        # Tune has left the trial's last error in a file.
+        reason, file = "Ray Tune gave up on it", Path(trial.pickled_error_file or "")
+        if file.is_file():
+            error = cloudpickle.loads(file.read_bytes())
+            reason = str(refusal_within(error) or innermost(error))
+        self._record(trial, reason)
 
-    def __init__(self, sweep: str, count: int, measure: Measure) -> None:
-        self._sweep, self._count, self._measure = Path(sweep), count, measure
-        self._tidied = 0.0
-
-    def on_step_end(self, iteration: int, trials: list[TunesTrial], **info: Any) -> None:
-        if time.monotonic() - self._tidied > SECONDS_BETWEEN_TIDYING:
-            give_back()
-            self._tidied = time.monotonic()
-
-    def on_trial_complete(self, iteration: int, trials: list[TunesTrial], trial: TunesTrial, **info: Any) -> None:
-        self._end(trial, "")
-
-    def on_trial_error(self, iteration: int, trials: list[TunesTrial], trial: TunesTrial, **info: Any) -> None:
-        self._end(trial, _reason(trial))
-
-    def _end(self, trial: TunesTrial, reason: str) -> None:
-        folder = self._sweep / TRIALS / str(trial)
+    def _record(self, trial: RayTrial, reason: str) -> None:
+        folder = self._out / TRIALS / str(trial)
         if not (folder / BEGUN).exists():  # it died before its first step
-            begin(folder, trial.config["parameters"], [])
-        end(folder, reason)
-        known = read_trials(self._sweep, self._measure)
-        write_table(self._sweep, known, self._measure)
-        sys.stdout.write(line_of(known, folder.name, self._count, self._measure))
+            begin_trial(folder, trial.config["parameters"])
+        end_trial(folder, reason)
+        known = read_trials(self._out, self._measure)
+        write_table(self._out, known, self._measure)
+        sys.stdout.write(trial_line(known, folder.name, self._count, self._measure))
         sys.stdout.flush()
+
+
+def remove_orphaned_groups() -> None:
+    """Remove the placement groups of this job whose makers are dead.
+
+    A trial's workers are in a placement group that Ray Train makes and, when it ends in order,
+    removes. After a kill Ray keeps the group, and what it reserves, until the whole job ends.
+    Train has a cleaner for this, but it asks the dashboard, and fails where several Rays run on
+    one machine. Ray itself knows at once that the maker is dead.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    made_at_run_time: Any = gcs_pb2  # mypy cannot see what is in it
+    for data in state._connect_and_get_accessor().get_placement_group_table():
+        group = made_at_run_time.PlacementGroupTableData.FromString(data)
+        # The group of a driver counts as made by a dead actor.
+        made_by_actor = ActorID(group.creator_actor_id) != ActorID.nil()
+        is_ours = group.creator_job_id.hex() == job
+        is_removed = group.state == made_at_run_time.PlacementGroupTableData.REMOVED
+        if made_by_actor and group.creator_actor_dead and is_ours and not is_removed:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))

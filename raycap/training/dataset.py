@@ -1,0 +1,102 @@
+"""Pictures and captions as batches: the order of an epoch, each worker's share of a step, captions
+as numbers."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raycap.training.augmentation import names_sides
+from raycap.training.store import PictureStore
+from raycap.vocabulary import PAD, Vocabulary
+
+PREFETCH = 2  # batches read before they are asked for
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+class Batch(NamedTuple):
+    """Some pictures, each as it is or as one of its views, with all their captions."""
+
+    rows: np.ndarray  # [B] of the store
+    pictures: Tensor  # [B, P + 1, D] features or [B, S, S, 3] pixels
+    words: Tensor  # [B, R, T + 1] from `<start>` to `<end>`, then PAD
+    has_sides: Tensor  # [B] whether the captions say left or right
+
+    def to(self, device: torch.device) -> "Batch":
+        """On the device; the copies are not waited for."""
+        return Batch(self.rows, *(part.to(device, non_blocking=True) for part in self[1:]))
+
+    def pinned(self) -> "Batch":
+        """In memory that a GPU can copy from by itself."""
+        return Batch(self.rows, *(part.pin_memory() for part in self[1:]))
+
+
+class CaptionDataset:
+    """The pictures of some splits. Captions are encoded when they are asked for, so that memory
+    stays flat."""
+
+    def __init__(self, store: PictureStore, rows: np.ndarray, vocabulary: Vocabulary) -> None:
+        self.store, self.rows, self.vocabulary = store, rows, vocabulary
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def captions(self, row: int) -> list[list[int]]:
+        """Each caption of one picture, as the numbers of its words."""
+        return [self.vocabulary.encode(caption) for caption in self.store.references(row)]
+
+    def batch(self, items: np.ndarray) -> Batch:
+        """These items of the store, see `PictureStore`, with their captions."""
+        rows = items % len(self.store)
+        words = pad_captions([self.captions(row) for row in rows])
+        sides = names_sides([self.store.references(row) for row in rows])
+        return Batch(rows, torch.from_numpy(self.store.pictures(items)), words, sides)
+
+    def steps_per_epoch(self, batch: int) -> int:
+        """The last step may be small; no picture is dropped."""
+        return -(-len(self) // batch)
+
+    def shares(
+        self, epoch: int, seed: int, batch: int, worker: int, workers: int
+    ) -> list[np.ndarray]:
+        """For each step of an epoch this worker's items of the store, sometimes none. Each picture
+        comes once, as it is or as one of its views.
+
+        Which pictures make a step depends on seed and epoch alone, not on the number of workers.
+        """
+        random = np.random.default_rng((seed, epoch))
+        order = random.permutation(self.rows)
+        views = random.integers(1 + len(self.store.views), size=len(order))
+        order = order + len(self.store) * views
+        steps = [order[start : start + batch] for start in range(0, len(order), batch)]
+        return [step[worker::workers] for step in steps]
+
+
+def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """The captions of each picture in one array [B, R, T + 1], as long as the longest, with PAD
+    behind each."""
+    references = max(len(of_picture) for of_picture in captions)
+    longest = max(len(caption) for of_picture in captions for caption in of_picture)
+    words = np.full((len(captions), references, longest), PAD, np.int64)
+    for row, of_picture in enumerate(captions):
+        for column, caption in enumerate(of_picture):
+            words[row, column, : len(caption)] = caption
+    return torch.from_numpy(words)
+
+
+def read_ahead(items: Iterable[Given], make: Callable[[Given], Made]) -> Iterator[Made]:
+    """`make` of each item, in order, in a thread that is a little ahead."""
+    with ThreadPoolExecutor(1, "read ahead") as reader:
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(reader.submit(make, item))
+            if len(waiting) > PREFETCH:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,209 @@
+"""Shows a run while it goes on: reads its log, and keeps progress bar, learning curve and trackers
+up to date."""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tqdm import tqdm
+
+from raycap import plots
+from raycap.refusal import Refusal
+from raycap.training.options import Tracker
+from raycap.training.run_files import METRICS, LogReader, read_epochs
+
+log = logging.getLogger(__name__)
+
+CURVE = "learning_curve.png"
+SCORES = ("bleu_4", "rouge_l", "cider_d")
+
+
+class RunDisplay:
+    """Call `update` now and then; it shows what is new in the log."""
+
+    def __init__(self, out: Path, trackers: Iterable[Tracker]) -> None:
+        self._out = out
+        self._reader = LogReader(out / METRICS)
+        self._trackers = {name: open_tracker(name, out) for name in trackers}
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.update()
+        if self._bar is not None:
+            self._bar.close()
+        for tracker in self._trackers.values():
+            tracker.close()
+
+    def update(self) -> None:
+        """Show the lines that were added since the last call."""
+        show = {"step": self._step, "epoch": self._epoch, "samples": self._samples}
+        for line in self._reader.new_lines():
+            show[line["kind"]](line)
+
+    def _step(self, line: dict[str, Any]) -> None:
+        rate = f"{line['captions_per_second']:,.0f} captions/s"
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = tqdm(
+                    desc="train", total=line["steps"], unit=" steps", initial=line["step"]
+                )
+            text = f"epoch {line['epoch']}, {_loss_or_reward(line)}, {rate}"
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(line["step"] - self._bar.n)
+        else:
+            left = (line["steps"] - line["step"]) / max(line["steps_per_second"], 1e-9)
+            log.info(
+                "step %s of %s: %s, %s, %s left",
+                line["step"],
+                line["steps"],
+                _loss_or_reward(line),
+                rate,
+                duration(left),
+            )
+        self._track(line, "training")
+
+    def _epoch(self, line: dict[str, Any]) -> None:
+        scores = ", ".join(f"{name} {line[name]:.4f}" for name in SCORES)
+        self._print(
+            f"epoch {line['epoch']}: {_loss_or_reward(line)}, "
+            f"validation loss {line['validation_loss']:.3f}, accuracy {line['accuracy']:.3f}, "
+            f"{scores}{' (best so far)' if line['best'] else ''}"
+        )
+        self._samples(line)
+        plots.save(plots.learning_curve(read_epochs(self._out / METRICS)), self._out / CURVE)
+        self._track(line, "epoch")
+
+    def _samples(self, line: dict[str, Any]) -> None:
+        for sample in line["samples"]:
+            reference = f"(a person: {sample['reference']})"
+            self._print(f"  {sample['key']}: {sample['caption']}   {reference}")
+
+    def _track(self, line: dict[str, Any], family: str) -> None:
+        figures = {
+            f"{family}/{name}": value for name, value in line.items() if isinstance(value, float)
+        }
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.add(line["step"], figures)
+            except Exception as error:  # noqa: BLE001 - a lost server must not end hours of training
+                del self._trackers[name]
+                log.warning("the tracker %s failed and gets no more figures: %s", name, error)
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+
+def _loss_or_reward(line: dict[str, Any]) -> str:
+    if "reward" in line:
+        return f"reward {line['reward']:.3f}"
+    return f"loss {line['training_loss']:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 2 h 5 min, 12 min, 3 min 20 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min" if minutes > 9 else f"{minutes} min {rest} s"
+
+
+# ------------------------------------------------------------------------------------- trackers
+
+
+class OpenTracker(Protocol):
+    """Where figures go besides metrics.jsonl."""
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        """Figures of a step, by name."""
+
+    def close(self) -> None:
+        """Send what waits."""
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def __init__(self, out: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(out / "tensorboard"))
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class MLflow:
+    """A run of the experiment `raycap`, at MLFLOW_TRACKING_URI."""
+
+    def __init__(self, out: Path) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.set_experiment("raycap")
+        mlflow.start_run(run_name=out.name)
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        named = {name.replace("/", "."): value for name, value in figures.items()}
+        self._mlflow.log_metrics(named, step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+class WeightsAndBiases:
+    """A run of the project `raycap`."""
+
+    def __init__(self, out: Path) -> None:
+        import wandb
+
+        # The same folder continues the same run; another folder of that name is another run.
+        run_id = f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+        self._run = wandb.init(
+            project="raycap", name=out.name, dir=str(out), id=run_id, resume="allow"
+        )
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        self._run.log(figures, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+TRACKERS: dict[Tracker, type[OpenTracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WeightsAndBiases,
+}
+
+
+def open_tracker(name: Tracker, out: Path) -> OpenTracker:
+    """One tracker; where its package is missing, the refusal names the extra."""
+    try:
+        return TRACKERS[name](out)  # type: ignore[call-arg]
+    except ImportError as error:
+        raise Refusal(
+            f"the tracker {name} needs a package: pip install 'raycap[{name}]' ({error})"
+        ) from error
+    except Exception as error:  # any error of a package, a server or a key
+        raise Refusal(f"the tracker {name} cannot be opened (train.trackers): {error}") from error

@@ -1,0 +1,330 @@
+"""A training run on one worker, from its first step or its last checkpoint to its end.
+
+All workers of a run execute `train_captioner` side by side, each on its share of every step. The
+leader writes the files.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from raycap.captioner import folder
+from raycap.precision import Precision
+from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from raycap.training.dataset import Batch, CaptionDataset, read_ahead
+from raycap.training.distributed import WorkerGroup
+from raycap.training.network import Network, load_weights
+from raycap.training.options import Train
+from raycap.training.run_files import CAPTIONER, STOP, EpochLimit, RunLog
+from raycap.training.self_critical import CaptionReward
+from raycap.training.setup import TrainingSetup
+from raycap.training.step import COUNTED, Learner, Phase, train_step
+from raycap.training.store import PictureStore
+from raycap.training.validation import attention_maps, validate, write_samples
+
+# Scores of the kept epoch that the model card names.
+CARD_SCORES = (
+    "bleu_1",
+    "bleu_2",
+    "bleu_3",
+    "bleu_4",
+    "rouge_l",
+    "cider_d",
+    "validation_loss",
+    "accuracy",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same through a run."""
+
+    setup: TrainingSetup
+    out: Path
+    training: CaptionDataset
+    validation: CaptionDataset
+    network: Network
+    precision: Precision
+    group: WorkerGroup
+    log: RunLog
+    steps_per_epoch: int
+    steps: int  # of the whole run
+
+
+def train_captioner(
+    setup: TrainingSetup,
+    store: PictureStore,
+    out: Path,
+    precision: Precision,
+    group: WorkerGroup,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    epoch_limit: EpochLimit | None = None,
+) -> bool:
+    """Train to the end; False when asked to stop before it, with everything saved.
+
+    `report` gets the log line of each epoch. With an `epoch_limit`, the leader waits before each
+    epoch until it may train it, and the other workers wait for the leader.
+    """
+    options = setup.options
+    training = CaptionDataset(store, store.rows_of(*options.training_splits), setup.vocabulary)
+    validation = CaptionDataset(store, store.rows_of(options.validation_split), setup.vocabulary)
+    phases = phases_of(options)
+    steps_per_epoch = training.steps_per_epoch(options.batch)
+    torch.manual_seed(options.seed)
+    network = build_network(setup, store.holds_pixels, precision).train()
+    group.broadcast(network)
+    log = RunLog(out)
+    steps = sum(phase.epochs for phase in phases) * steps_per_epoch
+    run = Run(
+        setup, out, training, validation, network, precision, group, log, steps_per_epoch, steps
+    )
+
+    checkpoint = load_checkpoint(out, precision.device)
+    state = TrainState() if checkpoint is None else checkpoint.state
+    if group.leads:
+        log.forget_after(state.step)
+
+    for number in range(state.phase, len(phases)):
+        phase = phases[number]
+        reward = CaptionReward(training, options.self_critical) if phase.is_self_critical else None
+        learner = Learner(network, options, phase, steps_per_epoch, reward, precision, group)
+        if checkpoint is not None:
+            learner.restore(checkpoint.tensors, checkpoint.numbers)
+            checkpoint = None
+        elif number > 0:
+            # The phase begins from the best captioner of the one before, once the leader has
+            # written it.
+            group.wait()
+            load_weights(network, str(out / CAPTIONER))
+            learner.average.restart()
+            state = dataclasses.replace(state, phase=number, epoch=0, step_of_epoch=0, waited=0)
+
+        patience = options.validation.patience
+        while state.epoch < phase.epochs and not (patience and state.waited >= patience):
+            if epoch_limit is not None and group.leads:
+                epoch_limit.wait(state.epochs_done, out / STOP)
+            if not train_epoch(run, learner, phase, state):
+                return False
+            line = validate_epoch(run, learner, phase, state)
+            save(run, learner, state)
+            if report is not None:
+                report({name: value for name, value in line.items() if name != "samples"})
+    return True
+
+
+def train_epoch(run: Run, learner: Learner, phase: Phase, state: TrainState) -> bool:
+    """One pass over the training pictures, from the step that was reached; False when stopped
+    before its end."""
+    options, group = run.setup.options, run.group
+    shares = run.training.shares(
+        state.epochs_done, options.seed, options.batch, group.rank, group.size
+    )
+    counts = torch.zeros(
+        len(COUNTED), device=run.precision.device
+    )  # sums over this worker's steps
+    if state.counts and group.leads:  # a checkpoint holds those of all workers
+        counts = torch.tensor(state.counts, device=run.precision.device)
+    growth = state.epoch / max(1, phase.epochs - 1)
+    sampling = 0.0 if phase.is_self_critical else options.objective.scheduled_sampling * growth
+
+    def read(share: np.ndarray) -> list[Batch]:
+        """A step's pictures, in parts that fit in memory."""
+        pieces = np.array_split(share, options.optimiser.accumulate)
+        batches = [run.training.batch(piece) for piece in pieces if len(piece)]
+        on_gpu = run.precision.device.type == "cuda"
+        return [batch.pinned() for batch in batches] if on_gpu else batches
+
+    saved_at = time.monotonic()
+    started = saved_at - state.seconds
+    logged = LoggedAt(counts.clone(), state.step, saved_at)
+    for batches in read_ahead(shares[state.step_of_epoch :], read):
+        counts += train_step(learner, batches, state, sampling)
+        state.step += 1
+        state.step_of_epoch += 1
+        state.seconds = time.monotonic() - started
+
+        if state.step % options.log_steps == 0 or state.step_of_epoch == run.steps_per_epoch:
+            total = group.sum(counts.clone())
+            if group.leads:
+                run.log.add(step_line(run, phase, state, learner.lr, total, logged))
+            logged = LoggedAt(total, state.step, time.monotonic())
+
+        every = options.validation.samples_every
+        shows_samples = every and options.validation.samples and state.step % every == 0
+        if shows_samples and group.leads:
+            samples = write_samples(
+                run.network, run.validation, options.validation, run.setup.search, run.precision
+            )
+            run.log.add({"kind": "samples", "step": state.step, "samples": samples})
+
+        # The leader is asked to stop, and knows when to save; all workers must do so after the
+        # same step.
+        minutes = (time.monotonic() - saved_at) / 60
+        is_save_due = group.leads and 0 < options.checkpoint_minutes <= minutes
+        is_stop_requested = group.leads and (run.out / STOP).exists()
+        stop, is_save_due = group.any([is_stop_requested, is_save_due], run.precision.device)
+        if stop or is_save_due:
+            state.counts = group.sum(counts.clone()).tolist()
+            save(run, learner, state)
+            saved_at = time.monotonic()
+        if stop:
+            return False
+    state.counts = group.sum(counts).tolist()
+    return True
+
+
+def validate_epoch(run: Run, learner: Learner, phase: Phase, state: TrainState) -> dict[str, Any]:
+    """After an epoch: validate, keep the captioner if it is the best, write the log line and
+    return it."""
+    setup, options = run.setup, run.setup.options
+    started = time.monotonic()
+    training_counts, state.counts = state.counts, []
+    learner.average.swap()  # the averaged weights are validated and kept
+    # Batch norms of a trained encoder have seen other pictures in each worker.
+    run.group.broadcast(run.network)
+    result = validate(
+        run.network, run.validation, options.validation, setup.search, run.precision, run.group
+    )
+
+    measure = options.validation.best_by
+    score = result.figures["validation_loss" if measure == "loss" else measure]
+    if measure == "loss":
+        is_best = state.best is None or score < state.best
+    else:
+        is_best = state.best is None or score > state.best
+    state.best = score if is_best else state.best
+    state.waited = 0 if is_best else state.waited + 1
+    state.epoch += 1
+    state.epochs_done += 1
+    state.step_of_epoch = 0
+    learner.rates.epoch_validated(is_best)
+
+    line = {
+        "kind": "epoch",
+        "phase": phase.name,
+        "epoch": state.epochs_done,
+        "step": state.step,
+        **phase.figures(training_counts),
+        **result.figures,
+        "best": is_best,
+        "seconds": round(state.seconds, 1),
+        "validation_seconds": round(time.monotonic() - started, 1),
+    }
+    if run.group.leads:
+        if is_best:
+            keep_captioner(run, line)
+            attention = attention_maps(run.network, run.validation, setup.search, run.precision)
+            run.log.write_pictures(result.pictures, attention)
+        run.log.add(line)
+    learner.average.swap()
+    return line
+
+
+def phases_of(options: Train) -> list[Phase]:
+    """Cross-entropy, then self-critical training, where they have epochs."""
+    critical = options.self_critical
+    # Self-critical training begins from a trained captioner: there is nothing to warm up.
+    no_warmup = dataclasses.replace(options.schedule, warmup=0)
+    phases = [
+        Phase("cross_entropy", options.epochs, options.lr, options.schedule),
+        Phase("self_critical", critical.epochs, critical.lr, no_warmup),
+    ]
+    return [phase for phase in phases if phase.epochs]
+
+
+def build_network(setup: TrainingSetup, with_encoder: bool, precision: Precision) -> Network:
+    """A new network, or the one that the run starts from, on its device."""
+    encoder = setup.encoder
+    decoder = setup.plan.decoder.build(
+        len(setup.vocabulary), encoder.positions, encoder.width, setup.embeddings
+    )
+    network = Network(decoder, encoder.for_training(precision) if with_encoder else None)
+    if setup.options.start_from:
+        load_weights(network, setup.options.start_from)
+    return network.to(precision.device)
+
+
+@dataclass(frozen=True)
+class LoggedAt:
+    """Where the last step line was written: the next one tells of the steps since."""
+
+    counts: Tensor
+    step: int
+    time: float
+
+
+def step_line(
+    run: Run, phase: Phase, state: TrainState, lr: float, counts: Tensor, logged: LoggedAt
+) -> dict[str, Any]:
+    """A log line about the steps since the last one; `counts` are those of all workers since the
+    epoch began."""
+    seconds = max(time.monotonic() - logged.time, 1e-9)
+    new = (counts - logged.counts).tolist()
+    captions = new[COUNTED.index("captions")]
+    return {
+        "kind": "step",
+        "phase": phase.name,
+        "epoch": state.epochs_done + 1,
+        "step": state.step,
+        "steps": run.steps,
+        **phase.figures(new),
+        "lr": lr,
+        "captions_per_second": round(captions / seconds, 1),
+        "steps_per_second": round((state.step - logged.step) / seconds, 3),
+    }
+
+
+def save(run: Run, learner: Learner, state: TrainState) -> None:
+    """Write a checkpoint from which the run can continue."""
+    if run.group.leads:
+        save_checkpoint(run.out, state, learner.tensors(), learner.numbers())
+
+
+def keep_captioner(run: Run, line: dict[str, Any]) -> None:
+    """Write the captioner of the epoch with this log line; an encoder that was trained is in
+    it."""
+    options, training = run.setup.options, run.training
+    references = training.store.captions["references"].take(training.rows)
+    captions = pc.sum(pc.list_value_length(references)).as_py()
+    splits = ", ".join(options.training_splits)
+    about_training = {
+        "phase": line["phase"].replace("_", "-"),
+        "epoch": line["epoch"],
+        "steps": line["step"],
+        "pictures in a step": options.batch,
+        "learning rate": options.lr,
+        "seed": options.seed,
+        "chosen by": options.validation.best_by,
+    }
+    if options.start_from:  # what that one was trained on, and its licence, hold for this one too
+        about_training["started from"] = options.start_from
+    facts = {
+        "data": {
+            "name": options.data_name or "not recorded",
+            "learned from": f"{len(training):,} pictures, {captions:,} captions ({splits})",
+            "judged by": f"{len(run.validation):,} pictures ({options.validation_split})",
+        },
+        "licence": options.data_licence or "of the data: not recorded",
+        "training": about_training,
+        "scores": {
+            f"{name} on {options.validation_split}": round(line[name], 4) for name in CARD_SCORES
+        },
+    }
+    folder.save(
+        run.out / CAPTIONER,
+        run.setup.plan,
+        run.setup.vocabulary,
+        run.network.encoder or run.setup.encoder,
+        run.network.decoder,
+        facts,
+        include_encoder=False,
+        half=False,
+    )

@@ -1,0 +1,308 @@
+"""The options of a training run. A field's docstring is its help text; values are checked when
+they are given."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raycap.precision import PrecisionName
+from raycap.refusal import Refusal
+
+# What the best epoch is chosen by. The lowest loss is best; of the others, the highest score.
+Measure = Literal["cider_d", "bleu_4", "rouge_l", "accuracy", "loss"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss: cross-entropy over the words of the captions. Padding is never counted."""
+
+    label_smoothing: float = 0.1
+    """Share of the target that is spread over all words; 0 for plain cross-entropy."""
+    attention_penalty: float = 0.0
+    """Weight of the doubly stochastic penalty, which asks attention to look at each position of
+    the grid about once per caption."""
+    scheduled_sampling: float = 0.0
+    """Probability in the last epoch that the decoder reads its own word instead of the true one;
+    it grows linearly from 0 in the first epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "scheduled_sampling"):
+            if not 0 <= getattr(self, name) < 1:
+                raise Refusal(
+                    f"objective.{name} is {getattr(self, name)}: give a share from 0 to below 1"
+                )
+        if not (math.isfinite(self.attention_penalty) and self.attention_penalty >= 0):
+            raise Refusal(
+                f"objective.attention_penalty is {self.attention_penalty}: give a weight, or 0 "
+                "for none"
+            )
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """How the weights are updated."""
+
+    kind: Literal["adam", "adamw"] = "adamw"
+    """Adam, or AdamW, which applies weight decay apart from the gradient."""
+    weight_decay: float = 1e-4
+    """Weight decay of matrices; biases and scales are not decayed."""
+    clip: float = 1.0
+    """Largest norm of the gradient over all weights; 0 does not clip."""
+    accumulate: int = 1
+    """Process a batch in this many parts, one after the other, where it does not fit in memory."""
+    averaging: float = 0.0
+    """Keep a moving average of the weights with this decay (such as 0.999), and validate and save
+    that; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise Refusal(f"optimiser.accumulate is {self.accumulate}: give 1 or more parts")
+        if not 0 <= self.averaging < 1:
+            raise Refusal(
+                f"optimiser.averaging is {self.averaging}: give a decay below 1, or 0 for none"
+            )
+        for name in ("weight_decay", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise Refusal(f"optimiser.{name} is {getattr(self, name)}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How learning rates change over a run."""
+
+    kind: Literal["cosine", "plateau", "constant"] = "cosine"
+    """After the warm-up: follow a cosine down, go down when validation no longer improves, or
+    stay."""
+    warmup: int = 200
+    """Steps in which the rates rise from 0."""
+    floor: float = 0.02
+    """Where the rates end, as a share of the full rates."""
+    factor: float = 0.5
+    """Plateau: what the rates are multiplied by."""
+    patience: int = 2
+    """Plateau: epochs without a better validation before that."""
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.patience < 0:
+            raise Refusal(
+                "schedule.warmup and schedule.patience count steps and epochs: give 0 or more"
+            )
+        if not (0 <= self.floor <= 1 and 0 < self.factor < 1):
+            raise Refusal(
+                "schedule.floor is a share from 0 to 1, schedule.factor one between 0 and 1"
+            )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What happens after each epoch. Captions are written with the search of the run's `search`
+    section."""
+
+    best_by: Measure = "cider_d"
+    """The captioner of the epoch that is best by this measure is kept."""
+    patience: int = 0
+    """Stop after this many epochs in a row without a better one; 0 never stops early."""
+    batch: int = 64
+    """Pictures at a time in each worker."""
+    samples: int = 3
+    """Sample captions shown after each epoch, each beside a reference."""
+    samples_every: int = 0
+    """Also show sample captions every this many steps; 0 only after epochs."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise Refusal(f"validation.batch is {self.batch}: give at least 1 picture")
+        if min(self.patience, self.samples, self.samples_every) < 0:
+            raise Refusal(
+                "validation.patience, samples and samples_every are counts: give 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class SelfCritical:
+    """Training on the metric itself, after cross-entropy and from its best epoch: captions are
+    drawn, and those that score better than the picture's other draws become likelier."""
+
+    epochs: int = 0
+    """Epochs of it; 0 for none."""
+    lr: float = 5e-5
+    """Learning rate of the decoder; the other rates keep their proportion to train.lr."""
+    samples: int = 5
+    """Captions drawn for each picture; each is compared with the mean of the others."""
+    temperature: float = 0.5
+    """Temperature of the draws and of their likelihood. At 1, a captioner trained with label
+    smoothing draws every tenth word at random, and learns first of all to write shorter
+    captions."""
+    bleu_4: float = 0.0
+    """Weight of BLEU-4 (times 10, as CIDEr-D is) in the reward; CIDEr-D has the rest."""
+    max_length: int = 20
+    """Most words of a drawn caption, with its end."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise Refusal(f"self_critical.epochs is {self.epochs}: give a count, or 0 for none")
+        if self.samples < 2:
+            raise Refusal(
+                f"self_critical.samples is {self.samples}: draws are compared, so give at least 2"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise Refusal(
+                f"self_critical.temperature is {self.temperature}: give more than 0, such as 0.5"
+            )
+        if not 0 <= self.bleu_4 <= 1:
+            raise Refusal(f"self_critical.bleu_4 is {self.bleu_4}: give a share from 0 to 1")
+        if not self.lr > 0 or self.max_length < 2:
+            raise Refusal("self_critical.lr must be above 0, and max_length at least 2")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training pictures, different each time a picture is used."""
+
+    crop: float = 0.0
+    """Most that is cut off, as a share of each side; the rest is enlarged to the full size."""
+    flip: bool = False
+    """Mirror every other picture, except those whose captions say left or right."""
+    views: int = 0
+    """Encode this many changed versions of each picture once, and train on one of these or on the
+    plain picture; 0: change pictures anew at every step, so that the encoder runs at every
+    step."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crop < 1:
+            raise Refusal(f"augmentation.crop is {self.crop}: give a share from 0 to below 1")
+        if self.views < 0 or (self.views and not self.on):
+            raise Refusal(
+                f"augmentation.views is {self.views}: give a count, and augmentation.crop or flip "
+                "to change them by"
+            )
+
+    @property
+    def on(self) -> bool:
+        return self.flip or self.crop > 0
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train: how many, and on what."""
+
+    count: int | None = None
+    """Number of workers; none: one per GPU, or one where there is none. 0: train in this process,
+    without Ray Train."""
+    gpu: bool | None = None
+    """Train on GPUs, one for each worker; none: where the cluster has some."""
+    cpus: float = 0.5
+    """CPUs that Ray reserves for each worker; the number of threads is set apart from it."""
+    gpus: float = 1.0
+    """GPUs that Ray reserves for each worker that trains on one; a share leaves room for other
+    runs."""
+    threads: int | None = None
+    """Threads of each worker; none: the machine's CPUs, divided among its workers."""
+    failures: int = 3
+    """How often a lost worker is replaced; the run continues from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 0:
+            raise Refusal(
+                f"workers.count is {self.count}: give 1 or more, or 0 to train in this process"
+            )
+        if not 0 < self.gpus <= 1:
+            raise Refusal(f"workers.gpus is {self.gpus}: give 1, or a share of one above 0")
+        if self.cpus <= 0 or self.failures < 0 or (self.threads is not None and self.threads < 1):
+            raise Refusal(
+                "workers.cpus must be above 0, workers.threads at least 1 and workers.failures at "
+                "least 0"
+            )
+
+
+@dataclass(frozen=True)
+class Train:
+    """One training run."""
+
+    out: str = "run"
+    """Folder of the run: captioner, metrics, curve, checkpoints. The same command continues where
+    it stopped."""
+    fresh: bool = False
+    """Start over, deleting the run that is in `out`."""
+    features: str = ""
+    """A feature table that `raycap extract` made; empty: made from the source, and kept for later
+    runs."""
+    cache: str = ""
+    """Folder for feature tables and unpacked rows, shared by all machines; empty:
+    ~/.cache/raycap."""
+    start_from: str = ""
+    """A captioner folder whose vocabulary and weights (the encoder's too) to start from; or
+    shipped, raycap's own."""
+    training_splits: tuple[str, ...] = ("train",)
+    """Splits to learn from (COCO by Karpathy's splits: train and restval)."""
+    validation_split: str = "dev"
+    """Split that each epoch is validated on."""
+    epochs: int = 20
+    """Passes over all pictures with all their captions, by cross-entropy."""
+    batch: int = 32
+    """Pictures per step, each with all its captions, over all workers together."""
+    lr: float = 5e-4
+    """Learning rate of the decoder."""
+    embedding_lr: float | None = None
+    """Learning rate of the word embeddings; none: the decoder's."""
+    encoder_lr: float = 1e-5
+    """Learning rate of the encoder, where it is trainable."""
+    seed: int = 0
+    """Seed of all random choices: weights, order, dropout, samples."""
+    precision: PrecisionName = "auto"
+    """Number format of the arithmetic: auto takes what the device has in hardware."""
+    checkpoint_minutes: float = 0.0
+    """Also save within an epoch, this many minutes after the last save; 0 saves only after
+    epochs."""
+    log_steps: int = 50
+    """Write a line to metrics.jsonl every this many steps."""
+    trackers: tuple[Tracker, ...] = ("tensorboard",)
+    """Where figures go besides metrics.jsonl; mlflow and wandb need the extras of that name."""
+    data_name: str = ""
+    """What the model card calls the data."""
+    data_licence: str = ""
+    """What the model card says of the data's licence."""
+    objective: Objective = field(default_factory=Objective)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    schedule: Schedule = field(default_factory=Schedule)
+    validation: Validation = field(default_factory=Validation)
+    self_critical: SelfCritical = field(default_factory=SelfCritical)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    workers: Workers = field(default_factory=Workers)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.epochs + self.self_critical.epochs < 1:
+            raise Refusal(
+                f"train.epochs is {self.epochs}: give at least 1, or self_critical.epochs and "
+                "start_from"
+            )
+        if self.epochs == 0 and not self.start_from:
+            raise Refusal(
+                "train.epochs is 0, and self-critical training needs a captioner: give "
+                "train.start_from"
+            )
+        if self.batch < 1:
+            raise Refusal(f"train.batch is {self.batch}: give at least 1 picture")
+        for name in ("lr", "encoder_lr", "embedding_lr"):
+            rate = getattr(self, name)
+            if rate is not None and not (math.isfinite(rate) and rate > 0):
+                raise Refusal(
+                    f"train.{name} is {rate}: give more than 0; a part that must not learn is "
+                    "frozen by its own option (encoder.trainable, decoder.embedding_trainable)"
+                )
+        if self.log_steps < 1 or self.checkpoint_minutes < 0:
+            raise Refusal(
+                "train.log_steps must be at least 1 and train.checkpoint_minutes at least 0"
+            )
+        if not self.training_splits or not self.validation_split:
+            raise Refusal("train.training_splits and train.validation_split must name splits")
+        if self.validation_split in self.training_splits:
+            raise Refusal(
+                f"the split {self.validation_split} is in train.training_splits and is "
+                "train.validation_split: use it for one of them"
+            )
+        if self.workers.count and self.batch < self.workers.count:
+            raise Refusal(
+                f"train.batch is {self.batch}: {self.workers.count} workers need a picture each"
+            )

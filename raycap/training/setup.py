@@ -1,0 +1,254 @@
+"""What a run consists of, gathered and checked before any worker is started: parts, vocabulary,
+weights, pictures."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raycap.captioner import Plan
+from raycap.captioner.folder import digest_of, encoder_of, plan_of, words_of
+from raycap.config import part_to_plain, without_removed
+from raycap.encoders import EncoderOptions
+from raycap.encoders.encoder import Encoder
+from raycap.refusal import Refusal
+from raycap.runs import RunFolder, differences
+from raycap.search import SearchChoice
+from raycap.sources import Source
+from raycap.training.options import Train
+from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
+from raycap.vocabulary import Vocabulary, Words, load_glove
+
+TABLE, FACTS = "features", "facts.json"
+# Options that may change between two starts of one run, because the result does not depend on
+# them.
+MAY_CHANGE = (
+    "out",
+    "fresh",
+    "cache",
+    "workers",
+    "log_steps",
+    "checkpoint_minutes",
+    "trackers",
+    "data_name",
+    "data_licence",
+)
+# Options of an encoder or a decoder that any weights fit.
+NOT_OF_WEIGHTS = ("weights", "trainable", "embedding_trainable")
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """All that a worker is given, but the pictures themselves."""
+
+    plan: Plan
+    options: Train
+    vocabulary: Vocabulary
+    encoder: Encoder
+    pictures: PictureTables
+    embeddings: np.ndarray | None = None  # [V, E] word vectors to start from
+
+    @property
+    def search(self) -> SearchChoice:
+        """The search that writes captions in validation."""
+        return self.plan.search
+
+
+def needs_pixels(encoder: EncoderOptions, options: Train) -> bool:
+    """Whether the encoder runs at every step."""
+    is_trained = getattr(encoder, "trainable", "none") != "none"
+    is_augmented = options.augmentation.on and not options.augmentation.views
+    return is_trained or is_augmented
+
+
+def check_options(encoder: EncoderOptions, options: Train) -> None:
+    """Refuse options that do not go together, before anything is read."""
+    if not RunFolder(options.out).is_local:
+        raise Refusal(
+            f"train.out is {options.out}: train into a folder that all machines share, then copy "
+            "it"
+        )
+    views = options.augmentation.views
+    if views and getattr(encoder, "trainable", "none") != "none":
+        raise Refusal(
+            "augmentation.views are encoded once, and this encoder is trained: set views to 0, or "
+            "encoder.trainable to none"
+        )
+    if views and options.features:
+        raise Refusal(
+            "augmentation.views are made from the pictures: give a source instead of "
+            "train.features"
+        )
+    if needs_pixels(encoder, options) and options.features:
+        raise Refusal(
+            "a trainable encoder, or augmentation, needs the pictures at every step, and "
+            "train.features were made with a frozen encoder: give a source instead of "
+            "train.features"
+        )
+
+
+def run_identity(
+    plan: Plan, words: Words, options: Train, source: Source | None
+) -> dict[str, Any]:
+    """The choices that decide the result of a run."""
+    train = part_to_plain("train", options)
+    identity = {
+        "reading": part_to_plain("reading", plan.reading),
+        "vocabulary": part_to_plain("vocabulary", words),
+        "encoder": part_to_plain("encoder", plan.encoder),
+        "decoder": part_to_plain("decoder", plan.decoder),
+        "search": part_to_plain("search", plan.search),
+        "train": {name: value for name, value in train.items() if name not in MAY_CHANGE},
+    }
+    if not options.features and source is not None:
+        identity["source"] = part_to_plain("source", source)
+    return identity
+
+
+def check_same(
+    folder: RunFolder, record: Mapping[str, Any] | None, identity: Mapping[str, Any], what: str
+) -> None:
+    """Refuse a folder that holds another run (or another sweep: `what`) than that of `identity`.
+
+    `record` is what its run.json holds, None for a new folder.
+    """
+    if record is None:
+        return
+    earlier = dict(record.get("identity", {}))
+    for section, options in earlier.items():
+        if isinstance(options, Mapping):
+            earlier[section] = without_removed(section, options)
+    if different := differences(earlier, identity):
+        raise Refusal(
+            f"{folder} holds another {what} ({'; '.join(different)}): give another --out, or "
+            "--fresh to start over there"
+        )
+
+
+def given_features(features: str, encoder: Encoder) -> PictureTables:
+    """The feature table that the user gave: a folder that `raycap extract` made, or the table
+    itself."""
+    folder = RunFolder(features)
+    facts = folder.read_json(FACTS)
+    if facts is None:
+        if folder.names(TABLE):
+            raise Refusal(
+                f"the features in {features} are not finished: run the same `raycap extract` again"
+            )
+        if not any(name.endswith(".parquet") for name in folder.names()):
+            raise Refusal(
+                f"there are no features in {features}: make them with `raycap extract SOURCE "
+                f"--out {features}`"
+            )
+        return PictureTables((features,))
+    if facts.get("identity", {}).get("encoder_sha256") != digest_of(encoder):
+        raise Refusal(
+            f"the features in {features} were made with another encoder, or with other weights, "
+            "than this run's: give the same encoder and weights, or make the features again with "
+            "`raycap extract`"
+        )
+    return PictureTables((str(folder / TABLE),))
+
+
+def build_encoder(plan: Plan, start_from: str) -> Encoder:
+    """A new encoder, or that of the captioner that the run starts from."""
+    if not start_from:
+        return plan.encoder.build()
+    earlier = plan_of(start_from)
+    wrong = differences(
+        {
+            "encoder": _options_of_weights("encoder", earlier.encoder),
+            "decoder": _options_of_weights("decoder", earlier.decoder),
+        },
+        {
+            "encoder": _options_of_weights("encoder", plan.encoder),
+            "decoder": _options_of_weights("decoder", plan.decoder),
+        },
+    )
+    if wrong:
+        raise Refusal(
+            f"{start_from} has other options than this run ({'; '.join(wrong)}): give the same "
+            "ones, or another train.start_from"
+        )
+    return encoder_of(start_from, plan.encoder)
+
+
+def _options_of_weights(section: str, part: Any) -> dict[str, Any]:
+    """The options of a part that its weights depend on."""
+    plain = part_to_plain(section, part)
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in NOT_OF_WEIGHTS and not name.endswith("dropout")
+    }
+
+
+def gather_setup(
+    plan: Plan,
+    words: Words,
+    options: Train,
+    encoder: Encoder,
+    pictures: PictureTables,
+    vocabulary: Vocabulary | None,
+) -> TrainingSetup:
+    """Read the captions, and refuse what could not be learned. `vocabulary` is that of a run that
+    continues."""
+    table = pictures.tables[0]
+    shapes = row_shapes(table)
+    if "grid" in shapes and shapes["grid"] != (encoder.positions, encoder.width):
+        raise Refusal(
+            f"{table} holds grids of {shapes['grid']} (positions, width), the encoder makes "
+            f"{(encoder.positions, encoder.width)}: they were made with another encoder"
+        )
+    described: Counter[str] = Counter()  # pictures with captions, by split
+    captions: list[str] = []
+    for rows in read_captions(pictures).to_batches(max_chunksize=ROWS_AT_ONCE):
+        splits, references = rows["split"].to_pylist(), rows["references"].to_pylist()
+        for split, of_picture in zip(splits, references, strict=True):
+            described[split or ""] += bool(of_picture)
+            if split in options.training_splits:
+                captions += of_picture
+    check_splits(table, options, described)
+
+    if vocabulary is None and options.start_from:
+        vocabulary = words_of(options.start_from)
+    if vocabulary is None:
+        vocabulary = Vocabulary.build(captions, words)
+    embeddings = None
+    if words.glove:
+        embeddings = load_glove(words.glove, vocabulary, options.seed).matrix
+    # Built once here, so that what does not fit is refused before any worker is started.
+    plan.decoder.build(len(vocabulary), encoder.positions, encoder.width, embeddings)
+    return TrainingSetup(plan, options, vocabulary, encoder, pictures, embeddings)
+
+
+def check_splits(table: str, options: Train, described: Counter[str]) -> None:
+    """Refuse a table or source without pictures for a split; `described` counts pictures with
+    captions by split."""
+    if not sum(described.values()):
+        raise Refusal(
+            f"no picture of {table} has a caption: training needs pictures that people have "
+            "described"
+        )
+    known = ", ".join(f"{split or '(none)'}: {count:,}" for split, count in described.items())
+    if set(described) == {""}:
+        known += (
+            ": --source.fractions 0.9 0.1 0 draws a tenth of the pictures to validate on, by "
+            "their names"
+        )
+    named = [("training_splits", split) for split in options.training_splits]
+    named.append(("validation_split", options.validation_split))
+    for option, split in named:
+        if not described[split]:
+            raise Refusal(
+                f"train.{option} names {split!r}, which has no picture with a caption; there are "
+                f"{known}"
+            )
+    count = sum(described[split] for split in options.training_splits)
+    if options.workers.count and count < options.workers.count:
+        raise Refusal(
+            f"{options.workers.count} workers, but only {count} pictures to learn from: take "
+            "fewer (--train.workers.count)"
+        )

@@ -1,0 +1,234 @@
+"""One training step: pictures and captions in, weights moved; the same on one worker or many."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raycap.precision import Precision
+from raycap.training.augmentation import DRAWS, augment
+from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
+from raycap.training.dataset import Batch
+from raycap.training.distributed import WorkerGroup
+from raycap.training.loss import caption_loss, scheduled_sampling_inputs
+from raycap.training.network import Network, without_prefix
+from raycap.training.optimiser import LearningRates, WeightAverage, build_optimiser
+from raycap.training.options import Schedule, Train
+from raycap.training.self_critical import (
+    CaptionReward,
+    advantages,
+    draw_captions,
+    log_likelihood,
+)
+from raycap.vocabulary import PAD
+
+# What the steps of an epoch add up, in this order.
+COUNTED = ("cross_entropy", "correct", "words", "captions", "reward")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with its own loss and learning rate: cross-entropy, or self-critical
+    training."""
+
+    name: str
+    epochs: int
+    lr: float
+    schedule: Schedule
+
+    @property
+    def is_self_critical(self) -> bool:
+        return self.name == "self_critical"
+
+    def figures(self, counts: Sequence[float]) -> dict[str, float]:
+        """The means over some steps, from their sums, as the log has them."""
+        cross_entropy, correct, words, captions, reward = counts
+        if self.is_self_critical:
+            return {
+                "reward": reward / captions,
+                "surprise": cross_entropy / words,
+                "words": words / captions,
+            }
+        return {"training_loss": cross_entropy / words, "training_accuracy": correct / words}
+
+
+class Learner:
+    """The network and all that a step of one phase needs and changes."""
+
+    def __init__(
+        self,
+        network: Network,
+        options: Train,
+        phase: Phase,
+        steps_per_epoch: int,
+        reward: CaptionReward | None,
+        precision: Precision,
+        group: WorkerGroup,
+    ) -> None:
+        self.network, self.options, self.reward = network, options, reward
+        self.precision, self.group = precision, group
+        self.steps_per_epoch = steps_per_epoch
+        self.optimiser = build_optimiser(network, options, phase.lr)
+        self.rates = LearningRates(phase.schedule, phase.epochs * steps_per_epoch)
+        self.average = WeightAverage(network, options.optimiser)
+        is_fp16 = precision.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(precision.device.type, enabled=is_fp16)
+        self.weights = [weight for weight in network.parameters() if weight.requires_grad]
+
+    @property
+    def lr(self) -> float:
+        """The decoder's learning rate in the last step."""
+        return float(self.optimiser.param_groups[-1]["lr"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint: everything that training has changed."""
+        network = self.network.state_dict()
+        average = self.average.tensors()
+        return {
+            **{f"network.{name}": tensor for name, tensor in network.items()},
+            **{f"average.{name}": tensor for name, tensor in average.items()},
+            **optimiser_tensors(self.optimiser),
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "pace": self.rates.state(),  # the name in the files of earlier versions
+            "average_steps": self.average.steps,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take what `tensors` and `numbers` gave."""
+        self.network.load_state_dict(without_prefix("network.", tensors))
+        self.average.restore(without_prefix("average.", tensors), numbers["average_steps"])
+        restore_optimiser(self.optimiser, tensors)
+        self.rates.restore(numbers["pace"])
+        self.scaler.load_state_dict(numbers["scaler"])
+
+
+def train_step(
+    learner: Learner, batches: Sequence[Batch], state: TrainState, sampling: float
+) -> Tensor:
+    """Learn from this worker's share of a step; returns what it adds to COUNTED.
+
+    `batches` are the parts of the share, which fit in memory one after the other; in a small last
+    step a worker may have none. `sampling` is the probability of scheduled sampling.
+    """
+    options, group, precision = learner.options, learner.group, learner.precision
+    device, optimiser, scaler = precision.device, learner.optimiser, learner.scaler
+
+    # The random numbers of a step depend on its number alone: a run that continues needs no saved
+    # generators.
+    torch.manual_seed(hash((options.seed, state.step, group.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    # What is to be learned: the references, or captions that the network has drawn.
+    parts = []
+    for batch in batches:
+        batch = change_pictures(learner, batch.to(device))
+        if learner.reward is not None:
+            parts.append(drawn_captions(learner, learner.reward, batch))
+        else:
+            parts.append(true_captions(learner, batch, sampling))
+
+    # The loss is the mean over all words of the step, so every worker needs their number before
+    # the backward pass.
+    sizes = [part.size.to(device) for part in parts] or [torch.zeros(2, device=device)]
+    words, captions = group.sum(torch.stack(sizes).sum(0))
+
+    # Forward and backward.
+    counts = torch.zeros(len(COUNTED), device=device)
+    for part in parts:
+        with precision.autocast():
+            loss, added = part_loss(learner, part, words, captions)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        counts += added
+
+    # Move the weights.
+    group.sum_gradients(learner.weights)
+    learner.rates.apply(optimiser, state.epoch * learner.steps_per_epoch + state.step_of_epoch)
+    scaler.unscale_(optimiser)
+    if options.optimiser.clip:
+        nn.utils.clip_grad_norm_(learner.weights, options.optimiser.clip, foreach=True)
+    scaler.step(optimiser)
+    scaler.update()
+    optimiser.zero_grad()
+    learner.average.update()
+    return counts
+
+
+class StepPart(NamedTuple):
+    """Pictures and the captions to learn of them: a part of a step."""
+
+    pictures: Tensor
+    words: Tensor  # [B, R, T + 1] references, or [B, K, T] drawn captions
+    size: Tensor  # [2] words and captions
+    inputs: Tensor | None = None  # words to read instead of the true ones, in scheduled sampling
+    rewards: Tensor | None = None  # [B, K] of drawn captions
+    advantages: Tensor | None = None  # [B, K] of drawn captions
+
+
+def change_pictures(learner: Learner, batch: Batch) -> Batch:
+    """Augments pixels and encodes them if the encoder is frozen; features stay as they are."""
+    options, pictures = learner.options.augmentation, batch.pictures
+    if learner.network.encoder is not None and options.on:
+        draws = torch.rand(len(batch.rows), DRAWS, device=learner.precision.device)
+        pixels = augment(pictures.permute(0, 3, 1, 2), options, draws, batch.has_sides)
+        pictures = pixels.permute(0, 2, 3, 1)
+    with learner.precision.autocast():
+        return batch._replace(pictures=learner.network.encode_if_frozen(pictures))
+
+
+def true_captions(learner: Learner, batch: Batch, sampling: float) -> StepPart:
+    """The references of the pictures; with scheduled sampling, some words are read as the decoder
+    would write them."""
+    words = batch.words
+    size = torch.stack([(words[..., 1:] != PAD).sum(), (words[..., 1] != PAD).sum()]).float()
+    if not sampling:
+        return StepPart(batch.pictures, words, size)
+    with torch.no_grad(), learner.precision.autocast():
+        memory = learner.network.remember(batch.pictures)
+        decoder = learner.network.decoder
+        inputs = scheduled_sampling_inputs(decoder, memory, words, sampling)
+    return StepPart(batch.pictures, words, size, inputs)
+
+
+def drawn_captions(learner: Learner, reward: CaptionReward, batch: Batch) -> StepPart:
+    """Captions that the network draws for the pictures, and how good they are."""
+    network, options = learner.network, learner.options.self_critical
+    seeds = torch.randint(2**62, (len(batch.rows),)).tolist()
+    # Drawn without dropout, as captions will be written; learned with dropout.
+    network.eval()
+    with torch.no_grad(), learner.precision.autocast():
+        memory = network.remember(batch.pictures)
+        drawn = draw_captions(network.decoder, memory, options, seeds)
+    network.train()
+    rewards = reward(drawn.cpu().numpy(), batch.rows)
+    captions = torch.tensor(rewards.size, device=drawn.device)
+    return StepPart(
+        batch.pictures,
+        drawn,
+        size=torch.stack([(drawn != PAD).sum(), captions]).float(),
+        rewards=torch.from_numpy(rewards).to(drawn.device),
+        advantages=torch.from_numpy(advantages(rewards)).to(drawn.device),
+    )
+
+
+def part_loss(
+    learner: Learner, part: StepPart, words: Tensor, captions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The part's share of the loss of the whole step, and what it adds to COUNTED."""
+    decoder, options = learner.network.decoder, learner.options
+    memory = learner.network.remember(part.pictures)
+    if part.rewards is None or part.advantages is None:
+        summed = caption_loss(decoder, memory, part.words, options.objective, part.inputs)
+        loss = summed.objective / words + summed.penalty / captions
+        return loss, torch.cat([summed.counts, summed.counts.new_zeros(1)])
+    temperature = options.self_critical.temperature
+    likelihood, mask = log_likelihood(decoder, memory, part.words, temperature)
+    advantage = part.advantages.unsqueeze(2).expand(mask.shape)[mask]  # [N]
+    loss = -(advantage * likelihood).sum() / words
+    no_correct = words.new_zeros(())
+    added = [-likelihood.detach().sum(), no_correct, *part.size, part.rewards.sum()]
+    return loss, torch.stack(added)
