@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import tracemalloc
 from pathlib import Path
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifest import column, noted
 
 from raycap.refusal import Refusal
-from raycap.sources.lines import LONGEST_LINE, Lines, LongLine, first_line, head, name_unpacked
+from raycap.sources import SOURCES, Table, Urls, delimited, detect, records
+from raycap.sources.lines import LONGEST_LINE, LONGEST_URL, Lines, LongLine, first_line, head, name_unpacked
 from raycap.sources.place import locate
 
 
@@ -181,3 +184,108 @@ def test_a_text_that_begins_like_bzip2_is_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["", ".gz", ".bz2", ".xz", ".zst", ".zstd", ".GZ"])
 def test_the_ending_of_a_compression_is_not_a_format(ending: str) -> None:
     assert name_unpacked("Pictures.CSV" + ending) == "pictures.csv"
+
+
+# Sources
+
+
+def table(kind: str, urls: list[str], long: str = "") -> str:
+    """A table of addresses, with a column that is `long` in the row behind the first."""
+    rows = [(url, long if number == 1 else "note") for number, url in enumerate(urls)]
+    if kind == "jsonl":
+        return "".join(json.dumps({"url": url, "note": note}) + "\n" for url, note in rows)
+    delimiter = "\t" if kind == "tsv" else ","
+    return "".join(f"{url}{delimiter}{note}\n" for url, note in [("url", "note"), *rows])
+
+
+URLS = ["http://h/1.jpg", "http://h/2.jpg", "http://h/3.jpg"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.json", "urls.txt"])
+def test_packed_lists_and_tables_are_found_and_read(tmp_path: Path, name: str, ending: str) -> None:
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}[ending]
+    kind = name.rpartition(".")[2].replace("json", "jsonl").replace("jsonll", "jsonl")
+    path = tmp_path / (name + ending)
+    path.write_bytes(pack(("\n".join(URLS) if kind == "txt" else table(kind, URLS)).encode()))
+    assert detect(str(path)) == ("urls" if kind == "txt" else "table")
+    source = SOURCES[detect(str(path))](str(path))
+    source.check()
+    assert column(source, "uri") == URLS
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(Refusal, match=rf"{name}{ending} is a damaged"):
+        source.check()
+        column(source, "uri")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_a_row_of_20_mb_is_left_out_in_bounded_memory_and_counted(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"t.{kind}"
+    path.write_text(table(kind, URLS, "x" * 20_000_000))
+    source = Table(str(path))
+    tracemalloc.start()
+    try:
+        source.check()
+        assert column(source, "uri") == [URLS[0], URLS[2]]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * LONGEST_LINE
+    [left_out] = noted(source).left_out()
+    line = 2 if kind == "jsonl" else 3
+    assert left_out["examples"] == [f"t.{kind} line {line}: longer than 16,000,000 characters"]
+
+
+def test_a_long_line_in_a_list_of_urls_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "urls.txt"
+    path.write_text(f"{URLS[0]}\nhttp://h/{'x' * LONGEST_URL}\n{URLS[2]}\n")
+    source = Urls(str(path))
+    source.check()
+    assert column(source, "uri") == [URLS[0], URLS[2]]
+    [left_out] = noted(source).left_out()
+    assert left_out["examples"] == ["urls.txt line 2: longer than 65,536 characters"]
+
+
+def test_a_list_of_nothing_but_long_lines_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "urls.txt"
+    path.write_bytes(b"x" * 1_000_000 + b"\n" + b"y" * 1_000_000)
+    expected = r"no URL in .*; 2 malformed lines left out \(urls\.txt line 1: longer than 65,536 characters, "
+    with pytest.raises(Refusal, match=expected):
+        Urls(str(path)).check()
+    with pytest.raises(Refusal, match=expected):
+        list(Urls(str(path)).tables())
+
+
+def test_a_row_of_csv_over_many_lines_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line and no field of it is long, but each line ends within quotes, so that the row never does."""
+    monkeypatch.setattr(delimited, "LONGEST_LINE", 100_000)
+    path = tmp_path / "t.csv"
+    path.write_text("url,note\nhttp://h/1.jpg,a\n" + '"a\n",' * 500_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal, match="the row that begins in line 3 is longer than 100,000 characters"):
+            column(Table(str(path)), "uri")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+def test_large_values_of_json_come_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they are no strings, which would take many times the memory of their text."""
+    monkeypatch.setattr(records, "MOST_BYTES", 10_000)
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"url": url, "x": [{"a": [1]}] * 500}) + "\n" for url in URLS))
+    pieces = [len(piece) for piece in Table(str(path), columns=("x",)).tables()]
+    assert pieces == [2, 1]
+    pieces = [len(piece) for piece in Table(str(path), references=("x",)).tables()]
+    assert pieces == [2, 1]
+
+
+def test_the_limit_is_for_each_row_of_csv_and_not_for_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delimited, "LONGEST_LINE", 50)
+    path = tmp_path / "t.csv"
+    path.write_text(table("csv", URLS * 30))
+    assert column(Table(str(path)), "uri") == URLS * 30

@@ -313,14 +313,14 @@ def test_large_fields_cost_nothing(tmp_path: Path) -> None:
     assert [len(text) for text in column(large, "base64")] == [3_000_000] * 4
 
 
-def test_a_field_beyond_the_limit_costs_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delimited, "LONGEST_FIELD", 1000)
+def test_a_line_beyond_the_limit_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "LONGEST_LINE", 1000)
     lines = ["url,note", "http://h/1.jpg,a", f"http://h/2.jpg,{'x' * 2000}", "http://h/3.jpg,c"]
     table = Table(str(write(tmp_path / "t.csv", "\n".join(lines))))
     assert column(table, "uri") == ["http://h/1.jpg", "http://h/3.jpg"]
     assert noted(table).count(MALFORMED_LINE) == 1
     lines[2] = 'http://h/2.jpg,"' + "x\n" * 2000
-    with pytest.raises(Refusal, match=r"the field that begins in line 3 is longer than .* never closed"):
+    with pytest.raises(Refusal, match=r"the row that begins in line 3 is longer than .* never closed"):
         list(Table(str(write(tmp_path / "t.csv", "\n".join(lines)))).tables())
 
 

@@ -5,20 +5,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raycap.refusal import Refusal
-from raycap.sources.lines import Lines, LongLine, first_line, name_unpacked
+from raycap.sources.lines import LONGEST_LINE, Lines, LongLine, first_line, name_unpacked
 from raycap.sources.notes import MALFORMED_LINE, Notes
 from raycap.sources.place import Place
 from raycap.uris import has_scheme
 
 _DELIMITERS = ",;\t|"
-# One field of delimited text. Pictures in base64 fit; the csv module's own limit is 128 KB.
-LONGEST_FIELD = 64 << 20
 
 
 def header(place: Place) -> list[str]:
     """The columns of delimited text."""
     try:
-        header: list[str] = next(filter(None, _reader(place, Lines(place))), [])
+        header: list[str] = next(filter(None, _reader(_RowLines(place))), [])
     except csv.Error as error:
         raise Refusal(f"{place.uri}: its first line cannot be the header of a table: {error}") from error
     if _is_headless(header):
@@ -27,20 +25,28 @@ def header(place: Place) -> list[str]:
 
 
 def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
-    """Where each line stands, and its fields of the wanted columns."""
-    lines = Lines(place)
-    reader = _reader(place, lines)
+    """Rows of as many values as the table has columns, each with its line; of the values those that are wanted."""
+    lines = _RowLines(place)
+    reader = _reader(lines)
     chosen = [names.index(name) for name in wanted]
     first = True
     while True:
-        start = lines.number + 1
+        start = lines.start_row()
         try:
             values = next(reader, None)
-        except LongLine as long:
-            notes.add(MALFORMED_LINE, f"{place.name} line {long.number}: {long.reason}")
+        except LongLine as error:
+            if lines.number > start:  # it would take all that follows with it
+                raise Refusal(
+                    f"{place.uri}: the row that begins in line {start} is longer than {LONGEST_LINE:,} characters: "
+                    "a quote in it is never closed (close or double it), or a picture stands in it (leave it out)"
+                ) from error
+            notes.add(MALFORMED_LINE, f"{place.name} line {start}: {error.reason}")
             continue
         except csv.Error as error:
-            _refuse_open_quote(place, start, lines.number, str(error))
+            if "unexpected end" in str(error):  # this too
+                raise Refusal(
+                    f"{place.uri}: the quote opened in line {start} is never closed; close or double it"
+                ) from error
             notes.add(MALFORMED_LINE, f"{place.name} line {start}: {error}")
             continue
         if values is None:
@@ -58,21 +64,39 @@ def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) ->
             notes.add(MALFORMED_LINE, f"{place.name} line {start}: {fault}")
 
 
-def _reader(place: Place, lines: Lines) -> Any:
-    csv.field_size_limit(LONGEST_FIELD)
+class _RowLines:
+    """The lines of a table for the csv module, which takes several for one row where a quoted text has line ends. A
+    row of more than LONGEST_LINE characters raises LongLine, whether it is one line or many."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._lines = Lines(place)
+        self._held = 0  # characters of the row so far
+
+    def start_row(self) -> int:
+        """The number of the row's first line."""
+        self._held = 0
+        return self._lines.number + 1
+
+    @property
+    def number(self) -> int:
+        return self._lines.number
+
+    def __iter__(self) -> "_RowLines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._held += len(line)
+        if self._held > LONGEST_LINE:
+            raise LongLine(self.place.uri, self.number, LONGEST_LINE)
+        return line
+
+
+def _reader(lines: _RowLines) -> Any:
+    csv.field_size_limit(LONGEST_LINE)  # the csv module's own limit is 128 KB
     # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
-    return csv.reader(lines, delimiter=_delimiter(place, first_line(place)), strict=True)
-
-
-def _refuse_open_quote(place: Place, start: int, end: int, error: str) -> None:
-    """Such a line takes all that follows with it."""
-    if "unexpected end" in error:
-        raise Refusal(f"{place.uri}: the quote opened in line {start} is never closed; close or double it")
-    if "larger than field limit" in error and end > start:
-        raise Refusal(
-            f"{place.uri}: the field that begins in line {start} is longer than {LONGEST_FIELD >> 20} MB: its "
-            "quote is never closed (close or double it), or a picture stands in it (leave it out)"
-        )
+    return csv.reader(lines, delimiter=_delimiter(lines.place, first_line(lines.place)), strict=True)
 
 
 def _delimiter(place: Place, line: str) -> str:

@@ -53,8 +53,8 @@ class Records:
         if self.format == "parquet":
             return list(self.schema().names)
         if self.format == "jsonl":  # a line need not have every field
-            first = itertools.islice(Lines(self.place).or_faults(), 100)
-            objects = (_json_object(line) for line in first if isinstance(line, str))
+            lines = itertools.islice(Lines(self.place).or_faults(), 100)
+            objects = (_json_object(line) for line in lines if isinstance(line, str))
             return list(dict.fromkeys(name for fields in objects for name in fields or ()))
         return delimited.header(self.place)
 
@@ -81,7 +81,7 @@ class Records:
         if self.format == "csv":
             lines = delimited.read(self.place, names, wanted, notes)
         else:
-            lines = self._json_lines(wanted, notes)
+            lines = self._json_lines(wanted, lists, notes)
         for piece in _pieces(lines):
             columns = {
                 name: _text_column([values[index] for _, values in piece], name in lists)
@@ -89,7 +89,9 @@ class Records:
             }
             yield Piece(pa.table(columns), [where for where, _ in piece], self.place)
 
-    def _json_lines(self, wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
+    def _json_lines(
+        self, wanted: Sequence[str], lists: Sequence[str], notes: Notes
+    ) -> Iterator[tuple[str, list[Any]]]:
         for number, line in enumerate(Lines(self.place).or_faults(), 1):
             if isinstance(line, LongLine):
                 notes.add(MALFORMED_LINE, f"{self.place.name} line {number}: {line.reason}")
@@ -100,7 +102,11 @@ class Records:
             if values is None:
                 notes.add(MALFORMED_LINE, f"{self.place.name} line {number}: {line.strip()[:60]!r}")
             else:
-                yield f"line {number}", [values.get(name) for name in wanted]
+                # As text at once: a JSON value takes many times the memory of its text.
+                yield (
+                    f"line {number}",
+                    [(as_texts if name in lists else as_text)(values.get(name)) for name in wanted],
+                )
 
 
 def _pieces(lines: Iterator[tuple[str, list[Any]]]) -> Iterator[list[tuple[str, list[Any]]]]:
@@ -109,12 +115,17 @@ def _pieces(lines: Iterator[tuple[str, list[Any]]]) -> Iterator[list[tuple[str, 
     size, held = FIRST_ROWS, 0
     for where, values in lines:
         piece.append((where, values))
-        held += sum(len(value) for value in values if isinstance(value, str))
+        held += sum(map(_size, values))
         if len(piece) == size or held >= MOST_BYTES:
             yield piece
             piece, size, held = [], MOST_ROWS, 0
     if piece:
         yield piece
+
+
+def _size(value: str | list[str | None] | None) -> int:
+    texts = value if isinstance(value, list) else [value]
+    return sum(len(text or "") for text in texts)
 
 
 def records(

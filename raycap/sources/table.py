@@ -25,7 +25,7 @@ _REFERENCE_NAMES = ("references", "captions", "caption")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of pictures: CSV, TSV, JSON lines (each plain or gzip) or Parquet.
+    """A table of pictures: CSV, TSV, JSON lines (each plain, gzip, bzip2, xz or zstd) or Parquet.
 
     The key is the URL, or what `key_column` holds; a URL that occurs again has '#2', '#3', ... behind its key.
     A row without URL stays a row. Lines that are not of the table's form are left out and counted.

@@ -32,7 +32,7 @@ class Urls:
     """
 
     path: str
-    """The list (plain or gzip; a path or any fsspec URI), or one picture's http(s) URL."""
+    """The list (plain, gzip, bzip2, xz or zstd; a path or any fsspec URI), or one picture's http(s) URL."""
     local: bool = False
     """The lines may also be paths, relative ones taken from the list's folder. Files that are not below that folder
     need --fetch.trust."""
