@@ -249,7 +249,7 @@ def test_any_robots_tag_is_understood_or_ignored(header):
 
 
 def test_a_kept_connection_that_the_server_closed_costs_no_row():
-    with serving() as server, Fetcher(quick(retries=0, deadline=30.0), trusted=False) as fetcher:
+    with serving() as server, Fetcher(quick(retries=0, deadline=30.0), ONLY_WEB) as fetcher:
         urls = [server.url(f"/once-a-connection?number={number}") for number in range(8)]
         for _ in range(3):  # each connection is used twice: the second request meets the close
             assert fetcher.fetch_all(urls) == [Fetched(BODY, "")] * 8
@@ -257,7 +257,7 @@ def test_a_kept_connection_that_the_server_closed_costs_no_row():
 
 
 def test_a_connection_that_breaks_within_an_answer_is_not_taken_for_a_stale_one():
-    with serving() as server, Fetcher(quick(retries=0, deadline=30.0), trusted=False) as fetcher:
+    with serving() as server, Fetcher(quick(retries=0, deadline=30.0), ONLY_WEB) as fetcher:
         url = server.url("/once-a-connection?then=HTTP")
         assert fetcher.fetch(url) == Fetched(BODY, "")
         assert fetcher.fetch(url) == Fetched(b"", "the server does not speak HTTP")
