@@ -30,6 +30,7 @@ from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
 from raycap.report.gallery import Collection
 from raycap.report.thumbnails import Room, thumbnails
+from raycap.sources import Shapes
 from raycap.tables import CAPTIONS
 from raycap.tuning.trials import Trial, write_table
 
@@ -632,3 +633,69 @@ def test_reports_load_neither_torch_nor_ray() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def run_on_shapes(tmp_path: Path) -> Path:
+    """A training run on pictures that raycap draws, with samples and captions of two of them."""
+    source = Shapes(count=20)
+    rows = [row for table in source.tables() for row in table.to_pylist() if row["split"] == "dev"]
+    run = Path(written_run(tmp_path / "run", 1.0))
+    lines = []
+    for line in (json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()[:-1]):
+        if "samples" in line:
+            sample = {"key": rows[0]["key"], "caption": "a circle", "reference": rows[0]["references"][1]}
+            line["samples"] = [sample]
+        lines.append(json.dumps(line) + "\n")
+    (run / "metrics.jsonl").write_text("".join(lines))
+    pictures = [
+        {"key": row["key"], "caption": "a circle", "cider_d": 1.0, "references": row["references"]} for row in rows
+    ]
+    (run / "validation.jsonl").write_text("".join(json.dumps(picture) + "\n" for picture in pictures))
+    (run / "config.yaml").write_text("source: {kind: shapes, count: 20}\n")
+    return run
+
+
+def _page(run: Path) -> str:
+    out = run / "page.html"
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    return out.read_text()
+
+
+def test_the_page_of_a_run_shows_the_pictures_of_its_own_source(run_on_shapes: Path) -> None:
+    page = _page(run_on_shapes)
+    assert page.count('src="data:image/jpeg') >= 3  # a sample, the best, the worst
+    assert "--references" not in page
+
+
+def test_a_run_from_somebody_else_brings_no_other_pictures_of_this_machine(run_on_shapes: Path, made: Path) -> None:
+    """Its config names a dataset here, and it knows names of pictures, not what people said of them."""
+    keys = [json.loads(line)["key"] for line in (made / "references.jsonl").read_text().splitlines()]
+    pictures = [{"key": key, "caption": "x", "cider_d": 0.0, "references": ["a guess"]} for key in keys]
+    (run_on_shapes / "validation.jsonl").write_text("".join(json.dumps(picture) + "\n" for picture in pictures))
+    source = f"{{kind: table, path: '{made / 'references.jsonl'}', key_column: key}}"
+    (run_on_shapes / "config.yaml").write_text(f"source: {source}\n")
+    assert 'src="data:image' not in _page(run_on_shapes)
+    # With its own list of captions it may only name pictures beside that list.
+    stolen = [
+        {"key": key, "path": str(made / f"{place}.jpg"), "references": ["a guess"]}
+        for place, key in enumerate(keys)
+    ]
+    (run_on_shapes / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in stolen))
+    source = f"{{kind: table, path: '{run_on_shapes / 'own.jsonl'}', key_column: key}}"
+    (run_on_shapes / "config.yaml").write_text(f"source: {source}\n")
+    assert 'src="data:image' not in _page(run_on_shapes)
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ("train: {features: /somewhere}", "learned from a feature table"),
+        ("source: {kind: coco, path: 's3://bucket/coco'}", "is not on this machine"),
+        ("source: {kind: nothing}", "its config cannot be read"),
+    ],
+)
+def test_a_run_whose_source_cannot_be_read_says_why(config: str, reason: str, run_on_shapes: Path) -> None:
+    (run_on_shapes / "config.yaml").write_text(config)
+    page = _page(run_on_shapes)
+    assert reason in page and "--references SOURCE" in page

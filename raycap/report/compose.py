@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from raycap.report import captions as of_captions
 from raycap.report import sweep as of_sweep
 from raycap.report import training as of_training
 from raycap.report.pages import render
+from raycap.report.run_source import references_of_runs
 from raycap.report.thumbnails import Room
 from raycap.runs import whole_file
 from raycap.sources.records import root_of
@@ -42,7 +44,13 @@ def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
     trust = trust.also(*(Trust.below(root_of(path).uri) for _, path in tables))
     trust = trust.also(config.source.trust) if config.source else trust
     room = Room(options.megabytes)
-    of_runs = of_training.told(runs, known, options, room, config.fetch, trust, config.reading)
+    with tempfile.TemporaryDirectory() as folder:
+        known_of_runs, trust_of_runs, notes = known, trust, []
+        if known is None and runs:
+            known_of_runs, own, notes = references_of_runs(runs, Path(folder))
+            trust_of_runs = trust.also(own)
+        of_runs = of_training.told(runs, known_of_runs, options, room, config.fetch, trust_of_runs, config.reading)
+        of_runs["notes"] = [*notes, *of_runs["notes"]]
     of_tables = _captions(tables, known, room, trust, config)
     page = render(
         title=options.title or " and ".join(name for name, _ in named),

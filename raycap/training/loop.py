@@ -127,10 +127,9 @@ def train_epoch(run: Run, learner: Learner, phase: Phase, state: TrainState) -> 
     shares = run.training.shares(
         state.epochs_done, options.seed, options.batch, group.rank, group.size
     )
-    counts = torch.zeros(
-        len(COUNTED), device=run.precision.device
-    )  # sums over this worker's steps
-    if state.counts and group.leads:  # a checkpoint holds those of all workers
+    # Sums over this worker's steps; a checkpoint holds those of all workers.
+    counts = torch.zeros(len(COUNTED), device=run.precision.device)
+    if state.counts and group.leads:
         counts = torch.tensor(state.counts, device=run.precision.device)
     growth = state.epoch / max(1, phase.epochs - 1)
     sampling = 0.0 if phase.is_self_critical else options.objective.scheduled_sampling * growth
