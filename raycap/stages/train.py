@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -196,5 +197,13 @@ def _ending(out: Path, config: Config) -> str:
     return (
         f"kept: epoch {kept['epoch']} ({scores})\n"
         f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
-        f"caption pictures with it: raycap caption photos/ --model {config.train.out}/{CAPTIONER} --out captions\n"
+        f"caption pictures with it: raycap caption photos/ --model {config.train.out}/{CAPTIONER}"
+        f"{_weights(config)} --out captions\n"
     )
+
+
+def _weights(config: Config) -> str:
+    """The option that names the weights of a frozen encoder: they are not in the captioner's folder."""
+    weights = getattr(config.encoder, "weights", "random")
+    in_folder = getattr(config.encoder, "trainable", "none") != "none"
+    return "" if in_folder or weights == "random" else f" --encoder-weights {shlex.quote(weights)}"
