@@ -172,7 +172,7 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [f"  {reason['rows']:>9,}  {reason['status']}: {printable(reason['reason'])}"]
         lines += [f"             {_names(reason['examples'])}"]
     if report["notes"]:
-        lines += ["", "noted in the source:", *(f"  {note}" for note in report["notes"])]
+        lines += ["", "noted in the source:", *(f"  {printable(note)}" for note in report["notes"])]
     return "\n".join(lines) + "\n"
 
 

@@ -20,9 +20,8 @@ from raycap.captioner.card import card
 from raycap.captioner.plan import Plan
 from raycap.config import part_from_plain, part_to_plain
 from raycap.decoders.decoder import Decoder
-from raycap.encoders import EncoderOptions, Pixels, Torchvision
+from raycap.encoders import RANDOM, EncoderOptions, Pixels, Torchvision
 from raycap.encoders.encoder import Encoder
-from raycap.encoders.weights import RANDOM
 from raycap.images import Reading
 from raycap.refusal import Refusal
 from raycap.shipped import place_of
@@ -44,6 +43,7 @@ WANTED = {
 # The most that is read of each file, in bytes.
 MOST_BYTES = {CONFIG: 2**24, WORDS: 2**26, MODEL: 16 * 2**30}
 MOST_WORDS = 1_000_000
+LONGEST_WORD = 200
 MOST_POSITIONS = 128 * 128  # of an encoder's grid
 USUAL_SIZE = 512  # pixels; up to it, a network of torchvision takes less than a gigabyte, whatever its options
 # The largest numbers that a folder may ask for: it may be from anybody, and each of them costs memory or time.
@@ -244,10 +244,13 @@ def _words(path: str, config: Mapping[str, Any]) -> Vocabulary:
         content = _checked(path, WORDS, config["sha256"])
         plainjson.loads(content)
         words = Vocabulary.from_json(content.decode())
-        if not all(isinstance(word, str) for word in words.words):
-            raise ValueError("a word of it is no text")
+        if not all(isinstance(word, str) and len(word) <= LONGEST_WORD for word in words.words):
+            raise ValueError(f"a word of it is no text of at most {LONGEST_WORD} letters")
+        "".join(words.words).encode()  # halves of characters, which JSON may hold, are a UnicodeEncodeError
     except (KeyError, TypeError, AttributeError) as error:
         raise Refusal(f"{path}/{WORDS} is not a vocabulary: take the captioner folder anew") from error
+    except UnicodeEncodeError:
+        raise Refusal(f"{path}/{WORDS} holds a word that is no text: take the captioner folder anew") from None
     except ValueError as error:  # a Refusal is one too
         raise Refusal(_shortened(f"{path}: {error}")) from None
     if len(words) > MOST_WORDS:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from raycap.refusal import Refusal
 from raycap.uris import read_regular
 
-RANDOM = "random"
 MOST_BYTES = 16 * 2**30  # of a file of weights
 
 

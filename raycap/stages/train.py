@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import shlex
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -28,6 +27,7 @@ from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.nodes import check_seen
 from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
+from raycap.terminal import write_out
 from raycap.training.journal import METRICS, PICTURES, epochs
 from raycap.training.keeping import CAPTIONER
 from raycap.training.material import (
@@ -55,7 +55,7 @@ def train(config: Config) -> int:
     """Exit code 0 when the run is finished, 130 when it was stopped before."""
     out = Path(config.train.out).expanduser().absolute()
     done = fit(config)
-    sys.stdout.write(_ending(out, config) if done else f"stopped and saved; the same command goes on: {out}\n")
+    write_out(_ending(out, config) if done else f"stopped and saved; the same command goes on: {out}\n")
     return 0 if done else 130
 
 
@@ -74,7 +74,7 @@ def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bo
                 folder.remove(name)
         _check_same(folder, config)
         if folder.exists(FACTS):
-            sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
+            write_out(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
         if pictures is None:
             list_pictures(config, out / LISTING, goes_on=folder.exists(RUN))
@@ -154,7 +154,7 @@ def _until_done(work: Callable[[], None], out: Path, watch: Watch) -> None:
             if (out / STOP).exists():
                 raise
             (out / STOP).touch()
-            sys.stdout.write("saving after this step; Ctrl-C again does not wait for it\n")
+            write_out("saving after this step; Ctrl-C again does not wait for it\n")
     working.result()
 
 

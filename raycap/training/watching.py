@@ -12,6 +12,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from raycap import plots
+from raycap.terminal import lines_of, printable, write_out
 from raycap.training import Tracker
 from raycap.training.journal import METRICS, Reader, epochs
 from raycap.training.trackers import attempt, open_tracker
@@ -74,7 +75,8 @@ class Watch:
 
     def _samples(self, line: dict[str, Any]) -> None:
         for sample in line["samples"]:
-            self._say(f"  {sample['key']}: {sample['caption']}   (a person: {sample['reference']})")
+            key, caption, reference = (printable(sample[name]) for name in ("key", "caption", "reference"))
+            self._say(f"  {key}: {caption}   (a person: {reference})")
 
     def _track(self, line: dict[str, Any], family: str) -> None:
         figures = {f"{family}/{name}": float(value) for name, value in line.items() if isinstance(value, float)}
@@ -86,9 +88,9 @@ class Watch:
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
+            self._bar.write(lines_of(text), file=sys.stdout)
         else:
-            sys.stdout.write(text + "\n")
+            write_out(text + "\n")
             sys.stdout.flush()
 
 

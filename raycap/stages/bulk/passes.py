@@ -1,7 +1,6 @@
 """A run from its first look at what stands to its facts: passes over what the table lacks, until it is whole."""
 
 import logging
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +22,7 @@ from raycap.stages.bulk.work import FACTS, Outcome, Work, identify, reasons, str
 from raycap.stages.nodes import check_seen
 from raycap.stages.session import innermost, refusal_within
 from raycap.tables import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH
+from raycap.terminal import write_out
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def perform(work: Work, more: dict[str, Any]) -> int:
     """Make the table of a work, in a session of Ray; 0 when every row is good, 1 when some failed."""
     out = RunFolder(work.options.out)
     if work.options.dry_run:
-        sys.stdout.write(_forecast(work, out))
+        write_out(_forecast(work, out))
         return 0
     with Lease(out) as lease:
         check_seen(_local(work, out))
@@ -53,7 +53,7 @@ def perform(work: Work, more: dict[str, Any]) -> int:
             work.also(out)
         finally:
             out.remove(STAGED)
-    sys.stdout.write(summary(work, out, outcome))
+    write_out(summary(work, out, outcome))
     return 1 if outcome.held.failed else 0
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from raycap.stages.session import session
 from raycap.stages.train import list_pictures, made_pictures
 from raycap.stages.tune.search import RAYS_OWN, searched
 from raycap.stages.tune.trial import Plan
+from raycap.terminal import write_out
 from raycap.training.keeping import CAPTIONER
 from raycap.training.material import FACTS, check, first_encoder, identity, table_in
 from raycap.training.store import Pictures
@@ -50,15 +50,15 @@ def tune(config: Config) -> int:
                 folder.remove(name)
         _check_same(folder, config, space)
         if folder.exists(FACTS):
-            sys.stdout.write(f"{out} holds this sweep, finished; nothing to do (--fresh starts over)\n")
+            write_out(f"{out} holds this sweep, finished; nothing to do (--fresh starts over)\n")
             trials = read_trials(out, measure)
         else:
             trials = _sweep(folder, out, config, space)
-    sys.stdout.write(told(trials, measure))
+    write_out(told(trials, measure))
     if not folder.exists(FACTS):
-        sys.stdout.write(f"stopped and saved; the same command goes on: {out}\n")
+        write_out(f"stopped and saved; the same command goes on: {out}\n")
         return 130
-    sys.stdout.write(
+    write_out(
         f"written: {out / CAPTIONER}, {out / BEST}, {out / TABLE}; a page of it: raycap report {config.tune.out}\n"
     )
     return 1 if any(trial.status == FAILED for trial in trials) else 0

@@ -25,6 +25,7 @@ from raycap.config import Config
 from raycap.stages.session import innermost, refusal_within
 from raycap.stages.tune.orphans import give_back
 from raycap.stages.tune.trial import Plan, TrialRun
+from raycap.terminal import write_out
 from raycap.training import Measure
 from raycap.tuning import Tune
 from raycap.tuning.reading import config_of
@@ -216,5 +217,5 @@ class Teller(tune.Callback):
         end(folder, reason)
         known = read_trials(self._sweep, self._measure)
         write_table(self._sweep, known, self._measure)
-        sys.stdout.write(line_of(known, folder.name, self._count, self._measure))
+        write_out(line_of(known, folder.name, self._count, self._measure))
         sys.stdout.flush()
