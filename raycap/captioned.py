@@ -15,6 +15,7 @@ LONGEST_SIDE = 1024  # of the photo, in pixels; a larger one is made smaller
 LEAST_WIDTH = 480  # of the drawing, so that there is room for words
 INK, PALE, PAPER = "#1a1a1a", "#6b6b6b", "#ffffff"
 PHOTO = "Photo"  # the text in a PNG that names its photo
+LONGEST_WORD = 100  # in letters
 LONGEST_NAME = 50  # in characters, of which one may take four bytes
 
 
@@ -80,7 +81,8 @@ def _step(font: ImageFont.FreeTypeFont) -> int:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Lines that are no wider, unless a single word is."""
     lines: list[str] = []
-    for word in text.split():
+    for long in text.split():
+        word = long if len(long) <= LONGEST_WORD else f"{long[: LONGEST_WORD - 1]}…"
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from raycap import __version__
 from raycap.commands import ABOUT, COMMANDS, EXAMPLES, Command
 from raycap.refusal import Refusal
+from raycap.terminal import log_to_stderr, print_crash, write_err, write_out
 
 if TYPE_CHECKING:
     from raycap.config import Config
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for each other shall sleep. By default they spin, and where others want the processors too,
     # two threads that spin were seen to take 25 times as long as one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    log_to_stderr()
+    if arguments is None:
+        sys.excepthook = print_crash
     try:
         exit_code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -32,13 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         # `raycap ... | head`; 141 is what the shell calls an end by that signal.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("raycap: ended, for nobody reads what it prints", file=sys.stderr)  # noqa: T201
+        write_err("raycap: stopped: the output pipe was closed\n")
         return 141
     except Refusal as refusal:
-        print(f"raycap: {refusal}", file=sys.stderr)  # noqa: T201 - the command line's voice
+        # No line of a refusal, which may quote what a stranger wrote, begins as one of ours.
+        write_err(f"raycap: {str(refusal).strip()}".replace("\n", "\n  ") + "\n")
         return 2
     except KeyboardInterrupt:
-        print("raycap: interrupted", file=sys.stderr)  # noqa: T201
+        write_err("raycap: interrupted\n")
         return 130
 
 
@@ -73,7 +78,7 @@ def _run(arguments: list[str]) -> int:
     command = COMMANDS[parsed.command]
     config, print_only = configure(parsed.command, parsed.rest)
     if print_only:
-        print(dumps(config), end="")  # noqa: T201
+        write_out(dumps(config))
         return 0
     module, function = command.act.split(":")
     exit_code: int = getattr(importlib.import_module(module), function)(config)

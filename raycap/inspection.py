@@ -182,7 +182,7 @@ def as_text(report: dict[str, Any]) -> str:
     if hosts := host_lines(report["hosts"], MOST_HOSTS_SHOWN):
         lines += ["", *hosts]
     if report["notes"]:
-        lines += ["", "noted in the source:", *(f"  {note}" for note in report["notes"])]
+        lines += ["", "noted in the source:", *(f"  {printable(note)}" for note in report["notes"])]
     return "\n".join(lines) + "\n"
 
 

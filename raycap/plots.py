@@ -15,11 +15,15 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from raycap.terminal import printable
+
 COLUMNS = 5
 TILE_INCHES = 2.2
 BINS = 40
 CHART_INCHES = (4.8, 2.5)
 LONGEST_NAME = 32  # in a legend
+LONGEST_WORD = 20  # over a tile
+MOST_TILES = 60
 WIDE = 15  # a span whose end is so many times its beginning is drawn by its logarithm
 FEW = 6  # whole numbers that get a column each
 INK = "#767676"  # lines and words, to be read on white and on black
@@ -34,6 +38,7 @@ def attention_panel(
 ) -> Figure:
     """The picture, then one tile for each word with what the decoder looked at while it wrote it."""
     side = math.isqrt(attention.shape[1])
+    words = words[: MOST_TILES - 1]
     rows = math.ceil((len(words) + 1) / COLUMNS)
     figure = Figure(figsize=(COLUMNS * TILE_INCHES, rows * (TILE_INCHES * aspect + 0.35)), layout="constrained")
     tiles = figure.subplots(rows, COLUMNS, squeeze=False).flat
@@ -48,12 +53,14 @@ def attention_panel(
             looked_at = _enlarged(attention[number - 1].reshape(side, side), len(pixels))
             tile.imshow(grey, extent=extent, cmap="gray", vmin=-60, vmax=300, interpolation="bilinear")
             tile.imshow(looked_at, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * looked_at)
-            tile.set_title(words[number - 1], fontsize=11)
+            # A dollar sign in a word makes no formula.
+            tile.set_title(_brief(printable(words[number - 1]), LONGEST_WORD), fontsize=11, parse_math=False)
     return figure
 
 
 def _enlarged(cells: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """A small map [H, H] as [size, size], smooth, its largest value 1."""
+    cells = np.nan_to_num(cells, nan=0.0, posinf=1.0, neginf=0.0)
     picture = Image.fromarray(cells / max(float(cells.max()), 1e-9)).resize((size, size), Image.Resampling.BICUBIC)
     enlarged: NDArray[np.float32] = np.asarray(picture).clip(0, 1)
     return enlarged
@@ -63,9 +70,14 @@ def histogram(series: Mapping[str, NDArray[np.float64]], label: str, bins: int =
     """How values are spread, one series over the other, each as the share of its own pictures."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, label, "share of pictures")
-    finite = {name: values[np.isfinite(values)] for name, values in series.items()}
+    # Larger numbers than these leave no room for the arithmetic of edges.
+    finite = {name: values[np.isfinite(values)].clip(-1e100, 1e100) for name, values in series.items()}
     every = np.concatenate([*finite.values(), np.zeros(0)])
-    edges = np.histogram_bin_edges(every, bins=bins) if len(every) else np.linspace(0, 1, bins + 1)
+    try:
+        edges = np.histogram_bin_edges(every, bins=bins) if len(every) else np.linspace(0, 1, bins + 1)
+    except ValueError:  # values so near to each other that no numbers are between them
+        low, high = float(every.min()), float(every.max())
+        edges = np.linspace(low - max(abs(low), 1), high + max(abs(high), 1), bins + 1)
     for values, colour in zip(finite.values(), _colours(len(finite)), strict=True):
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
         axes.stairs(shares, edges, fill=True, facecolor=(colour, 0.35), edgecolor=colour, linewidth=1.6)
@@ -140,6 +152,10 @@ def _legend(axes: Axes, names: Sequence[str]) -> None:
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}")
+
+
+def _brief(word: str, longest: int) -> str:
+    return word if len(word) <= longest else f"{word[: longest - 1]}…"
 
 
 def svg(figure: Figure) -> str:

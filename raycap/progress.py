@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from raycap.terminal import printable
+from raycap.terminal import printable, write_err
 
 COMMONEST = 3
 
@@ -44,7 +44,7 @@ class Progress:
             self._bar.update(done)
         elif time.monotonic() - self._last_line >= self._seconds_between_lines:
             self._last_line = time.monotonic()
-            sys.stderr.write(f"{self}\n")
+            write_err(f"{self}\n")
 
     def __str__(self) -> str:
         rate = self._done / max(time.monotonic() - self._start, 1e-9)

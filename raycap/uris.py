@@ -4,8 +4,10 @@ Only the beginning of a string can be a scheme. So `d/file:b.jpg`, `a::b.jpg` an
 as they are. fsspec's own parser only sees chains (`simplecache::s3://...`): it splits `a::b.jpg` in two.
 """
 
+import errno
 import os
 import re
+import stat
 import urllib.parse
 from typing import Any
 
@@ -115,3 +117,39 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     uri = scheme + uri[len(scheme) :]
     kind = fsspec.get_filesystem_class(scheme)
     return kind(**kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
+
+
+def read_regular(uri: str, most: int, start: int = 0, length: int | None = None, inside: str = "") -> bytes:
+    """The bytes of a regular file or object, or `length` of them from `start` on; OSError where that cannot be.
+
+    Nothing waits (a pipe without a writer) and nothing is endless (a device). A file of more than `most` bytes is
+    refused, and so is a local file outside of the folder `inside` after all links are followed.
+    """
+    end = most + 1 if length is None else start + length
+    path = local_path(uri)
+    if path is None:
+        filesystem, path = filesystem_of(uri)
+        data: bytes = filesystem.cat_file(path, start=start, end=end)
+    else:
+        path = os.path.expanduser(path)  # noqa: PTH111 - names need not be UTF-8
+        folder = local_path(inside) if inside else None
+        if folder is not None:
+            real = os.path.realpath(os.path.expanduser(folder))  # noqa: PTH111
+            if not f"{os.path.realpath(path)}/".startswith(f"{real.rstrip('/')}/"):
+                raise OSError(errno.EPERM, "a link that leads out of its folder")
+        with open(path, "rb", opener=_open_at_once) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            if facts.st_size > most:
+                raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+            file.seek(start)
+            data = file.read(min(end, facts.st_size + 1) - start)
+    if length is None and start + len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes")
+    return data
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    """Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever."""
+    return os.open(name, flags | os.O_NONBLOCK)

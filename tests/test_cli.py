@@ -51,7 +51,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == 141
-    assert said == "raycap: ended, for nobody reads what it prints\n"
+    assert said == "raycap: stopped: the output pipe was closed\n"
 
 
 def test_another_broken_pipe_is_not_taken_for_the_readers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_of_several_a_bad_one_costs_only_itself(
     said = Captioner.load(model).caption([names[0], names[3]])
     assert told.out.splitlines() == [f"{names[0]}: {said[0].caption}", f"{names[3]}: {said[1].caption}"]
     reasons = told.err.splitlines()
-    assert reasons[0].startswith("raycap: photos/bad�.png: failed_to_decode: not a picture")
+    assert reasons[0].startswith("raycap: photos/bad\\n.png: failed_to_decode: not a picture")
     assert reasons[1] == "raycap: photos/none.png: failed_to_fetch: no such file: photos/none.png"
 
 

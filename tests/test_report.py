@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -441,9 +442,6 @@ def test_a_sweep_is_a_page_too(browser: Any, tmp_path: Path) -> None:
 def test_where_the_captioner_looked_is_drawn(
     browser: Any, tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    schema = pa.schema(
-        [*CAPTIONS, ("words", pa.list_(pa.string())), ("attention", pa.list_(pa.list_(pa.float16())))]
-    )
     words = ["a", "<b>dog</b>", "$runs$"]
     maps = np.eye(4, dtype=np.float16)[:3].tolist()
     rows = [
@@ -452,7 +450,7 @@ def test_where_the_captioner_looked_is_drawn(
         for place, status in enumerate(["success"] * 6 + ["failed_to_decode"])
     ]
     (tmp_path / "run" / "captions").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "run" / "captions" / "part.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, LOOKED), tmp_path / "run" / "captions" / "part.parquet")
     (tmp_path / "model").mkdir()
     encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
     (tmp_path / "model" / "config.json").write_text(json.dumps({"encoder": encoder}))
@@ -612,6 +610,186 @@ def test_a_table_opens_nothing_outside_of_its_folder(tmp_path: Path, capsys: pyt
         flags = ["--out", str(page), "--fetch.trust", str(mine)]
         assert main(["report", str(theirs / "table.parquet"), *flags]) == 0
         assert page.read_text().count("data:image/jpeg") == 4 and not server.asked
+
+
+WORDS = ["$\\frac$", "$", "_x", "100%", "\\", "a" * 10_000, "<b>&", "犬", "\x1b[31m", "\u202e", "", "{", "^"]
+
+
+def square_model(folder: Path) -> Path:
+    """As much of a captioner as the maps need."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"encoder": part_to_plain("encoder", Pixels(size=64))}))
+    return folder
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_panels_of_any_word_are_drawn(word: str) -> None:
+    pixels, maps = np.zeros((8, 8, 3), np.uint8), np.full((2, 4), 0.25, np.float32)
+    plots.svg(plots.attention_panel(pixels, [word, "dog"], maps))
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_panels_of_any_number_of_words_are_drawn(count: int) -> None:
+    maps = np.full((count, 4), np.nan, np.float32)
+    plots.svg(plots.attention_panel(np.zeros((8, 8, 3), np.uint8), ["a"] * count, maps))
+
+
+MAPS = pa.list_(pa.list_(pa.float32()))
+LOOKED = pa.schema([*CAPTIONS, ("words", pa.list_(pa.string())), ("attention", MAPS)])
+ODD_MAPS: list[Any] = [
+    [[0.1, 0.2, 0.3, 0.4], [0.5]],  # ragged
+    [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]],  # no square
+    [[0.1] * 4],  # fewer than words
+    [[0.1] * 4] * 3,
+    [[], []],
+    [[float("nan")] * 4, [0.1] * 4],
+    [[float("inf")] * 4, [0.1] * 4],
+    [[None] * 4, [0.1] * 4],
+    [None, [0.1] * 4],
+]
+
+
+@pytest.mark.parametrize("column", ["maps", "words", "types"])
+def test_odd_maps_are_left_out_and_said(tmp_path: Path, column: str) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    uri, maps, words = str(tmp_path / "a.png"), [[0.1, 0.2, 0.3, 0.4]] * 2, ["$\\frac$", "dog"]
+    rows = [row("good", "a dog", 0, uri) | {"words": words, "attention": maps}]
+    if column == "maps":
+        rows += [row(f"odd{i}", "a", 0, uri) | {"words": words, "attention": odd} for i, odd in enumerate(ODD_MAPS)]
+    elif column == "words":
+        odd_words: list[Any] = [[], None, [None, "dog"], ["dog"]]
+        rows += [row(f"odd{i}", "a", 0, uri) | {"words": o, "attention": maps} for i, o in enumerate(odd_words)]
+    table = pa.Table.from_pylist(rows, LOOKED)
+    if column == "types":
+        table = table.set_column(table.column_names.index("attention"), "attention", pa.array(["map"]))
+    pq.write_table(table, tmp_path / "table.parquet")
+    flags = ["--model", str(square_model(tmp_path / "model")), "--out", str(tmp_path / "page.html")]
+    assert main(["report", str(tmp_path / "table.parquet"), *flags]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('class="panel"') == (column != "types")
+    assert "that are no squares" in page
+
+
+def test_the_captioner_that_facts_name_is_not_opened_outside(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    model = square_model(tmp_path / "model")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    Image.new("RGB", (64, 64)).save(theirs / "a.png")
+    maps = {"words": ["dog"], "attention": [[0.1] * 4]}
+    table = pa.Table.from_pylist([row("a", "a dog", 0, str(theirs / "a.png")) | maps], LOOKED)
+    pq.write_table(table, theirs / "table.parquet")
+    with serving() as server:
+        named: list[Any] = [str(model), f"simplecache::{server.url('/x')}", server.url("/good")]
+        named += [7, ["a"], "/dev/zero"]
+        for name in [*named, {"deep": []}]:
+            (theirs / "facts.json").write_text(json.dumps({"model": name}))
+            assert main(["report", str(theirs / "table.parquet"), "--out", str(tmp_path / "page.html")]) == 0
+            page = (tmp_path / "page.html").read_text()
+            assert 'class="panel"' not in page and "--model" in page
+        assert not server.asked
+    (theirs / "facts.json").unlink()
+    os.mkfifo(theirs / "facts.json")
+    assert main(["report", str(theirs / "table.parquet"), "--out", str(tmp_path / "page.html")]) == 0
+    flags = ["--model", str(model), "--out", str(tmp_path / "page.html")]
+    assert main(["report", str(theirs / "table.parquet"), *flags]) == 0
+    assert 'class="panel"' in (tmp_path / "page.html").read_text()
+
+
+NUMBERS = [float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-45, 0.0, None]
+
+
+def test_odd_numbers_captions_and_keys_make_a_page(tmp_path: Path) -> None:
+    rows = []
+    for place, word in enumerate(WORDS):
+        one = row(f"{place}{word}", f"{word} " * 100, 0, f"/nowhere/{place}{word}".replace("\0", ""))
+        number = NUMBERS[place % len(NUMBERS)]
+        rows.append(one | {"score": number, "alternatives": [{"caption": word, "score": number}] * 2})
+    rows.append(row("", "", 0, "", "failed_to_fetch") | {"error_message": "$\\frac$" * 1000})
+    rows.append(row("key", "x" * 10_000, 0, "", "$\\frac$\x1b"))
+    pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "$table$.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[:1], CAPTIONS), tmp_path / "_other_{.parquet")
+    tables = [str(tmp_path / "$table$.parquet"), str(tmp_path / "_other_{.parquet")]
+    for some in (tables[:1], tables):
+        assert main(["report", *some, "--out", str(tmp_path / "page.html"), "--title", "$\\frac$ \udcff"]) == 0
+    (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [NUMBERS[:-1], [3e38, -3e38], [1e300, 1e300 * (1 + 2e-16)], [1.7e308, -1.7e308], [1e16, 1e16 + 2], [5e-324, 0]],
+)
+def test_histograms_of_any_numbers(values: list[float]) -> None:
+    plots.svg(plots.histogram({"a": np.array(values), "$": np.array(values[:1])}, "$\\frac$"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("alternatives", ["text"]),
+        ("alternatives", [{"caption": 3, "score": "high"}]),
+        ("alternatives", "text"),
+        ("score", "high"),
+        ("score", [1.0]),
+        ("caption", {"a": 1}),
+        ("key", [1]),
+        ("status", 7),
+        ("uri", {"a": "b"}),
+    ],
+)
+def test_tables_of_odd_types_are_shown_or_refused(
+    tmp_path: Path, column: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = {"key": "a", "uri": "x.png", "caption": "a dog", "status": "success", "score": -1.0, column: value}
+    pq.write_table(pa.Table.from_pylist([one]), tmp_path / "table.parquet")
+    (tmp_path / "table.json").write_text(json.dumps([one]))
+    for name in ("table.parquet", "table.json"):
+        code = main(["report", str(tmp_path / name), "--out", str(tmp_path / "page.html")])
+        assert code == 0 or (code == 2 and "table" in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["{}"],
+        ["[]"],
+        ["7"],
+        ['{"kind": "epoch"}'],
+        ['{"kind": "epoch", "epoch": "<b>", "step": [], "best": true, "samples": 3}'],
+        ['{"kind": "step", "step": "x", "training_loss": "\\ud800"}'],
+        ['{"kind": "step", "step": 1, "training_loss": NaN, "training_accuracy": 1e999, "reward": null}'],
+        ['{"kind": "samples", "step": 1, "samples": [{"key": "\\ud800", "caption": "$", "reference": "x"}]}'],
+        ['{"kind": "epoch", "step": 1e308, "epoch": 1, "best": false, "bleu_4": 5e-324, "samples": []}'] * 2,
+    ],
+)
+def test_odd_journals_are_shown_or_refused(
+    tmp_path: Path, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    code = main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")])
+    assert code == 0 or (code == 2 and "run" in capsys.readouterr().err)
+
+
+def test_odd_sweeps_are_shown_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from raycap.tuning.trials import TABLE
+
+    trial = {"trial": "1", "status": "finished", "score": 0.5, "best_epoch": 1, "epochs": 1, "seconds": 1.0}
+    trial |= {"curve": [0.1], "changes": [], "reason": "", "parameters": "{}"}
+    odd = [{"parameters": "["}, {"parameters": '{"$\\\\frac$": {"a": 1}}'}, {"parameters": '{"x": [1]}'}]
+    odd += [
+        {"score": float("nan")},
+        {"score": 1e308},
+        {"curve": [float("inf")]},
+        {"status": "$"},
+        {"parameters": "7"},
+    ]
+    for number, change in enumerate(odd):
+        folder = tmp_path / f"sweep{number}"
+        folder.mkdir()
+        pq.write_table(pa.Table.from_pylist([trial | change, trial]), folder / TABLE)
+        code = main(["report", str(folder), "--out", str(tmp_path / "page.html")])
+        assert code == 0 or (code == 2 and "sweep" in capsys.readouterr().err), change
 
 
 def test_figures_become_elements_whatever_the_names() -> None:

@@ -326,6 +326,14 @@ def test_what_is_below_the_root_is_read(kind: str, root: Path) -> None:
     assert len(found) >= len(names) and all(data and not error for data, error in found.values()), found
 
 
+def test_a_relative_path_means_nothing_to_a_fetcher(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be looked for in the folder that a worker happens to be in."""
+    monkeypatch.chdir(root)
+    with Fetcher(Fetch(), Trust.below(str(root))) as fetcher:
+        assert "relative" in fetcher.fetch("profile:7.jpg").error
+        assert fetcher.fetch(f"{root}/profile:7.jpg").data == b"profile:7.jpg"
+
+
 def test_what_the_user_trusts_is_read(root: Path, server: Server) -> None:
     secret = root.parent / "secret.jpg"
     fsspec.filesystem("memory").pipe("/bucket/secret.jpg", SECRET)

@@ -1,6 +1,7 @@
 """The walls of the house, read off the imports: who may know Ray, who may know torch, who may know the acts."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,19 @@ def test_light_rooms_load_neither_torch_nor_ray(module: str) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"raycap.terminal"}))
+def test_everything_that_is_printed_is_escaped_on_its_way(module: str) -> None:
+    """All but `raycap.terminal`, which escapes, leave stdout and stderr alone."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for call in (node.func for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        assert not (isinstance(call, ast.Name) and call.id == "print")
+        written = ast.unparse(call)
+        assert not re.fullmatch(r"(sys\.)?(std(out|err)|__std(out|err)__)(\.buffer)?\.write(lines)?", written), (
+            written
+        )
+        assert not written.endswith(("basicConfig", "StreamHandler", "print_exc"))
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -121,6 +122,8 @@ class Captioner:
                 stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).permute(0, 3, 1, 2)
                 memory = self._decode.remember(*self._encode(stacked))  # of [B, 3, S, S]
                 found = chosen.search(self._decode, memory, attention=attention).hypotheses()
+                # Weights that overflow make captions without a score, which mean nothing.
+                found = [[one for one in each if math.isfinite(one.score)] for each in found]
                 if references is None:
                     return [Seen(each) for each in found]
                 foretold = self._foretell(memory, [references[place] for place in places])
@@ -183,6 +186,8 @@ class Captioner:
     def _caption(self, seen: Seen | MemoryError, width: int, height: int) -> Caption:
         if isinstance(seen, MemoryError):
             return Caption.failed(FAILED_TO_CAPTION, str(seen), width, height)
+        if not seen.hypotheses:
+            return Caption.failed(FAILED_TO_CAPTION, "the search found no caption", width, height)
         best, *others = seen.hypotheses
         return Caption(
             caption=self.vocabulary.decode(best.words),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from raycap.encoders.encoder import Encoder
 
 Trainable = Literal["none", "last", "all"]
+RANDOM = "random"  # weights that describe nothing
 
 
 @dataclass(frozen=True)

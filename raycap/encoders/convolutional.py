@@ -7,9 +7,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from raycap.encoders import ResNet50, Torchvision
+from raycap.encoders import RANDOM, ResNet50, Torchvision
 from raycap.encoders.encoder import Encoder, Trunk
-from raycap.encoders.weights import RANDOM, fill, of_torchvision, repeatable
+from raycap.encoders.weights import fill, of_torchvision, repeatable
 
 
 class Convolutions(Trunk):

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raycap.encoders import Timm
+from raycap.encoders import RANDOM, Timm
 from raycap.encoders.encoder import Encoder, Trunk
 from raycap.encoders.intake import Intake, check_patches
-from raycap.encoders.weights import RANDOM, fill, read, repeatable, undelivered
+from raycap.encoders.weights import fill, read, repeatable, undelivered
 from raycap.refusal import Refusal
 
 RESIZE_OF_CROP_MODE = {"center": "crop", "squash": "squash", "border": "pad"}

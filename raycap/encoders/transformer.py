@@ -5,9 +5,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from raycap.encoders import ViTB16
+from raycap.encoders import RANDOM, ViTB16
 from raycap.encoders.encoder import Encoder, Trunk
-from raycap.encoders.weights import RANDOM, fill, of_torchvision, repeatable
+from raycap.encoders.weights import fill, of_torchvision, repeatable
 
 
 class Patches(Trunk):

@@ -2,10 +2,10 @@
 
 import io
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-import fsspec
 import safetensors
 import safetensors.torch
 import torch
@@ -13,8 +13,9 @@ import torchvision
 from torch import Tensor, nn
 
 from raycap.refusal import Refusal
+from raycap.uris import read_regular
 
-RANDOM = "random"
+MOST_BYTES = 16 * 2**30  # of a file of weights
 
 
 @contextmanager
@@ -52,28 +53,37 @@ def undelivered(name: str, error: Exception) -> Refusal:
 def read(uri: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a state dict saved by torch.save."""
     try:
-        with fsspec.open(uri, "rb") as file:
-            content: bytes = file.read()
+        content = read_regular(uri, MOST_BYTES)
     except (OSError, ValueError, ImportError) as error:
-        raise Refusal(f"cannot read the weights {uri}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
+        raise Refusal(f"cannot read the weights {uri}: {reason}") from error
     try:
         if content[8:9] == b"{":  # safetensors: the header's length in 8 bytes, then the header in JSON
             state = safetensors.torch.load(content)
         elif content.startswith((b"PK", b"\x80")):  # torch's zip, and its old pickle
+            _check_unpacked(content)
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         else:
-            raise ValueError(f"it begins with {content[:16]!r}")
+            raise ValueError("it begins as neither of them does")
     except pickle.UnpicklingError as error:
         raise Refusal(
             f"{uri} holds more than tensors, and loading that could run anything: where you trust it, load it "
             "yourself and save the tensors alone, with torch.save(model.state_dict(), FILE)"
         ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise Refusal(f"{uri} is no whole safetensors file or torch state dict: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         kind = f"a mapping of {_few(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
         raise Refusal(f"{uri} holds {kind}, not a state dict: save the tensors alone, model.state_dict()")
     return dict(state)
+
+
+def _check_unpacked(content: bytes) -> None:
+    """torch unpacks what a zip holds, and a compressed one may hold a thousand times its own size."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
+                raise ValueError(f"unpacked it is larger than {MOST_BYTES:,} bytes")
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], source: str, heads: tuple[str, ...]) -> None:

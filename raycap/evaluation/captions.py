@@ -141,7 +141,13 @@ def _rows(piece: Piece, key_column: str, caption_column: str) -> pa.Table:
             columns[field.name] = [_value(field, value, piece, row) for row, value in enumerate(column)]
         else:
             columns[field.name] = [defaults.get(field.name, "")] * len(piece.where)
-    return pa.table({name: pa.array(values, ROWS.field(name).type) for name, values in columns.items()})
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values, ROWS.field(name).type)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise Refusal(f"the column {named.get(name, name)} of {piece.file.uri} holds no {name}") from error
+    return pa.table(arrays)
 
 
 def _value(field: pa.Field, value: Any, piece: Piece, row: int) -> Any:

@@ -2,27 +2,36 @@
 
 import base64
 import io
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from raycap import plainjson, shipped
 from raycap.config import part_from_plain
 from raycap.evaluation.captions import CaptionTable, files_of
 from raycap.fetch import Fetch, Fetcher, Trust
+from raycap.fetch.fault import FetchError
 from raycap.images import Reading, Square, read_picture
 from raycap.plots import attention_panel
 from raycap.refusal import Refusal
 from raycap.report.thumbnails import Room
-from raycap.sources.place import locate
+from raycap.sources.place import Place, locate
+from raycap.sources.rows import counted
 from raycap.tables import SUCCESS
+from raycap.uris import is_web, read_regular
 
 COLUMNS = ["key", "uri", "caption", "words", "attention"]
 QUALITY = 80  # of the JPEGs
+MOST_CELLS = 128  # along a side of a map
+MOST_SIDE = 2048  # of the picture that the encoder saw, in pixels
+MOST_BYTES = 2**24  # of facts.json and config.json
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,33 @@ def panels(
     notes: list[str] = []
     with Fetcher(fetch, trust) as fetcher:
         for table in tables:
-            rows = _rows(table, max(1, most // len(tables))) if most else []
             try:
-                square = _square_of(table.path, model) if rows else None
+                rows = _rows(table, max(1, most // len(tables))) if most else []
+                good = [row for row in rows if maps_of(row) is not None]
+                if len(good) < len(rows):
+                    unlike = counted(len(rows) - len(good), "row has", "rows have")
+                    notes.append(f"{unlike} maps of attention in {table.name} that are no squares")
+                square = _square_of(table.path, model, trust) if good else None
             except Refusal as refusal:
                 notes.append(f"no maps of attention of {table.name}: {refusal}")
                 continue
             if square is not None:
-                made += drawn(table.name, rows, square, room, fetcher, reading)
+                made += drawn(table.name, good, square, room, fetcher, reading)
     return made, notes
+
+
+def maps_of(row: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """A row's maps [T, P], one for each word and each a square of cells; None where they are anything else."""
+    try:
+        words, maps = row["words"], np.array(row["attention"], np.float32)
+    except (KeyError, ValueError, TypeError, OverflowError):  # ragged lists among others
+        return None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
+        return None
+    if maps.ndim != 2 or len(maps) != len(words) or not maps.shape[1] or not np.isfinite(maps).all():
+        return None
+    side = math.isqrt(maps.shape[1])
+    return maps if side * side == maps.shape[1] and side <= MOST_CELLS else None
 
 
 def drawn(
@@ -65,11 +92,14 @@ def drawn(
 ) -> Iterator[Panel]:
     """The panels of those rows of a table or run whose pictures can be read, as long as there is room."""
     for row in rows:
+        maps = maps_of(row)
+        if maps is None:
+            continue
         fetched = fetcher.fetch(row["uri"])
         picture = read_picture(fetched.data, reading, square)  # of no bytes where they could not be fetched
         if picture.pixels is not None:
             aspect = picture.height / picture.width if square.resize == "squash" else 1.0
-            panel = Panel(name, row["key"], row["caption"], _as_jpeg(row, picture.pixels, aspect))
+            panel = Panel(name, row["key"], row["caption"], _as_jpeg(row["words"], maps, picture.pixels, aspect))
             if not room.takes(panel.data):
                 return
             yield panel
@@ -83,36 +113,60 @@ def _rows(table: CaptionTable, most: int) -> list[dict[str, Any]]:
     for file in files_of(table.path):
         if file.format != "parquet" or not set(COLUMNS) <= set(file.names()):
             continue
-        with file.place.open() as opened, pq.ParquetFile(opened) as parquet:
-            for batch in parquet.iter_batches(columns=COLUMNS, batch_size=1000):
-                found += batch.filter(pc.is_in(batch["key"], chosen.combine_chunks())).to_pylist()
+        try:
+            with file.place.open() as opened, pq.ParquetFile(opened) as parquet:
+                for batch in parquet.iter_batches(columns=COLUMNS, batch_size=1000):
+                    keys = batch["key"].cast(pa.string())
+                    found += batch.filter(pc.is_in(keys, chosen.combine_chunks())).to_pylist()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise Refusal(f"cannot read {file.place.uri}: {error}") from error
     return [row for row in found if row["attention"]]
 
 
-def _square_of(path: str, model: str) -> Square:
+def _square_of(path: str, model: str, trust: Trust) -> Square:
     """What the captioner saw of a picture: by its own config, which the facts of the table's run lead to."""
     folder = locate(path)
     if not model:
         facts = next((place for up in (folder, folder.parent) if (place := up / "facts.json").is_file()), None)
-        model = json.loads(facts.open().read()).get("model", "") if facts else ""
-    if not model:
-        raise Refusal("say with --model which captioner wrote them")
+        model = _json_of(facts).get("model", "") if facts else ""
+        if not isinstance(model, str) or not model:
+            raise Refusal("say with --model which captioner wrote them")
+        # facts.json may be somebody else's, too. (http(s) is guarded where pictures are fetched, and not here.)
+        if model != shipped.NAME:
+            try:
+                trust.check(model)
+                if is_web(model):
+                    raise FetchError("refused: a captioner on the web")
+            except FetchError:
+                raise Refusal(f"if it was {model[:200]!r} that wrote them, say so with --model") from None
     return square_of(model)
 
 
 def square_of(model: str) -> Square:
     """What a captioner sees of a picture."""
-    config = locate(model) / "config.json"
+    config = locate(shipped.place_of(model)) / "config.json"
     if not config.is_file():
         raise Refusal(f"there is no captioner in {model}: say with --model which one wrote them")
-    with config.open() as opened:
-        encoder = part_from_plain("encoder", json.load(opened)["encoder"], config.uri)
-    square: Square = encoder.intake()
+    try:
+        encoder = part_from_plain("encoder", _json_of(config)["encoder"], config.uri)
+        square: Square = encoder.intake()
+    except (KeyError, RecursionError) as error:
+        raise Refusal(f"{config.uri} is not of a captioner: say with --model which one wrote them") from error
+    if square.size > MOST_SIDE:
+        raise Refusal(f"{config.uri} asks for pictures of {square.size} pixels: the page takes up to {MOST_SIDE}")
     return square
 
 
-def _as_jpeg(row: Mapping[str, Any], pixels: Any, aspect: float) -> str:
-    figure = attention_panel(pixels, row["words"], np.array(row["attention"], np.float32), aspect)
+def _json_of(place: Place) -> dict[str, Any]:
+    try:
+        data = plainjson.loads(read_regular(place.uri, MOST_BYTES))
+    except (OSError, ValueError, ImportError) as error:
+        raise Refusal(f"cannot read {place.uri}: {error}") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _as_jpeg(words: Sequence[str], maps: NDArray[np.float32], pixels: Any, aspect: float) -> str:
+    figure = attention_panel(pixels, words, maps, min(max(aspect, 0.1), 10.0))
     file = io.BytesIO()
     figure.savefig(file, format="jpeg", dpi=80, pil_kwargs={"quality": QUALITY})
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,10 +1,14 @@
 """One page to look at, of caption tables, training runs or sweeps, in one file."""
 
+import contextlib
 import os
 import shlex
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from jinja2 import UndefinedError
 
 from raycap.config import Config
 from raycap.evaluation import alignment, captions, references
@@ -33,8 +37,13 @@ def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
     """
     options = config.report
     named = captions.names_and_paths(options.tables)
-    sweeps = [of_sweep.read_sweep(name, path) for name, path in named if of_sweep.is_sweep(path)]
-    runs = [of_training.read_run(name, path) for name, path in named if of_training.is_run(path)]
+    sweeps, runs = [], []
+    for name, path in named:
+        with _as_written(path):
+            if of_sweep.is_sweep(path):
+                sweeps.append(of_sweep.read_sweep(name, path))
+            if of_training.is_run(path):
+                runs.append(of_training.read_run(name, path))
     tables = [one for one in named if not of_training.is_run(one[1]) and not of_sweep.is_sweep(one[1])]
     if not named:
         raise Refusal(
@@ -44,28 +53,43 @@ def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
     trust = trust.also(*(Trust.below(root_of(path).uri) for _, path in tables))
     trust = trust.also(config.source.trust) if config.source else trust
     room = Room(options.megabytes)
-    with tempfile.TemporaryDirectory() as folder:
-        known_of_runs, trust_of_runs, notes = known, trust, []
+    as_written = _as_written(" and ".join(path for _, path in named))
+    with tempfile.TemporaryDirectory() as folder, as_written if runs or sweeps else contextlib.nullcontext():
+        known_of_runs, trust_of_runs = known, trust
+        notes: list[str] = []
         if known is None and runs:
             known_of_runs, own, notes = references_of_runs(runs, Path(folder))
             trust_of_runs = trust.also(own)
         of_runs = of_training.told(runs, known_of_runs, options, room, config.fetch, trust_of_runs, config.reading)
         of_runs["notes"] = [*notes, *of_runs["notes"]]
-    of_tables = _captions(tables, known, room, trust, config)
-    page = render(
-        title=options.title or " and ".join(name for name, _ in named),
-        sweeps=sweeps,
-        runs=runs,
-        **{name: [*of_runs.pop(name), *of_tables.pop(name)] for name in ("panels", "notes")},
-        **of_runs,
-        **of_tables,
-    )
+        of_tables = _captions(tables, known, room, trust, config)
+        page = render(
+            title=options.title or " and ".join(name for name, _ in named),
+            sweeps=sweeps,
+            runs=runs,
+            **{name: [*of_runs.pop(name), *of_tables.pop(name)] for name in ("panels", "notes")},
+            **of_runs,
+            **of_tables,
+        )
     out = Path(options.out)
     with whole_file(out) as file:
         file.write(page)
     entries = of_tables.get("entries", ())
     refused = [entry.uri for entry, picture in entries if "--fetch.trust" in picture.reason]
     return f"{_remedy(refused)}written: {out} ({out.stat().st_size / 2**20:.1f} MB)\n"
+
+
+@contextlib.contextmanager
+def _as_written(path: str) -> Iterator[None]:
+    """Journals and tables of trials are shown as raycap writes them; what somebody changed is refused."""
+    try:
+        yield
+    except Refusal:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UndefinedError) as error:
+        raise Refusal(
+            f"{path} is not as raycap writes training runs and sweeps ({type(error).__name__})"
+        ) from error
 
 
 def _remedy(uris: list[str]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from raycap.refusal import Refusal
+from raycap.uris import has_scheme
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Report:
     def __post_init__(self) -> None:
         if not self.out.endswith((".html", ".htm")):
             raise Refusal(f"out is {self.out!r}: the report is a page, so give a name that ends in .html")
+        if has_scheme(self.out):
+            raise Refusal(f"out is {self.out}: the report goes to a disc, so give a path")
         if self.pictures < 1:
             raise Refusal(f"pictures is {self.pictures}: give at least 1")
         for name in ("panels", "extremes"):

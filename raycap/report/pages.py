@@ -2,6 +2,8 @@
 
 import base64
 import hashlib
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from matplotlib.figure import Figure
 
 from raycap import __version__, plots
 
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -26,7 +29,7 @@ def render(**given: Any) -> str:
     environment.filters |= {"brief": brief, "plot": _plot, "plain": _plain}
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         **given,
         version=__version__,
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
@@ -35,10 +38,15 @@ def render(**given: Any) -> str:
         policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'",
     )
+    return page.encode("utf-8", "replace").decode()
 
 
 def brief(number: float) -> str:
     """Enough of a number to look at."""
+    if not math.isfinite(number):
+        return str(number)
+    if abs(number) >= 1e15:
+        return f"{number:.3g}"
     return f"{number:,.0f}" if number == round(number) or abs(number) >= 100 else f"{number:.2f}"
 
 
@@ -47,5 +55,5 @@ def _plot(drawn: Figure) -> Markup:
 
 
 def _plain(text: str) -> str:
-    """Without control characters, which HTML does not allow."""
-    return "".join(character if character >= " " or character in "\n\t" else "�" for character in text)
+    """Without control characters and halves of characters, which HTML does not allow."""
+    return "".join("�" if _FORBIDDEN.fullmatch(character) else character for character in str(text))

@@ -83,4 +83,5 @@ def _drawn(options: Sample, allowed: Tensor, chance: Tensor) -> Tensor:
         scaled = scaled.masked_fill(probable < least, -torch.inf)
     # float64, so that a chance below 1 never falls behind the last possible word.
     reached = torch.softmax(scaled.double(), 2).cumsum(2)
-    return torch.searchsorted(reached, (chance * reached[..., -1]).unsqueeze(2), right=True).squeeze(2)
+    drawn = torch.searchsorted(reached, (chance * reached[..., -1]).unsqueeze(2), right=True).squeeze(2)
+    return drawn.clamp(max=reached.shape[2] - 1)  # of scores that are NaN it falls behind the last word

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from raycap.refusal import Refusal
 from raycap.runs import check_stays, output_folder
 from raycap.sources import Folder, Urls
 from raycap.sources.place import locate
-from raycap.terminal import printable
+from raycap.terminal import printable, write_err, write_out
 from raycap.uris import is_web
 
 if TYPE_CHECKING:
@@ -114,16 +113,17 @@ def _tell(name: str, said: "Caption", config: Config) -> None:
     """The caption; with --num-captions each with its score, best first; or the reason, apart."""
     options, named = config.caption, f"{printable(name)}: " if name else ""
     if not said.succeeded:
-        sys.stderr.write(f"raycap: {named}{said.status}: {printable(said.error_message)}\n")
+        write_err(f"raycap: {named}{printable(said.status)}: {printable(said.error_message)}\n")
         return
+    caption = printable(said.caption)
     low = " (low score)" if options.min_score is not None and said.score < options.min_score else ""
     if options.num_captions is None:
-        sys.stdout.write(f"{named}{said.caption}{low}\n")
+        write_out(f"{named}{caption}{low}\n")
         return
-    sys.stdout.write(f"{named.rstrip()}\n" if named else "")
-    sys.stdout.write(f"{said.score:8.3f}  {said.caption}{low}\n")
+    write_out(f"{named.rstrip()}\n" if named else "")
+    write_out(f"{said.score:8.3f}  {caption}{low}\n")
     for other in said.alternatives:
-        sys.stdout.write(f"{other.score:8.3f}  {other.caption}\n")
+        write_out(f"{other.score:8.3f}  {printable(other.caption)}\n")
 
 
 def _draw(photo: str, data: bytes, said: "Caption", captioner: "Captioner", config: Config) -> None:
@@ -146,4 +146,4 @@ def _draw(photo: str, data: bytes, said: "Caption", captioner: "Captioner", conf
             explained.save(drawn[-1], notes)
     except OSError as error:
         raise Refusal(f"cannot write {drawn[-1]} here: {error.strerror or error}") from error
-    sys.stdout.write(f"drawn: {', '.join(map(str, drawn))}\n")
+    write_out(f"drawn: {', '.join(map(str, drawn))}\n")

@@ -2,7 +2,6 @@
 captioners caption first, as `raycap caption` does."""
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from raycap.refusal import Refusal
 from raycap.runs import check_stays, whole_file, write_json
 from raycap.shipped import place_of
 from raycap.sources.place import locate
-from raycap.terminal import printable
+from raycap.terminal import printable, write_out
 
 
 def evaluate(config: Config) -> int:
@@ -48,8 +47,8 @@ def evaluate(config: Config) -> int:
     source = {"kind": kind_of("source", config.source), "path": config.source.path, "split": options.split}
     told = {"raycap": __version__, "references": source, "captioners": captioners}
     write_json(out, {**told, **telling.as_data(scores, options)})
-    sys.stdout.write(telling.as_text(scores, options))
-    sys.stdout.write(f"\nwritten: {out}, and each picture's scores: {pictures}\n")
+    write_out(telling.as_text(scores, options))
+    write_out(f"\nwritten: {out}, and each picture's scores: {pictures}\n")
     if "glove_mean" in scores.names:
         _draw_similarities(scores, out.with_suffix(".similarities.png"))
     return 0 if lineup.complete else 1
@@ -83,7 +82,7 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     with session(config.cluster):
         precision = choose(options, config.cluster.model_on)
         for name, path in captioners.items():
-            sys.stdout.write(f"captions of {printable(name)}:\n")
+            write_out(f"captions of {printable(name)}:\n")
             named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
             work = captions_work(named, source)
             # The table also says how well the captions of people are foretold, and those may have been mended.
@@ -91,7 +90,7 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
             work = kept(with_precision(work, precision), config.evaluate.cache, "evaluate.cache")
             perform(work, {"model": path})
             tables[name] = f"{work.options.out}/{work.table}"
-    sys.stdout.write("\n")
+    write_out("\n")
     return tables
 
 
@@ -109,4 +108,4 @@ def _draw_similarities(scores: Scores, path: Path) -> None:
     tables = zip(scores.lineup.tables, scores.answers, strict=True)
     series = {table.name: answers["glove_mean"].scores for table, answers in tables}
     plots.save(plots.histogram(series, "similarity of caption and references (GloVe)"), path)
-    sys.stdout.write(f"drawn: {path}\n")
+    write_out(f"drawn: {path}\n")

@@ -1,7 +1,6 @@
 """`raycap inspect`: read every picture of a source, say what is there, and what cannot be read and why."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from raycap.stages.bulk.todo import Todo, noted
 from raycap.stages.nodes import selector
 from raycap.stages.pictures import manifest, opened
 from raycap.stages.session import session
+from raycap.terminal import write_out
 
 
 def inspect(config: Config) -> int:
@@ -43,7 +43,7 @@ def inspect(config: Config) -> int:
     }
     write_json(out, report)
     failures = f", and each failed row: {failed_rows}" if report["failed"] else ""
-    sys.stdout.write(f"{as_text(report)}\nwritten: {out}{failures}\n")
+    write_out(f"{as_text(report)}\nwritten: {out}{failures}\n")
     return 1 if report["failed"] or report["left_out"] else 0
 
 

@@ -4,7 +4,7 @@ resumable."""
 import contextlib
 import dataclasses
 import functools
-import sys
+import shlex
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -30,6 +30,7 @@ from raycap.stages.bulk.work import kept, source_of
 from raycap.stages.nodes import check_seen
 from raycap.stages.session import session
 from raycap.stages.workers import RAYS_OWN, train_here, train_on_workers
+from raycap.terminal import write_out
 from raycap.training.display import CURVE, RunDisplay
 from raycap.training.run_files import CAPTIONER, METRICS, PICTURES, STOP, read_epochs
 from raycap.training.setup import (
@@ -68,16 +69,17 @@ def train(config: Config) -> int:
     """Exit code 0 when the run is finished, 130 when it was stopped before."""
     out = Path(config.train.out).expanduser().absolute()
     if not run_training(config):
-        sys.stdout.write(f"stopped and saved; the same command continues it: {out}\n")
+        write_out(f"stopped and saved; the same command continues it: {out}\n")
         return 130
     best = [line for line in read_epochs(out / METRICS) if line["best"]][-1]
     names = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "validation_loss", "accuracy")
     scores = ", ".join(f"{name} {best[name]:.4f}" for name in names)
     captioner = f"{config.train.out}/{CAPTIONER}"
-    sys.stdout.write(
+    write_out(
         f"kept: epoch {best['epoch']} ({scores})\n"
         f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
-        f"caption pictures with it: raycap caption photos/ --model {captioner} --out captions\n"
+        f"caption pictures with it: raycap caption photos/ --model {captioner}"
+        f"{_weights_option(config)} --out captions\n"
     )
     return 0
 
@@ -104,7 +106,7 @@ def run_training(config: Config, pictures: PictureTables | None = None, epoch_to
                 folder.remove(name)
         check_same(folder, folder.read_json(RUN), identity, "run")
         if folder.exists(FACTS):
-            sys.stdout.write(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
+            write_out(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
 
         # What can be refused without Ray is refused before it starts.
@@ -160,6 +162,13 @@ def run_training(config: Config, pictures: PictureTables | None = None, epoch_to
         },
     )
     return True
+
+
+def _weights_option(config: Config) -> str:
+    """The option that names the weights of a frozen encoder: the captioner's folder does not hold them."""
+    weights = getattr(config.encoder, "weights", "random")
+    is_in_folder = getattr(config.encoder, "trainable", "none") != "none"
+    return "" if is_in_folder or weights == "random" else f" --encoder-weights {shlex.quote(weights)}"
 
 
 def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
@@ -223,5 +232,5 @@ def run_and_display(work: Callable[[], object], out: Path, display: RunDisplay) 
             if (out / STOP).exists():
                 raise
             (out / STOP).touch()
-            sys.stdout.write("saving after this step; Ctrl-C again does not wait for it\n")
+            write_out("saving after this step; Ctrl-C again does not wait for it\n")
     result.result()

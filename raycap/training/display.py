@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from raycap import plots
 from raycap.refusal import Refusal
+from raycap.terminal import lines_of, printable, write_out
 from raycap.training.options import Tracker
 from raycap.training.run_files import METRICS, LogReader, read_epochs
 
@@ -87,8 +88,11 @@ class RunDisplay:
 
     def _samples(self, line: dict[str, Any]) -> None:
         for sample in line["samples"]:
-            reference = f"(a person: {sample['reference']})"
-            self._print(f"  {sample['key']}: {sample['caption']}   {reference}")
+            # Keys and captions are other people's words.
+            key, caption, reference = (
+                printable(sample[name]) for name in ("key", "caption", "reference")
+            )
+            self._print(f"  {key}: {caption}   (a person: {reference})")
 
     def _track(self, line: dict[str, Any], family: str) -> None:
         figures = {
@@ -103,9 +107,9 @@ class RunDisplay:
 
     def _print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
+            self._bar.write(lines_of(text), file=sys.stdout)
         else:
-            sys.stdout.write(text + "\n")
+            write_out(text + "\n")
             sys.stdout.flush()
 
 

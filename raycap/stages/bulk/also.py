@@ -1,12 +1,12 @@
 """--also: the other forms of a table, made of its whole parts when they are there."""
 
-import sys
 from collections.abc import Sequence
 
 import ray
 
 from raycap.runs import RunFolder
 from raycap.sinks import SinkName, Sinks, is_written, join, write
+from raycap.terminal import write_err
 
 MOST_AT_ONCE = 32
 
@@ -20,7 +20,7 @@ def write_also(folder: RunFolder, table: str, names: Sequence[SinkName], sinks: 
         some = jobs[start : start + MOST_AT_ONCE]
         differing += sum(ray.get([make.remote(name, part, sinks) for name, part in some]))
     if differing:
-        sys.stderr.write(
+        write_err(
             f"raycap: {differing:,} text file(s) were there already with other words and stay as they are "
             "(--txt-mode overwrite, append or prepend)\n"
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +35,7 @@ from raycap.stages.bulk.work import (
 from raycap.stages.nodes import check_seen
 from raycap.stages.session import innermost, refusal_within
 from raycap.tables import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH
+from raycap.terminal import write_out
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def perform(work: Work, more: dict[str, Any]) -> int:
     """Make the table of a work, in a session of Ray; 0 when every row is good, 1 when some failed."""
     out = output_folder(work.options.out)
     if work.options.dry_run:
-        sys.stdout.write(_forecast(work, out))
+        write_out(_forecast(work, out))
         return 0
     with Lease(out) as lease:
         check_seen(_local(work, out))
@@ -73,7 +73,7 @@ def perform(work: Work, more: dict[str, Any]) -> int:
             with contextlib.suppress(Refusal):  # what made it impossible is said already, or does no harm
                 # A run that has lost its lease leaves alone what its successor has staged.
                 out.remove(STAGED if lease.is_ours() else f"{STAGED}/{lease.run}")
-    sys.stdout.write(summary(work, out, outcome))
+    write_out(summary(work, out, outcome))
     return 1 if outcome.held.failed or outcome.left_out else 0
 
 

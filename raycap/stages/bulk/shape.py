@@ -1,6 +1,5 @@
 """How many model actors, with how many threads, on which share of a GPU: derived from the cluster unless told."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from raycap.refusal import Refusal
 from raycap.stages.bulk.todo import Todo
 from raycap.stages.nodes import capacity, selector
 from raycap.stages.pictures import manifest, opened
+from raycap.terminal import write_err
 
 # Of one actor without a GPU: torch, the weights and a batch.
 BYTES_OF_ACTOR = 2 * 2**30
@@ -70,7 +70,7 @@ def gpu_share(wanted: Bulk) -> float:
 def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: dict[str, Any]) -> Dataset:
     """Each batch through the model. Actors hold no logical processor, so that they can never wait for the tasks
     that feed them, nor these for them, on one processor or on many; the system shares the real ones."""
-    sys.stderr.write(f"raycap: {pool}, batches of {batch}\n")
+    write_err(f"raycap: {pool}, batches of {batch}\n")
     options: Callable[[], dict[str, Any]] = lambda: {  # noqa: E731 - Ray Data asks for a function
         "max_restarts": RESTARTS,
         "max_task_retries": RESTARTS,

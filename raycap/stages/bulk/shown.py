@@ -1,7 +1,6 @@
 """What is shown of a pile when its table is whole: of a few pictures the captions, of some hundred a page."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 from raycap.config import Config
@@ -11,7 +10,7 @@ from raycap.refusal import Refusal
 from raycap.report.compose import write_page
 from raycap.runs import RunFolder
 from raycap.stages.bulk.work import FACTS
-from raycap.terminal import printable
+from raycap.terminal import printable, write_err, write_out
 from raycap.uris import has_scheme
 
 PRINTED, PAGED = 50, 1000  # rows, at most
@@ -26,25 +25,27 @@ def show(config: Config) -> None:
         if rows <= PRINTED:
             _print(captions.read(str(out / "captions"), "captions").rows.sort_by("key").to_pylist())
         if not out.is_local or rows > PAGED:
-            sys.stdout.write(f"a page of them: raycap report {out}\n")
+            write_out(f"a page of them: raycap report {out}\n")
         elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
-            sys.stdout.write(write_page(_page_of(out, config), config.source.trust if config.source else ONLY_WEB))
+            write_out(write_page(_page_of(out, config), config.source.trust if config.source else ONLY_WEB))
     except Refusal as refusal:
-        sys.stderr.write(f"raycap: the table is whole, but cannot be shown: {refusal}\n")
+        write_err(f"raycap: the table is whole, but cannot be shown: {refusal}\n")
 
 
 def _page_of(out: RunFolder, config: Config) -> Config:
     """What `raycap report` would be asked for."""
     title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
     place = out.path() if has_scheme(out.uri) else out.uri
-    page = dataclasses.replace(config.report, tables=(place,), out=f"{place}/{PAGE}", title=title)
+    page = dataclasses.replace(
+        config.report, tables=(place,), out=f"{place}/{PAGE}", title=title, model=config.caption.model
+    )
     return dataclasses.replace(config, source=None, report=page)
 
 
 def _print(rows: list[dict[str, str]]) -> None:
     for row in rows:
         said = row["caption"] or f"({row['status']}: {row['error_message']})"
-        sys.stdout.write(f"{printable(row['key'])}: {printable(said)}\n")
+        write_out(f"{printable(row['key'])}: {printable(said)}\n")
 
 
 def _is_older(page: Path, facts: Path) -> bool:

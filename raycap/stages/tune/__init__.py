@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from raycap.stages.session import session
 from raycap.stages.train import list_pictures, make_tables
 from raycap.stages.tune.search import RAYS_OWN, check_searcher, run_trials
 from raycap.stages.tune.trial import SweepPlan
+from raycap.terminal import write_out
 from raycap.training import Workers
 from raycap.training.run_files import CAPTIONER
 from raycap.training.setup import (
@@ -92,7 +92,7 @@ def tune(config: Config) -> int:
         check_same(folder, folder.read_json(RUN), identity, "sweep")
         is_finished = folder.exists(FACTS)
         if is_finished:
-            sys.stdout.write(
+            write_out(
                 f"{out} holds this sweep, finished; nothing to do (--fresh starts over)\n"
             )
             trials = read_trials(out, measure)
@@ -126,12 +126,12 @@ def tune(config: Config) -> int:
                 publish_best(folder, out, config, trials, identity)
                 folder.remove(RAYS_OWN)
 
-    sys.stdout.write(summary(trials, measure))
+    write_out(summary(trials, measure))
     if not is_finished:
-        sys.stdout.write(f"stopped and saved; the same command continues it: {out}\n")
+        write_out(f"stopped and saved; the same command continues it: {out}\n")
         return 130
     written = f"{out / CAPTIONER}, {out / BEST}, {out / TABLE}"
-    sys.stdout.write(f"written: {written}; a page of it: raycap report {options.out}\n")
+    write_out(f"written: {written}; a page of it: raycap report {options.out}\n")
     return 1 if any(trial.status == FAILED for trial in trials) else 0
 
 

@@ -22,6 +22,7 @@ from raycap.config import Config, with_parameters
 from raycap.refusal import Refusal
 from raycap.stages.session import innermost, refusal_within
 from raycap.stages.tune.trial import SweepPlan, TrialRun
+from raycap.terminal import write_out
 from raycap.training import Measure
 from raycap.tuning import SCHEDULERS, Tune
 from raycap.tuning.space import Parameters, Range, Space
@@ -222,7 +223,7 @@ class RecordTrials(tune.Callback):
         end_trial(folder, reason)
         known = read_trials(self._out, self._measure)
         write_table(self._out, known, self._measure)
-        sys.stdout.write(trial_line(known, folder.name, self._count, self._measure))
+        write_out(trial_line(known, folder.name, self._count, self._measure))
         sys.stdout.flush()
 
 
