@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from raycap import __version__
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for each other shall sleep. By default they spin, and where others want the processors too,
     # two threads that spin were seen to take 25 times as long as one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # matplotlib would leave folders of its own in the home folder.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "raycap" / "matplotlib"))
     try:
         exit_code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
