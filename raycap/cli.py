@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from raycap import __version__
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr()
     if arguments is None:
         sys.excepthook = print_crash
+    # matplotlib would leave folders of its own in the home folder.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "raycap" / "matplotlib"))
     try:
         exit_code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()

@@ -204,7 +204,9 @@ def test_a_captioner_a_table_and_a_list_in_the_copy_of_the_working_directory_are
     (copy / "train.yaml").write_text(CONFIG % DECODER)
     monkeypatch.chdir(copy)
     assert main(["caption", "pictures/00000.png", "--model", "model"]) == 0
-    assert main(["evaluate", "references.csv", "--references", "references.csv", "--out", f"{tmp_path}/s.json"]) == 0
+    assert (
+        main(["evaluate", "references.csv", "--references", "references.csv", "--out", f"{tmp_path}/s.json"]) == 0
+    )
     made = ["--out", f"{tmp_path}/run", "--cache", f"{tmp_path}/cache", "--epochs", "1", "--workers.count", "0"]
     assert main(["train", "--config", "train.yaml", "--features", "encoded", *made]) == 0
 

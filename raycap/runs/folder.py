@@ -196,8 +196,8 @@ class RunFolder:
 
 
 def output_folder(uri: str) -> RunFolder:
-    """The folder that a command writes its output to. Refused where Ray would delete the output: a folder that is only
-    read, such as a captioner, may lie there."""
+    """The folder that a command writes its output to. Refused where Ray would delete the output: a folder that is
+    only read, such as a captioner, may lie there."""
     folder = RunFolder(uri)
     if folder.is_local:
         check_stays(folder.path(), "an absolute path, or a URI such as s3://bucket/folder")

@@ -1,21 +1,25 @@
-"""A Ray to work on: the cluster that was named, or one of our own that ends with the act. Every act enters here."""
+"""A Ray to work on: the cluster that was named, or one of our own that ends with the command. Every command that
+needs Ray enters here."""
 
 import contextlib
-import functools
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator
 
 import ray
 from ray.data import DataContext
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, RpcError
 
 from raycap.cluster import Cluster
 from raycap.refusal import Refusal
+from raycap.stages.local_ray import local_ray
 
 # Bytes of a block between two acts. Ray's own 128 MiB would hold a listing back until half a million rows are
 # known; this is some 25 thousand rows of a manifest, or 28 decoded pictures.
 BLOCK_BYTES = 4 * 2**20
+SECONDS_TO_JOIN, SECONDS_BETWEEN_TRIES = 20.0, 1.0
 
 
 @contextlib.contextmanager
@@ -24,36 +28,52 @@ def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
 
     `workers_heard` shows here what other processes write to their terminals.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        _start(cluster, workers_heard)
-    _quieten()
-    DataContext.get_current().target_max_block_size = BLOCK_BYTES
-    try:
-        yield
-    except RayError as error:
-        refusal = refusal_within(error)
-        if refusal is None:
-            raise
-        raise refusal from error
-    finally:
-        if ours:
-            ray.shutdown()
+    with contextlib.nullcontext() if ray.is_initialized() else _started(cluster, workers_heard):
+        _quieten()
+        DataContext.get_current().target_max_block_size = BLOCK_BYTES
+        try:
+            yield
+        except RayError as error:
+            refusal = refusal_within(error)
+            if refusal is None:
+                raise
+            raise refusal from error
 
 
-def _start(cluster: Cluster, workers_heard: bool) -> None:
+@contextlib.contextmanager
+def _started(cluster: Cluster, workers_heard: bool) -> Iterator[None]:
+    """The cluster that was named, or a Ray of our own."""
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        sys.stderr.write("raycap: starting Ray on this machine\n")
+        with local_ray(cluster.cpus, workers_heard):
+            yield
+        return
+    sys.stderr.write(f"raycap: joining the Ray cluster at {address}\n")
+    _join(address, workers_heard)
     try:
-        if address == "local":
-            start = functools.partial(ray.init, "local", num_cpus=cluster.cpus, include_dashboard=False)
-        else:
-            start = functools.partial(ray.init, address)
-        start(logging_level=logging.WARNING, log_to_driver=workers_heard)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise Refusal(
-            f"cannot reach the Ray cluster at {address!r} (--cluster.address, RAY_ADDRESS): {error}"
-        ) from error
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str, workers_heard: bool) -> None:
+    """Ray itself tries for some time to reach the cluster. What fails at once is tried again: a head that has just
+    started refuses connections."""
+    begun = time.monotonic()
+    while True:
+        try:
+            ray.init(address, logging_level=logging.WARNING, log_to_driver=workers_heard)
+            return
+        except (ConnectionError, ValueError, RuntimeError, RpcError) as error:
+            ray.shutdown()
+            transient = isinstance(error, ConnectionError | RpcError)
+            if not transient or time.monotonic() - begun > SECONDS_TO_JOIN:
+                raise Refusal(
+                    f"cannot reach the Ray cluster at {address!r} (--cluster.address, RAY_ADDRESS): {error}"
+                ) from error
+            time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def _quieten() -> None:
