@@ -81,11 +81,20 @@ class Reading:
     """longest side over shortest"""
     salvage_truncated: bool = False
     """show what is there of a truncated jpeg, png, gif, bmp or ppm (the rest grey or black), not refuse it"""
+    timeout: float = 60.0
+    """seconds that reading one picture may take"""
+    max_memory: int = 600 * 2**20
+    """bytes of memory that reading one picture may take, where it is read in a process of its own (on Linux): all
+    but ordinary JPEGs and PNGs are"""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_side", "max_aspect"):
             if getattr(self, name) < 1:
                 raise Refusal(f"--reading.{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if not 0 < self.timeout <= 86_400:
+            raise Refusal(f"--reading.timeout is {self.timeout}: give seconds above 0, at most a day")
+        if self.max_memory < 16 * 2**20:
+            raise Refusal(f"--reading.max-memory is {self.max_memory}: give bytes, at least {16 * 2**20}")
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
