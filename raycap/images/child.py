@@ -1,7 +1,7 @@
-"""The child process in which pictures from strangers are read, so that a bad one costs this process and no other.
+"""The child process in which suspicious pictures are read, so that a bad one costs this process and no other.
 
-`raycap.images.guard` starts it as `python -m raycap.images.child` and talks to it over pipes. It imports neither Ray
-nor torch. It ends when its parent ends, when one picture takes too long, or when it is told to.
+`raycap.images.guard` starts it as `python -m raycap.images.child` and talks to it over pipes. It imports neither
+Ray nor torch. It ends when its parent ends, or when one picture takes too long.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ def _end_with(parent: int) -> None:
 
 
 def _use_one_thread() -> None:
-    """Threads of a decoder reserve address space each, and the limit counts it; a worker has one processor anyway."""
+    """Each thread of a decoder reserves address space, which the limit counts; and a worker has one processor."""
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     with contextlib.suppress(ImportError):
         import pillow_heif

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -27,8 +28,8 @@ REQUEST = struct.Struct("<QI")
 # What the child sends back: size of the answer, which is JSON.
 ANSWER = struct.Struct("<I")
 READY = b"!"
-# A picture is blamed for the death of a child, or for its lack of memory, when that happens in a new child too. What
-# was read before in the same child may have damaged it, and the system may have ended it for want of memory.
+# A picture is blamed for the death of a child, or for its lack of memory, when that happens in a new child too. The
+# first time, an earlier picture may have damaged the child, or the system may have ended it for want of memory.
 TRIES = 2
 # The exchange file gives its memory back after a picture that was larger than this.
 LARGE = 4 * 2**20
@@ -53,7 +54,7 @@ def read_guarded(data: bytes, reading: Reading, square: Square | None) -> Pictur
 
 def read_in_child(data: bytes, reading: Reading, square: Square | None) -> Picture:
     """The picture, whatever it is, read in a child process. Safe to call from several threads."""
-    for attempt in range(TRIES):
+    for _ in range(TRIES):
         child = _take(reading.max_memory)
         is_new = child.pictures_read == 0
         try:
@@ -112,7 +113,7 @@ class _Child:
         # -P: no module in the working directory can take the place of one that the child imports.
         command = [sys.executable, "-P", "-m", "raycap.images.child", *map(str, theirs), str(os.getpid())]
         # A worker of Ray finds raycap by a path that its environment need not name.
-        path = os.pathsep.join(each or str(os.getcwd()) for each in sys.path)
+        path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
         try:
             self._process = subprocess.Popen(
                 [*command, str(max_memory)],
@@ -131,7 +132,7 @@ class _Child:
         if not started:
             self.close()
             raise RuntimeError(
-                "the process that reads pictures does not start: what it wrote stands above; is there memory for it?"
+                "the process that reads pictures does not start; what it wrote is above. Is there memory for it?"
             )
 
     def is_alive(self) -> bool:

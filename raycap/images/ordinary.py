@@ -34,7 +34,7 @@ def _frame_of_jpeg(data: bytes) -> bytes:
         marker, start = found[1][0], found.end()
         if marker in (0xC0, 0xC1, 0xC2):
             return data[start + 2 : start + 7]
-        if marker in (0xD8, 0xD9, 0xDA) or 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in (0xD8, 0xD9, 0xDA) or (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             return b""
         position = start + int.from_bytes(data[start : start + 2], "big")
     return b""

@@ -47,6 +47,10 @@ _SALVAGEABLE = ("jpeg", "png", "gif", "bmp", "ppm")
 _FAULTS = (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error)
 
 
+# Options of Reading that decide no pixel: with more time or memory, what failed can be tried again.
+LIMITS = ("timeout", "max_memory")
+
+
 @dataclass(frozen=True)
 class Square:
     """What every picture becomes: a square of pixels, as the encoder wants it."""

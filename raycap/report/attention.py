@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from raycap.config import part_from_plain
 from raycap.evaluation.captions import CaptionTable, files_of
 from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.images import Reading, Square, read_picture
+from raycap.images import Reading, Square
+from raycap.images.guard import read_guarded
 from raycap.plots import attention_panel
 from raycap.refusal import Refusal
 from raycap.report.thumbnails import Room
@@ -66,7 +67,7 @@ def drawn(
     """The panels of those rows of a table or run whose pictures can be read, as long as there is room."""
     for row in rows:
         fetched = fetcher.fetch(row["uri"])
-        picture = read_picture(fetched.data, reading, square)  # of no bytes where they could not be fetched
+        picture = read_guarded(fetched.data, reading, square)  # of no bytes where they could not be fetched
         if picture.pixels is not None:
             aspect = picture.height / picture.width if square.resize == "squash" else 1.0
             panel = Panel(name, row["key"], row["caption"], _as_jpeg(row, picture.pixels, aspect))

@@ -10,6 +10,7 @@ from raycap.captioner import Plan
 from raycap.captioner.folder import digest_of, encoder_of, plan_of, words_of
 from raycap.config import Config, part_to_plain
 from raycap.encoders.encoder import Encoder
+from raycap.images.reading import LIMITS
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder, differences
 from raycap.search import Beam
@@ -79,6 +80,7 @@ def identity(config: Config) -> dict[str, Any]:
     """The choices that decide what a run becomes."""
     sections = ("reading", "vocabulary", "encoder", "decoder", "search", "train")
     told = {section: part_to_plain(section, getattr(config, section)) for section in sections}
+    told["reading"] = {name: value for name, value in told["reading"].items() if name not in LIMITS}
     told["train"] = {name: value for name, value in told["train"].items() if name not in FREE}
     if not config.train.features and config.source is not None:
         told["source"] = part_to_plain("source", config.source)
