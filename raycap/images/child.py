@@ -26,7 +26,7 @@ from raycap.images.reading import Picture, Reading, Square, read_picture, read_w
 # The parent ends a child whose time is up. Where it cannot, because it is gone, the child ends itself a bit later.
 GRACE_SECONDS = 5
 # What decoders say when they are refused memory: MemoryError, "out of memory error", "Memory allocation error", ...
-NO_MEMORY = re.compile(r"memory|bad_alloc|allocat", re.I)
+NO_MEMORY = re.compile(r"memory|bad_alloc|allocat|decoder error -9$", re.I)  # -9 is Pillow's
 # A failed picture that may need more memory than allowed, at this rate, says so.
 BYTES_A_PIXEL = 6
 IN_DOUBT = " (or it takes more than {:.0f} MB of memory, --reading.max-memory)"
