@@ -197,12 +197,12 @@ def test_a_pass_that_stands_still_keeps_what_it_finished_and_another_one_follows
     (tmp_path / "hook" / "sitecustomize.py").write_text(STANDING_DISC)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}")
     monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 15)
-    flags = ["--batch", "8", "--cluster.cpus", "2", "--actors", "1", "--reading.timeout", "0.5", "--part-rows", "8"]
+    flags = ["--batch", "8", "--cluster.cpus", "2", "--actors", "1", "--reading.timeout", "3", "--part-rows", "8"]
     command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out"), *flags]
     assert main(command) == 0
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
     [lost] = facts["passes_lost"]
-    assert lost == "nothing was finished for 19 s, though processors were free"
+    assert lost == "nothing was finished for 39 s, though processors were free"
     assert len(faults.read(tmp_path / "out")) == 24
     parts = sorted((tmp_path / "out" / "captions").glob("*.parquet"), key=lambda part: part.stat().st_mtime)
     noted = (tmp_path / "hook" / "note").stat().st_mtime

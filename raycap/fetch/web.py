@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import http.client
+import io
 import logging
 import re
 import ssl
@@ -139,7 +140,7 @@ class Web:
             raise too_large(cap)
         encoding = _encoding(response.headers.get("Content-Encoding", ""))
         unpack: zlib._Decompress | None = None
-        chunks, sent, size = [], 0, 0  # bytes before and after unpacking, each held to the cap
+        body, sent, size = io.BytesIO(), 0, 0  # bytes before and after unpacking, each held to the cap
         head = self._limits.received
         while True:
             self._limits.allow(head + sent + _CHUNK + _FRAMING_ROOM, framing_too_large)
@@ -156,14 +157,14 @@ class Web:
                 raise too_large(cap)
             if grow_to:
                 self._limits.extend(grow_to(size))
-            chunks.append(chunk)
+            body.write(chunk)
         if not size:
             raise FetchError("an empty body")
         if unpack and not unpack.eof:
             raise zlib.error("cut short")
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             _check_whole(response.headers.get("Content-Range", ""), sent)
-        return b"".join(chunks)
+        return body.getvalue()  # a join of chunks would hold all bytes twice for a moment
 
     def _fault(self, error: Exception, host: str, response: BaseHTTPResponse | None) -> FetchError:
         if self._limits.left() <= 0:
