@@ -8,11 +8,12 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -94,19 +95,43 @@ def txt(part: str, sinks: Sinks) -> int:
 
 
 def webdataset(part: str, sinks: Sinks) -> int:
-    """A tar of pictures as they are at their source, captions and rows, for rows that have a caption."""
+    """A tar of pictures as they are at their source, captions and rows, for rows with a caption, in their order.
+
+    Pictures are fetched many at a time and arrive in any order. One that arrives before its turn waits on disc.
+    """
     rows = list(_good(part, sinks))
-    content = io.BytesIO()
-    with Fetcher(sinks.fetch, sinks.trust) as fetcher, tarfile.open(fileobj=content, mode="w") as tar:
-        fetched = fetcher.fetch_all([row["uri"] for row in rows])
-        for number, (row, picture) in enumerate(zip(rows, fetched, strict=True)):
-            _add(tar, f"{number:06d}.json", _line(row).encode())
-            _add(tar, f"{number:06d}.txt", row["caption"].encode())
-            if not picture.error:
-                ending = PurePosixPath(name_of(row["uri"])).suffix.lower() or ".jpg"
-                _add(tar, f"{number:06d}{ending}", picture.data)
-    sinks.folder.write(_target("webdataset", part, ENDINGS["webdataset"]), content.getvalue())
+    scratch = sinks.folder.scratch()
+    early: dict[int, tuple[int, int]] = {}  # where pictures wait: start and size, size 0 for one that failed
+    next_row = 0
+    with tempfile.TemporaryDirectory(dir=scratch) as place, tempfile.TemporaryFile(dir=scratch) as waiting:
+        file = f"{place}/tar"
+        with tarfile.open(file, mode="w") as tar, Fetcher(sinks.fetch, sinks.trust) as fetcher:
+            for number, picture in fetcher.fetch_each([row["uri"] for row in rows]):
+                if number == next_row:
+                    _add_sample(tar, number, rows[number], io.BytesIO(picture.data), len(picture.data))
+                    next_row += 1
+                else:
+                    early[number] = (waiting.seek(0, io.SEEK_END), len(picture.data))
+                    waiting.write(picture.data)
+                del picture  # the next one is on its way
+                while next_row in early:
+                    start, size = early.pop(next_row)
+                    waiting.seek(start)
+                    _add_sample(tar, next_row, rows[next_row], waiting, size)
+                    next_row += 1
+                if not early:
+                    waiting.truncate(0)
+        sinks.folder.put(_target("webdataset", part, ENDINGS["webdataset"]), file)
     return 0
+
+
+def _add_sample(tar: tarfile.TarFile, number: int, row: dict[str, Any], picture: IO[bytes], size: int) -> None:
+    """A row, its caption, and its picture if there is one."""
+    _add(tar, f"{number:06d}.json", io.BytesIO(content := _line(row).encode()), len(content))
+    _add(tar, f"{number:06d}.txt", io.BytesIO(content := row["caption"].encode()), len(content))
+    if size:
+        ending = PurePosixPath(name_of(row["uri"])).suffix.lower() or ".jpg"
+        _add(tar, f"{number:06d}{ending}", picture, size)
 
 
 SINKS: dict[SinkName, Callable[[str, Sinks], int]] = {
@@ -175,8 +200,8 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(fields, ensure_ascii=False, default=str)  # carried columns may hold dates
 
 
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None:
     """No clock and no owner in it: the same rows make the same tar."""
     about = tarfile.TarInfo(name)
-    about.size = len(content)
-    tar.addfile(about, io.BytesIO(content))
+    about.size = size
+    tar.addfile(about, content)

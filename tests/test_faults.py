@@ -1,12 +1,21 @@
 """Processes really killed in the middle of `raycap caption`: nothing lost, nothing doubled, and an end in words."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+import ray
+from PIL import Image
 from small_captioner import photos, save_captioner
+
+from raycap.cli import main
+from raycap.stages import pictures
+from raycap.stages.bulk import passes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "benchmarks"))
@@ -139,3 +148,128 @@ def test_a_full_disc_ends_the_run_in_words_and_can_be_resumed(tmp_path: Path) ->
         assert some.items() <= faults.read(disc / "out").items() and len(faults.read(disc / "out")) == 60
     finally:
         subprocess.run(["umount", disc], check=True)
+
+
+# Stands where decoders that hang would: a PNG is read in the worker at first, a BMP in a child at once. Each
+# read that hangs is noted. In C with the GIL held, no thread of Python can help.
+HANGING_DECODERS = """
+import ctypes, os
+from pathlib import Path
+from raycap.images import formats
+
+def hanging(plain):
+    def read(file):
+        if b"hangs its reader" in file.getvalue():
+            with (Path(__file__).parent / "notes").open("a") as notes:
+                notes.write(f"{os.getpid()} ")
+            ctypes.PyDLL(None).sleep(1000)
+        return plain(file)
+    return read
+
+for kind in ("png", "bmp"):
+    formats.READERS[kind] = hanging(formats.READERS[kind])
+"""
+
+
+def test_pictures_that_hang_their_readers_cost_only_their_rows(tmp_path: Path) -> None:
+    folder, model = photos(tmp_path / "photos", range(24)), tmp_path / "model"
+    save_captioner(model)
+    Image.open(folder / "00003.png").save(folder / "00003.bmp")
+    hanging = ("00003.bmp", "00007.png", "00021.png")
+    for name in hanging:
+        with (folder / name).open("ab") as file:
+            file.write(b"hangs its reader")
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(HANGING_DECODERS)
+    flags = ("--reading.timeout", "4")
+    path = f"{hook}{os.pathsep}{REPOSITORY}"
+    answer = run(folder, model, tmp_path / "out", *flags, PYTHONPATH=path)
+    assert answer.returncode == 1, answer.stderr
+    found = faults.read(tmp_path / "out")
+    assert len(found) == 25
+    assert {key for key, (_, status) in found.items() if status != "success"} == set(hanging)
+    reason = "3  failed_to_decode: reading it took longer than 4 s (--reading.timeout)"
+    assert reason in answer.stdout
+    tries = (hook / "notes").read_text().split()
+    assert len(tries) <= 3 + 2 * 2, (
+        "each of the two PNGs may hang its worker and one child, and the BMP two children"
+    )
+    assert not any(Path(f"/proc/{pid}").exists() for pid in tries)
+    (hook / "notes").unlink()
+    again = run(folder, model, tmp_path / "out", *flags, PYTHONPATH=path)
+    assert again.returncode == 1 and "25 rows, 3 failed; 0 made now" in again.stdout
+    assert not (hook / "notes").exists(), "a rerun has nothing to do"
+
+
+# Makes the reading of one local file stand still, once: a disc on the network that does not answer.
+STANDING_DISC = """
+import time
+from pathlib import Path
+from raycap.fetch import files
+
+plain = files._read_local
+note = Path(__file__).parent / "note"
+
+def read(path, *more):
+    if path.endswith("00005.png") and not note.exists():
+        note.touch()
+        time.sleep(1000)
+    return plain(path, *more)
+
+files._read_local = read
+"""
+
+
+def test_a_pass_that_stands_still_keeps_what_it_finished_and_another_one_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = photos(tmp_path / "photos", range(24)), tmp_path / "model"
+    save_captioner(model)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(STANDING_DISC)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}")
+    monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 15)
+    flags = ["--batch", "8", "--cluster.cpus", "2", "--actors", "1", "--reading.timeout", "3", "--part-rows", "8"]
+    command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out"), *flags]
+    assert main(command) == 0
+    facts = json.loads((tmp_path / "out" / "facts.json").read_text())
+    [lost] = facts["passes_lost"]
+    assert lost == "nothing was finished for 39 s, though processors were free"
+    assert len(faults.read(tmp_path / "out")) == 24
+    parts = sorted((tmp_path / "out" / "captions").glob("*.parquet"), key=lambda part: part.stat().st_mtime)
+    noted = (tmp_path / "hook" / "note").stat().st_mtime
+    assert len(parts) == 3
+    assert parts[0].stat().st_mtime < parts[-1].stat().st_mtime - 10 and noted < parts[-1].stat().st_mtime - 10
+
+
+@ray.remote(num_cpus=1)
+class Neighbour:
+    """Somebody else's work on the only processor."""
+
+    def leave(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = photos(tmp_path / "photos", range(8)), tmp_path / "model"
+    save_captioner(model)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 2)
+    monkeypatch.setattr(passes, "SECONDS_TO_FREE", 1)
+    flags = ["--batch", "8", "--actors", "1", "--reading.timeout", "0.5"]
+    command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out"), *flags]
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        neighbour = Neighbour.remote()  # holds the processor until it ends
+        ray.get(neighbour.leave.remote(0))
+        threading.Timer(60, lambda: ray.kill(neighbour)).start()
+        assert main(command) == 0
+    finally:
+        ray.shutdown()
+    facts = json.loads((tmp_path / "out" / "facts.json").read_text())
+    waits = [lost for lost in facts["passes_lost"] if "the cluster has no free processor for it" in lost]
+    assert len(waits) > passes.FRUITLESS_PASSES
+    assert len(faults.read(tmp_path / "out")) == 8

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import tracemalloc
 import weakref
 from datetime import UTC, datetime, timedelta
@@ -21,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server import BODY, ENDLESS, MISBEHAVIOURS, serving
 
-from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections
+from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections, files
 from raycap.fetch.addresses import why_refused
+from raycap.fetch.budget import Budget
 from raycap.fetch.connections import TimedSocket
 from raycap.fetch.fault import scrubbed
 from raycap.fetch.trust import ANYTHING, ONLY_WEB
 from raycap.fetch.turns import Turns
-from raycap.fetch.web import asked_wait, forbids_ai
+from raycap.fetch.web import Web, asked_wait, forbids_ai
 from raycap.refusal import Refusal
 
 PUBLIC = "93.184.215.14"
@@ -728,3 +730,106 @@ def test_a_handshake_that_never_comes_is_given_up(server):
 def test_impossible_options_are_refused_by_name(change):
     with pytest.raises(Refusal, match=next(iter(change))):
         Fetch(**change)
+
+
+# Many bodies, bounded in memory
+
+
+def test_each_body_comes_with_its_place(server, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    (tmp_path / "b.jpg").write_bytes(b"b")
+    uris = [server.url("/slow"), str(tmp_path / "a.jpg"), "", server.url("/empty"), str(tmp_path / "b.jpg"), "x:"]
+    with Fetcher(quick(), ANYTHING) as fetcher:
+        answers = dict(fetcher.fetch_each(uris))
+        assert [answers[place] for place in range(len(uris))] == fetcher.fetch_all(uris)
+        assert list(fetcher.fetch_each([])) == []
+
+
+def test_local_files_are_read_one_at_a_time_in_order(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.jpg" for number in range(20)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    read = []
+    whole = files._read_local
+    monkeypatch.setattr(files, "_read_local", lambda path, *more: read.append(path) or whole(path, *more))
+    with Fetcher(quick(), ANYTHING) as fetcher:
+        for place, fetched in fetcher.fetch_each([str(path) for path in paths]):
+            assert fetched.data == paths[place].name.encode()
+            assert read == [str(path) for path in paths[: place + 1]]
+
+
+@pytest.mark.parametrize("bytes_in_memory", [1, 100_000, 2_000_000])
+def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
+    """However slow the caller is: what is held is counted from the first chunk on, over all threads."""
+    body = 900_000
+    budgets, most_held = [], []
+
+    class Watched(Budget):
+        def __init__(self, limit):
+            super().__init__(limit)
+            budgets.append(self)
+
+    monkeypatch.setattr("raycap.fetch.Budget", Watched)
+    whole = Web._body
+
+    def spied(web, response, grow_to):
+        def note(size):
+            waited = grow_to(size)
+            most_held.append(budgets[0]._held)
+            return waited
+
+        return whole(web, response, note)
+
+    monkeypatch.setattr(Web, "_body", spied)
+    options = quick(threads=16, deadline=20, read_timeout=20)
+    with serving({f"/{number}": bytes([number]) * body for number in range(30)}) as server:
+        uris = [server.url(f"/{number}") for number in range(30)]
+        with Fetcher(options, ONLY_WEB) as fetcher:
+            for place, fetched in fetcher.fetch_each(uris, bytes_in_memory):
+                assert fetched == Fetched(bytes([place]) * body, "")
+                time.sleep(0.005)
+    assert budgets[0]._held == 0
+    assert len(most_held) > 30 and max(most_held) <= bytes_in_memory + body
+
+
+def test_waiting_for_memory_costs_nothing_of_the_deadline():
+    with serving({f"/{number}": bytes(500_000) for number in range(4)}) as server:
+        uris = [server.url(f"/{number}") for number in range(4)]
+        with Fetcher(quick(deadline=0.9, retries=0), ONLY_WEB) as fetcher:
+            for _, fetched in fetcher.fetch_each(uris, 1):
+                assert fetched.error == ""
+                time.sleep(0.6)
+
+
+def test_fetches_that_fail_give_their_memory_back(server):
+    uris = [server.url(path) for path in ["/endless", "/short", "/long", "/declares-too-much", "/fails-twice"] * 5]
+    uris += [server.url("/redirect?to=/good")] * 5
+    with Fetcher(quick(max_bytes=100_000, deadline=10, retries=2), ONLY_WEB) as fetcher:
+        answers = dict(fetcher.fetch_each(uris, 1))
+        alone = {uri: fetcher.fetch(uri) for uri in set(uris) if "twice" not in uri}
+    assert all(answers[place] == alone[uri] for place, uri in enumerate(uris) if uri in alone)
+    assert all(answers[place].data == BODY for place, uri in enumerate(uris) if "twice" in uri or "to=" in uri)
+
+
+def test_a_caller_that_stops_early_leaves_no_thread_that_waits(server):
+    fetcher = Fetcher(quick(threads=4), ONLY_WEB)
+    for _ in fetcher.fetch_each([server.url("/good")] * 40, 1):
+        break
+    assert fetcher.fetch(server.url("/good")).data == BODY
+    assert server.asked["/good"] < 1000
+    before = [thread for thread in threading.enumerate() if thread.name == "raycap-fetch"]
+    fetcher.close()
+    del fetcher
+    for thread in before:
+        thread.join()
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**21 - 1, 2**21, 2**21 + 1, 5_000_000, 6_000_000, 6_000_001])
+def test_objects_of_a_store_are_whole_whatever_their_size(size):
+    body = bytes(range(251)) * (size // 251 + 1)
+    with fsspec.open("memory://pieces/a.jpg", "wb") as file:
+        file.write(body[:size])
+    with Fetcher(quick(max_bytes=6_000_000, deadline=20), ANYTHING) as fetcher:
+        [(_, fetched)] = fetcher.fetch_each(["memory://pieces/a.jpg"])
+        assert fetched == fetcher.fetch("memory://pieces/a.jpg")
+    assert fetched.data == (body[:size] if size <= 6_000_000 else b"")

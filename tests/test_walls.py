@@ -15,7 +15,7 @@ DOORS = {"cli"}  # what may import an act
 SHARED_STAGES = {f"raycap.stages.{room}" for room in ("nodes", "pictures", "session", "workers")}
 BULK = ("also", "anew", "captions", "digests", "features", "passes")
 BULK += ("publish", "retried", "shape", "shown", "standing", "todo", "work")
-SHARED_STAGES |= {"raycap.stages.alone", "raycap.stages.bulk", *(f"raycap.stages.bulk.{room}" for room in BULK)}
+SHARED_STAGES |= {"raycap.stages.bulk", *(f"raycap.stages.bulk.{room}" for room in BULK)}
 LIGHT = ("raycap.cli", "raycap.config", "raycap.tables", "raycap.metrics", "raycap.evaluation")
 LIGHT += ("raycap.report", "raycap.tuning")
 # Acts that answer at once, and load the heavy parts only where they need them.

@@ -21,7 +21,8 @@ from raycap.decoders.decoder import Decoder, Tensors
 from raycap.encoders.encoder import Encoder
 from raycap.fetch import Fetch, Fetched, Fetcher
 from raycap.fetch.trust import PROGRAM, of_prefixes
-from raycap.images import Picture, read_picture
+from raycap.images import Picture
+from raycap.images.guard import read_guarded
 from raycap.precision import PrecisionName, derive
 from raycap.refusal import Refusal
 from raycap.search import Beam, SearchChoice
@@ -165,22 +166,25 @@ class Captioner:
         return Beam(width=beam, max_length=chosen.max_length)
 
     def _open(self, pictures: Sequence[AnyPicture], trust: Sequence[str]) -> list[tuple[str, Picture]]:
-        """For each picture its status so far, and its pixels or what is wrong with it."""
+        """For each picture its status so far, and its pixels or what is wrong with it. Bodies are read as they
+        arrive, and not kept."""
         if isinstance(trust, str):
             raise Refusal("trust takes a list of prefixes: put the one in brackets")
-        uris = [str(picture) for picture in pictures if isinstance(picture, str | Path)]
+        opened: dict[int, tuple[str, Picture]] = {}
+        named = [place for place, picture in enumerate(pictures) if isinstance(picture, str | Path)]
         with Fetcher(Fetch(), PROGRAM.also(of_prefixes(trust, "trust"))) as fetcher:
-            fetched = iter(fetcher.fetch_all(uris) if uris else [])
-        answers = [
-            next(fetched) if isinstance(picture, str | Path) else Fetched(_bytes(picture), "")
-            for picture in pictures
-        ]
-        return [self._read(answer) for answer in answers]
+            for number, fetched in fetcher.fetch_each([str(pictures[place]) for place in named]):
+                opened[named[number]] = self._read(fetched)
+                del fetched
+        for place, picture in enumerate(pictures):
+            if not isinstance(picture, str | Path):
+                opened[place] = self._read(Fetched(_bytes(picture), ""))
+        return [opened[place] for place in range(len(pictures))]
 
     def _read(self, fetched: Fetched) -> tuple[str, Picture]:
         if fetched.error:
             return FAILED_TO_FETCH, Picture(None, "", 0, 0, fetched.error)
-        picture = read_picture(fetched.data, self.plan.reading, self.encoder.intake)
+        picture = read_guarded(fetched.data, self.plan.reading, self.encoder.intake)
         return FAILED_TO_DECODE if picture.error else SUCCESS, picture
 
     def _caption(self, seen: Seen | MemoryError, width: int, height: int) -> Caption:

@@ -1,26 +1,34 @@
 """A URI to bytes, safely and politely, or a reason: local paths, object stores, http and https."""
 
+import collections
+import queue
 import random
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from raycap.fetch import files
+from raycap.fetch.budget import Budget, Share
 from raycap.fetch.fault import FetchError, unforeseen
 from raycap.fetch.options import Fetch
 from raycap.fetch.trust import Trust
 from raycap.fetch.turns import Turns
-from raycap.uris import is_web
+from raycap.uris import LOCAL, is_web, scheme_of
 
 if TYPE_CHECKING:
     from raycap.fetch.web import Moved
 
 __all__ = ["Fetch", "Fetched", "Fetcher", "Trust"]
+
+# Bodies that `fetch_each` holds in memory at a time, whatever their number; the largest one comes on top.
+BYTES_IN_MEMORY = 128 * 2**20
+# What a fetch counts for from its start.
+FIRST_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Fetched:
 class _Errand:
     """One picture on its way, through redirects and retries."""
 
-    def __init__(self, fetcher: "Fetcher", uri: str, seconds: float) -> None:
+    def __init__(self, fetcher: "Fetcher", uri: str, seconds: float, share: Share | None = None) -> None:
         self.fetcher = fetcher
         self.uri = uri  # where to look next: changes with each redirect
         self.seconds = seconds  # what is left of the deadline; turns and limits of our own making cost nothing
@@ -45,6 +53,8 @@ class _Errand:
         self.requests = 0
         self.requested_for = 0.0  # seconds
         self.answer: Future[Fetched] = Future()
+        self.is_wanted = True
+        self.share = share  # of the memory for bodies; none where the caller holds them all anyway
 
     def finish(self, data: bytes, error: str) -> None:
         # A lone surrogate out of an odd URI would make the reason, and with it a whole table, unwritable.
@@ -83,6 +93,48 @@ class Fetcher:
             self._line_up(errand)
         return [errand.answer.result() for errand in errands]
 
+    def fetch_each(
+        self, uris: Sequence[str], bytes_in_memory: int = BYTES_IN_MEMORY
+    ) -> Iterator[tuple[int, Fetched]]:
+        """Many pictures, each with its place in `uris`, as they arrive; never raises.
+
+        Bodies hold at most `bytes_in_memory` and one body more: fetches wait for their turn to hold more. A body
+        counts until the next one is asked for, so the caller should not keep it. Local files are read one at a
+        time, in order, while others are on their way.
+        """
+        budget = Budget(bytes_in_memory)
+        arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+        local = collections.deque(place for place, uri in enumerate(uris) if scheme_of(uri) in ("", *LOCAL))
+        remote = sorted(set(range(len(uris))).difference(local))
+        errands = {place: _Errand(self, uris[place], self._options.deadline, budget.share()) for place in remote}
+        self._hire(len(errands))
+        for place, errand in errands.items():
+            errand.answer.add_done_callback(lambda _, place=place: arrived.put(place))  # type: ignore[misc]
+            self._line_up(errand)
+        try:
+            while errands or local:
+                try:
+                    place = arrived.get(block=not local)
+                except queue.Empty:
+                    place = local.popleft()
+                    yield place, self._read_local(uris[place])
+                else:
+                    errand = errands.pop(place)
+                    yield place, errand.answer.result()
+                    errand.answer = Future()  # lets go of the body
+                    if errand.share:
+                        errand.share.release()
+        finally:
+            for errand in errands.values():  # the caller stopped early
+                errand.is_wanted = False
+            budget.close()
+
+    def _read_local(self, uri: str) -> Fetched:
+        errand = _Errand(self, uri, self._options.deadline)
+        if self._is_permitted(errand):
+            self._run(errand)
+        return errand.answer.result()
+
     def close(self) -> None:
         """End the threads and close connections; what still waits for its turn is answered with a reason."""
         for errand in self._turns.close():
@@ -103,9 +155,19 @@ class Fetcher:
                 self._workers += 1
                 threading.Thread(target=_work, args=(self._turns,), daemon=True, name="raycap-fetch").start()
 
-    def _line_up(self, errand: _Errand, wait: float = 0.0) -> None:
+    def _is_permitted(self, errand: _Errand) -> bool:
+        """Whether the errand may go where it wants to; it has its answer if not."""
         try:
             self._trust.check(errand.uri)
+        except FetchError as fault:
+            errand.finish(b"", fault.reason)
+            return False
+        return True
+
+    def _line_up(self, errand: _Errand, wait: float = 0.0) -> None:
+        if not self._is_permitted(errand):
+            return
+        try:
             # Files and stores, which have no limits, line up at "".
             host = self._web.host(errand.uri) if is_web(errand.uri) else ""
         except FetchError as fault:
@@ -115,6 +177,8 @@ class Fetcher:
 
     def _run(self, errand: _Errand) -> None:
         """One request for the errand, and what follows from it: an answer, or another place in a line."""
+        if not errand.is_wanted:
+            return errand.finish(b"", "nobody waits for it any more")
         try:
             outcome = self._request(errand)
         except FetchError as fault:
@@ -128,13 +192,25 @@ class Fetcher:
                 self._redirect(errand, outcome.url)
 
     def _request(self, errand: _Errand) -> "bytes | Moved":
+        share, grow_to = errand.share, None
+        if share:
+            grow_to = share.grow_to
+            grow_to(FIRST_BYTES)
+        waited_before = share.waited if share else 0.0
+        outcome: bytes | Moved | None = None
         started = time.monotonic()
         try:
             if is_web(errand.uri):
-                return self._web.get(errand.uri, errand.seconds)
-            return files.read(errand.uri, self._options, errand.seconds)
+                outcome = self._web.get(errand.uri, errand.seconds, grow_to)
+            else:
+                outcome = files.read(errand.uri, self._options, errand.seconds, grow_to)
+            return outcome
         finally:
             took = time.monotonic() - started
+            if share:
+                took -= share.waited - waited_before  # waiting for memory is not the server's fault
+                if not isinstance(outcome, bytes):
+                    share.release()
             errand.seconds -= took
             errand.requests += 1
             errand.requested_for += took

@@ -56,6 +56,10 @@ class Limits(threading.local):
         if self.received > self._bytes_allowed:
             raise self._too_many()
 
+    def extend(self, seconds: float) -> None:
+        """Give the picture in hand more time."""
+        self._end += seconds
+
     def left(self) -> float:
         """Seconds until the deadline, negative after it."""
         return self._end - time.monotonic()

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from raycap.fetch.aside import within
@@ -9,19 +11,24 @@ from raycap.fetch.fault import FetchError, scrubbed, too_large, too_late
 from raycap.fetch.options import Fetch
 from raycap.uris import EXTRAS, filesystem_of, local_path, scheme_of
 
+# Asks for memory of so many bytes in all; returns the seconds that this waited.
+GrowTo = Callable[[int], float]
+# Bytes of an object that are asked for at first: most pictures are smaller.
+_FIRST_PIECE = 2 * 2**20
 
-def read(uri: str, options: Fetch, seconds: float) -> bytes:
-    """All bytes of a file or object; raises FetchError.
 
-    An object store is asked once, for at most one byte more than the cap: its size is never asked for first, which
-    would double the requests. The system's calls for local files cannot be given a deadline.
+def read(uri: str, options: Fetch, seconds: float, grow_to: GrowTo | None = None) -> bytes:
+    """All bytes of a file or object; raises FetchError. `grow_to` is called before memory is taken, and may wait.
+
+    The size of an object is not asked for first, which would double the requests. The system's calls for local
+    files cannot be given a deadline.
     """
     path = local_path(uri)
     try:
         if path is not None:
             data = _read_local(path, options.max_bytes)
         else:
-            data = within(seconds, lambda: _read_store(uri, options.max_bytes))
+            data = _read_store(uri, options.max_bytes, seconds, grow_to)
     except TimeoutError as error:
         raise too_late(options.deadline) from error
     except OSError as error:
@@ -47,14 +54,39 @@ def _read_local(path: str, max_bytes: int) -> bytes:
         return file.read(facts.st_size + 1)  # + 1: room to see that it grew beyond the cap meanwhile
 
 
-def _read_store(uri: str, max_bytes: int) -> bytes:
+def _read_store(uri: str, max_bytes: int, seconds: float, grow_to: GrowTo | None) -> bytes:
+    """An object, in one request where it is small. Else its size is asked for, and memory of that size, before the
+    rest is read."""
+    if grow_to is None:
+        return within(seconds, lambda: _read_piece(uri, 0, max_bytes + 1))
+    end = time.monotonic() + seconds
+    first = min(_FIRST_PIECE, max_bytes + 1)
+    end += grow_to(first)
+    data = within(end - time.monotonic(), lambda: _read_piece(uri, 0, first))
+    if len(data) < first:
+        return data
+    size = within(end - time.monotonic(), lambda: _size(uri))
+    if size > max_bytes:
+        raise too_large(max_bytes)
+    if size <= first:
+        return data
+    end += grow_to(size)
+    return data + within(end - time.monotonic(), lambda: _read_piece(uri, first, size))
+
+
+def _size(uri: str) -> int:
+    filesystem, path = filesystem_of(uri)
+    return int(filesystem.size(path))
+
+
+def _read_piece(uri: str, start: int, end: int) -> bytes:
     try:
         filesystem, path = filesystem_of(uri)
     except ImportError as error:
         scheme = scheme_of(uri)
         remedy = f"pip install 'raycap[{EXTRAS[scheme]}]'" if scheme in EXTRAS else scrubbed(str(error))
         raise FetchError(f"reading {scheme}:// needs a package that is missing: {remedy}") from error
-    data: bytes = filesystem.cat_file(path, start=0, end=max_bytes + 1)
+    data: bytes = filesystem.cat_file(path, start=start, end=end)
     return data
 
 

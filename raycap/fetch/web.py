@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import http.client
+import io
 import logging
 import re
 import ssl
@@ -21,6 +22,7 @@ from urllib3.util import Url, parse_url
 from raycap.fetch.answers import framing_too_large, headers_too_large
 from raycap.fetch.connections import Dial, Limits, Pools
 from raycap.fetch.fault import FetchError, too_large, too_late
+from raycap.fetch.files import GrowTo
 from raycap.fetch.options import Fetch
 from raycap.uris import WEB, scheme_of
 
@@ -57,8 +59,11 @@ class Web:
         dial = Dial(self._limits, options.allow_private)
         self._pools = Pools(dial, hosts=2 * options.threads, places=options.per_host)
 
-    def get(self, url: str, seconds: float) -> bytes | Moved:
-        """The body behind `url` within `seconds`, or where it moved to; raises FetchError."""
+    def get(self, url: str, seconds: float, grow_to: GrowTo | None = None) -> bytes | Moved:
+        """The body behind `url` within `seconds`, or where it moved to; raises FetchError.
+
+        `grow_to` is called with the size of the body as it grows, and may wait, which costs none of the seconds.
+        """
         self._limits.start(seconds)
         target = parsed(url)
         while True:
@@ -66,7 +71,7 @@ class Web:
             self._limits.start_request()
             try:
                 response = self._ask(target)
-                return self._answer(url, response)
+                return self._answer(url, response, grow_to)
             except (HTTPError, TimeoutError, zlib.error) as error:
                 # Each stale connection leaves the pool, so the last try has a connection of its own.
                 if not self._was_stale(error):
@@ -110,7 +115,7 @@ class Web:
             headers["Authorization"] = "Basic " + base64.b64encode(unquote(target.auth).encode()).decode()
         return headers
 
-    def _answer(self, url: str, response: BaseHTTPResponse) -> bytes | Moved:
+    def _answer(self, url: str, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes | Moved:
         status = response.status
         if 200 <= status < 300:
             if not self._options.ignore_robots_tag:
@@ -119,7 +124,7 @@ class Web:
                     raise FetchError(
                         f"the server forbids it: X-Robots-Tag {directive} (--fetch.ignore-robots-tag fetches it)"
                     )
-            return self._body(response)
+            return self._body(response, grow_to)
         location = response.headers.get("Location")
         wait = asked_wait(response.headers.get("Retry-After"))
         with contextlib.suppress(HTTPError, TimeoutError, FetchError):
@@ -129,13 +134,13 @@ class Web:
         words = http.client.responses.get(status, "")  # never the server's own, which would not count as one
         raise FetchError(f"HTTP {status} {words}".rstrip(), again=status == 429 or status >= 500, wait=wait)
 
-    def _body(self, response: BaseHTTPResponse) -> bytes:
+    def _body(self, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes:
         cap = self._options.max_bytes
         if (response.length_remaining or 0) > cap:
             raise too_large(cap)
         encoding = _encoding(response.headers.get("Content-Encoding", ""))
         unpack: zlib._Decompress | None = None
-        chunks, sent, size = [], 0, 0  # bytes before and after unpacking, each held to the cap
+        body, sent, size = io.BytesIO(), 0, 0  # bytes before and after unpacking, each held to the cap
         head = self._limits.received
         while True:
             self._limits.allow(head + sent + _CHUNK + _FRAMING_ROOM, framing_too_large)
@@ -150,14 +155,16 @@ class Web:
             size += len(chunk)
             if max(sent, size) > cap:
                 raise too_large(cap)
-            chunks.append(chunk)
+            if grow_to:
+                self._limits.extend(grow_to(size))
+            body.write(chunk)
         if not size:
             raise FetchError("an empty body")
         if unpack and not unpack.eof:
             raise zlib.error("cut short")
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             _check_whole(response.headers.get("Content-Range", ""), sent)
-        return b"".join(chunks)
+        return body.getvalue()  # a join of chunks would hold all bytes twice for a moment
 
     def _fault(self, error: Exception, host: str, response: BaseHTTPResponse | None) -> FetchError:
         if self._limits.left() <= 0:

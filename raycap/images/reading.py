@@ -33,6 +33,10 @@ _RUN_OUT = re.compile(
 )
 
 
+# Options of Reading that decide no pixel: with more time or memory, what failed can be tried again.
+LIMITS = ("timeout", "max_memory")
+
+
 @dataclass(frozen=True)
 class Square:
     """What every picture becomes: a square of pixels, as the encoder wants it."""
@@ -71,6 +75,9 @@ class Reading:
     """longest side over shortest"""
     salvage_truncated: bool = False
     """show what is there of a truncated jpeg, png, gif, bmp or ppm (the rest grey or black), not refuse it"""
+    timeout: float = 60.0
+    """seconds that reading one picture may take; all but ordinary JPEGs and PNGs are read in child processes, which
+    are ended then, or when they take more than `max_memory` (on Linux)"""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_memory", "max_side", "max_aspect"):
@@ -78,6 +85,8 @@ class Reading:
             if not (math.isfinite(limit) and limit >= 1):
                 option = f"--reading.{name.replace('_', '-')}"
                 raise Refusal(f"{option} is {limit}: it must be a number that is at least 1")
+        if not 0 < self.timeout <= 86_400:
+            raise Refusal(f"--reading.timeout is {self.timeout}: give seconds above 0, at most a day")
         try:
             ImageColor.getrgb(self.background)
         except ValueError:

@@ -18,7 +18,8 @@ from raycap.config import part_from_plain
 from raycap.evaluation.captions import CaptionTable, files_of
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.fetch.fault import FetchError
-from raycap.images import Reading, Square, read_picture
+from raycap.images import Reading, Square
+from raycap.images.guard import read_guarded
 from raycap.plots import attention_panel
 from raycap.refusal import Refusal
 from raycap.report.thumbnails import Room
@@ -96,7 +97,7 @@ def drawn(
         if maps is None:
             continue
         fetched = fetcher.fetch(row["uri"])
-        picture = read_picture(fetched.data, reading, square)  # of no bytes where they could not be fetched
+        picture = read_guarded(fetched.data, reading, square)  # of no bytes where they could not be fetched
         if picture.pixels is not None:
             aspect = picture.height / picture.width if square.resize == "squash" else 1.0
             panel = Panel(name, row["key"], row["caption"], _as_jpeg(row["words"], maps, picture.pixels, aspect))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
-from raycap.images import Reading, Square, read_picture
+from raycap.images import Reading, Square
+from raycap.images.guard import read_guarded
 
 AT_ONCE = 16  # pictures in memory at their full size
 QUALITY = 75  # of the JPEGs
@@ -57,7 +58,7 @@ def thumbnails(
 def _made(data: bytes, error: str, side: int, reading: Reading) -> Thumbnail:
     if error:
         return Thumbnail("", 0, 0, error)
-    picture = read_picture(data, reading, Square(side, "pad"))
+    picture = read_guarded(data, reading, Square(side, "pad"))
     if picture.pixels is None:
         return Thumbnail("", 0, 0, picture.error)
     scale = side / max(picture.width, picture.height)

@@ -109,6 +109,28 @@ class RunFolder:
 
         self._try("write", act)
 
+    def put(self, name: str, path: str) -> None:
+        """Write what the file at the local `path` holds, however large. A reader sees all of it or nothing."""
+
+        def act() -> None:
+            filesystem = _place(self.uri)[0]
+            filesystem.makedirs(self.path(str(PurePosixPath(name).parent)), exist_ok=True)
+            if not self.is_local:
+                filesystem.put_file(path, self.path(name))
+                return
+            with Path(path).open("rb") as file:
+                os.fsync(file.fileno())
+            Path(path).replace(self.path(name))  # it is on the same disc: see `scratch`
+
+        self._try("write", act)
+
+    def scratch(self) -> str | None:
+        """Where temporary files lie that are as large as the run's own; None for the place that the system has."""
+        if not self.is_local:
+            return None
+        Path(self.path(STAGED)).mkdir(parents=True, exist_ok=True)
+        return self.path(STAGED)
+
     def rename(self, old: str, new: str) -> None:
         """On a disc one step; in an object store a copy, which appears whole, and then a removal."""
         filesystem, source, target = _place(self.uri)[0], self.path(old), self.path(new)

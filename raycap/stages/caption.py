@@ -128,18 +128,19 @@ def _tell(name: str, said: "Caption", config: Config) -> None:
 
 def _draw(photo: str, data: bytes, said: "Caption", captioner: "Captioner", config: Config) -> None:
     from raycap import captioned
-    from raycap.images import read_whole
+    from raycap.images.guard import read_guarded
 
     digest = hashlib.sha256(data).hexdigest()
     notes = {captioned.PHOTO: digest, "Title": said.caption, "Software": f"raycap {__version__}"}
     drawn = []
     try:
         if config.caption.show:
-            pixels = read_whole(data, captioner.plan.reading).pixels
-            assert pixels is not None  # a caption was made of it
+            whole = read_guarded(data, captioner.plan.reading, None)
+            if whole.pixels is None:  # its caption was made of a smaller version
+                raise Refusal(f"cannot draw {photo}: {whole.error}")
             drawn.append(captioned.free_path(photo, digest, "captioned"))
             others = [other.caption for other in said.alternatives]
-            captioned.save(captioned.draw(pixels, said.caption, others), drawn[-1], notes)
+            captioned.save(captioned.draw(whole.pixels, said.caption, others), drawn[-1], notes)
         if config.caption.attention:
             explained = captioner.explain(data)
             drawn.append(captioned.free_path(photo, digest, "attention"))

@@ -2,26 +2,30 @@
 
 import functools
 import hashlib
+import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import Dataset
+from ray.data import DataContext, Dataset
 from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.hosts import FETCHED
 from raycap.images import Picture, Reading, Square, read_picture
+from raycap.images.guard import needs_guard, read_guarded, read_in_child
 from raycap.sources import Source
-from raycap.stages.alone import is_second_try, read_alone
 from raycap.tables import FAILED_TO_DECODE, FAILED_TO_FETCH, SUCCESS
 
 # Rows that one task opens: enough to pay for the task, few enough that a small folder keeps every core busy.
 ROWS_PER_TASK = 256
+# A stream that stands still so long, plus what its pictures may take, is stuck. The slowest fetch is far below.
+SECONDS_WITHOUT_PROGRESS = 900
 
 
 class Listed(Protocol):
@@ -73,6 +77,9 @@ def opened(
 ) -> Dataset:
     """Fetch and decode every row, on processor tasks (of nodes with that label); no row is lost, a bad one has a
     reason."""
+    # The longest that a task may take without a fault is when every picture in it hangs.
+    patience = SECONDS_WITHOUT_PROGRESS + rows_per_task * reading.timeout
+    DataContext.get_current().execution_no_progress_timeout_s = patience
     return rows.map_batches(
         open_pictures,  # type: ignore[arg-type]
         batch_format="pyarrow",
@@ -92,43 +99,57 @@ def open_pictures(
     table: pa.Table, fetch: Fetch, reading: Reading, square: Square, trust: Trust, keep_pixels: bool
 ) -> pa.Table:
     """Manifest rows in; out the same rows with status, reason, format, size, digest and pixels instead of `bytes`
-    and `error`."""
-    pictures = _pictures(table, _fetcher(fetch, trust), reading, square)
+    and `error`. Bodies are read as they arrive, so memory holds a few of them, however many rows there are."""
+    status, digest = [FAILED_TO_FETCH] * len(table), [""] * len(table)
+    pictures = [Picture(None, "", 0, 0, "")] * len(table)
+    took: list[dict[str, Any] | None] = [None] * len(table)
+    # Unreadable pictures stay black; their status says so, and nobody looks at them.
+    side = square.size if keep_pixels else 0
+    pixels = np.zeros((len(table), side, side, 3), np.uint8)
+    read = _reader()
+    for row, fetched in _bodies(table, _fetcher(fetch, trust)):
+        took[row] = _took(fetched)
+        if fetched.error:
+            pictures[row] = replace(pictures[row], error=fetched.error)
+            continue
+        picture = read(fetched.data, reading, square)
+        status[row] = FAILED_TO_DECODE if picture.error else SUCCESS
+        digest[row] = hashlib.sha256(fetched.data).hexdigest()
+        if keep_pixels and picture.pixels is not None:
+            pixels[row] = picture.pixels
+        pictures[row] = replace(picture, pixels=None)
+        del fetched, picture  # the next body is on its way
     columns: dict[str, pa.Array] = {
-        "status": pa.array([status for status, _, _, _ in pictures], pa.string()),
-        "error_message": pa.array([picture.error for _, _, picture, _ in pictures], pa.string()),
-        "format": pa.array([picture.format for _, _, picture, _ in pictures], pa.string()),
-        "width": pa.array([picture.width for _, _, picture, _ in pictures], pa.int32()),
-        "height": pa.array([picture.height for _, _, picture, _ in pictures], pa.int32()),
-        "sha256": pa.array([digest for _, digest, _, _ in pictures], pa.string()),
-        FETCHED.name: pa.array([took for _, _, _, took in pictures], FETCHED.type),
+        "status": pa.array(status, pa.string()),
+        "error_message": pa.array([picture.error for picture in pictures], pa.string()),
+        "format": pa.array([picture.format for picture in pictures], pa.string()),
+        "width": pa.array([picture.width for picture in pictures], pa.int32()),
+        "height": pa.array([picture.height for picture in pictures], pa.int32()),
+        "sha256": pa.array(digest, pa.string()),
+        FETCHED.name: pa.array(took, FETCHED.type),
     }
     if keep_pixels:
-        columns["pixels"] = _pixel_column([picture.pixels for _, _, picture, _ in pictures], square.size)
+        columns["pixels"] = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
     table = table.drop_columns(["bytes", "error"])
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table
 
 
-def _pictures(
-    table: pa.Table, fetcher: Fetcher, reading: Reading, square: Square
-) -> list[tuple[str, str, Picture, dict[str, Any] | None]]:
-    """For each row its status, the digest of its bytes, the picture, and what fetching it took."""
-    columns = (table[name].to_pylist() for name in ("uri", "bytes", "error"))
-    rows = list(zip(*columns, strict=True))
-    answers = iter(fetcher.fetch_all([uri for uri, data, error in rows if data is None and not error]))
-    fetched = []
-    for _, data, error in rows:
+def _bodies(table: pa.Table, fetcher: Fetcher) -> Iterator[tuple[int, Fetched]]:
+    """The number of each row with its bytes, in the order in which they arrive: those in the table come first."""
+    to_fetch = []
+    for row, (data, error) in enumerate(zip(table["bytes"], table["error"].to_pylist(), strict=True)):
         if error:  # the source knows that the row cannot be used: it is not fetched
-            fetched.append(Fetched(b"", error))
+            yield row, Fetched(b"", error)
+        elif data.is_valid:
+            yield row, Fetched(data.as_py(), "")
         else:
-            fetched.append(next(answers) if data is None else Fetched(data, ""))
-    if is_second_try():
-        read = read_alone([None if each.error else each.data for each in fetched], reading, square)
-    else:
-        read = (None if each.error else read_picture(each.data, reading, square) for each in fetched)
-    return [(*_opened(each, picture), _took(each)) for each, picture in zip(fetched, read, strict=True)]
+            to_fetch.append(row)
+    uris = table["uri"].take(to_fetch).to_pylist() if to_fetch else []
+    for place, fetched in fetcher.fetch_each(uris):
+        yield to_fetch[place], fetched
+        del fetched
 
 
 def _took(fetched: Fetched) -> dict[str, Any] | None:
@@ -138,10 +159,36 @@ def _took(fetched: Fetched) -> dict[str, Any] | None:
     return {"bytes": len(fetched.data), "requests": fetched.requests, "seconds": fetched.seconds}
 
 
-def _opened(fetched: Fetched, picture: Picture | None) -> tuple[str, str, Picture]:
-    if picture is None:
-        return FAILED_TO_FETCH, "", Picture(pixels=None, format="", width=0, height=0, error=fetched.error)
-    return FAILED_TO_DECODE if picture.error else SUCCESS, hashlib.sha256(fetched.data).hexdigest(), picture
+def _reader() -> Callable[[bytes, Reading, Square], Picture]:
+    """How this task reads its pictures.
+
+    A worker that hangs in a picture, or dies of it, leaves no word of which one it was. So when Ray runs a task
+    again, each picture is read in a child process, and the one that is to blame gets its reason. The first time,
+    ordinary pictures are read here, which is faster, and an alarm ends a worker that hangs.
+    """
+    attempt = _attempt()
+    if attempt is None:
+        return read_guarded
+    return read_in_child if attempt else _read_with_alarm if hasattr(signal, "setitimer") else read_guarded
+
+
+def _attempt() -> int | None:
+    """How often Ray has tried this task before; None where this is no task."""
+    worker: Any = ray._private.worker.global_worker  # Ray says it nowhere else
+    if not worker.connected or worker.mode != ray.WORKER_MODE:
+        return None
+    return int(worker.core_worker.get_current_task_attempt_number())
+
+
+def _read_with_alarm(data: bytes, reading: Reading, square: Square) -> Picture:
+    if needs_guard(data, reading):
+        return read_in_child(data, reading, square)
+    # SIGALRM ends the process in the midst of C code too. Nothing else in a worker uses it.
+    signal.setitimer(signal.ITIMER_REAL, reading.timeout)
+    try:
+        return read_picture(data, reading, square)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @functools.cache
@@ -150,9 +197,3 @@ def _fetcher(fetch: Fetch, trust: Trust) -> Fetcher:
     # A picture's fault becomes its row's reason; Pillow's remarks about metadata would fill the logs of a long job.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     return Fetcher(fetch, trust)
-
-
-def _pixel_column(pixels: list[np.ndarray | None], size: int) -> pa.Array:
-    """Unreadable pictures are black here; their status says so, and nobody looks at them."""
-    black = np.zeros((size, size, 3), np.uint8)
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([black if one is None else one for one in pixels]))

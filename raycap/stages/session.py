@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import ray
 from ray.data import DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, RpcError
 
 from raycap.cluster import Cluster
@@ -38,6 +39,12 @@ def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
             if refusal is None:
                 raise
             raise refusal from error
+        except ExecutionTimeoutError as error:
+            waited = DataContext.get_current().execution_no_progress_timeout_s
+            raise Refusal(
+                f"no row was finished for {waited:,.0f} s: is a processor of the cluster free (`ray status`), and "
+                "does the disc or network that holds the pictures answer?"
+            ) from error
 
 
 @contextlib.contextmanager

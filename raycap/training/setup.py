@@ -13,6 +13,7 @@ from raycap.captioner.folder import digest_of, encoder_of, plan_of, words_of
 from raycap.config import part_to_plain, without_removed
 from raycap.encoders import EncoderOptions
 from raycap.encoders.encoder import Encoder
+from raycap.images.reading import LIMITS
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder, differences
 from raycap.search import SearchChoice
@@ -94,8 +95,9 @@ def run_identity(
 ) -> dict[str, Any]:
     """The choices that decide the result of a run."""
     train = part_to_plain("train", options)
+    reading = part_to_plain("reading", plan.reading)
     identity = {
-        "reading": part_to_plain("reading", plan.reading),
+        "reading": {name: value for name, value in reading.items() if name not in LIMITS},
         "vocabulary": part_to_plain("vocabulary", words),
         "encoder": part_to_plain("encoder", plan.encoder),
         "decoder": part_to_plain("decoder", plan.decoder),

@@ -32,7 +32,7 @@ from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.shape import on_actors, pictures, shape
 from raycap.stages.bulk.shown import show
 from raycap.stages.bulk.todo import Todo
-from raycap.stages.bulk.work import Work, source_identity, source_of
+from raycap.stages.bulk.work import Work, reading_identity, source_identity, source_of
 from raycap.stages.nodes import signed
 from raycap.stages.session import session
 from raycap.tables import CAPTIONS, FAILED_TO_CAPTION, SUCCESS, TRUE_WORDS
@@ -77,7 +77,7 @@ def captions_work(config: Config, source: Source) -> Work:
         options=options,
         identity={
             "source": source_identity(source, options),
-            "reading": part_to_plain("reading", reading),
+            "reading": reading_identity(reading),
             "captioner": digest,
             "search": part_to_plain("search", search),
             "attention": options.attention,

@@ -20,7 +20,7 @@ from raycap.sources import Source
 from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.shape import on_actors, pictures, shape
 from raycap.stages.bulk.todo import Todo
-from raycap.stages.bulk.work import Work, source_identity
+from raycap.stages.bulk.work import Work, reading_identity, source_identity
 from raycap.stages.nodes import signed
 from raycap.tables import SUCCESS, features_schema
 from raycap.training import Augmentation
@@ -97,7 +97,7 @@ def pixels_schema(size: int) -> pa.Schema:
 
 
 def _seen(config: Config, source: Source) -> dict[str, Any]:
-    return {"source": source_identity(source, config.extract), "reading": part_to_plain("reading", config.reading)}
+    return {"source": source_identity(source, config.extract), "reading": reading_identity(config.reading)}
 
 
 def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.data import DataContext
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raycap.progress import Progress
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 # Passes in a row that brought nothing before the run ends: a fault that stays is not mended by trying.
 FRUITLESS_PASSES = 3
 SECONDS_AFTER_A_FAULT = 2.0  # before the next pass, and four times as long before the one after it
+# Ray takes some time to end the tasks of a pass.
+SECONDS_TO_FREE = 20
 # So many keep any pool busy.
 BATCHES_ARE_MANY = 64
 # A share of failures says something only of so many rows.
@@ -110,6 +114,7 @@ class _Run:
         fruitless = 0
         while True:
             todo, fresh, fault = Todo(self.work.source, self.work.options, there.done, only), Counts(), ""
+            waited = False
             try:
                 first_look = _first_look(todo)
             except RayError as error:
@@ -121,13 +126,14 @@ class _Run:
                 few = first_look.rows < _most_looked_at(todo)
                 todo = replace(todo, few=first_look.rows if few else None)
                 self.folder.remove(FACTS)  # unfinished again
-                fresh, fault = self._pass(table, todo)
+                fresh, fault, waited = self._pass(table, todo)
                 made.add(fresh)
             if not fault:
                 there.counts.add(fresh)
                 return there.counts
             self.faults.append(fault)
-            fruitless = 0 if fresh.rows else fruitless + 1
+            # Waiting for a cluster that is full or has no nodes yet is no fault, however long it takes.
+            fruitless = 0 if fresh.rows or waited else fruitless + 1
             if fruitless == FRUITLESS_PASSES:
                 raise Refusal(
                     f"the work fails each time it is tried ({fault}); what is made stays in {self.folder}, and the "
@@ -138,8 +144,8 @@ class _Run:
                 time.sleep(SECONDS_AFTER_A_FAULT * 4 ** (fruitless - 1))
             there = standing(self.folder, table)
 
-    def _pass(self, table: str, todo: Todo) -> tuple[Counts, str]:
-        """What was made of what is to do, and why not all of it."""
+    def _pass(self, table: str, todo: Todo) -> tuple[Counts, str, bool]:
+        """What was made of what is to do; why not all of it; and whether that is because nothing could run."""
         total = ray.remote(num_cpus=0)(survey).remote(todo, None)
         with Progress(self.work.act, total=lambda: _if_ready(total)) as progress:
 
@@ -151,9 +157,14 @@ class _Run:
             try:
                 whole = one.run(self.work.stream(todo))
                 self.notes = one.notes or {}
-                return one.counts, "" if whole else "blocks were lost with a worker or a node"
+                return one.counts, "" if whole else "blocks were lost with a worker or a node", False
+            except ExecutionTimeoutError:
+                stood_still = f"nothing was finished for {_timeout():,.0f} s"
+                if _has_free_processor():
+                    return one.counts, f"{stood_still}, though processors were free", False
+                return one.counts, f"{stood_still}: the cluster has no free processor for it", True
             except RayError as error:
-                return one.counts, _fault(error)
+                return one.counts, _fault(error), False
             finally:
                 ray.cancel(total)
 
@@ -184,6 +195,23 @@ def _first_look(todo: Todo) -> Survey:
 
 def _most_looked_at(todo: Todo) -> int:
     return BATCHES_ARE_MANY * todo.choice.batch
+
+
+def _timeout() -> float:
+    return DataContext.get_current().execution_no_progress_timeout_s
+
+
+def _has_free_processor() -> bool:
+    """Whether a task could run now that those of the last pass have ended.
+
+    If one could, they ran and did nothing. If not, the processors are not there or belong to somebody else.
+    """
+    end = time.monotonic() + SECONDS_TO_FREE
+    while ray.available_resources().get("CPU", 0) < 1:  # type: ignore[no-untyped-call, unused-ignore]
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def _if_ready(answer: Any) -> int | None:

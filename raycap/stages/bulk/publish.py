@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from raycap.runs import Lease, RunFolder
@@ -34,6 +35,8 @@ from raycap.tables import fit
 
 log = logging.getLogger(__name__)
 
+# What ends a pass and leaves what it has finished: a lost worker or node, or a stream that stands still.
+LOST_WORK = (RayError, ExecutionTimeoutError)
 # Files that are written at the same time; with more, a slow disc would fill the object store.
 MOST_WRITING = 4
 
@@ -106,7 +109,7 @@ class Pass:
                 if held >= self.parts.rows or (held and time.monotonic() - since >= self.parts.seconds):
                     yield blocks
                     blocks, held, since = [], 0, time.monotonic()
-        except RayError:
+        except LOST_WORK:
             if blocks:
                 self._write(blocks)
             raise

@@ -22,8 +22,6 @@ BYTES_OF_ACTOR = 2 * 2**30
 RESTARTS = 3
 # Rows that one task fetches from the web.
 WEB_ROWS = 256
-# A stream that stands still so long ends the pass, instead of hanging for ever. The slowest fetch is far below.
-SECONDS_WITHOUT_PROGRESS = 900
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,6 @@ def pictures(todo: Todo, config: Config, batch: int, reading: Reading, square: S
     context = DataContext.get_current()
     context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2  # twice what it takes: never cut in two
     context.execution_options.preserve_order = False
-    context.execution_no_progress_timeout_s = SECONDS_WITHOUT_PROGRESS
     rows = manifest(todo, rows_per_task)
     where = selector(config.cluster.decode_on)
     return opened(rows, todo.source, config.fetch, reading, square, True, rows_per_task, where)

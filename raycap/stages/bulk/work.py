@@ -14,6 +14,8 @@ from raycap import __version__
 from raycap.bulk import Bulk
 from raycap.config import Config, dumps, part_to_plain
 from raycap.hosts import host_lines
+from raycap.images import Reading
+from raycap.images.reading import LIMITS
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder, differences
 from raycap.sources import Source
@@ -74,6 +76,12 @@ def source_identity(source: Source, options: Bulk) -> dict[str, Any]:
     here = place.filesystem is None and not place.exists()  # a glob, or a name in a hub
     told = part_to_plain("source", source) | {"path": source.path if here else place.uri}
     return told | ({"of_split": split_word(options.split)} if options.split else {})
+
+
+def reading_identity(reading: Reading) -> dict[str, Any]:
+    """The options of reading that decide the rows. How long a picture may take does not: with more, what failed can
+    be tried again."""
+    return {name: value for name, value in part_to_plain("reading", reading).items() if name not in LIMITS}
 
 
 def kept(work: Work, cache: str, option: str) -> Work:

@@ -1,0 +1,67 @@
+"""A budget for the bytes of pictures in memory, shared by all fetches of one worker."""
+
+import threading
+import time
+
+
+class Budget:
+    """Lets fetches hold `limit` bytes together; one that needs more waits until others are done with theirs.
+
+    One fetch at a time may pass the limit. So there is always one that can finish, and the bytes in memory are at
+    most `limit` and the largest picture.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._changed = threading.Condition()
+        self._exempt: Share | None = None
+        self._closed = False
+
+    def share(self) -> "Share":
+        """What one fetch holds: nothing yet."""
+        return Share(self)
+
+    def close(self) -> None:
+        """Let all who wait go on, so that their threads can end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Share:
+    """The bytes that one picture holds in memory, from its first chunk until nobody needs it any more."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._size = 0
+        self.waited = 0.0  # seconds, all in all
+
+    def grow_to(self, size: int) -> float:
+        """Hold `size` bytes; returns the seconds that this waited."""
+        budget = self._budget
+        started = time.monotonic()
+        with budget._changed:
+            more = size - self._size
+            if more <= 0:
+                return 0.0
+            while budget._held + more > budget._limit and not budget._closed:
+                if budget._exempt in (None, self):
+                    budget._exempt = self
+                    break
+                budget._changed.wait()
+            budget._held += more
+            self._size = size
+        waited = time.monotonic() - started
+        self.waited += waited
+        return waited
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        budget = self._budget
+        with budget._changed:
+            budget._held -= self._size
+            self._size = 0
+            if budget._exempt is self:
+                budget._exempt = None
+            budget._changed.notify_all()

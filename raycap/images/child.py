@@ -1,0 +1,133 @@
+"""The child process in which suspicious pictures are read, so that a bad one costs this process and no other.
+
+`raycap.images.guard` starts it as `python -m raycap.images.child` and talks to it over pipes. It imports neither
+Ray nor torch. It ends when its parent ends, or when one picture takes too long.
+"""
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import pickle
+import re
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from PIL import AvifImagePlugin
+
+from raycap.images.guard import ANSWER, READY, REQUEST
+from raycap.images.reading import Picture, Reading, Square, read_picture, read_whole
+
+# The parent ends a child whose time is up. Where it cannot, because it is gone, the child ends itself a bit later.
+GRACE_SECONDS = 5
+# What decoders say when they are refused memory: MemoryError, "out of memory error", "Memory allocation error", ...
+NO_MEMORY = re.compile(r"memory|bad_alloc|allocat|decoder error -9$", re.I)  # -9 is Pillow's
+# A failed picture that may need more memory than allowed, at this rate, says so.
+BYTES_A_PIXEL = 6
+IN_DOUBT = " (or it takes too much memory, --reading.max-memory)"
+# A child that has grown by so many bytes of address space is replaced: some decoder leaks.
+MOST_GROWTH = 128 * 2**20
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Read one picture after the other until the pipe is closed."""
+    requests, answers, exchange, parent, max_memory = map(int, sys.argv[1:])
+    _end_with(parent)
+    _use_one_thread()
+    settings = functools.lru_cache(maxsize=4)(pickle.loads)
+    mapped_at_start = _mapped()
+    with os.fdopen(requests, "rb") as incoming, os.fdopen(answers, "wb", buffering=0) as outgoing:
+        outgoing.write(READY)
+        while head := incoming.read(REQUEST.size):
+            size, settings_size = REQUEST.unpack(head)
+            reading, square = settings(incoming.read(settings_size))
+            _set_alarm(reading.timeout + GRACE_SECONDS)
+            _limit_memory(max_memory)
+            picture = _read(exchange, size, reading, square)
+            _limit_memory(None)
+            answer = _answer(picture, exchange, max_memory, _mapped() - mapped_at_start > MOST_GROWTH)
+            _set_alarm(0)
+            outgoing.write(ANSWER.pack(len(answer)) + answer)
+
+
+def _read(exchange: int, size: int, reading: Reading, square: Square | None) -> Picture:
+    try:
+        data = os.pread(exchange, size, 0)
+    except MemoryError:
+        return Picture(None, "", 0, 0, "too little memory")
+    return read_whole(data, reading) if square is None else read_picture(data, reading, square)
+
+
+def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> bytes:
+    """The picture as JSON; its pixels go into the exchange file."""
+    shape = None
+    if picture.pixels is not None:
+        shape = picture.pixels.shape
+        os.ftruncate(exchange, picture.pixels.nbytes)
+        written, pixels = 0, picture.pixels.data.cast("B")
+        while written < len(pixels):
+            written += os.pwrite(exchange, pixels[written:], written)
+    no_memory = bool(NO_MEMORY.search(picture.error))
+    # Some decoders take a refused allocation for a fault of the file. Only large pictures leave that in doubt.
+    doubtful = picture.error and picture.width * picture.height * BYTES_A_PIXEL > max_memory
+    fields = {
+        "format": picture.format,
+        "width": picture.width,
+        "height": picture.height,
+        "error": picture.error + (IN_DOUBT if doubtful else ""),
+        "shape": shape,
+        "no_memory": no_memory,
+        "retire": retire,
+    }
+    return json.dumps(fields).encode()
+
+
+def _end_with(parent: int) -> None:
+    """Die with the parent, even in the middle of a decoder that never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _use_one_thread() -> None:
+    """Each thread of a decoder reserves address space, which the limit counts; and a worker has one processor."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.options.DECODE_THREADS = 1
+
+
+def _limit_memory(more: int | None) -> None:
+    """Allow this process `more` bytes than it has mapped now; None for no limit of ours."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = hard
+    if more is not None and (mapped := _mapped()):
+        soft = mapped + more if hard == resource.RLIM_INFINITY else min(hard, mapped + more)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _mapped() -> int:
+    """Bytes of address space in use; 0 where the system does not say, which is then without a memory limit."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _set_alarm(seconds: float) -> None:
+    """SIGALRM ends the process where it is, in C code too; 0 for no alarm."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+if __name__ == "__main__":
+    main()
