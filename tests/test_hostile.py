@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from raycap.cli import main
 pytestmark = pytest.mark.ray
 
 GOOD, UNFETCHED, UNREAD = "success", "failed_to_fetch", "failed_to_decode"
+DEEP = "deep" * 60
 ANY = ""  # a mutant may be readable or not
 
 
@@ -112,9 +114,8 @@ def too_deep(root: Path) -> None:
     here = Path.cwd()
     os.chdir(root)
     for _ in range(17):
-        name = "deep" * 60
-        os.mkdir(name)  # noqa: PTH102
-        os.chdir(name)
+        os.mkdir(DEEP)  # noqa: PTH102
+        os.chdir(DEEP)
     os.chdir(here)
 
 
@@ -217,6 +218,32 @@ def check_case(case: Case, root: Path, model: Path, capsys: pytest.CaptureFixtur
     code, shown = run(command, capsys)
     assert code == 1 and f"{len(table):,} rows, {len(failed):,} failed; 0 made now" in shown
     assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
+
+
+def test_good_rows_do_not_hide_what_was_left_out(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos(tmp_path / "photos", range(3))
+    too_deep(folder)
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    looked = ["inspect", str(folder), "--out", str(report)]
+    command = ["caption", str(folder), "--out", str(out), "--model", str(model), "--batch", "8", "--actors", "1"]
+
+    code, shown = run(looked, capsys)
+    assert code == 1 and "3 rows, 3 readable, 0 failed" in shown and "1 folder could not be listed (" in shown
+    code, shown = run([*command, "--dry-run"], capsys)
+    assert code == 0 and "1 folder could not be listed (" in shown and "3 rows would be made" in shown
+    code, shown = run(command, capsys)
+    facts = json.loads((out / "facts.json").read_text())
+    assert code == 1 and "3 rows, 0 failed" in shown and "1 folder could not be listed (" in shown
+    assert facts["rows"] == 3 and counted(facts["left_out"]) == {"folder could not be listed": 1}
+
+    # Mended, with nothing new to make: the facts say so, and keep the rest.
+    shutil.rmtree(folder / DEEP)
+    code, shown = run(command, capsys)
+    assert code == 0 and "could not be listed" not in shown
+    assert json.loads((out / "facts.json").read_text()) == {**facts, "left_out": []}
+    assert run(looked, capsys)[0] == 0
 
 
 def check_all(files: int, urls: int, root: Path, model: Path, photo: bytes, capsys: Any) -> None:
