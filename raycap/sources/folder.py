@@ -13,7 +13,7 @@ from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.listing import walk
 from raycap.sources.notes import LINK, Notes, nothing
-from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, uri_of, locate
+from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, locate, uri_of
 from raycap.sources.rows import Row, tables
 
 if TYPE_CHECKING:
