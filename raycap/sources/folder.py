@@ -13,7 +13,7 @@ from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.listing import walk
 from raycap.sources.notes import LINK, Notes, nothing
-from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, locate
+from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, locate, uri_of
 from raycap.sources.rows import Row, tables
 
 if TYPE_CHECKING:
@@ -70,10 +70,11 @@ class Folder:
             yield Row(key_of(place.name), place.uri)
             return
         wanted = pattern_of(self.glob)
+        local_root = f"{place.path.rstrip('/')}/" if place.filesystem is None else ""
         for found in walk(place, notes):
             # '*' means files: a folder counts as a picture that cannot be read only where its name says picture.
             if wanted.fullmatch(found.path) and (not found.is_folder or PICTURE_NAME.fullmatch(found.path)):
-                uri = (place / found.path).uri
+                uri = uri_of(local_root + found.path) if local_root else f"{place.uri}/{found.path}"
                 yield Row(key_of(found.path), uri, error=found.error and f"{found.error}: {uri}")
             elif found.error:
                 if found.is_link:

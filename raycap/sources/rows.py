@@ -73,7 +73,7 @@ def _table(rows: list[Row]) -> "pa.Table":
         [utf8(row.split) for row in rows],
         [[utf8(reference) for reference in row.references] for row in rows],
         [row.picture for row in rows],
-        [utf8(row.error) for row in rows],
+        [row.error and utf8(row.error) for row in rows],
     ]
     return pa.table(
         [pa.array(column, wanted.type) for column, wanted in zip(columns, MANIFEST, strict=True)], MANIFEST
