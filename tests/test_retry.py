@@ -204,7 +204,8 @@ def test_the_heartbeat_outlives_every_fault(tmp_path: Path, monkeypatch: pytest.
         assert not faults
         ours.check()
         monkeypatch.setattr(RunFolder, "write_json", write)
-        folder.write_json("_lease.json", {"run": "another"})
+        with lease._locked(folder):  # as a successor does
+            folder.write_json("_lease.json", {"run": "another"})
         with pytest.raises(Refusal, match="has taken over"):
             ours.check()
     assert folder.read_json("_lease.json") == {"run": "another"}, "a lost lease is left to its owner"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pytest
 
 from raycap.refusal import Refusal
@@ -49,7 +50,7 @@ def in_folder(folder: RunFolder, neighbour: RunFolder) -> None:
     neighbour.write("captions/part", b"of the neighbour")
     neighbour.write_json("facts.json", {"neighbour": True})
     assert not folder.exists() and folder.names("captions") == []
-    folder.stage("_staged/run/part[1]*", b"one")
+    folder.stage("_staged/run/part[1]*", pa.py_buffer(b"one"))  # as Parquet files come
     folder.rename("_staged/run/part[1]*", "captions/part[1]*")
     folder.write("captions/part1x", b"two")
     folder.write_json("facts.json", {"mine": 1})

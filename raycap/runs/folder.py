@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -16,6 +16,9 @@ from raycap.refusal import Refusal
 from raycap.runs import stores
 from raycap.runs.files import check_stays
 from raycap.runs.retry import is_of_a_store, with_retries
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Result = TypeVar("Result")
 
@@ -91,14 +94,14 @@ class RunFolder:
     def write_json(self, name: str, data: Any) -> None:
         self.write(name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
-    def stage(self, name: str, content: bytes) -> None:
+    def stage(self, name: str, content: "bytes | pa.Buffer") -> None:
         """Write a file that nobody reads before it is renamed; when this returns, it outlives a power cut."""
 
         def act() -> None:
             filesystem = _place(self.uri)[0]
             filesystem.makedirs(self.path(str(PurePosixPath(name).parent)), exist_ok=True)
             if not self.is_local:
-                filesystem.pipe_file(self.path(name), content)
+                filesystem.pipe_file(self.path(name), bytes(content))  # clients of stores take nothing else
                 return
             with Path(self.path(name)).open("wb") as file:
                 file.write(content)
@@ -218,8 +221,10 @@ class RunFolder:
 
 
 def output_folder(uri: str) -> RunFolder:
-    """The folder that a command writes its output to. Refused where Ray would delete the output: a folder that is
-    only read, such as a captioner, may lie there."""
+    """The folder that a command writes its output to.
+
+    Refused where Ray would delete the output: a folder that is only read, such as a captioner, may lie there.
+    """
     folder = RunFolder(uri)
     if folder.is_local:
         check_stays(folder.path(), "an absolute path, or a URI such as s3://bucket/folder")

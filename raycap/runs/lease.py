@@ -79,8 +79,9 @@ class Lease:
     def _beat(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_BEATS):
             try:
-                if self.is_ours():
-                    self._write()
+                with _locked(self._folder):  # else a successor could take the lease between the two lines below
+                    if self.is_ours():
+                        self._write()
             except Exception as error:  # noqa: BLE001 - this thread must outlive whatever a store's client raises
                 log.warning("the lease of %s could not be renewed (%s): trying again", self._folder, error)
 
@@ -122,7 +123,7 @@ def _runs(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
-    """On a disc, newcomers look at the lease one after the other."""
+    """On a disc, one process at a time looks at the lease and writes it."""
     if not folder.is_local:
         yield
         return
