@@ -34,7 +34,7 @@ TRIES = 2
 # The exchange file gives its memory back after a picture that was larger than this.
 LARGE = 4 * 2**20
 SECONDS_TO_START = 120
-# Bytes above `Reading.max_memory` that a child may map: threads' stacks and the allocator's reserves are not in use.
+# Bytes above `Reading.max_memory` that a child may map: stacks and the reserves of the allocator are not in use.
 SLACK = 64 * 2**20
 # One thread each: idle ones would cost address space, which the memory limit counts.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}

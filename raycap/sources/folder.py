@@ -13,8 +13,9 @@ from raycap.fetch.trust import Trust
 from raycap.refusal import Refusal
 from raycap.sources.listing import walk
 from raycap.sources.notes import LINK, Notes, nothing
-from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, locate, uri_of
+from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, locate
 from raycap.sources.rows import Row, tables
+from raycap.uris import uri_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

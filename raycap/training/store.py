@@ -261,10 +261,10 @@ def _parquet_files(table: str) -> list[tuple[str, int, Any]]:
         filesystem, root = stores.open_store(table)
         listed = filesystem.ls(root, detail=True) if filesystem.isdir(root) else []
         # Not every listing says of a link what it leads to.
-        found = [filesystem.info(one["name"]) for one in listed if one["name"].endswith(".parquet")]
+        names = sorted(str(one["name"]) for one in listed if one["name"].endswith(".parquet"))
+        found = [info for name in names if (info := filesystem.info(name))["type"] == "file"]
     except (OSError, ValueError, ImportError) as error:
         raise Refusal(f"cannot read the feature table {table}: {error}") from error
-    found = sorted((info for info in found if info["type"] == "file"), key=lambda info: str(info["name"]))
     if not found:
         raise Refusal(
             f"there is no feature table at {table}: no *.parquet in it; make one with `raycap "

@@ -92,9 +92,7 @@ def tune(config: Config) -> int:
         check_same(folder, folder.read_json(RUN), identity, "sweep")
         is_finished = folder.exists(FACTS)
         if is_finished:
-            write_out(
-                f"{out} holds this sweep, finished; nothing to do (--fresh starts over)\n"
-            )
+            write_out(f"{out} holds this sweep, finished; nothing to do (--fresh starts over)\n")
             trials = read_trials(out, measure)
         else:
             # List the pictures of each source in the space, and make the features of each
