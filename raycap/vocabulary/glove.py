@@ -1,5 +1,6 @@
 """GloVe vectors for a vocabulary: one pass over the text file, only the rows of the vocabulary kept."""
 
+import gzip
 import io
 import zipfile
 import zlib
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raycap.refusal import Refusal
+from raycap.uris import filesystem_of
 from raycap.vocabulary.words import PAD, SPECIAL_TOKENS, Vocabulary
 
 _LONGEST_LINE = 1 << 20  # bytes; a file without line ends must not fill the memory
@@ -118,11 +120,13 @@ class _Reader:
 
 
 def _opened(path: str, stack: ExitStack) -> Any:
-    import fsspec  # 40 ms, too much for whoever only imports this
-
+    # Not fsspec.open, which takes '::' in a name for a chain of protocols.
+    filesystem, inner = filesystem_of(path)
+    stack.callback(lambda kept: None, filesystem)  # fsspec's zip closes its file when nobody refers to it
+    file = stack.enter_context(filesystem.open(inner, "rb"))
     if not path.endswith(".zip") or path.startswith("zip://"):
-        return stack.enter_context(fsspec.open(path, "rb", compression="gzip" if path.endswith(".gz") else None))
-    archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(fsspec.open(path, "rb"))))
+        return stack.enter_context(gzip.open(file)) if path.endswith(".gz") else file
+    archive = stack.enter_context(zipfile.ZipFile(file))
     members = [name for name in archive.namelist() if not name.endswith("/")]
     if len(members) != 1:
         chosen = f"zip://{members[0] if members else 'NAME'}::{path}"
