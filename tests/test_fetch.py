@@ -792,13 +792,15 @@ def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
     assert len(most_held) > 30 and max(most_held) <= bytes_in_memory + body
 
 
-def test_waiting_for_memory_costs_nothing_of_the_deadline():
-    with serving({f"/{number}": bytes(500_000) for number in range(4)}) as server:
+@pytest.mark.parametrize("bytes_in_memory", [1, 300_000])  # waits before a request, and in the midst of its body
+def test_waiting_for_memory_costs_nothing_of_the_deadline(bytes_in_memory):
+    with serving({f"/{number}": bytes(900_000) for number in range(4)}) as server:
         uris = [server.url(f"/{number}") for number in range(4)]
-        with Fetcher(quick(deadline=0.9, retries=0), ONLY_WEB) as fetcher:
-            for _, fetched in fetcher.fetch_each(uris, 1):
+        with Fetcher(quick(deadline=2, read_timeout=2, retries=0), ONLY_WEB) as fetcher:
+            for _, fetched in fetcher.fetch_each(uris, bytes_in_memory):
                 assert fetched.error == ""
-                time.sleep(0.6)
+                assert fetched.seconds < 2
+                time.sleep(0.8)
 
 
 def test_fetches_that_fail_give_their_memory_back(server):

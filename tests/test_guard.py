@@ -191,6 +191,21 @@ def test_children_end_with_their_parent(notes: Path, word: str):
     wait_for(lambda: not is_running(child))
 
 
+def test_a_child_ends_itself_when_its_parent_does_not_get_to_it(notes: Path):
+    program = "import sys; from raycap.images import Reading, Square, guard\n"
+    program += "guard.read_in_child(open(sys.argv[1], 'rb').read(), Reading(timeout=0.5), Square(8))"
+    (notes.parent / "picture").write_bytes(BMP + b"|hold")
+    path = os.pathsep.join([str(notes.parent), *sys.path])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(notes.parent / "picture")], env={**os.environ, "PYTHONPATH": path}
+    )
+    wait_for(lambda: lines(notes))
+    parent.send_signal(signal.SIGSTOP)
+    wait_for(lambda: not is_running(int(lines(notes)[0].split()[-1])))
+    parent.send_signal(signal.SIGCONT)
+    assert parent.wait() == 0
+
+
 def test_many_threads_read_at_once(notes: Path):
     sizes = range(20, 60)
     files = [saved("webp", (size, size), lossless=True) for size in sizes]

@@ -79,7 +79,8 @@ def opened(
     reason."""
     # The longest that a task may take without a fault is when every picture in it hangs.
     patience = SECONDS_WITHOUT_PROGRESS + rows_per_task * reading.timeout
-    DataContext.get_current().execution_no_progress_timeout_s = patience
+    for context in (rows.context, DataContext.get_current()):  # the first is a copy of the second
+        context.execution_no_progress_timeout_s = patience
     return rows.map_batches(
         open_pictures,  # type: ignore[arg-type]
         batch_format="pyarrow",
