@@ -3,6 +3,7 @@
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -22,6 +23,24 @@ def quadrants(
         left, top = (place % 2) * size[0] // 2, (place // 2) * size[1] // 2
         picture.paste(colour, (left, top, left + size[0] // 2, top + size[1] // 2))
     return picture
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One file and its expected outcome."""
+
+    name: str
+    data: bytes
+    format: str = ""
+    size: tuple[int, int] = (WIDTH, HEIGHT)
+    """as a viewer shows it; not looked at where the file is refused"""
+    error: str = ""
+    """the head of the reason, "" where the picture can be read"""
+    quadrants: list[Colour | None] = field(default_factory=lambda: list(QUADRANTS))
+    """colours in the middle of the quadrants, none where anything may be"""
+    tolerance: int = 6
+    options: dict[str, Any] = field(default_factory=dict)
+    """fields of `Reading` that differ from its defaults"""
 
 
 def luma(colour: Colour) -> int:
@@ -181,8 +200,8 @@ def tiff_of(
     after = end + struct.calcsize("<" + count) + size * len(fields) + struct.calcsize("<" + offset)
     directory, values = struct.pack(order + count, len(fields)), b""
     for tag, numbers in sorted(fields.items()):
-        letter = 4 if tag in (256, 257, 273, 279, 324, 325) else 3
-        value = struct.pack(f"{order}{len(numbers)}{'I' if letter == 4 else 'H'}", *numbers)
+        letter = {256: 4, 257: 4, 273: 4, 279: 4, 324: 4, 325: 4, 700: 1}.get(tag, 3)
+        value = struct.pack(f"{order}{len(numbers)}{' BHHI'[letter]}", *numbers)
         room = 8 if big else 4
         if len(value) > room:
             values, value = values + value, struct.pack(order + offset, after + len(values))

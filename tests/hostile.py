@@ -10,10 +10,9 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import misread
 import numpy as np
 from forging import (
     GREYS,
@@ -23,7 +22,7 @@ from forging import (
     QUADRANTS,
     SRGB,
     WIDTH,
-    Colour,
+    Hostile,
     chunk,
     exif_of,
     half,
@@ -56,24 +55,6 @@ HEIC = base64.b64decode(
 )
 
 
-@dataclass(frozen=True)
-class Hostile:
-    """One file and its expected outcome."""
-
-    name: str
-    data: bytes
-    format: str = ""
-    size: tuple[int, int] = (WIDTH, HEIGHT)
-    """as a viewer shows it; not looked at where the file is refused"""
-    error: str = ""
-    """the head of the reason, "" where the picture can be read"""
-    quadrants: list[Colour | None] = field(default_factory=lambda: list(QUADRANTS))
-    """colours in the middle of the quadrants, none where anything may be"""
-    tolerance: int = 6
-    options: dict[str, Any] = field(default_factory=dict)
-    """fields of `Reading` that differ from its defaults"""
-
-
 def hostile() -> list[Hostile]:
     """The whole table."""
     return [
@@ -87,6 +68,7 @@ def hostile() -> list[Hostile]:
         *cut(),
         *bombs(),
         *odd(),
+        *misread.misread(),
     ]
 
 

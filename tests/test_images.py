@@ -1,6 +1,7 @@
 """Pictures: what each hostile file becomes, and what holds for every picture whatever its bytes are."""
 
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import forging
 import hostile
+import misread
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -203,6 +205,12 @@ def test_heic_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "pip install 'raycap[heif]'" in read_picture(hostile.HEIC, PLAIN).error
 
 
+def test_jpeg_xl_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    monkeypatch.setitem(sys.modules, "pillow_jxl.JpegXLImagePlugin", None)
+    assert "pip install 'raycap[jxl]'" in read_picture(misread.JXL, PLAIN).error
+
+
 def test_heic_with_its_extra_is_read() -> None:
     pytest.importorskip("pillow_heif", reason="pillow-heif is not installed: pip install 'raycap[heif]'")
     picture = read_picture(hostile.HEIC, PLAIN)
@@ -225,6 +233,11 @@ def test_whole_pictures_keep_their_size_and_stand_upright() -> None:
         ({"formats": ("jpg",)}, "perhaps you meant jpeg"),
         ({"max_pixels": 0}, "--reading.max-pixels"),
         ({"max_aspect": 0.5}, "--reading.max-aspect"),
+        *(
+            ({name: value}, f"--reading.{name.replace('_', '-')} is {value}")
+            for name in ("max_bytes", "max_pixels", "max_memory", "max_side", "max_aspect")
+            for value in (math.nan, math.inf, -math.inf, -1)
+        ),
     ],
 )
 def test_impossible_options_are_refused(options: dict, named: str) -> None:

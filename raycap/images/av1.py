@@ -25,7 +25,11 @@ class Frames:
 def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
     """Each box between `start` and `end`: its kind, and where its content starts and ends."""
     while start + 8 <= end:
-        length, kind, content = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8], start + 8
+        length, kind, content = (
+            int.from_bytes(data[start : start + 4], "big"),
+            data[start + 4 : start + 8],
+            start + 8,
+        )
         if length == 1:
             length, content = int.from_bytes(data[start + 8 : start + 16], "big"), start + 16
         if length == 0:
@@ -51,7 +55,9 @@ def coded_colours(data: bytes) -> tuple[int, int] | None:
     for meta in inside(data, (b"", 0, len(data)), b"meta"):
         for _, start, end in inside(data, (b"meta", meta[1] + 4, meta[2]), b"iprp", b"ipco", b"colr"):
             if data[start : start + 4] == b"nclx" and end - start >= 8:
-                return int.from_bytes(data[start + 4 : start + 6], "big"), int.from_bytes(data[start + 6 : start + 8], "big")
+                return int.from_bytes(data[start + 4 : start + 6], "big"), int.from_bytes(
+                    data[start + 6 : start + 8], "big"
+                )
     return None
 
 

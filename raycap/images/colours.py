@@ -67,7 +67,7 @@ Transform = tuple[str, ImageCms.ImageCmsTransform]
 
 
 def _build_transform(profile: bytes, mode: str) -> Transform | None:
-    """The mode to bring the picture to, and the transform. None where the profile does not fit or changes nothing."""
+    """The mode for the picture, and the transform; None where the profile does not fit or changes nothing."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = source.profile.xcolor_space.strip()
@@ -154,7 +154,9 @@ def matrix_profile(chromaticity: Sequence[float], curve: np.ndarray) -> bytes | 
     if not np.isfinite(columns).all() or np.abs(columns).max() > 100:
         return None
     points = (curve * 65535).round().astype(">u2").tobytes()
-    tags = {b"wtpt": _xyz(_D50)} | {name: _xyz(each) for name, each in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)}
+    tags = {b"wtpt": _xyz(_D50)} | {
+        name: _xyz(each) for name, each in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)
+    }
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv\0\0\0\0" + struct.pack(">I", len(curve)) + points)
     table, body = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():

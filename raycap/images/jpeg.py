@@ -32,6 +32,7 @@ class Jpeg(Opened):
     def _read_markers(self) -> None:
         """Count the scans, up to the end of the first picture: phones append films."""
         self._scans, position, components, sequential = 0, 2, b"", False
+        refined: set[int] = set()  # the components whose last details are stored
         self._coefficients = 0.0  # for each pixel, that a decoder of several scans keeps
         while found := _MARKER.search(self.data, position):
             marker, start = found[1][0], found.end()
@@ -41,17 +42,22 @@ class Jpeg(Opened):
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
                 sequential = marker in (0xC0, 0xC1)
                 components = self.data[start + 7 : start + 8]
-                sampling = [byte for byte in self.data[start + 9 : start + length : 3]]
+                sampling = list(self.data[start + 9 : start + length : 3])
                 areas = [(byte >> 4) * (byte & 15) for byte in sampling]
                 most = max((byte >> 4 for byte in sampling), default=1) * max((b & 15 for b in sampling), default=1)
                 self._coefficients = 2 * sum(areas) / max(1, most)
             if marker == 0xDA:  # start of scan
                 self._scans += 1
+                count = self.data[start + 2] if start + 2 < len(self.data) else 0
+                last, bits = self.data[start + 4 + 2 * count : start + 6 + 2 * count].ljust(2, b"\xff")
+                if last == 63 and not bits & 15:
+                    refined.update(self.data[start + 3 : start + 3 + 2 * count : 2])
                 if sequential and self.data[start + 2 : start + 3] == components:
                     # All there is in one pass, and the decoder reads no other: no need to walk the pixels' bytes.
                     self._coefficients = 0
                     break
             position = start + length
+        self._lacks_scans = not sequential and bool(components) and len(refined) < components[0]
 
     def shrink(self, enough: tuple[int, int]) -> None:
         self._shrunk_to = enough
@@ -65,12 +71,12 @@ class Jpeg(Opened):
 
     def load(self, salvage: bool) -> Image.Image:
         if salvage:
-            # An end marker of our own lets the decoder finish a JPEG that lacks its own, and does nothing to others.
+            # An end marker of our own lets the decoder finish a JPEG that lacks one, and does nothing to others.
             self.picture = JpegImageFile(BytesIO(self.data + _END))
             if self._shrunk_to:
                 self.shrink(self._shrunk_to)
         picture = super().load(salvage)
-        if not salvage and _may_be_cut(picture) and self._is_cut():
+        if not salvage and (self._lacks_scans or _may_be_cut(picture)) and self._is_cut():
             raise EOFError("truncated")
         if picture.mode == "CMYK" and "adobe" not in picture.info:
             return ImageChops.invert(picture)  # Pillow takes all for Adobe's, which store ink inverted
@@ -78,8 +84,8 @@ class Jpeg(Opened):
 
     def _is_cut(self) -> bool:
         """Whether the last scan ends before its last block. Then a decoder that finds more bytes there shows them;
-        behind a whole scan it skips them."""
-        end = next((at for at in _ends_of_picture(self.data)), len(self.data))
+        behind a whole scan it skips them. A progressive JPEG that lacks details only is whole: it is less sharp."""
+        end = _end_of_picture(self.data)
         longer = self.data[:end] + _MORE_SCAN + _END
         return _small(self.data) != _small(longer)
 
@@ -90,15 +96,15 @@ def _may_be_cut(picture: Image.Image) -> bool:
     return all(126 <= level <= 129 for level in corner)
 
 
-def _ends_of_picture(data: bytes) -> list[int]:
+def _end_of_picture(data: bytes) -> int:
     """Where the first end marker behind a scan is."""
     position, scans = 2, 0
     while found := _MARKER.search(data, position):
         if found[1] == b"\xd9" and scans:
-            return [found.start()]
+            return found.start()
         scans += found[1] == b"\xda"
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return []
+    return len(data)
 
 
 def _small(data: bytes) -> bytes:
@@ -163,12 +169,12 @@ class Jpeg2000(Opened):
         self.picture.reduce = self._reduce
 
     def memory(self) -> float:
-        part = 4**self._reduce
+        part = float(4**self._reduce)
         tile = self._tile / part * self._components * self._sample
         picture = self.size[0] * self.size[1] / part * bytes_per_pixel(self.picture.mode)
         # Records of code blocks and tiles, by the sizes of OpenJPEG's structures.
         records = self._blocks * self._components * 400 + self._tiles * (6000 + 1200 * self._components)
-        return 2 * len(self.data) + 1.05 * (tile + picture) + records
+        return float(2 * len(self.data) + 1.05 * (tile + picture) + records)
 
 
 def _codestream(data: bytes) -> bytes:

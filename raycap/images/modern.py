@@ -54,7 +54,7 @@ class Avif(Opened):
 
     def memory(self) -> float:
         coded = sum(width * height for width, height in self._frames.sizes) or self.size[0] * self.size[1]
-        each = 10 if self._frames.deep else 5
+        each = 7 if self._frames.deep else 3.5
         return 2 * len(self.data) + coded * each + self.size[0] * self.size[1] * 8
 
     def load(self, salvage: bool) -> Image.Image:
@@ -87,7 +87,7 @@ class Heif(Opened):
 
     def memory(self) -> float:
         """libheif itself refuses frames that are larger than the size that the file states."""
-        each = 12 if self.picture.info.get("bit_depth", 8) <= 8 else 24
+        each = 12 if self.picture.info.get("bit_depth", 8) <= 8 else 18
         if self.picture.mode == "RGBA":
             each += 4
         return 2 * len(self.data) + self.size[0] * self.size[1] * each
@@ -169,7 +169,9 @@ def _header_of_jpeg_xl(data: bytes) -> tuple[int, int, int]:
         bits.take((0, 0, 0, 6)[bits.take(2)])
         bits.take(4)
     bits.take(1)
-    extra = (0, 1)[choice] if (choice := bits.take(2)) < 2 else (2 + bits.take(4) if choice == 2 else 1 + bits.take(12))
+    extra = (
+        (0, 1)[choice] if (choice := bits.take(2)) < 2 else (2 + bits.take(4) if choice == 2 else 1 + bits.take(12))
+    )
     return width, height, each + 8 * max(0, extra - 1)
 
 

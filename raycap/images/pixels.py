@@ -17,7 +17,8 @@ _PILLOW_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resam
 # take several times its memory.
 _LARGE_PIXELS = 2**23
 _BAND_PIXELS = 2**20
-# A picture is shrunk by whole factors only to this many times the size wanted; the antialiased filter does the rest.
+# Whole factors shrink a picture to no less than this many times the size wanted; the antialiased filter does the
+# rest.
 _GAP = 3
 
 # EXIF orientation to the turn that puts the picture upright.
@@ -61,9 +62,7 @@ def _fast_resizer() -> Any:
 fast = _fast_resizer()
 
 
-def in_channels(
-    picture: Image.Image, levels: Levels, wanted: tuple[int, int], box: Box
-) -> tuple[Image.Image, Box]:
+def in_channels(picture: Image.Image, levels: Levels, wanted: tuple[int, int], box: Box) -> tuple[Image.Image, Box]:
     """In one of L, LA, RGB, RGBA and CMYK, and `box` in it: a large picture is also shrunk to near `wanted`."""
     white = _white(picture, levels)
     width, height = picture.size

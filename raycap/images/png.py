@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from raycap.images.colours import Colours, coded_profile, gamma_profile
-from raycap.images.opened import Opened, bytes_per_pixel
+from raycap.images.opened import FAULTS, Opened, bytes_per_pixel
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _COLOUR = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
@@ -31,7 +31,9 @@ class Png(Opened):
 
     def open(self) -> Image.Image:
         header = self.data[16:29]
-        self._depth, self._kind, self._interlaced = (header[8], header[9], header[12]) if len(header) == 13 else (8, 2, 0)
+        self._depth, self._kind, self._interlaced = (
+            (header[8], header[9], header[12]) if len(header) == 13 else (8, 2, 0)
+        )
         self._notes: dict[bytes, bytes] = {}
         self.data = self._pixels_only(self.data)
         picture = PngImageFile(BytesIO(self.data))
@@ -141,7 +143,11 @@ class Png(Opened):
         low = PngImageFile(BytesIO(self.data))
         tile = low.tile[0]
         low.tile = [tile._replace(args="RGB;16L")]
-        low.load()
+        try:
+            low.load()
+        except FAULTS:  # cut short, as the first was: what both have is compared
+            low.tile = []
+            low.load()
         key = np.frombuffer(self._notes[b"tRNS"][:6], np.uint8).reshape(3, 2)
         rows = max(1, 2**20 // high.width)
         holes = Image.new("L", high.size)
@@ -172,7 +178,7 @@ class Png(Opened):
 
 
 def _inflated_profile(body: bytes) -> bytes | None:
-    name, _, packed = body.partition(b"\0")
+    _, _, packed = body.partition(b"\0")
     inflate = zlib.decompressobj()
     try:
         profile = inflate.decompress(packed[1:], _LARGEST_NOTE)

@@ -66,9 +66,10 @@ class Reading:
     max_pixels: int = 120_000_000
     """largest picture in pixels, by its header"""
     max_memory: int = 640
-    """most MiB that decoding one picture may take, its file included; a pixel takes 4 bytes as jpeg, png, gif, bmp,
-    tiff or ppm, up to 8 more as progressive jpeg, 13 as webp, 12 to 28 as heif or avif, up to 30 as jpeg2000 (less
-    where it can be decoded at a fraction), 40 as jpeg-xl"""
+    """most MiB that decoding one picture may take, with its file. Bytes for each pixel: 1 to 4 as jpeg, png, gif,
+    bmp, tiff or ppm (8 more in a progressive jpeg, a float tiff; 6 more in a gif whose frame is smaller than its
+    canvas), 13 as webp, 12 to 22 as heif or avif, 30 as jpeg2000 (less where a fraction of its size is enough),
+    10 to 28 as jpeg-xl"""
     max_side: int = 50_000
     """longest side in pixels"""
     max_aspect: float = 50
@@ -167,7 +168,7 @@ def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
 
 
 def _decode(opened: Opened, wanted: tuple[int, int], box: Box, salvage: bool) -> tuple[Image.Image, Box]:
-    """The pixels, at a fraction of the size where the format allows it and that is enough; `box` in that fraction."""
+    """The pixels, at a fraction of the size where the format allows it and that is enough; `box` in it."""
     size = opened.size
     enough = [math.ceil(_MARGIN * wanted[axis] * size[axis] / (box[axis + 2] - box[axis])) for axis in (0, 1)]
     opened.shrink((enough[0], enough[1]))

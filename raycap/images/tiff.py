@@ -7,8 +7,9 @@ are allocated, big-endian BigTIFF becomes a plain TIFF, and what Pillow would mi
 import struct
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 from PIL.TiffImagePlugin import TiffImageFile
 
 from raycap.images.opened import Opened, Unreadable, bytes_per_pixel
@@ -81,7 +82,8 @@ class Tiff(Opened):
             raw = raw[:-1] + "N" if raw.endswith((";16L", ";16B")) else raw
             picture.tile = [_whole(picture, _NATIVE.get(raw, raw))]
         elif picture.use_load_libtiff:
-            raw = picture.tile[0].args[0]
+            [(_, _, _, given)] = picture.tile
+            raw = given if isinstance(given, str) else str(given[0] if given else "")
             picture.tile = [_whole(picture, _NATIVE.get(raw, raw))]
         return picture
 
@@ -90,7 +92,14 @@ class Tiff(Opened):
         bits = self._numbers(BITS) or (1,)
         bits = bits * self._number(SAMPLES, 1) if len(bits) == 1 else bits
         order = b"II" if self._order == "<" else b"MM"
-        key = order, self._number(PHOTOMETRIC, 0), (self._number(SAMPLE_FORMAT, 1),), 1, bits, self._numbers(EXTRA_SAMPLES)
+        key = (
+            order,
+            self._number(PHOTOMETRIC, 0),
+            (self._number(SAMPLE_FORMAT, 1),),
+            1,
+            bits,
+            self._numbers(EXTRA_SAMPLES),
+        )
         return TiffImagePlugin.OPEN_INFO[key][1]
 
     def _unpack(self, layout: str, at: int) -> tuple[int, ...]:
@@ -206,7 +215,7 @@ class Tiff(Opened):
         return self._turn
 
 
-def _whole(picture: TiffImageFile, raw: str) -> TiffImagePlugin.ImageFile._Tile:
+def _whole(picture: TiffImageFile, raw: str) -> Any:
     """All of the picture as one tile, which libtiff decodes."""
     box = (0, 0, *picture.size)
-    return TiffImagePlugin.ImageFile._Tile("libtiff", box, 0, (raw, False, picture.tag_v2.offset))
+    return ImageFile._Tile("libtiff", box, 0, (raw, False, picture.tag_v2.offset))
