@@ -252,6 +252,24 @@ def test_ppm_kinds(kind: str, white: int) -> None:
     assert read_picture(head.encode() + body[: len(body) // 2], PLAIN).error.startswith("truncated ppm")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "JPEG2000", "PNG"])
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_sizes_that_no_fraction_divides(kind: str, resize: Any) -> None:
+    """What is decoded at a fraction, or shrunk in bands, shows the same part as what is decoded whole."""
+    for size in ((500, 375), (333, 501), (3601, 2403)):
+        picture = Image.radial_gradient("L").resize(size).convert("RGB")
+        data = saved(picture, kind)
+        for side in (9, 28, 61):
+            square = read_picture(data, PLAIN, Square(side, resize))
+            assert square.error == ""
+            plain = read_picture(
+                saved(picture.resize((side * 6, round(side * 6 * size[1] / size[0]))), "PNG"),
+                PLAIN,
+                Square(side, resize),
+            )
+            assert np.abs(square.pixels.astype(int) - plain.pixels).mean() <= 1.5
+
+
 def test_transparent_edges_keep_their_colour() -> None:
     """Colours below full transparency must not bleed into what is seen."""
     picture = Image.new("RGBA", (640, 640), (0, 0, 0, 0))

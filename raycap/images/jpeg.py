@@ -62,7 +62,9 @@ class Jpeg(Opened):
     def shrink(self, enough: tuple[int, int]) -> None:
         self._shrunk_to = enough
         assert isinstance(self.picture, JpegImageFile)
-        self.picture.draft(None, enough)
+        drafted = self.picture.draft(None, enough)
+        if drafted:
+            self.fraction = drafted[1][2] / self.size[0]
 
     def memory(self) -> float:
         stored = self.size[0] * self.size[1] * self._coefficients
@@ -167,6 +169,7 @@ class Jpeg2000(Opened):
             self._reduce += 1
         assert isinstance(self.picture, Jpeg2KImageFile)
         self.picture.reduce = self._reduce
+        self.fraction = 1 / 2**self._reduce
 
     def memory(self) -> float:
         part = float(4**self._reduce)

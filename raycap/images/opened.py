@@ -62,6 +62,7 @@ class Opened:
         self.data = data
         self.limits = limits
         self.levels = Levels()
+        self.fraction = 1.0  # of the size that is decoded; `shrink` may make it less
         self.colours = Colours()
         self.picture: Image.Image = self.open()
         if self.picture.info:

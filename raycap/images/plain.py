@@ -126,8 +126,9 @@ class Ppm(Opened):
         body = _COMMENT.sub(b"", self.data[self._start :])
         if self._kind == 1:  # 1 is black, and the digits need no blanks between them
             digits = np.frombuffer(body.translate(None, b" \t\r\n\v\f"), np.uint8)[:count]
-            return (digits == ord("0")).astype(np.uint8)
+            return np.asarray(digits == ord("0"), np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of text behind the last number
-            levels = np.fromstring(body, np.int32, sep=" ")[:count]
-        return np.maximum(levels, 0)
+            levels: np.ndarray = np.fromstring(body, np.int32, sep=" ")[:count]
+        levels[levels < 0] = 0
+        return levels

@@ -177,8 +177,8 @@ def _decode(opened: Opened, wanted: tuple[int, int], box: Box, salvage: bool) ->
         memory += 12 * size[0] * size[1]  # kept whole: copies in other channels, turned, and as an array
     opened.limits.check_memory(memory)
     decoded = opened.load(salvage)
-    across, down = decoded.width / size[0], decoded.height / size[1]
-    return decoded, (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    left, top, right, bottom = (edge * opened.fraction for edge in box)
+    return decoded, (left, top, min(right, decoded.width), min(bottom, decoded.height))
 
 
 def _on(background: tuple[int, ...], picture: Image.Image, opened: Opened) -> Image.Image:
