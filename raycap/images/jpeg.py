@@ -4,7 +4,7 @@ import re
 import struct
 from io import BytesIO
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -131,6 +131,7 @@ class Jpeg2000(Opened):
         if len(stream) < 42 or stream[:4] != b"\xff\x4f\xff\x51":
             raise EOFError("end of file in the header")
         right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack(">8I", stream[8:40])
+        self._edges = left, top, right, bottom
         width, height = right - left, bottom - top
         if min(width, height, tile_width, tile_height) < 1:
             raise Unreadable("broken jpeg2000: no size")
@@ -164,12 +165,20 @@ class Jpeg2000(Opened):
 
     def shrink(self, enough: tuple[int, int]) -> None:
         fits = min(self.size[0] / enough[0], self.size[1] / enough[1])
-        while self._reduce < self._halvings and fits >= 2:
+        # One halving less than would be enough, for the picture's edges move by up to half of one of its pixels.
+        while self._reduce < self._halvings and fits >= 4:
             fits /= 2
             self._reduce += 1
-        assert isinstance(self.picture, Jpeg2KImageFile)
-        self.picture.reduce = self._reduce
         self.fraction = 1 / 2**self._reduce
+        self.shift = (1 - self.fraction) / 2  # wavelets keep the first of each group of pixels, not their middle
+        # Pillow rounds reduced sizes down where OpenJPEG rounds edges up, and then refuses the picture.
+        left, top, right, bottom = (-(-edge // 2**self._reduce) for edge in self._edges)
+        assert isinstance(self.picture, Jpeg2KImageFile)
+        [(decoder, _, offset, options)] = self.picture.tile
+        assert isinstance(options, tuple)
+        self.picture._size = right - left, bottom - top
+        options = (options[0], self._reduce, *options[2:])
+        self.picture.tile = [ImageFile._Tile(decoder, (0, 0, *self.picture.size), offset, options)]
 
     def memory(self) -> float:
         part = float(4**self._reduce)

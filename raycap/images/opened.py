@@ -63,6 +63,7 @@ class Opened:
         self.limits = limits
         self.levels = Levels()
         self.fraction = 1.0  # of the size that is decoded; `shrink` may make it less
+        self.shift = 0.0  # of what is decoded then, in its own pixels
         self.colours = Colours()
         self.picture: Image.Image = self.open()
         if self.picture.info:

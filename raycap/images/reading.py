@@ -177,7 +177,7 @@ def _decode(opened: Opened, wanted: tuple[int, int], box: Box, salvage: bool) ->
         memory += 12 * size[0] * size[1]  # kept whole: copies in other channels, turned, and as an array
     opened.limits.check_memory(memory)
     decoded = opened.load(salvage)
-    left, top, right, bottom = (edge * opened.fraction for edge in box)
+    left, top, right, bottom = (edge * opened.fraction + opened.shift for edge in box)
     return decoded, (left, top, min(right, decoded.width), min(bottom, decoded.height))
 
 
