@@ -229,29 +229,35 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_pat
 # ------------------------------------------------------------------------------------------- killed for real
 
 
-def start(config: Path, out: Path, *flags: str) -> "subprocess.Popen[bytes]":
-    """The command as a person starts it, in a session of its own; Ctrl-C is heard, also where tests run in the
-    background and do not hear it."""
-    command = [
-        sys.executable,
-        "-m",
-        "raycap",
-        "train",
-        "--config",
-        str(config),
-        "--out",
-        str(out),
-        *flags,
-    ]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.fixture
+def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Commands that a test starts; those that still run when it fails are ended."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def start(
+    started: list["subprocess.Popen[bytes]"], config: Path, out: Path, *flags: str
+) -> "subprocess.Popen[bytes]":
+    """The command as a person starts it, in a session of its own. It gets Ctrl-C, also where tests run in the
+    background, where interrupts are ignored."""
+    command = [sys.executable, "-m", "raycap", "train", "--config", str(config), "--out", str(out), *flags]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(command, start_new_session=True, **quiet)  # type: ignore[call-overload,no-any-return]
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, before)
+    started.append(process)
+    return process
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
@@ -262,12 +268,14 @@ def steps(out: Path) -> int:
     return max((line["step"] for line in read_log(out / "metrics.jsonl")), default=0)
 
 
-def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(config: Path, tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(
+    config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
+) -> None:
     here = ["--workers.count", "0", "--epochs", "24", "--validation.best-by", "loss"]
     assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole"), *here]) == 0
     out, killed = tmp_path / "killed", 0
     for _ in range(3):
-        process, before = start(config, out, *here), steps(out)
+        process, before = start(started, config, out, *here), steps(out)
         wait_for(lambda before=before, process=process: steps(out) >= before + 10 or process.poll() is not None)  # type: ignore[misc]
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
@@ -280,9 +288,11 @@ def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(config:
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_ctrl_c_saves_in_the_middle_of_an_epoch(workers: str, config: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_in_the_middle_of_an_epoch(
+    workers: str, config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
+) -> None:
     out = tmp_path / "run"
-    process = start(config, out, "--workers.count", workers, "--epochs", "400", "--batch", "2")
+    process = start(started, config, out, "--workers.count", workers, "--epochs", "400", "--batch", "2")
     wait_for(lambda: steps(out) >= 30)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
