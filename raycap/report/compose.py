@@ -45,7 +45,8 @@ def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
     trust = trust.also(config.source.trust) if config.source else trust
     room = Room(options.megabytes)
     with tempfile.TemporaryDirectory() as folder:
-        known_of_runs, trust_of_runs, notes = known, trust, []
+        known_of_runs, trust_of_runs = known, trust
+        notes: list[str] = []
         if known is None and runs:
             known_of_runs, own, notes = references_of_runs(runs, Path(folder))
             trust_of_runs = trust.also(own)

@@ -70,7 +70,7 @@ def _source_of(run: Run) -> Source:
 
 def _with_files(source: Source, known: References, keys: Collection[str], folder: Path) -> References:
     """The same references; the wanted pictures, which the source draws itself, are in files now."""
-    uris = {}
+    uris: dict[str, str] = {}
     for rows in source.tables():
         for key, data in zip(rows["key"].to_pylist(), rows["bytes"].to_pylist(), strict=True):
             if key in keys and data is not None:
