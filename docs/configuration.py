@@ -1,7 +1,7 @@
 """Writes docs/configuration.md, the list of every option, from the option classes themselves.
 
-    python docs/configuration.py            # write the page
-    python docs/configuration.py --check    # exit with 1 if the page differs from the options
+python docs/configuration.py            # write the page
+python docs/configuration.py --check    # exit with 1 if the page differs from the options
 """
 
 import ast
@@ -114,7 +114,11 @@ def option_texts(options: Any) -> dict[str, str]:
             continue
         body = tree.body[0].body  # type: ignore[attr-defined]
         for field, text in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
                 texts[field.target.id] = str(text.value.value)  # type: ignore[union-attr]
     return texts
 

@@ -62,16 +62,19 @@ class TrialRun(tune.Trainable):
 
     def setup(self, config: Mapping[str, Any], plan: SweepPlan) -> None:  # type: ignore[override]
         self._plan = plan
-        self._parameters: Parameters = config["parameters"]
-        self._out = Path(plan.out) / TRIALS / self.trial_name
-        self._training: Future[bool] | None = None
-        self._limit = EpochLimit(self._out, uuid.uuid4().hex[:8])
+        self._begin_trial(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial in this process, which has everything loaded."""
         self.cleanup()
-        self.setup(new_config, self._plan)
+        self._begin_trial(new_config)  # not `setup`, which Ray wraps to pass the plan
         return True
+
+    def _begin_trial(self, config: Mapping[str, Any]) -> None:
+        self._parameters: Parameters = config["parameters"]
+        self._out = Path(self._plan.out) / TRIALS / self.trial_name
+        self._training: Future[bool] | None = None
+        self._limit = EpochLimit(self._out, uuid.uuid4().hex[:8])
 
     def step(self) -> dict[str, Any]:
         """Train one more epoch, unless the log has it already."""
