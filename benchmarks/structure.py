@@ -142,9 +142,8 @@ def files_loaded_by_the_captioners() -> int:
     """Files of raycap that are loaded by importing what captions pictures (its older name: raycap.captioner)."""
     module = "raycap.captioners" if (PACKAGE / "captioners").is_dir() else "raycap.captioner"
     program = f"import sys, {module}; print(sum(name.split('.')[0] == 'raycap' for name in sys.modules))"
-    answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
+    command = [sys.executable, "-c", program]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     return int(answer.stdout)
 
 

@@ -7,6 +7,7 @@ python docs/configuration.py --check    # exit with 1 if the page differs from t
 import ast
 import dataclasses
 import inspect
+import itertools
 import sys
 import textwrap
 from pathlib import Path
@@ -27,8 +28,8 @@ raycap inspect photos/ --fetch.threads 128 --print-config > run.yaml
 raycap inspect --config run.yaml --fetch.threads 64
 ```
 
-The options of a command's own section need no prefix: `--caption.batch 32` is `--batch 32` for `raycap caption`. Where a
-section offers kinds, `--SECTION KIND` chooses one and `--SECTION.OPTION` sets its options.
+The options of a command's own section need no prefix: `--caption.batch 32` is `--batch 32` for `raycap caption`. Where
+a section offers kinds, `--SECTION KIND` chooses one and `--SECTION.OPTION` sets its options.
 
 `docs/configuration.py` writes this page from the option classes; a test compares the two.
 """
@@ -113,7 +114,7 @@ def option_texts(options: Any) -> dict[str, str]:
         except (OSError, TypeError):  # made at run time, such as MetricOptions
             continue
         body = tree.body[0].body  # type: ignore[attr-defined]
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if (
                 isinstance(field, ast.AnnAssign)
                 and isinstance(text, ast.Expr)
