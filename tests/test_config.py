@@ -1,6 +1,9 @@
 """The config tree: files and flags become the same frozen tree, and what is wrong is refused by name."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.refusal import Refusal
 from raycap.sources import SOURCES
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def refused(text: str) -> str:
@@ -115,3 +120,9 @@ def test_the_path_given_decides_the_kind_but_keeps_the_options_of_its_own_kind(t
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().fetch.retries = 1  # type: ignore[misc]
+
+
+def test_the_configuration_reference_lists_the_options_as_they_are() -> None:
+    command = [sys.executable, "docs/configuration.py", "--check"]
+    answer = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert answer.returncode == 0, "run `python docs/configuration.py`"
