@@ -23,6 +23,7 @@ import ray
 from ray.data import Dataset
 
 from raycap.bulk import Caption
+from raycap.cluster import Cluster
 from raycap.config import Config
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.sources import Folder, Notes
@@ -82,7 +83,7 @@ def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> Work:
     source = Numbers(rows)
 
     def stream(todo: Todo) -> Dataset:
-        return on_actors(manifest(todo, batch), Pretends, shape(options), batch, {"rest": rest})
+        return on_actors(manifest(todo, batch), Pretends, shape(options, Cluster()), batch, {"rest": rest})
 
     config = replace(Config(), source=Folder("numbers"), caption=options)
     parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})

@@ -80,7 +80,7 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     )
     tables = {}
     with session(config.cluster):
-        precision = choose(options, config.cluster.model_on)
+        precision = choose(options, config.cluster)
         for name, path in captioners.items():
             write_out(f"captions of {printable(name)}:\n")
             named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))

@@ -15,6 +15,7 @@ from raycap.refusal import Refusal
 from raycap.runs import whole_file, write_json
 from raycap.sources import Source
 from raycap.stages.bulk.todo import Todo, noted
+from raycap.stages.needs import MOST_PIECES, Need, provide
 from raycap.stages.nodes import selector
 from raycap.stages.pictures import manifest, opened
 from raycap.stages.session import session
@@ -49,6 +50,7 @@ def inspect(config: Config) -> int:
 
 def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any]:
     rows = manifest(Todo(source, Bulk(limit=config.inspect.limit)))
+    provide([Need("to decode pictures", config.cluster.decode_on, {"CPU": 1.0}, MOST_PIECES)], config.cluster.wait)
     where = selector(config.cluster.decode_on)
     pictures = opened(rows, source, config.fetch, config.reading, Square(), keep_pixels=False, nodes=where)
     notes: dict[str, Any] = {"left_out": [], "notes": []}

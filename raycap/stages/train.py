@@ -138,8 +138,7 @@ def run_training(config: Config, pictures: PictureTables | None = None, epoch_to
             if is_here:
                 work = functools.partial(train_here, setup, out, lease.run, epoch_token)
             else:
-                label = config.cluster.model_on
-                work = functools.partial(train_on_workers, setup, out, lease.run, epoch_token, label)
+                work = functools.partial(train_on_workers, setup, out, lease.run, epoch_token, config.cluster)
             with RunDisplay(out, options.trackers) as display:
                 run_and_display(work, out, display)
 
@@ -198,7 +197,7 @@ def make_tables(
                 f"this run learns from features in {recorded}, and extract.precision is {asked}: leave it out, or "
                 "give --fresh to start over"
             )
-        precision = recorded or choose(config.extract, config.cluster.model_on)
+        precision = recorded or choose(config.extract, config.cluster)
         views = [Change(augmentation, number) for number in range(1, augmentation.views + 1)]
         works = [features_work(config, source, encoder, view) for view in (None, *views)]
         works = [with_precision(work, precision) for work in works]

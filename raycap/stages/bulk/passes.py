@@ -155,7 +155,9 @@ class _Run:
 
             one = Pass(self.folder, table, self.lease, self.work.parts, published)
             try:
-                whole = one.run(self.work.stream(todo))
+                rows = self.work.stream(todo)
+                check_seen(_local(self.work, RunFolder(self.work.options.out)))  # by nodes that came for it
+                whole = one.run(rows)
                 self.notes = one.notes or {}
                 return one.counts, "" if whole else "blocks were lost with a worker or a node", False
             except ExecutionTimeoutError:

@@ -6,7 +6,6 @@ bf16 and fp16 a caption also depends on the size of the batch, which is then par
 """
 
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -14,12 +13,14 @@ from typing import Any, get_args
 import ray
 
 from raycap.bulk import Bulk
+from raycap.cluster import Cluster
 from raycap.precision import PrecisionName, derive
 from raycap.refusal import Refusal
 from raycap.runs import RunFolder
-from raycap.stages.bulk.shape import gpu_share
+from raycap.stages.bulk.shape import gpu_share, provide_model_nodes
 from raycap.stages.bulk.work import FACTS, RUN, Work, check_same
-from raycap.stages.nodes import alive, selector
+from raycap.stages.nodes import alive, computing, selector
+from raycap.terminal import write_err
 
 SECONDS_IN_SILENCE = 10
 
@@ -43,7 +44,9 @@ def settled(work: Work, folder: RunFolder) -> Work:
     asked, run = work.options.precision, folder.read_json(RUN)
     recorded = _recorded(run)
     if run is None or recorded:
-        return with_precision(work, (recorded or choose(work.options, _label(work))) if asked == "auto" else asked)
+        return with_precision(
+            work, (recorded or choose(work.options, work.config.cluster)) if asked == "auto" else asked
+        )
     # Begun by raycap 0.1.0, where each worker chose for itself.
     check_same(work, folder)
     if asked == "auto":
@@ -65,25 +68,29 @@ def as_recorded(work: Work, folder: RunFolder) -> Work:
     return with_precision(work, recorded if asked == "auto" else asked)
 
 
-def choose(options: Bulk, label: str) -> PrecisionName:
+def choose(options: Bulk, cluster: Cluster) -> PrecisionName:
     """The precision asked for; for auto the fastest one that a node for the model has, with the GPU that the model
-    will have there. `label` is that of the model's nodes."""
+    will have there."""
     if options.precision != "auto":
         return options.precision
-    share, nodes = gpu_share(options), alive()
+    provide_model_nodes(options, cluster, actors=1)
+    label = cluster.model_on
+    share, nodes = gpu_share(options, label), alive()
     here = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
     if here and not share and not label and nodes[0]["Resources"].get("CPU"):
         name, reason = fastest("cpu" if options.device == "auto" else options.device)
     else:
-        wanted: dict[str, Any] = {"num_cpus": 0, "num_gpus": share, "label_selector": selector(label) or {}}
-        answer = ray.remote(fastest).options(**wanted).remote(options.device)
+        where = computing(selector(label)) or {}
+        answer = (
+            ray.remote(fastest).options(num_cpus=0, num_gpus=share, label_selector=where).remote(options.device)
+        )
         if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:
-            sys.stderr.write(
+            write_err(
                 "raycap: waiting for a node that can run the model, to choose the precision of the run "
                 "(--precision says it at once)\n"
             )
         name, reason = ray.get(answer)
-    sys.stderr.write(f"raycap: precision {name}: {reason}\n")
+    write_err(f"raycap: precision {name}: {reason}\n")
     return name
 
 
@@ -96,7 +103,3 @@ def fastest(device: str) -> tuple[PrecisionName, str]:
 def _recorded(run: Mapping[str, Any] | None) -> PrecisionName | None:
     found = (run or {}).get("identity", {}).get("precision")
     return found if found in get_args(PrecisionName) and found != "auto" else None
-
-
-def _label(work: Work) -> str:
-    return work.config.cluster.model_on

@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raycap.bulk import Bulk
+from raycap.cluster import Cluster
 from raycap.config import Config
 from raycap.images import Reading, Square
 from raycap.refusal import Refusal
 from raycap.stages.bulk.todo import Todo
-from raycap.stages.nodes import capacity, selector
+from raycap.stages.needs import MOST_PIECES, Need, provide
+from raycap.stages.nodes import capacity, computing, selector
 from raycap.stages.pictures import manifest, opened
 from raycap.terminal import write_err
 
@@ -38,27 +40,44 @@ class Shape:
         return f"{self.actors} model actor(s) with {self.threads} thread(s){gpu}"
 
 
-def shape(wanted: Bulk, label: str = "", few: int | None = None) -> Shape:
+def shape(wanted: Bulk, cluster: Cluster, few: int | None = None) -> Shape:
     """As told, else: on GPUs as many actors as fit; without, one for each processor as far as memory goes; of `few`
-    rows no more than they make batches.
+    rows no more than they make batches. Where an autoscaler has to bring the nodes, this waits for them.
 
     Threads of one actor wait for each other, all the more while pictures are decoded on the same processors.
     """
-    have = capacity()
+    batches = MOST_PIECES if few is None else -(-few // wanted.batch)
+    provide([decoders(cluster, batches)], cluster.wait)
+    provide_model_nodes(wanted, cluster, wanted.actors or batches)
+    nodes = selector(cluster.model_on)
+    have = capacity(cluster.model_on)
     cpus, gpus = int(have.get("CPU", 0)), have.get("GPU", 0.0)
     if not cpus:
         raise Refusal("the cluster has no processor to offer: start Ray with at least one CPU")
-    share = gpu_share(wanted)
+    share = gpu_share(wanted, cluster.model_on)
     room = int(have.get("memory", 0) // BYTES_OF_ACTOR)
     fit = int(gpus / share) if share else min(room, cpus // (wanted.threads or 1))
-    fit = fit if few is None else min(fit, -(-few // wanted.batch))
-    actors = wanted.actors or max(1, fit)
-    return Shape(actors, wanted.threads or max(1, cpus // actors), share, selector(label))
+    actors = wanted.actors or max(1, min(fit, batches) if few is not None else fit)
+    return Shape(actors, wanted.threads or max(1, cpus // actors), share, computing(nodes))
 
 
-def gpu_share(wanted: Bulk) -> float:
-    """The GPUs of each model actor: as told, else one where there is any; refused where the cluster has too few."""
-    gpus = capacity().get("GPU", 0.0)
+def decoders(cluster: Cluster, tasks: int) -> Need:
+    """What so many tasks need that fetch and decode."""
+    return Need("to decode pictures", cluster.decode_on, {"CPU": 1.0}, tasks)
+
+
+def provide_model_nodes(wanted: Bulk, cluster: Cluster, actors: int) -> None:
+    """Ask for nodes that can run the model, and wait for them, where an autoscaler has to bring them."""
+    need = Need("to run the model", cluster.model_on, {"GPU": wanted.gpus} if wanted.gpus else {"CPU": 1.0}, actors)
+    provide([need], cluster.wait)
+    if wanted.gpus is None and capacity(cluster.model_on).get("GPU"):
+        provide([replace(need, resources={"GPU": 1.0})], cluster.wait)
+
+
+def gpu_share(wanted: Bulk, label: str) -> float:
+    """The GPUs of each model actor: as asked for, else one where there is any; refused where the nodes for the model
+    have too few."""
+    gpus = capacity(label).get("GPU", 0.0)
     share = wanted.gpus if wanted.gpus is not None else min(1.0, gpus)
     if share > gpus:
         raise Refusal(f"an actor shall have {share:g} GPU, and the cluster has {gpus:g}: give --gpus 0, or a GPU")
@@ -98,6 +117,8 @@ def pictures(todo: Todo, config: Config, batch: int, reading: Reading, square: S
     context = DataContext.get_current()
     context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2  # twice what it takes: never cut in two
     context.execution_options.preserve_order = False
+    tasks = MOST_PIECES if todo.few is None else -(-todo.few // batch)
+    provide([decoders(config.cluster, tasks)], config.cluster.wait)
     rows = manifest(todo, rows_per_task)
     where = selector(config.cluster.decode_on)
     return opened(rows, todo.source, config.fetch, reading, square, True, rows_per_task, where)

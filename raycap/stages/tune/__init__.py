@@ -15,10 +15,13 @@ import torch
 
 from raycap import __version__
 from raycap.captioner import Plan
+from raycap.cluster import Cluster
 from raycap.config import Config, dumps, part_to_plain, with_parameters
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, output_folder
 from raycap.search import Beam
+from raycap.stages.needs import Need, provide
+from raycap.stages.nodes import capacity, selector
 from raycap.stages.session import session
 from raycap.stages.train import list_pictures, make_tables
 from raycap.stages.tune.search import RAYS_OWN, check_searcher, run_trials
@@ -101,7 +104,11 @@ def tune(config: Config) -> int:
             for one in configs:
                 list_pictures(one, listing_of(out, one), is_resumed=folder.exists(RUN))
             with session(config.cluster, workers_heard=False):
-                plan = SweepPlan(str(out), config, *room_for_trials(options, config.train.workers))
+                plan = SweepPlan(
+                    str(out),
+                    config,
+                    *room_for_trials(options, config.train.workers, config.cluster),
+                )
                 for one in configs:
                     encoder = build_encoder(plan_of(one), one.train.start_from)
                     plan.tables[plan.tables_key(one)] = (
@@ -145,11 +152,30 @@ def listing_of(out: Path, config: Config) -> Path:
     return out / LISTINGS / f"{digest[:16]}.arrow"
 
 
-def room_for_trials(options: Tune, workers: Workers) -> tuple[Workers, int]:
+def resources_for_trials(
+    options: Tune, workers: Workers, cluster: Cluster, processes: int
+) -> dict[str, float]:
+    """What the cluster has for trials. If an autoscaler has to bring the nodes, this waits for
+    them."""
+    # Without workers, a trial runs wherever there is room.
+    label = cluster.model_on if workers.count != 0 else ""
+    each = {"CPU": options.cpus / processes}
+    pieces = (options.concurrent or options.trials) * processes
+    need = Need("to run a trial", label, each, pieces, processes)
+    if options.gpus:
+        need = dataclasses.replace(need, resources={**each, "GPU": options.gpus / processes})
+    provide([need], cluster.wait)
+    if options.gpus is None and workers.gpu is not False and capacity(label).get("GPU"):
+        provide([dataclasses.replace(need, resources={**each, "GPU": 1.0})], cluster.wait)
+    selector(label)  # refuses a label that no node has
+    return capacity(label)
+
+
+def room_for_trials(options: Tune, workers: Workers, cluster: Cluster) -> tuple[Workers, int]:
     """The workers of each trial, and how many trials run at the same time."""
-    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     count = 1 if workers.count is None else workers.count
     processes = max(count, 1)  # with 0 workers a trial trains in its own process
+    there = resources_for_trials(options, workers, cluster, processes)
     if options.gpus is not None:
         gpus = options.gpus
     else:
