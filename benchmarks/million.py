@@ -23,6 +23,7 @@ import ray
 from ray.data import Dataset
 
 from raycap.bulk import Caption
+from raycap.cluster import Cluster
 from raycap.config import Config
 from raycap.sources import Folder
 from raycap.sources.rows import Row, tables
@@ -83,7 +84,7 @@ def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> Work:
     source = Numbers(rows)
 
     def stream(todo: Todo) -> Dataset:
-        return on_actors(manifest(todo, batch), Pretends, shape(options), batch, {"rest": rest})
+        return on_actors(manifest(todo, batch), Pretends, shape(options, Cluster()), batch, {"rest": rest})
 
     config = replace(Config(), source=Folder("numbers"), caption=options)
     parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})

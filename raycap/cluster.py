@@ -18,6 +18,8 @@ class Cluster:
     """Fetch and decode only on nodes with this label: name=value, or name=!value for all others; empty: on any."""
     model_on: str = ""
     """Likewise for the processes that hold a model, in captioning and in training."""
+    wait: float = 1800.0
+    """Seconds to wait for nodes that the cluster's autoscaler has to bring before work can start; 0: for ever."""
 
     def __post_init__(self) -> None:
         for name in ("decode_on", "model_on"):
@@ -26,5 +28,7 @@ class Cluster:
                 raise Refusal(f"cluster.{name} is {label!r}: give a label as name=value, or name=!value")
         if self.cpus is not None and self.cpus < 1:
             raise Refusal(f"cluster.cpus is {self.cpus}: give at least 1, or leave it out to use every processor")
+        if not self.wait >= 0:
+            raise Refusal(f"cluster.wait is {self.wait}: give seconds, or 0 to wait for ever")
         if self.cpus is not None and self.address:
             raise Refusal("cluster.cpus sizes a Ray of its own: leave it out when joining cluster.address")

@@ -12,6 +12,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
 
+# Ray's raylet gives up when the processes that it starts are slow, as on a busy machine.
+os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")
+
 # No deadlines: tests say what is right, never how fast.
 settings.register_profile("raycap", deadline=None)
 settings.load_profile("raycap")

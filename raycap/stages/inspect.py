@@ -14,6 +14,7 @@ from raycap.progress import Progress
 from raycap.refusal import Refusal
 from raycap.runs import whole_file, write_json
 from raycap.sources import Source
+from raycap.stages.needs import MOST_PIECES, Need, provide
 from raycap.stages.nodes import selector
 from raycap.stages.pictures import manifest, opened
 from raycap.stages.session import session
@@ -50,6 +51,7 @@ def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any
     rows = manifest(source)
     if config.inspect.limit is not None:
         rows = rows.limit(config.inspect.limit)
+    provide([Need("to decode pictures", config.cluster.decode_on, {"CPU": 1.0}, MOST_PIECES)], config.cluster.wait)
     where = selector(config.cluster.decode_on)
     pictures = opened(rows, source, config.fetch, config.reading, Square(), keep_pixels=False, nodes=where)
     with Inspection(config.inspect.examples) as inspection, Progress("inspect") as progress:

@@ -27,7 +27,8 @@ LONGEST_PARENT = 14
 # What says to Ray, here and in the processes that it starts, who may talk to it.
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # On a busy machine Ray may take longer to start than it gives itself.
-TRIES = 2
+TRIES = 3
+PATIENT = {"agent_register_timeout_ms": 60_000}
 # Ray's processes end soon after their driver, and write until then.
 SECONDS_TO_REMOVE = 5.0
 
@@ -53,6 +54,7 @@ def _start(cpus: int | None, log_to_driver: bool, folder: Path) -> None:
                 logging_level=logging.WARNING,
                 log_to_driver=log_to_driver,
                 _temp_dir=str(folder),
+                _system_config=PATIENT,
             )
             return
         except (

@@ -2,18 +2,25 @@
 
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RaySystemError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycap.refusal import Refusal
+from raycap.stages.autoscaler import autoscales
+
+Answer = TypeVar("Answer")
 
 SECONDS_TO_ANSWER = 60
+# A label that Ray gives every node.
+NODE_ID = "ray.io/node-id"
 # Column of rows on their way to the table: which process of which node ran the model on them.
 MAKER = "maker"
 
@@ -36,24 +43,34 @@ def makers(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float
     return nodes
 
 
-def capacity() -> dict[str, float]:
-    """Resources of the cluster, with those that its autoscaler may still add."""
-    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    may: Mapping[str, float] = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {name: max(have.get(name, 0), may.get(name, 0)) for name in {*have, *may}}
+def capacity(label: str = "") -> dict[str, float]:
+    """Resources of the nodes with that label, added up. Nodes without processors, such as a head that only manages,
+    do not count."""
+    total: Counter[str] = Counter()
+    for node in labelled(label):
+        total.update(node["Resources"])
+    return dict(total)
+
+
+def labelled(label: str) -> list[dict[str, Any]]:
+    """The nodes that compute, of those with the label `name=value` (or `name=!value`: those without); "" is all."""
+    name, _, value = label.partition("=")
+    found = []
+    for node in alive():
+        has = str(node["Labels"].get(name, ""))
+        fits = not label or (has != value[1:] if value.startswith("!") else has == value)
+        if fits and node["Resources"].get("CPU"):
+            found.append(node)
+    return found
 
 
 def selector(label: str) -> dict[str, str] | None:
-    """What Ray calls the wish for nodes with a label `name=value`; refused where no node has it.
-
-    Ray itself would wait for such a node for ever; an autoscaler may bring one, so there it may wait.
-    """
+    """What Ray calls the wish for nodes with a label `name=value`. It is refused where no node has the label and no
+    autoscaler can bring one, for Ray itself would wait for ever."""
     if not label:
         return None
     name, _, value = label.partition("=")
-    values = {str(node["Labels"].get(name, "")) for node in _alive()}
-    found = values - {value[1:]} if value.startswith("!") else values & {value}
-    if not found and not ray._private.state.state.get_max_resources_from_cluster_config():
+    if not labelled(label) and not autoscales():
         raise Refusal(
             f"no node of the cluster has the label {label} (cluster.decode_on, cluster.model_on): start nodes with "
             f"`ray start --labels {name}={value.removeprefix('!')}`, or leave it out"
@@ -61,9 +78,18 @@ def selector(label: str) -> dict[str, str] | None:
     return {name: value}
 
 
+def computing(nodes: dict[str, str] | None) -> dict[str, str] | None:
+    """The selector, without nodes that have no processors. What asks for no processor would run there too, and a
+    head that only manages is small."""
+    idle = [node["NodeID"] for node in alive() if not node["Resources"].get("CPU")]
+    if not idle:
+        return nodes
+    return {**(nodes or {}), NODE_ID: f"!in({','.join(idle)})"}
+
+
 def machines() -> int:
     """How many machines the cluster has; one may hold several of its nodes."""
-    return len({node["NodeManagerHostname"] for node in _alive()})
+    return len({node["NodeManagerHostname"] for node in alive()})
 
 
 def check_seen(paths: Mapping[str, str]) -> None:
@@ -72,7 +98,7 @@ def check_seen(paths: Mapping[str, str]) -> None:
         return
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)
     asked = {}
-    for node in _alive():
+    for node in alive():
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked[look.options(scheduling_strategy=there).remote(dict(paths))] = node["NodeManagerHostname"]
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
@@ -92,5 +118,16 @@ def _missing(paths: Mapping[str, str]) -> list[str]:
     return [f"{path} ({what}) is on one machine only" for path, what in paths.items() if not Path(path).exists()]
 
 
-def _alive() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+def alive() -> list[dict[str, Any]]:
+    """The nodes of the cluster, as Ray describes them."""
+    return [node for node in steadily(ray.nodes) if node["Alive"]]
+
+
+def steadily(call: Callable[[], Answer]) -> Answer:
+    """Ask the head. One that does not answer at once is asked again, for some seconds."""
+    for seconds in (0.5, 1.0, 2.0, 4.0):
+        try:
+            return call()
+        except (RpcError, RaySystemError, ConnectionError, TimeoutError):
+            time.sleep(seconds)
+    return call()

@@ -61,6 +61,8 @@ def _started(cluster: Cluster, workers_heard: bool) -> Iterator[None]:
 def _join(address: str, workers_heard: bool) -> None:
     """Ray itself tries for some time to reach the cluster. What fails at once is tried again: a head that has just
     started refuses connections."""
+    # Else Ray prints a line for each node that its autoscaler cannot add; what is waited for, raycap says itself.
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
     begun = time.monotonic()
     while True:
         try:

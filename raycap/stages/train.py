@@ -91,7 +91,7 @@ def fit(config: Config, pictures: Pictures | None = None, leave: str = "") -> bo
             folder.write("config.yaml", dumps(config).encode())
             material.vocabulary.save(out / WORDS)
             (out / STOP).unlink(missing_ok=True)
-            train_them = train_here if here else functools.partial(train_on_workers, label=config.cluster.model_on)
+            train_them = train_here if here else functools.partial(train_on_workers, cluster=config.cluster)
             with Watch(out, config.train.trackers) as watch:
                 _until_done(lambda: train_them(material, out, lease.run, leave), out, watch)
     return _finished(folder, out, config)

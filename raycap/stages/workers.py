@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
+from raycap.cluster import Cluster
 from raycap.precision import derive
 from raycap.refusal import Refusal
-from raycap.stages.nodes import capacity, selector
+from raycap.stages.needs import Need, provide
+from raycap.stages.nodes import capacity, check_seen, selector
 from raycap.stages.session import refusal_within
 from raycap.training import Train
 from raycap.training.group import Group
@@ -34,11 +37,16 @@ def train_here(material: Material, out: Path, name: str, leave: str = "") -> Non
     Run(material, out, store, derive(device, material.options.precision), Group(), leave=leave).go()
 
 
-def train_on_workers(material: Material, out: Path, name: str, leave: str = "", label: str = "") -> None:
-    """Train on Ray Train's workers, on nodes with that label. A lost one is replaced, and all go on from the last
-    checkpoint."""
-    options, nodes = material.options, selector(label)
-    count, gpu = _placed(options)
+def train_on_workers(
+    material: Material, out: Path, name: str, leave: str = "", cluster: Cluster | None = None
+) -> None:
+    """Train on Ray Train's workers, where the cluster's options say. A lost one is replaced, and all go on from the
+    last checkpoint."""
+    cluster = cluster or Cluster()
+    options = material.options
+    count, gpu = _placed(options, cluster)
+    nodes = selector(cluster.model_on)
+    check_seen({str(out): "train.out"})  # of nodes that came for this
     resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
     # A worker's folder is the driver's: paths in the config stay what they are.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -84,9 +92,19 @@ def _work(given: dict[str, Any]) -> None:
     Run(material, Path(given["out"]), store, precision, group, ray.train.report, given["leave"]).go()
 
 
-def _placed(options: Train) -> tuple[int, bool]:
-    """How many workers, and whether on GPUs; refused where the cluster has no room, for Ray would wait for ever."""
-    there, workers = capacity(), options.workers
+def _placed(options: Train, cluster: Cluster) -> tuple[int, bool]:
+    """How many workers, and whether on GPUs; refused where the cluster has no room, for Ray would wait for ever.
+    Where an autoscaler has to bring the nodes, this waits for them."""
+    workers, label = options.workers, cluster.model_on
+    least = workers.count or 1
+    each: dict[str, float] = {"CPU": workers.cpus}
+    on_gpu = {**each, "GPU": workers.gpus}
+    need = Need("to train", label, on_gpu if workers.gpu else each, least, least)
+    provide([need], cluster.wait)
+    if workers.gpu is None and capacity(label).get("GPU"):
+        provide([replace(need, resources=on_gpu)], cluster.wait)
+    selector(label)  # which may be refused
+    there = capacity(label)
     gpus, processors = int(there.get("GPU", 0)), there.get("CPU", 0)
     gpu = gpus > 0 if workers.gpu is None else workers.gpu
     if gpu and not gpus:

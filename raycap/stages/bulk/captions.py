@@ -117,7 +117,7 @@ def _schema(options: Caption) -> pa.Schema:
 def _stream(config: Config, parts: folder.Parts, search: SearchChoice, todo: Todo) -> Dataset:
     options, intake = config.caption, parts[2].intake
     square = Square(intake.size, intake.resize, intake.interpolation)
-    pool = shape(options, config.cluster.model_on, todo.few)
+    pool = shape(options, config.cluster, todo.few)
     rows = pictures(todo, config, options.batch, config.reading, square)
     arguments = {"parts": ray.put(parts), "search": search, "options": options, "threads": pool.threads}
     return on_actors(rows, Describe, pool, options.batch, arguments)

@@ -105,7 +105,7 @@ def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:
 
 def _encoded(config: Config, encoder: Encoder, change: Change | None, todo: Todo) -> Dataset:
     options, square = config.extract, square_of(encoder)
-    pool = shape(options, config.cluster.model_on, todo.few)
+    pool = shape(options, config.cluster, todo.few)
     rows = pictures(todo, config, options.batch, config.reading, square)
     arguments = {"encoder": ray.put(encoder), "threads": pool.threads, "options": options, "change": change}
     return on_actors(rows, Encode, pool, options.batch, arguments)

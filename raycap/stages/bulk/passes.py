@@ -118,7 +118,9 @@ class _Run:
 
             one = Pass(self.folder, table, self.lease, self.work.parts, published)
             try:
-                whole = one.run(self.work.stream(todo))
+                rows = self.work.stream(todo)
+                check_seen(_local(self.work, RunFolder(self.work.options.out)))  # by nodes that came for it
+                whole = one.run(rows)
                 return one.counts, "" if whole else "blocks were lost with a worker or a node"
             except RayError as error:
                 if refusal := refusal_within(error):

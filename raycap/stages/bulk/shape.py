@@ -3,17 +3,20 @@
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raycap.bulk import Bulk
+from raycap.cluster import Cluster
 from raycap.config import Config
 from raycap.images import Reading, Square
 from raycap.refusal import Refusal
+from raycap.stages.autoscaler import autoscales
 from raycap.stages.bulk.todo import Todo
-from raycap.stages.nodes import capacity, selector
+from raycap.stages.needs import MOST_PIECES, Need, provide
+from raycap.stages.nodes import capacity, computing, selector
 from raycap.stages.pictures import manifest, opened
 
 # Of one actor without a GPU: torch, the weights and a batch.
@@ -23,7 +26,7 @@ RESTARTS = 3
 # Rows that one task fetches from the web.
 WEB_ROWS = 256
 # A stream that stands still so long ends the pass, instead of hanging for ever. The slowest fetch is far below.
-SECONDS_WITHOUT_PROGRESS = 900
+SECONDS_WITHOUT_PROGRESS, FOR_EVER = 900, -1
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,21 @@ class Shape:
         return f"{self.actors} model actor(s) with {self.threads} thread(s){gpu}"
 
 
-def shape(wanted: Bulk, label: str = "", few: int | None = None) -> Shape:
+def shape(wanted: Bulk, cluster: Cluster, few: int | None = None) -> Shape:
     """As told, else: on GPUs as many actors as fit; without, one for each processor as far as memory goes; of `few`
-    rows no more than they make batches.
+    rows no more than they make batches. Where an autoscaler has to bring the nodes, this waits for them.
 
     Threads of one actor wait for each other, all the more while pictures are decoded on the same processors.
     """
-    have = capacity()
+    batches = MOST_PIECES if few is None else -(-few // wanted.batch)
+    pieces = wanted.actors or batches
+    on = {"GPU": wanted.gpus} if wanted.gpus else {"CPU": 1.0}
+    model = Need("to run the model", cluster.model_on, on, pieces)
+    provide([decoders(cluster, batches), model], cluster.wait)
+    if wanted.gpus is None and capacity(cluster.model_on).get("GPU"):
+        provide([replace(model, resources={"GPU": 1.0})], cluster.wait)
+    nodes = selector(cluster.model_on)
+    have = capacity(cluster.model_on)
     cpus, gpus = int(have.get("CPU", 0)), have.get("GPU", 0.0)
     if not cpus:
         raise Refusal("the cluster has no processor to offer: start Ray with at least one CPU")
@@ -55,9 +66,13 @@ def shape(wanted: Bulk, label: str = "", few: int | None = None) -> Shape:
         raise Refusal(f"an actor shall have {share:g} GPU, and the cluster has {gpus:g}: give --gpus 0, or a GPU")
     room = int(have.get("memory", 0) // BYTES_OF_ACTOR)
     fit = int(gpus / share) if share else min(room, cpus // (wanted.threads or 1))
-    fit = fit if few is None else min(fit, -(-few // wanted.batch))
-    actors = wanted.actors or max(1, fit)
-    return Shape(actors, wanted.threads or max(1, cpus // actors), share, selector(label))
+    actors = wanted.actors or max(1, min(fit, batches) if few is not None else fit)
+    return Shape(actors, wanted.threads or max(1, cpus // actors), share, computing(nodes))
+
+
+def decoders(cluster: Cluster, tasks: int) -> Need:
+    """What so many tasks need that fetch and decode."""
+    return Need("to decode pictures", cluster.decode_on, {"CPU": 1.0}, tasks)
 
 
 def on_actors(rows: Dataset, model: type, pool: Shape, batch: int, arguments: dict[str, Any]) -> Dataset:
@@ -93,7 +108,17 @@ def pictures(todo: Todo, config: Config, batch: int, reading: Reading, square: S
     context = DataContext.get_current()
     context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2  # twice what it takes: never cut in two
     context.execution_options.preserve_order = False
-    context.execution_no_progress_timeout_s = SECONDS_WITHOUT_PROGRESS
+    context.execution_no_progress_timeout_s = _patience(config.cluster)
+    tasks = MOST_PIECES if todo.few is None else -(-todo.few // batch)
+    provide([decoders(config.cluster, tasks)], config.cluster.wait)
     rows = manifest(todo, rows_per_task)
     where = selector(config.cluster.decode_on)
     return opened(rows, todo.source, config.fetch, reading, square, True, rows_per_task, where)
+
+
+def _patience(cluster: Cluster) -> float:
+    """Seconds without progress that end a pass. Where all nodes were lost and an autoscaler may bring others, a
+    pass that waits for them does not hang."""
+    if not autoscales():
+        return SECONDS_WITHOUT_PROGRESS
+    return max(SECONDS_WITHOUT_PROGRESS, cluster.wait) if cluster.wait else FOR_EVER

@@ -18,6 +18,7 @@ from raycap.runs import RunFolder, differences
 from raycap.sources import Source
 from raycap.sources.place import locate
 from raycap.sources.splits import split_word
+from raycap.stages.autoscaler import autoscales
 from raycap.stages.bulk.publish import Parts
 from raycap.stages.bulk.standing import Counts
 from raycap.stages.bulk.todo import Todo
@@ -72,7 +73,7 @@ def source_identity(source: Source, options: Bulk) -> dict[str, Any]:
 
 def kept(work: Work, cache: str, option: str) -> Work:
     """The work in a folder of its own in the cache, where a later run of the same finds it."""
-    if machines() > 1 and not cache:
+    if not cache and (machines() > 1 or autoscales()):
         raise Refusal(f"on several machines, say where they all find what is made: {option}, a folder they share")
     fingerprint = hashlib.sha256(json.dumps(work.identity, sort_keys=True).encode()).hexdigest()[:16]
     out = cache_folder(cache) / work.table / fingerprint

@@ -17,6 +17,8 @@ from raycap.config import Config, dumps, part_to_plain
 from raycap.refusal import Refusal
 from raycap.runs import Lease, RunFolder, differences, output_folder
 from raycap.search import Beam
+from raycap.stages.needs import Need, provide
+from raycap.stages.nodes import capacity, selector
 from raycap.stages.session import session
 from raycap.stages.train import list_pictures, made_pictures
 from raycap.stages.tune.search import RAYS_OWN, searched
@@ -148,10 +150,10 @@ def _check_same(folder: RunFolder, config: Config, space: Space) -> None:
 
 def _plan(out: Path, config: Config, space: Space) -> Plan:
     """What all trials share; the features are made here, once."""
-    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     how, workers = config.tune, config.train.workers
     count = 1 if workers.count is None else workers.count
     processes = max(count, 1)
+    there = _there(config, processes)
     wanted = float(processes) if there.get("GPU") and workers.gpu is not False else 0.0
     gpus = wanted if how.gpus is None else how.gpus
     if gpus > processes:
@@ -184,6 +186,22 @@ def _plan(out: Path, config: Config, space: Space) -> Plan:
             Pictures((table_in(given, encoder),)) if given else made_pictures(one, encoder, _listing(out, one))
         )
     return plan
+
+
+def _there(config: Config, processes: int) -> dict[str, float]:
+    """What the cluster has for trials. Where an autoscaler has to bring the nodes, this waits for them."""
+    how, workers, cluster = config.tune, config.train.workers, config.cluster
+    label = cluster.model_on if workers.count != 0 else ""  # without workers, a trial runs wherever there is room
+    each = {"CPU": how.cpus / processes}
+    many = (how.concurrent or how.trials) * processes
+    need = Need("to run a trial", label, each, many, processes)
+    if how.gpus:
+        need = dataclasses.replace(need, resources={**each, "GPU": how.gpus / processes})
+    provide([need], cluster.wait)
+    if how.gpus is None and workers.gpu is not False and capacity(label).get("GPU"):
+        provide([dataclasses.replace(need, resources={**each, "GPU": 1.0})], cluster.wait)
+    selector(label)  # which may be refused
+    return capacity(label)
 
 
 def _listing(out: Path, config: Config) -> Path:
