@@ -1,14 +1,12 @@
 """Clusters that start with a head without processors and no other node: the nodes come when work does."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from heads import autoscaled_head, check_job, submit
-from raylets import parents_of
+from heads import autoscaled_head, check_job
 from small_captioner import photos, save_captioner
 
 pytestmark = pytest.mark.ray
