@@ -8,7 +8,7 @@ up from the nodes' ids.
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -47,7 +47,8 @@ def starting() -> int:
     except RpcError:
         return 0
     report = _old_report() or {}
-    return sum(report.get("pending_launches", {}).values()) + len(report.get("pending_nodes", ()))
+    launches: Mapping[str, int] = report.get("pending_launches", {})
+    return sum(launches.values()) + len(report.get("pending_nodes", ()))
 
 
 def _named(types: Iterable[str]) -> bool:

@@ -44,9 +44,9 @@ def settled(work: Work, folder: RunFolder) -> Work:
     asked, run = work.options.precision, folder.read_json(RUN)
     recorded = _recorded(run)
     if run is None or recorded:
-        return with_precision(
-            work, (recorded or choose(work.options, work.config.cluster)) if asked == "auto" else asked
-        )
+        if asked == "auto":
+            asked = recorded or choose(work.options, work.config.cluster)
+        return with_precision(work, asked)
     # Begun by raycap 0.1.0, where each worker chose for itself.
     check_same(work, folder)
     if asked == "auto":
@@ -81,9 +81,8 @@ def choose(options: Bulk, cluster: Cluster) -> PrecisionName:
         name, reason = fastest("cpu" if options.device == "auto" else options.device)
     else:
         where = computing(selector(label)) or {}
-        answer = (
-            ray.remote(fastest).options(num_cpus=0, num_gpus=share, label_selector=where).remote(options.device)
-        )
+        ask = ray.remote(fastest).options(num_cpus=0, num_gpus=share, label_selector=where)
+        answer = ask.remote(options.device)
         if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:
             write_err(
                 "raycap: waiting for a node that can run the model, to choose the precision of the run "

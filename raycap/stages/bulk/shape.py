@@ -75,7 +75,7 @@ def provide_model_nodes(wanted: Bulk, cluster: Cluster, actors: int) -> None:
 
 
 def gpu_share(wanted: Bulk, label: str) -> float:
-    """The GPUs of each model actor: as asked for, else one where there is any; refused where the nodes for the model
+    """The GPUs of each model actor: as asked for, else one where there is any. Refused if the nodes for the model
     have too few."""
     gpus = capacity(label).get("GPU", 0.0)
     share = wanted.gpus if wanted.gpus is not None else min(1.0, gpus)
