@@ -205,7 +205,7 @@ def test_progress_says_what_a_person_would_ask(capsys: pytest.CaptureFixture[str
         progress.add(100, {("failed_to_fetch", "404 \x1b[31m"): 3})
         progress.add(100, 0)
     first, second = capsys.readouterr().err.splitlines()
-    assert "100 rows" in first and "3 failed (3 404 \ufffd[31m)" in first
+    assert "100 rows" in first and "3 failed (3 404 \\x1b[31m)" in first
     assert "200 of 400 rows, ends about" in second and "rows/s" in second
 
 

@@ -331,7 +331,7 @@ def test_unusable_files_are_refused(tmp_path: Path, small_state: dict[str, Tenso
         "torn-whole.safetensors": "no whole safetensors file or torch state dict",
         "torn-whole.pth": "no whole safetensors file or torch state dict",
         "empty.pth": "no whole safetensors file or torch state dict",
-        "page.pth": "no whole safetensors file or torch state dict: it begins with",
+        "page.pth": "no whole safetensors file or torch state dict: it begins as neither",
         "checkpoint.pth": "holds a mapping of epoch, state_dict, not a state dict",
         "few.safetensors": r"it lacks features\.0\.0\.weight$",
         "narrow.safetensors": r"its features\.0\.0\.weight is \[8, 3, 3, 3\], not \[16, 3, 3, 3\]",

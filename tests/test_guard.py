@@ -37,8 +37,8 @@ from raycap.images import formats
 plain = formats.READERS["bmp"]
 notes = Path(__file__).parent / "notes"
 
-def hostile(file):
-    word = file.getvalue().rpartition(b"|")[2].decode()
+def hostile(data, limits):
+    word = data.rpartition(b"|")[2].decode()
     if word:
         with notes.open("a") as log:
             log.write(f"{word} {os.getpid()}\\n")
@@ -60,7 +60,7 @@ def hostile(file):
         raise ValueError(str(sorted({"ray", "torch"} & set(sys.modules))))
     elif word == "environment":
         raise ValueError(f"{os.environ['OMP_NUM_THREADS']} {os.getpriority(os.PRIO_PROCESS, 0)}")
-    return plain(file)
+    return plain(data, limits)
 
 formats.READERS["bmp"] = hostile
 """
@@ -259,7 +259,6 @@ def test_a_child_that_cannot_start_is_no_picture_s_fault(tmp_path: Path, monkeyp
         ("tiff", {"compression": "tiff_lzw"}),
         ("avif", {}),
         ("bmp", {}),
-        ("gif", {"mode": "P"}),
         ("jpeg", {"progressive": True}),
         ("png", {}),
         ("jpeg2000", {}),

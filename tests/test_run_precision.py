@@ -24,7 +24,7 @@ from raycap.sources import Folder
 from raycap.stages.bulk.captions import captions_work
 from raycap.stages.bulk.features import features_work, pixels_work
 from raycap.stages.bulk.run_precision import choose, with_precision
-from raycap.stages.bulk.work import kept
+from raycap.stages.bulk.work import FORMATS_OF_OLDER_VERSIONS, kept
 
 pytestmark = pytest.mark.ray
 
@@ -106,6 +106,7 @@ def test_a_run_without_a_recorded_precision_goes_on_only_when_it_is_given(
     for name in ("run.json", "facts.json"):  # as raycap 0.1.0 wrote them
         told = json.loads((out / name).read_text())
         del told["identity"]["precision"]
+        told["identity"]["reading"]["formats"] = list(FORMATS_OF_OLDER_VERSIONS[0])
         (out / name).write_text(json.dumps(told))
     photos(folder, range(3, 5))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "_lease.lock"}

@@ -72,7 +72,8 @@ def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> b
         written, pixels = 0, picture.pixels.data.cast("B")
         while written < len(pixels):
             written += os.pwrite(exchange, pixels[written:], written)
-    no_memory = bool(NO_MEMORY.search(picture.error))
+    # "too much memory" is a refusal by the header: nothing was decoded.
+    no_memory = bool(NO_MEMORY.search(picture.error)) and not picture.error.startswith("too much memory")
     # Some decoders take a refused allocation for a fault of the file. Only large pictures leave that in doubt.
     doubtful = picture.error and picture.width * picture.height * BYTES_A_PIXEL > max_memory
     fields = {

@@ -32,6 +32,8 @@ from raycap.training.store import cache_folder
 
 RUN, FACTS = "run.json", "facts.json"
 COMMONEST_REASONS = 5
+# The defaults of --reading.formats in versions that accepted fewer.
+FORMATS_OF_OLDER_VERSIONS = (("jpeg", "png", "webp", "gif", "bmp", "tiff", "heif", "avif"),)
 HOSTS_IN_SUMMARY, HOSTS_IN_FACTS = 5, 100
 
 
@@ -117,7 +119,16 @@ def strangeness(work: Work, folder: RunFolder) -> list[str]:
     found = folder.read_json(RUN)
     if found is None:
         return [f"{work.table} of unknown origin"] if folder.names(work.table) else []
-    return differences({"act": found.get("act"), **found.get("identity", {})}, origin(work))
+    identity = found.get("identity", {})
+    # More formats are accepted by default than once were. A run that took the default of then takes that of today.
+    reading = identity.get("reading", {})
+    if tuple(reading.get("formats", ())) in FORMATS_OF_OLDER_VERSIONS and accepts_all_formats(work):
+        identity = {**identity, "reading": {**reading, "formats": origin(work)["reading"]["formats"]}}
+    return differences({"act": found.get("act"), **identity}, origin(work))
+
+
+def accepts_all_formats(work: Work) -> bool:
+    return bool(work.identity.get("reading", {}).get("formats") == list(Reading().formats))
 
 
 def origin(work: Work) -> dict[str, Any]:
