@@ -28,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr()
     if arguments is None:
         sys.excepthook = print_crash
-    # matplotlib would leave folders of its own in the home folder.
+    # matplotlib and torch would leave folders of their own, in the home folder and in /tmp.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "raycap" / "matplotlib"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "raycap" / "torchinductor"))
     try:
         exit_code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()

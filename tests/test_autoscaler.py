@@ -9,7 +9,7 @@ import pytest
 from heads import autoscaled_head, check_job
 from small_captioner import photos, save_captioner
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SMALL = {"CPU": 1, "object_store_memory": 100_000_000}
 TYPES = {
     name: {

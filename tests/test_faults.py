@@ -221,6 +221,7 @@ files._read_local = read
 """
 
 
+@pytest.mark.slow
 def test_a_pass_that_stands_still_keeps_what_it_finished_and_another_one_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +252,7 @@ class Neighbour:
         time.sleep(seconds)
 
 
+@pytest.mark.slow
 def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ class Numbers:
     def notes(self) -> tuple[str, ...]:
         return ()
 
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self, notes: object = None) -> Iterator[pa.Table]:
         return tables((Row(str(number), "") for number in range(self.rows)), lambda: "nothing")
 
 
