@@ -175,14 +175,22 @@ def test_the_folder_goes_also_when_the_command_fails(tmp_path: Path, monkeypatch
     assert seen and not seen[0].exists()
 
 
-def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    with local_ray._own_token():
-        assert os.environ["RAY_AUTH_MODE"] == "token"
-        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-        assert "RAY_AUTH_TOKEN_PATH" not in os.environ
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
-    assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/nowhere"
-    assert "RAY_AUTH_TOKEN" not in os.environ
+# In a process of its own: Ray remembers how it authenticates, and later tests start a Ray of their own.
+ENVIRONMENT_AS_BEFORE = """
+import os
+from raycap.stages import local_ray
+
+with local_ray._own_token():
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert "RAY_AUTH_TOKEN_PATH" not in os.environ
+assert os.environ["RAY_AUTH_MODE"] == "disabled"
+assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/nowhere"
+assert "RAY_AUTH_TOKEN" not in os.environ
+"""
+
+
+def test_the_environment_is_as_before() -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN_PATH": "/nowhere"}
+    environment.pop("RAY_AUTH_TOKEN", None)
+    subprocess.run([sys.executable, "-c", ENVIRONMENT_AS_BEFORE], env=environment, check=True)
