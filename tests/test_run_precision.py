@@ -16,6 +16,7 @@ from small_captioner import photos, save_captioner
 from raycap import precision
 from raycap.bulk import Bulk, Caption, Extract
 from raycap.cli import main
+from raycap.cluster import Cluster
 from raycap.config import Config
 from raycap.encoders import Pixels
 from raycap.precision import Precision, PrecisionName, derive
@@ -145,12 +146,12 @@ def test_caches_of_different_precision_are_different_folders(
 def test_a_node_is_asked_where_the_model_does_not_run_here(monkeypatch: pytest.MonkeyPatch, errors: Any) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # this driver, to itself
     monkeypatch.setattr(precision, "_fastest", lambda device: ("fp16", "of the driver"))
-    found = choose(Bulk(), "")
+    found = choose(Bulk(), Cluster())
     monkeypatch.undo()
     assert found == derive().name and f"precision {found}: {derive().reason}" in errors()
     with pytest.raises(Refusal, match="64 GPU"):
-        choose(Bulk(gpus=64), "")
-    assert choose(Bulk(precision="fp16", gpus=64), "") == "fp16", "what is given is not asked for"
+        choose(Bulk(gpus=64), Cluster())
+    assert choose(Bulk(precision="fp16", gpus=64), Cluster()) == "fp16", "what is given is not asked for"
 
 
 def test_a_device_that_cannot_compute_so_is_refused() -> None:
