@@ -171,6 +171,7 @@ for kind in ("png", "bmp"):
 """
 
 
+@pytest.mark.slow
 def test_pictures_that_hang_their_readers_cost_only_their_rows(tmp_path: Path) -> None:
     folder, model = photos(tmp_path / "photos", range(24)), tmp_path / "model"
     save_captioner(model)
