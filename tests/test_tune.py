@@ -87,6 +87,7 @@ def journal(tmp_path: Path, trial: str) -> Path:
     return tmp_path / "sweep" / "trials" / trial / "metrics.jsonl"
 
 
+@pytest.mark.slow
 def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing(
     sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +133,7 @@ def trial_process(folder: Path) -> int:
     return int(json.loads((folder / "_lease.json").read_text())["pid"])
 
 
+@pytest.mark.slow
 def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
     sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
