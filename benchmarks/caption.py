@@ -29,13 +29,13 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from raycap.captioner import Captioner, Plan
+from raycap.captioners.trained import Captioner, Plan
 from raycap.decoders import Recurrent
+from raycap.device import derive
 from raycap.encoders import ResNet50
 from raycap.images import Reading, Square, read_picture
-from raycap.precision import derive
+from raycap.schema import CAPTIONS
 from raycap.search import Beam
-from raycap.tables import CAPTIONS
 from raycap.vocabulary import Vocabulary, Words
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -50,7 +50,11 @@ KINDS = {"steady": "wanted 0.95", "whole run": "wanted 0.85", "by processor time
 
 def make_model(path: Path, weights: str) -> None:
     vocabulary = Vocabulary.build([f"word{number}" for number in range(WORDS)], Words(min_count=1))
-    plan = Plan(ResNet50(weights=weights, stride_in_1x1=True), Recurrent(), search=Beam(width=3, min_length=19))
+    plan = Plan(
+        ResNet50(weights=weights, stride_in_1x1=True),
+        Recurrent(),
+        search=Beam(width=3, min_length=19),
+    )
     encoder = plan.encoder.build()
     torch.manual_seed(0)
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
@@ -60,12 +64,14 @@ def make_model(path: Path, weights: str) -> None:
 def make_photos(source: Path, folder: Path, pictures: int) -> None:
     """The same photos under so many names."""
     folder.mkdir()
-    photos = sorted(path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    photos = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    )
     for number in range(pictures):
         photo = photos[number % len(photos)]
-        os.link(photo, folder / f"{number:06d}{photo.suffix}") if _linkable(photo, folder) else shutil.copy(
-            photo, folder / f"{number:06d}{photo.suffix}"
-        )
+        os.link(photo, folder / f"{number:06d}{photo.suffix}") if _linkable(
+            photo, folder
+        ) else shutil.copy(photo, folder / f"{number:06d}{photo.suffix}")
 
 
 def _linkable(photo: Path, folder: Path) -> bool:
@@ -90,7 +96,11 @@ class Photos(Dataset[tuple[int, torch.Tensor, tuple[int, int, str]]]):
 
 
 def together(items: list[Any]) -> tuple[list[int], torch.Tensor, list[Any]]:
-    return [item[0] for item in items], torch.stack([item[1] for item in items]), [item[2] for item in items]
+    return (
+        [item[0] for item in items],
+        torch.stack([item[1] for item in items]),
+        [item[2] for item in items],
+    )
 
 
 def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> None:
@@ -102,7 +112,11 @@ def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> N
     paths = sorted(str(path) for path in folder.iterdir())
     photos = Photos(paths, Square(intake.size, intake.resize, intake.interpolation))
     loader = DataLoader(
-        photos, BATCH, num_workers=workers, collate_fn=together, prefetch_factor=2 if workers else None
+        photos,
+        BATCH,
+        num_workers=workers,
+        collate_fn=together,
+        prefetch_factor=2 if workers else None,
     )
     rows = []
     for places, pixels, about in loader:
@@ -111,8 +125,15 @@ def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> N
             found = captioner.plan.search.search(captioner.decoder, memory).hypotheses()
         for place, best, (width, height, digest) in zip(places, found, about, strict=True):
             said = captioner.vocabulary.decode(best[0].words)
-            row = {"key": Path(paths[place]).name, "uri": paths[place], "caption": said, "score": best[0].score}
-            rows.append(row | {"status": "success", "width": width, "height": height, "sha256": digest})
+            row = {
+                "key": Path(paths[place]).name,
+                "uri": paths[place],
+                "caption": said,
+                "score": best[0].score,
+            }
+            rows.append(
+                row | {"status": "success", "width": width, "height": height, "sha256": digest}
+            )
         print(len(rows), flush=True)
     pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), out, compression="zstd")
 
@@ -131,7 +152,9 @@ def slow(model: Path, folder: Path) -> None:
         )
         with torch.inference_mode():
             pixels = torch.from_numpy(np.array(picture.pixels)).permute(2, 0, 1)[None]
-            slow_beam(search, captioner.decoder, captioner.decoder.remember(*captioner.encoder(pixels)))
+            slow_beam(
+                search, captioner.decoder, captioner.decoder.remember(*captioner.encoder(pixels))
+            )
         print(number + 1, flush=True)
 
 
@@ -150,7 +173,9 @@ def costs(model: Path, folder: Path) -> dict[str, float]:
         read = [read_picture(each, Reading(), square).pixels for each in data]
         marks.append(time.perf_counter())
         with torch.inference_mode():
-            features = encode(torch.from_numpy(np.stack([p for p in read if p is not None])).permute(0, 3, 1, 2))
+            features = encode(
+                torch.from_numpy(np.stack([p for p in read if p is not None])).permute(0, 3, 1, 2)
+            )
             marks.append(time.perf_counter())
             memory = captioner.decoder.remember(*features)
             found = captioner.plan.search.search(captioner.decoder, memory).hypotheses()
@@ -159,7 +184,9 @@ def costs(model: Path, folder: Path) -> dict[str, float]:
             {"key": path.name, "caption": captioner.vocabulary.decode(f[0].words)}
             for path, f in zip(paths, found, strict=True)
         ]
-        pq.write_table(pa.Table.from_pylist(rows), folder.parent / "costs.parquet", compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist(rows), folder.parent / "costs.parquet", compression="zstd"
+        )
         marks.append(time.perf_counter())
         if turn:  # the first warms up
             for act, before, after in zip(seconds, marks, marks[1:], strict=False):
@@ -206,7 +233,9 @@ def processor_of(root: int) -> dict[int, float]:
     return {pid: used for pid, used in seconds.items() if is_below(pid)}
 
 
-def measure(name: str, model: Path, folder: Path, out: Path, pictures: int) -> tuple[float, float, float]:
+def measure(
+    name: str, model: Path, folder: Path, out: Path, pictures: int
+) -> tuple[float, float, float]:
     """Steady pictures per second, those of the whole run, and steady pictures per second of processor time."""
     said = out.with_suffix(".said")
 
@@ -215,13 +244,30 @@ def measure(name: str, model: Path, folder: Path, out: Path, pictures: int) -> t
         return int(done[-1]) if done else 0
 
     def rows() -> int:
-        return sum(pq.read_metadata(part).num_rows for part in (out / "captions").glob("*.parquet"))
+        return sum(
+            pq.read_metadata(part).num_rows for part in (out / "captions").glob("*.parquet")
+        )
 
     if name == "raycap":
-        command = ["-m", "raycap", "caption", str(folder), "--model", str(model), "--out", str(out)]
-        marks = watch([sys.executable, *command, "--batch", str(BATCH), "--part-seconds", "1"], rows, said)
+        command = [
+            "-m",
+            "raycap",
+            "caption",
+            str(folder),
+            "--model",
+            str(model),
+            "--out",
+            str(out),
+        ]
+        marks = watch(
+            [sys.executable, *command, "--batch", str(BATCH), "--part-seconds", "1"], rows, said
+        )
     else:
-        marks = watch([sys.executable, __file__, "--child", name, str(model), str(folder), str(out)], lines, said)
+        marks = watch(
+            [sys.executable, __file__, "--child", name, str(model), str(folder), str(out)],
+            lines,
+            said,
+        )
     most = marks[-1].rows
     middle = [mark for mark in marks if 0.2 * most <= mark.rows <= 0.95 * most]
     changes = [mark for before, mark in itertools.pairwise(middle) if mark.rows > before.rows]
@@ -239,7 +285,9 @@ def child(name: str, model: Path, folder: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path, help="a folder of photos, used again and again")
     parser.add_argument("--weights", help="ResNet-50 in the layout of He et al., as safetensors")
     parser.add_argument("--pictures", type=int, default=3000)
@@ -259,18 +307,37 @@ def main() -> None:
             "milliseconds a picture:",
             {act: round(ms, 2) for act, ms in costs(home / "model", home / "photos").items()},
         )
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ("raycap", *PLAIN, "slow")}
+        found: dict[str, list[tuple[float, float, float]]] = {
+            name: [] for name in ("raycap", *PLAIN, "slow")
+        }
         for turn in range(chosen.rounds):
             for name, each in found.items():
-                each.append(measure(name, home / "model", home / "photos", home / f"{name}{turn}", chosen.pictures))
-                print(f"{turn} {name}: pictures per second: {[round(one, 2) for one in each[-1]]}", flush=True)
+                each.append(
+                    measure(
+                        name,
+                        home / "model",
+                        home / "photos",
+                        home / f"{name}{turn}",
+                        chosen.pictures,
+                    )
+                )
+                print(
+                    f"{turn} {name}: pictures per second: {[round(one, 2) for one in each[-1]]}",
+                    flush=True,
+                )
         for kind, (title, wanted) in enumerate(KINDS.items()):
-            rates = {name: statistics.median(one[kind] for one in each) for name, each in found.items()}
-            print(f"raycap / plain, {title}: {rates['raycap'] / max(rates[name] for name in PLAIN):.2f} ({wanted})")
+            rates = {
+                name: statistics.median(one[kind] for one in each) for name, each in found.items()
+            }
+            print(
+                f"raycap / plain, {title}: {rates['raycap'] / max(rates[name] for name in PLAIN):.2f} ({wanted})"
+            )
             print(f"raycap / one at a time, {title}: {rates['raycap'] / rates['slow']:.1f}")
         cheapest = max(statistics.median(one[2] for one in found[name]) for name in PLAIN)
         own = 1000 / statistics.median(one[2] for one in found["raycap"]) - 1000 / cheapest
-        print(f"Ray's own: {own:.2f} ms of processor time a picture, more than the cheapest plain program takes")
+        print(
+            f"Ray's own: {own:.2f} ms of processor time a picture, more than the cheapest plain program takes"
+        )
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -44,7 +44,9 @@ def pillow_draft(data: bytes) -> np.ndarray:
 
 def simplejpeg(data: bytes) -> np.ndarray:
     decode = importlib.import_module("simplejpeg").decode_jpeg
-    return np.asarray(Image.fromarray(decode(data, "RGB", min_height=SIDE, min_width=SIDE)).resize((SIDE, SIDE)))
+    return np.asarray(
+        Image.fromarray(decode(data, "RGB", min_height=SIDE, min_width=SIDE)).resize((SIDE, SIDE))
+    )
 
 
 def simplejpeg_with_our_resize(data: bytes) -> np.ndarray:
@@ -64,7 +66,9 @@ def with_torch(module: str) -> Decode:
 
     def decode(data: bytes) -> np.ndarray:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        square = resize(decode_jpeg(encoded), [SIDE, SIDE], InterpolationMode.BICUBIC, antialias=True)  # [3, S, S]
+        square = resize(
+            decode_jpeg(encoded), [SIDE, SIDE], InterpolationMode.BICUBIC, antialias=True
+        )  # [3, S, S]
         return np.asarray(square.permute(1, 2, 0))
 
     return decode
@@ -72,7 +76,11 @@ def with_torch(module: str) -> Decode:
 
 def decoders() -> dict[str, Decode]:
     """Plain Pillow first, then whatever is installed."""
-    found: dict[str, Decode] = {"plain Pillow": plain_pillow, "raycap": raycap, "Pillow draft": pillow_draft}
+    found: dict[str, Decode] = {
+        "plain Pillow": plain_pillow,
+        "raycap": raycap,
+        "Pillow draft": pillow_draft,
+    }
     if importlib.util.find_spec("simplejpeg"):
         found |= {"simplejpeg": simplejpeg, "simplejpeg + our resize": simplejpeg_with_our_resize}
     for module in ("torchvision.io", "torchcodec.decoders"):
@@ -84,10 +92,14 @@ def decoders() -> dict[str, Decode]:
 def photos() -> list[bytes]:
     """Photos of about 500x375 without a colour profile: plain Pillow ignores those, so outputs would differ."""
     here = Path(__file__).resolve().parent.parent
-    folder = Path(os.environ.get("RAYCAP_DATA", here.parent / "shared" / "data")) / "flickr8k-original"
+    folder = (
+        Path(os.environ.get("RAYCAP_DATA", here.parent / "shared" / "data")) / "flickr8k-original"
+    )
     if folder.is_dir():
         pictures = [path.read_bytes() for path in sorted(folder.iterdir())]
-        return [data for data in pictures if "icc_profile" not in Image.open(BytesIO(data)).info][:16]
+        return [data for data in pictures if "icc_profile" not in Image.open(BytesIO(data)).info][
+            :16
+        ]
     print(
         f"no photos at {folder}: made pictures instead, whose decoding takes longer or shorter than that of photos"
     )
@@ -98,7 +110,11 @@ def made(seed: int) -> Image.Image:
     """Blobs of all sizes, the small ones fainter, as in photos."""
     chance = np.random.default_rng(seed)
     layers = [
-        np.asarray(Image.fromarray(chance.integers(0, 256, (3 * n, 4 * n, 3), dtype=np.uint8)).resize((500, 375)))
+        np.asarray(
+            Image.fromarray(chance.integers(0, 256, (3 * n, 4 * n, 3), dtype=np.uint8)).resize(
+                (500, 375)
+            )
+        )
         for n in (1, 4, 16, 64)
     ]
     return Image.fromarray(np.average(layers, 0, [8, 4, 2, 1]).astype(np.uint8))
@@ -143,7 +159,9 @@ def compare(title: str, pictures: list[bytes], rounds: int) -> None:
     for name, taken in seconds.items():
         middle = statistics.median(taken)
         alike = f"{min(likeness[name]):.1f} {statistics.median(likeness[name]):.1f} dB"
-        print(f"{name:24}{1 / middle:10.0f}{plain / middle:7.2f}x   {alike if name != 'plain Pillow' else ''}")
+        print(
+            f"{name:24}{1 / middle:10.0f}{plain / middle:7.2f}x   {alike if name != 'plain Pillow' else ''}"
+        )
 
 
 def main() -> None:
@@ -153,8 +171,12 @@ def main() -> None:
     compare("12 megapixels", [enlarged(data, seed) for seed, data in enumerate(small[:3])], rounds)
     # Enlarged photos have no fine detail, which flatters decoding at a fraction. Real ones at 1/18 do.
     sharp = [decibels(raycap(data, 28), plain_pillow(data, 28)) for data in small]
-    print(f"\nphotos sharp to the pixel, at the ratio of 12 megapixels to {SIDE} (500x375 to 28x28), raycap:")
-    print(f"PSNR to plain Pillow, least and median: {min(sharp):.1f} {statistics.median(sharp):.1f} dB")
+    print(
+        f"\nphotos sharp to the pixel, at the ratio of 12 megapixels to {SIDE} (500x375 to 28x28), raycap:"
+    )
+    print(
+        f"PSNR to plain Pillow, least and median: {min(sharp):.1f} {statistics.median(sharp):.1f} dB"
+    )
 
 
 if __name__ == "__main__":

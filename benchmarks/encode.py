@@ -16,20 +16,26 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from raycap.device import Precision, PrecisionName, derive
 from raycap.encoders import ENCODERS, Torchvision
 from raycap.encoders.intake import IMAGENET_MEAN, IMAGENET_STD
-from raycap.precision import Precision, PrecisionName, derive
 
 Loop = Callable[[Tensor], object]
 KINDS = {
-    kind: options for kind, options in ENCODERS.items() if issubclass(options, Torchvision) and kind != "vit_b_16"
+    kind: options
+    for kind, options in ENCODERS.items()
+    if issubclass(options, Torchvision) and kind != "vit_b_16"
 }
 
 
 def bare(kind: str, precision: Precision) -> Loop:
     """What one would write by hand."""
     network = torchvision.models.get_model(kind, weights=None).eval()
-    layers = network.features if hasattr(network, "features") else nn.Sequential(*list(network.children())[:-2])
+    layers = (
+        network.features
+        if hasattr(network, "features")
+        else nn.Sequential(*list(network.children())[:-2])
+    )
     layers = layers.to(precision.device, precision.dtype).to(memory_format=torch.channels_last)
     normalise = torchvision.transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)
 
@@ -54,12 +60,21 @@ def sides(kind: str, size: int, device: str) -> dict[str, Loop]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--encoder", default="resnet50", choices=[k for k in ENCODERS if k not in ("timm", "pixels")]
+        "--encoder",
+        default="resnet50",
+        choices=[k for k in ENCODERS if k not in ("timm", "pixels")],
     )
     parser.add_argument("--device", default="auto")
-    for name, default in (("size", 224), ("batch", 32), ("rounds", 7), ("threads", torch.get_num_threads())):
+    for name, default in (
+        ("size", 224),
+        ("batch", 32),
+        ("rounds", 7),
+        ("threads", torch.get_num_threads()),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -78,10 +93,14 @@ def main() -> None:
                     seconds[name].append(time.perf_counter() - start)
 
     rates = {name: given.batch / statistics.median(times) for name, times in seconds.items()}
-    print(f"{given.encoder}, {given.size} pixels, batches of {given.batch}, {given.threads} threads")
+    print(
+        f"{given.encoder}, {given.size} pixels, batches of {given.batch}, {given.threads} threads"
+    )
     print(f"derived: {derive(given.device)}")
     for name, rate in rates.items():
-        print(f"{name:24} {rate:8.1f} pictures/s   {rate / rates[f'{name[:4]} bare torchvision']:5.2f} x bare")
+        print(
+            f"{name:24} {rate:8.1f} pictures/s   {rate / rates[f'{name[:4]} bare torchvision']:5.2f} x bare"
+        )
     print(f"{'bf16 against fp32':24} {rates['bf16 raycap'] / rates['fp32 raycap']:5.2f} x")
 
 

@@ -31,7 +31,10 @@ from small_captioner import photos, save_captioner  # type: ignore[import-not-fo
 
 KINDS = ("driver", "actor", "decoder", "node")
 # What Ray calls a process while it works.
-TITLES = {"actor": "ray::MapWorker(MapBatches(Describe))", "decoder": "ray::MapBatches(open_pictures)"}
+TITLES = {
+    "actor": "ray::MapWorker(MapBatches(Describe))",
+    "decoder": "ray::MapBatches(open_pictures)",
+}
 ANSWERS = (0, 1)  # of a run that came to its end: all rows good, or some failed
 
 
@@ -74,7 +77,15 @@ def make_pile(folder: Path, pictures: int) -> Pile:
 
 def start(pile: Pile, out: Path, *flags: str) -> "subprocess.Popen[bytes]":
     """A captioning run in a process of its own."""
-    command = [sys.executable, "-m", "raycap", "caption", str(pile.photos), "--model", str(pile.model)]
+    command = [
+        sys.executable,
+        "-m",
+        "raycap",
+        "caption",
+        str(pile.photos),
+        "--model",
+        str(pile.model),
+    ]
     quick = ["--batch", "16", "--part-rows", "32", "--part-seconds", "0.2", "--source.glob", "*"]
     with Path(f"{out}.log").open("ab") as log:
         return subprocess.Popen(
@@ -102,7 +113,9 @@ def rows_now(out: Path) -> int:
     return len(read(out)) if folder.exists() else 0
 
 
-def wait_for_rows(process: "subprocess.Popen[bytes]", out: Path, rows: int, seconds: float = 120) -> None:
+def wait_for_rows(
+    process: "subprocess.Popen[bytes]", out: Path, rows: int, seconds: float = 120
+) -> None:
     """Until the table holds so many, or the run has ended."""
     end = time.monotonic() + seconds
     while process.poll() is None and rows_now(out) < rows and time.monotonic() < end:
@@ -114,7 +127,9 @@ def victims(title: str, parent: int) -> list[int]:
     parents, named = {}, []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(entry.name)] = int(
+                (entry / "stat").read_text().rpartition(")")[2].split()[1]
+            )
             if (entry / "cmdline").read_text().startswith(title):
                 named.append(int(entry.name))
 
@@ -151,7 +166,9 @@ def disturb(pile: Pile, out: Path, kind: str, moments: Sequence[int], tally: Tal
                 time.sleep(0.3 * random.random())
             else:
                 wait_for_rows(process, out, rows)
-            killed = process.poll() is None and (cluster.kill() if cluster else kill_one(process, kind))
+            killed = process.poll() is None and (
+                cluster.kill() if cluster else kill_one(process, kind)
+            )
             tally.kills += killed
             tally.missed += not killed
             rows_now(out)  # whole and single right after the kill
@@ -206,18 +223,28 @@ def compare(pile: Pile, out: Path, tally: Tally) -> None:
     tally.lost += len(pile.expected.keys() - keys.keys())
     tally.doubled += sum(count - 1 for count in keys.values())
     found = read(out)
-    tally.changed += sum(found.get(key) != row for key, row in pile.expected.items() if key in found)
-    left = [path.name for path in out.iterdir() if path.name.startswith("_") and path.name != "_lease.lock"]
+    tally.changed += sum(
+        found.get(key) != row for key, row in pile.expected.items() if key in found
+    )
+    left = [
+        path.name
+        for path in out.iterdir()
+        if path.name.startswith("_") and path.name != "_lease.lock"
+    ]
     assert not left, f"left behind: {left}"
     assert (out / "facts.json").exists()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--each", type=int, default=4, help="kills in one run")
     parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no kill after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no kill after so long"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     chosen = parser.parse_args(arguments)
@@ -238,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"run {number}, {kind}: {tallies[kind]}", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"\n{'killed':10}{'kills':>8}{'too late':>10}{'resumed':>9}{'lost':>6}{'doubled':>9}{'changed':>9}")
+    print(
+        f"\n{'killed':10}{'kills':>8}{'too late':>10}{'resumed':>9}{'lost':>6}{'doubled':>9}{'changed':>9}"
+    )
     for kind, tally in tallies.items():
         row = (tally.kills, tally.missed, tally.resumed, tally.lost, tally.doubled, tally.changed)
         print(f"{kind:10}{row[0]:>8}{row[1]:>10}{row[2]:>9}{row[3]:>6}{row[4]:>9}{row[5]:>9}")

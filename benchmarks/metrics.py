@@ -34,14 +34,20 @@ def human() -> tuple[Captions, References]:
     folder = Path(os.environ.get("RAYCAP_DATA", "../shared/data")) / "reference-scores"
     captions = json.loads((folder / "coco_val2017_human_cands.json").read_text(encoding="utf-8"))
     references: dict[int, list[str]] = {row["image_id"]: [] for row in captions}
-    for row in json.loads((folder / "coco_val2017_human_refs.json").read_text(encoding="utf-8"))["annotations"]:
+    for row in json.loads((folder / "coco_val2017_human_refs.json").read_text(encoding="utf-8"))[
+        "annotations"
+    ]:
         references[row["image_id"]].append(row["caption"])
     return [row["caption"] for row in captions], list(references.values())
 
 
 def ours(captions: Captions, references: References) -> list[float]:
     corpus = Corpus(captions, references)
-    return [answer.score for name in ("bleu", "rouge_l", "cider_d") for answer in METRICS[name]().judge(corpus)]
+    return [
+        answer.score
+        for name in ("bleu", "rouge_l", "cider_d")
+        for answer in METRICS[name]().judge(corpus)
+    ]
 
 
 def theirs(captions: Captions, references: References) -> list[float]:
@@ -49,8 +55,12 @@ def theirs(captions: Captions, references: References) -> list[float]:
         return importlib.import_module(f"pycocoevalcap.{name}")
 
     tokenizer = part("tokenizer.ptbtokenizer").PTBTokenizer()
-    found = tokenizer.tokenize({key: [{"caption": caption}] for key, caption in enumerate(captions)})
-    wanted = tokenizer.tokenize({key: [{"caption": each} for each in all_] for key, all_ in enumerate(references)})
+    found = tokenizer.tokenize(
+        {key: [{"caption": caption}] for key, caption in enumerate(captions)}
+    )
+    wanted = tokenizer.tokenize(
+        {key: [{"caption": each} for each in all_] for key, all_ in enumerate(references)}
+    )
     bleu, _ = part("bleu.bleu").Bleu(4).compute_score(wanted, found, verbose=0)
     rouge, _ = part("rouge.rouge").Rouge().compute_score(wanted, found)
     cider, _ = part("cider.cider").Cider().compute_score(wanted, found)
@@ -68,7 +78,9 @@ def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def sampled(references: References, pictures: int, samples: int) -> tuple[CiderReward, Any, Any, list[str]]:
+def sampled(
+    references: References, pictures: int, samples: int
+) -> tuple[CiderReward, Any, Any, list[str]]:
     """A reward of all references, and a batch of captions as sampling writes them: [pictures x samples, T]."""
     vocabulary = Vocabulary.build((caption for every in references for caption in every), Words())
     encoded = [[vocabulary.encode(caption) for caption in every] for every in references]
@@ -76,7 +88,9 @@ def sampled(references: References, pictures: int, samples: int) -> tuple[CiderR
     places = np.repeat(random.choice(len(references), pictures, replace=False), samples)
     batch = np.full((len(places), 20), PAD)
     for row, place in enumerate(places):
-        near = place if row % 2 else random.integers(len(references))  # right and wrong captions in turns
+        near = (
+            place if row % 2 else random.integers(len(references))
+        )  # right and wrong captions in turns
         numbers = encoded[near][random.integers(len(encoded[near]))][1:21]
         batch[row, : len(numbers)] = numbers
     return CiderReward(encoded), batch, places, [vocabulary.decode(row) for row in batch]
@@ -97,7 +111,9 @@ def main() -> None:
         print(f"largest difference of a corpus score: {apart:.1e}")
     scoring = medians(sides, options.rounds)
     for name, seconds in scoring.items():
-        print(f"{name:>14}: {seconds:.2f} s for {len(captions)} captions, {scoring[name] / scoring['raycap']:.1f}x")
+        print(
+            f"{name:>14}: {seconds:.2f} s for {len(captions)} captions, {scoring[name] / scoring['raycap']:.1f}x"
+        )
 
     reward, batch, places, texts = sampled(references, options.pictures, options.samples)
     sides = {"raycap": lambda: reward(batch, places)}
@@ -109,9 +125,13 @@ def main() -> None:
         sides["pycocoevalcap"] = lambda: scorer.compute_score(wanted, found)
     rewarding = medians(sides, 5 * options.rounds)
     for name, seconds in rewarding.items():
-        print(f"{name:>14}: {len(batch) / seconds:.0f} rewards a second, {seconds * 1000:.1f} ms a batch")
+        print(
+            f"{name:>14}: {len(batch) / seconds:.0f} rewards a second, {seconds * 1000:.1f} ms a batch"
+        )
     code = "import time; t = time.perf_counter(); import raycap.metrics; print(time.perf_counter() - t)"
-    print(f"import raycap.metrics: {float(subprocess.check_output([sys.executable, '-c', code])):.2f} s")
+    print(
+        f"import raycap.metrics: {float(subprocess.check_output([sys.executable, '-c', code])):.2f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -22,20 +22,20 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from raycap.bulk import Caption
+from raycap.bulk.options import Caption
+from raycap.bulk.passes import perform
+from raycap.bulk.pictures import manifest
+from raycap.bulk.publish import Parts
+from raycap.bulk.shape import on_actors, shape
+from raycap.bulk.todo import Todo
+from raycap.bulk.work import Work
 from raycap.cluster import Cluster
+from raycap.cluster.session import session
 from raycap.config import Config
 from raycap.fetch.trust import ONLY_WEB, Trust
+from raycap.schema import CAPTIONS
 from raycap.sources import Folder, Notes
 from raycap.sources.rows import Row, tables
-from raycap.stages.bulk.passes import perform
-from raycap.stages.bulk.publish import Parts
-from raycap.stages.bulk.shape import on_actors, shape
-from raycap.stages.bulk.todo import Todo
-from raycap.stages.bulk.work import Work
-from raycap.stages.pictures import manifest
-from raycap.stages.session import session
-from raycap.tables import CAPTIONS
 
 ROWS_IN_BATCH = 4096
 
@@ -74,16 +74,22 @@ class Pretends:
         }
         said |= {"width": 1, "height": 1, "sha256": "", "alternatives": []}
         for name, value in said.items():
-            table = table.append_column(name, pa.array([value] * len(table), CAPTIONS.field(name).type))
+            table = table.append_column(
+                name, pa.array([value] * len(table), CAPTIONS.field(name).type)
+            )
         return table.drop_columns(["bytes", "split", "references"])
 
 
 def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> Work:
-    options = Caption(out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000, part_seconds=5)
+    options = Caption(
+        out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000, part_seconds=5
+    )
     source = Numbers(rows)
 
     def stream(todo: Todo) -> Dataset:
-        return on_actors(manifest(todo, batch), Pretends, shape(options, Cluster()), batch, {"rest": rest})
+        return on_actors(
+            manifest(todo, batch), Pretends, shape(options, Cluster()), batch, {"rest": rest}
+        )
 
     config = replace(Config(), source=Folder("numbers"), caption=options)
     parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})
@@ -128,7 +134,10 @@ def scaling(folder: Path, rounds: int = 3) -> None:
             seconds = []
             for batches in (actors, 60 * actors):
                 began = time.monotonic()
-                perform(work(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4), {})
+                perform(
+                    work(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4),
+                    {},
+                )
                 seconds.append(time.monotonic() - began)
             found.append(16 * 59 * actors / (seconds[1] - seconds[0]))
     one = statistics.median(rates[1])
@@ -138,7 +147,9 @@ def scaling(folder: Path, rounds: int = 3) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--scaling", action="store_true")
     chosen = parser.parse_args()

@@ -27,18 +27,18 @@ from million import Numbers  # type: ignore[import-not-found]  # beside this fil
 from ray._private.internal_api import node_stats
 from ray.data import Dataset
 
-from raycap.bulk import Caption
+from raycap.bulk.options import Caption
+from raycap.bulk.passes import perform
+from raycap.bulk.pictures import manifest
+from raycap.bulk.publish import Parts
+from raycap.bulk.shape import Shape, on_actors
+from raycap.bulk.todo import Todo
+from raycap.bulk.work import Work
 from raycap.cluster import Cluster
+from raycap.cluster.session import session
 from raycap.config import Config
+from raycap.schema import CAPTIONS
 from raycap.sources import Folder
-from raycap.stages.bulk.passes import perform
-from raycap.stages.bulk.publish import Parts
-from raycap.stages.bulk.shape import Shape, on_actors
-from raycap.stages.bulk.todo import Todo
-from raycap.stages.bulk.work import Work
-from raycap.stages.pictures import manifest
-from raycap.stages.session import session
-from raycap.tables import CAPTIONS
 
 BATCH, REST = 64, 0.2
 
@@ -54,10 +54,16 @@ class Sleeps:
     def __call__(self, table: pa.Table) -> pa.Table:
         began = time.time()
         time.sleep(REST)
-        said = {"caption": f"{os.getpid()} {began} {time.time()}", "score": -1.0, "status": "success"}
+        said = {
+            "caption": f"{os.getpid()} {began} {time.time()}",
+            "score": -1.0,
+            "status": "success",
+        }
         said |= {"error_message": "", "width": 1, "height": 1, "sha256": "", "alternatives": []}
         for name, value in said.items():
-            table = table.append_column(name, pa.array([value] * len(table), CAPTIONS.field(name).type))
+            table = table.append_column(
+                name, pa.array([value] * len(table), CAPTIONS.field(name).type)
+            )
         return table.drop_columns(["bytes", "split", "references"])
 
 
@@ -102,14 +108,20 @@ def measured(folder: Path, gpus: int, rows: int, batch: int) -> str:
     watch.on = False
     looking.join()
     said = pq.read_table(folder / "captions", columns=["caption"])["caption"].unique().to_pylist()
-    batches = [(pid, float(start), float(end)) for pid, start, end in (each.split() for each in said)]
+    batches = [
+        (pid, float(start), float(end)) for pid, start, end in (each.split() for each in said)
+    ]
     first: dict[str, float] = {}
     for pid, start, _ in sorted(batches, key=lambda each: each[1]):
         first.setdefault(pid, start)
     busy = max(first.values()) - began
     ends = np.array(sorted(end for _, _, end in batches))
     steady = ends[(ends > max(first.values())) & (ends < np.quantile(ends, 0.95))]
-    rate = batch * (len(steady) - 1) / max(steady[-1] - steady[0], 1e-9) if len(steady) > 1 else float("nan")
+    rate = (
+        batch * (len(steady) - 1) / max(steady[-1] - steady[0], 1e-9)
+        if len(steady) > 1
+        else float("nan")
+    )
     could = gpus * batch / REST
     return (
         f"{gpus:4} GPUs, {rows:9,} rows: {rate:9,.0f} rows/s of {could:7,.0f} ({rate / could:.2f}); "
@@ -119,7 +131,9 @@ def measured(folder: Path, gpus: int, rows: int, batch: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--batches", type=int, default=25, help="for each worker")
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -131,7 +145,11 @@ def main() -> None:
             if gpus == chosen.workers[-1] and chosen.rows:
                 runs.append((chosen.rows, 1024))
             ray.init(
-                "local", num_cpus=2 * gpus, num_gpus=gpus, include_dashboard=False, logging_level=logging.ERROR
+                "local",
+                num_cpus=2 * gpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
             )
             try:
                 with session(Cluster()):

@@ -42,13 +42,21 @@ def model(batch: int) -> tuple[Decoder, Tensors]:
 
 def one_by_one(beam: Beam, decoder: Decoder, memory: Tensors, batch: int) -> Captions:
     return [
-        slow_beam(beam, decoder, {name: part[b : b + 1] for name, part in memory.items()}) for b in range(batch)
+        slow_beam(beam, decoder, {name: part[b : b + 1] for name, part in memory.items()})
+        for b in range(batch)
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("batch", 64), ("width", 3), ("rounds", 5), ("threads", torch.get_num_threads())):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (
+        ("batch", 64),
+        ("width", 3),
+        ("rounds", 5),
+        ("threads", torch.get_num_threads()),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -66,13 +74,18 @@ def main() -> None:
             said[name] = side()
             seconds[name].append(time.perf_counter() - start)
 
-    same = sum(fast[0].words == plain[0].words for fast, plain in zip(said["batched"], said["plain"], strict=True))
+    same = sum(
+        fast[0].words == plain[0].words
+        for fast, plain in zip(said["batched"], said["plain"], strict=True)
+    )
     words = statistics.mean(len(hypotheses[0].words) for hypotheses in said["batched"])
     print(f"batch {given.batch}, width {given.width}, {given.threads} threads")
     print(f"the same captions: {same} of {given.batch}, {words:.1f} words each on average")
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, median in medians.items():
-        print(f"{name:8} {given.batch / median:8.1f} pictures/s   {medians['plain'] / median:6.2f} x plain")
+        print(
+            f"{name:8} {given.batch / median:8.1f} pictures/s   {medians['plain'] / median:6.2f} x plain"
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,12 @@ def batch(pictures: int) -> tuple[Tensor, Tensor, Tensor]:
     """Grids [B, P, D], the words [B, R, T] from `<start>`, and those that follow each."""
     source = torch.Generator().manual_seed(0)
     grid = torch.rand(pictures, POSITIONS, WIDTH, generator=source)
-    lengths = (torch.randn(pictures, REFERENCES, generator=source) * 3.9 + 10.8).round().clamp(3, 30).long()
+    lengths = (
+        (torch.randn(pictures, REFERENCES, generator=source) * 3.9 + 10.8)
+        .round()
+        .clamp(3, 30)
+        .long()
+    )
     longest = int(lengths.max()) + 1
     words = torch.randint(4, VOCABULARY, (pictures, REFERENCES, longest), generator=source)
     place, last = torch.arange(longest), lengths.unsqueeze(2)
@@ -46,7 +51,9 @@ def ours(decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, following: Te
     return functional.cross_entropy(decoder.scores(outputs[true]), following[true])
 
 
-def tutorials(decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, following: Tensor) -> Tensor:
+def tutorials(
+    decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, following: Tensor
+) -> Tensor:
     attention = decoder.attention
     assert isinstance(attention, Additive)
     words, following = words.flatten(0, 1), following.flatten(0, 1)  # [N, T]
@@ -64,7 +71,9 @@ def tutorials(decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, followin
         compared = torch.tanh(keys + attention.query(hidden).unsqueeze(1))
         weights = torch.softmax(attention.weigh(compared).squeeze(2), 1)
         context = (weights.unsqueeze(2) * local).sum(1)  # [n, D]
-        entering = decoder.word_input(decoder.embedding(words[:rows, place])) + decoder.context_input(context)
+        entering = decoder.word_input(
+            decoder.embedding(words[:rows, place])
+        ) + decoder.context_input(context)
         hidden, cell = decoder.cells[0](entering, hidden, cell)
         scores.append(decoder.scores(hidden))
         true.append(following[:rows, place])
@@ -74,11 +83,15 @@ def tutorials(decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, followin
 def gradients(decoder: AttentiveRecurrent, loss: Loss) -> Tensor:
     decoder.zero_grad()
     loss().backward()  # type: ignore[no-untyped-call]
-    return torch.cat([part.grad.flatten() for part in decoder.parameters() if part.grad is not None])
+    return torch.cat(
+        [part.grad.flatten() for part in decoder.parameters() if part.grad is not None]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     defaults = {"pictures": 32, "projection": 0, "rounds": 7, "threads": torch.get_num_threads()}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -97,7 +110,9 @@ def main() -> None:
     print(
         f"{given.pictures} pictures x {REFERENCES} captions, {given.threads} threads, projection {given.projection}"
     )
-    print(f"gradients differ by {float((theirs - mine).norm() / theirs.norm()):.1e} of their length")
+    print(
+        f"gradients differ by {float((theirs - mine).norm() / theirs.norm()):.1e} of their length"
+    )
     seconds: dict[str, list[float]] = {}
     for _ in range(given.rounds):
         for precision in ("float32", "bfloat16"):

@@ -75,13 +75,22 @@ def private_functions_used_once(trees: dict[str, ast.Module]) -> int:
         uses = Counter(node.id for node in nodes if isinstance(node, ast.Name))
         uses += Counter(node.attr for node in nodes if isinstance(node, ast.Attribute))
         for node in nodes:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("_") and not node.name.endswith("__"):
+            if (
+                isinstance(node, ast.FunctionDef)
+                and node.name.startswith("_")
+                and not node.name.endswith("__")
+            ):
                 count += uses[node.name] <= 1
     return count
 
 
 def class_names_with_several_owners(trees: dict[str, ast.Module]) -> int:
-    names = Counter(node.name for tree in trees.values() for node in tree.body if isinstance(node, ast.ClassDef))
+    names = Counter(
+        node.name
+        for tree in trees.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    )
     return sum(owners > 1 for owners in names.values())
 
 
@@ -96,7 +105,10 @@ def functions_that_take_config(functions: list[Any]) -> int:
 
 def import_cycles(trees: dict[str, ast.Module]) -> int:
     """Groups of files that import each other at the top of the file (strongly connected, two files or more)."""
-    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name for name in trees}
+    modules = {
+        name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name
+        for name in trees
+    }
     graph: dict[str, set[str]] = {}
     for module, name in modules.items():
         graph[module] = set()
@@ -139,9 +151,13 @@ def strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
 
 
 def files_loaded_by_the_captioners() -> int:
-    """Files of raycap that are loaded by importing what captions pictures (its older name: raycap.captioner)."""
-    module = "raycap.captioners" if (PACKAGE / "captioners").is_dir() else "raycap.captioner"
-    program = f"import sys, {module}; print(sum(name.split('.')[0] == 'raycap' for name in sys.modules))"
+    """Files of raycap that are loaded by importing what captions pictures (its older name: raycap.captioners.trained)."""
+    module = (
+        "raycap.captioners" if (PACKAGE / "captioners").is_dir() else "raycap.captioners.trained"
+    )
+    program = (
+        f"import sys, {module}; print(sum(name.split('.')[0] == 'raycap' for name in sys.modules))"
+    )
     command = [sys.executable, "-c", program]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     return int(answer.stdout)

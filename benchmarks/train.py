@@ -33,9 +33,9 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from raycap import config
+from raycap.device import derive
 from raycap.encoders import ResNet50
 from raycap.images import Reading, read_picture
-from raycap.precision import derive
 from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train
 from raycap.training.checkpoint import TrainState
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
@@ -61,9 +61,14 @@ def made_up(pictures: int, file: Path) -> PictureStore:
     words = [f"word{number}" for number in range(WORDS)]
     odds = 1 / np.arange(1, WORDS + 1)
     lengths = np.clip(chance.normal(10.8, 3.9, (pictures, REFERENCES)).round(), 3, 30).astype(int)
-    said = [[" ".join(chance.choice(words, length, p=odds / odds.sum())) for length in own] for own in lengths]
+    said = [
+        [" ".join(chance.choice(words, length, p=odds / odds.sum())) for length in own]
+        for own in lengths
+    ]
     keys = [str(number) for number in range(pictures)]
-    return PictureStore(rows, pa.table({"key": keys, "split": ["train"] * pictures, "references": said}))
+    return PictureStore(
+        rows, pa.table({"key": keys, "split": ["train"] * pictures, "references": said})
+    )
 
 
 @dataclass
@@ -113,8 +118,12 @@ def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
             words = words[..., : int((words != PAD).any(0).any(0).sum())]
             true = words[..., 1:] != PAD
             with precision.autocast():
-                outputs, _ = net.decoder.unroll(net.remember(features[rows]), decoder_inputs(words))
-                loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
+                outputs, _ = net.decoder.unroll(
+                    net.remember(features[rows]), decoder_inputs(words)
+                )
+                loss = functional.cross_entropy(
+                    net.decoder.scores(outputs[true]), words[..., 1:][true]
+                )
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
@@ -122,20 +131,26 @@ def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
             yield len(rows) * REFERENCES
 
 
-def tutorials(photos: list[Path], encoder: Any, dataset: CaptionDataset, captions: int = 32) -> Iterator[int]:
+def tutorials(
+    photos: list[Path], encoder: Any, dataset: CaptionDataset, captions: int = 32
+) -> Iterator[int]:
     """Read, encode, and learn one caption of each picture, whose grid comes again for each of its captions; all in
     float32, as tutorials have it."""
     net = network()
     optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
     for turn in itertools.count():
         chosen = [photos[(turn * captions + number) % len(photos)] for number in range(captions)]
-        pixels = [read_picture(path.read_bytes(), Reading(), encoder.intake).pixels for path in chosen]
+        pixels = [
+            read_picture(path.read_bytes(), Reading(), encoder.intake).pixels for path in chosen
+        ]
         with torch.inference_mode():
             grid, vector = encoder(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))  # type: ignore[arg-type]
         places = np.arange(turn * captions, (turn + 1) * captions) % len(dataset)
         words = dataset.batch(places).words[:, :1]  # [B, 1, T + 1]
         true = words[..., 1:] != PAD
-        outputs, _ = net.decoder.unroll(net.decoder.remember(grid.clone(), vector.clone()), decoder_inputs(words))
+        outputs, _ = net.decoder.unroll(
+            net.decoder.remember(grid.clone(), vector.clone()), decoder_inputs(words)
+        )
         loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -143,7 +158,9 @@ def tutorials(photos: list[Path], encoder: Any, dataset: CaptionDataset, caption
         yield captions
 
 
-def one_of_two(rank: int, size: int, port: int, store: PictureStore, batch: int, steps: int, answers: Any) -> None:
+def one_of_two(
+    rank: int, size: int, port: int, store: PictureStore, batch: int, steps: int, answers: Any
+) -> None:
     """A process of the comparison of workers: `size` together use two threads."""
     torch.set_num_threads(2 // size)
     if size > 1:
@@ -166,7 +183,11 @@ def in_processes(size: int, port: int, store: PictureStore, batch: int, steps: i
 
 
 def _dataset(store: PictureStore) -> CaptionDataset:
-    captions = [caption for references in store.captions["references"].to_pylist() for caption in references]
+    captions = [
+        caption
+        for references in store.captions["references"].to_pylist()
+        for caption in references
+    ]
     vocabulary = Vocabulary.build(captions, Words(min_count=1, max_size=WORDS))
     return CaptionDataset(store, store.rows_of("train"), vocabulary)
 
@@ -201,8 +222,16 @@ def rewards_share(dataset: CaptionDataset, batch: int, steps: int) -> tuple[floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"pictures": 600, "batch": 32, "steps": 8, "rounds": 5, "threads": 2}.items():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in {
+        "pictures": 600,
+        "batch": 32,
+        "steps": 8,
+        "rounds": 5,
+        "threads": 2,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--weights", default="")
     parser.add_argument("--photos", type=Path)
@@ -211,7 +240,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = made_up(given.pictures, Path(folder) / "rows.bin")
         dataset = _dataset(store)
-        mine, theirs = Side(ours(dataset, given.batch, WorkerGroup())), Side(plain(dataset, given.batch))
+        mine, theirs = (
+            Side(ours(dataset, given.batch, WorkerGroup())),
+            Side(plain(dataset, given.batch)),
+        )
         sides = {
             "plain loop in memory": lambda: theirs.seconds_per_caption(given.steps),
             "raycap": lambda: mine.seconds_per_caption(given.steps),

@@ -27,17 +27,17 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Dataset
 
+from raycap.bulk.passes import perform
+from raycap.bulk.publish import Parts
+from raycap.bulk.shape import Shape, on_actors, pictures
+from raycap.bulk.todo import Todo
+from raycap.bulk.work import Work
+from raycap.cluster.session import session
 from raycap.config import Config
 from raycap.fetch import Fetch
 from raycap.images import Square
+from raycap.schema import CAPTIONS
 from raycap.sources import Urls
-from raycap.stages.bulk.passes import perform
-from raycap.stages.bulk.publish import Parts
-from raycap.stages.bulk.shape import Shape, on_actors, pictures
-from raycap.stages.bulk.todo import Todo
-from raycap.stages.bulk.work import Work
-from raycap.stages.session import session
-from raycap.tables import CAPTIONS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SECONDS = dict[str, list[tuple[float, float]]]
@@ -45,7 +45,9 @@ SECONDS = dict[str, list[tuple[float, float]]]
 
 def serve(photos: Path, port: Any) -> None:
     """The photos under as many names as one likes, from memory, on connections that stay."""
-    held = [path.read_bytes() for path in sorted(photos.iterdir()) if path.suffix.lower() == ".jpg"]
+    held = [
+        path.read_bytes() for path in sorted(photos.iterdir()) if path.suffix.lower() == ".jpg"
+    ]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -78,7 +80,12 @@ def ours(addresses: Path, out: Path) -> list[str]:
 
 def theirs(peer: str, addresses: Path, out: Path) -> list[str]:
     processes = f"--processes_count={os.cpu_count()}"
-    how = ["--resize_mode=keep_ratio", "--image_size=224", "--output_format=files", "--thread_count=64"]
+    how = [
+        "--resize_mode=keep_ratio",
+        "--image_size=224",
+        "--output_format=files",
+        "--thread_count=64",
+    ]
     return [peer, f"--url_list={addresses}", f"--output_folder={out}", processes, *how]
 
 
@@ -87,15 +94,21 @@ class Brightness:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         bright = table["pixels"].combine_chunks().to_numpy_ndarray()[:, ::8, ::8].mean((1, 2, 3))
-        table = table.append_column("caption", pa.array([f"brightness {each:.0f}" for each in bright]))
+        table = table.append_column(
+            "caption", pa.array([f"brightness {each:.0f}" for each in bright])
+        )
         for name, value in {"score": -1.0, "alternatives": []}.items():
-            table = table.append_column(name, pa.array([value] * len(table), CAPTIONS.field(name).type))
+            table = table.append_column(
+                name, pa.array([value] * len(table), CAPTIONS.field(name).type)
+            )
         return table.drop_columns(["pixels"])
 
 
 def child(addresses: Path, out: Path) -> None:
     """A captioning job without a model."""
-    config = Config(source=Urls(path=str(addresses)), fetch=Fetch(allow_private=True, per_host=128))
+    config = Config(
+        source=Urls(path=str(addresses)), fetch=Fetch(allow_private=True, per_host=128)
+    )
     config = replace(config, caption=replace(config.caption, out=str(out)))
     options, source = config.caption, config.source
     assert source is not None
@@ -112,12 +125,16 @@ def child(addresses: Path, out: Path) -> None:
 
 def seconds(command: list[str]) -> float:
     start = time.perf_counter()
-    subprocess.run(command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, check=True, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--peer", help="img2dataset, in an environment of its own")
     parser.add_argument("--rows", type=int, default=3000)
@@ -144,12 +161,21 @@ def main() -> None:
                 taken = []
                 for rows in counts:
                     addresses, out = home / f"{rows}.txt", home / f"{name}{turn}-{rows}"
-                    command = ours(addresses, out) if name == "raycap" else theirs(given.peer, addresses, out)
+                    command = (
+                        ours(addresses, out)
+                        if name == "raycap"
+                        else theirs(given.peer, addresses, out)
+                    )
                     taken.append(seconds(command))
                     shutil.rmtree(out)
                 found[name].append((taken[0], taken[1]))
-                print(f"{turn} {name}: {taken[0]:.1f} s, a tenth of it {taken[1]:.1f} s", flush=True)
-        whole = {name: given.rows / statistics.median(all for all, _ in each) for name, each in found.items()}
+                print(
+                    f"{turn} {name}: {taken[0]:.1f} s, a tenth of it {taken[1]:.1f} s", flush=True
+                )
+        whole = {
+            name: given.rows / statistics.median(all for all, _ in each)
+            for name, each in found.items()
+        }
         steady = {
             name: (given.rows - counts[1]) / statistics.median(all - tenth for all, tenth in each)
             for name, each in found.items()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from raycap import __version__
 from raycap.commands import ABOUT, COMMANDS, EXAMPLES, Command
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.terminal import log_to_stderr, print_crash, write_err, write_out
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         write_err("raycap: stopped: the output pipe was closed\n")
         return 141
-    except Refusal as refusal:
+    except UserError as refusal:
         # No line of a refusal, which may quote what a stranger wrote, begins as one of ours.
         write_err(f"raycap: {str(refusal).strip()}".replace("\n", "\n  ") + "\n")
         return 2
@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_read() -> bool:
     """Whether anybody still reads what is printed."""
     output = select.poll()
-    output.register(sys.stdout, 0)  # ask for nothing: that the other end has gone is told all the same
+    output.register(
+        sys.stdout, 0
+    )  # ask for nothing: that the other end has gone is told all the same
     return not output.poll(0)
 
 
@@ -79,7 +81,9 @@ def _run(arguments: list[str]) -> int:
     from raycap.config import dumps, nearest
 
     if parsed.command not in COMMANDS:
-        raise Refusal(f"there is no command '{parsed.command}'{nearest(parsed.command, COMMANDS)}")
+        raise UserError(
+            f"there is no command '{parsed.command}'{nearest(parsed.command, COMMANDS)}"
+        )
     command = COMMANDS[parsed.command]
     config, print_only = configure(parsed.command, parsed.rest)
     if print_only:
@@ -118,7 +122,9 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     chosen, flags = first.parse_known_args(arguments if filled else [*words[1:], *arguments])
 
     if chosen.run and not chosen.config:
-        raise Refusal(f"--run {chosen.run} names one of the runs of a file: say which with --config FILE.yaml")
+        raise UserError(
+            f"--run {chosen.run} names one of the runs of a file: say which with --config FILE.yaml"
+        )
     config = load(chosen.config, chosen.run) if chosen.config else Config()
     path = chosen.references if command.words else None if filled else next(iter(words), None)
     if filled and words:
@@ -159,7 +165,7 @@ def _choose(config: "Config", section: str, kind: str | None, path: str | None) 
     elif path is not None:
         present = dataclasses.replace(present, path=path)
     if model and not hasattr(present, "model"):
-        raise Refusal(f"{section} '{kind}' has no models to choose from: leave out ':{model}'")
+        raise UserError(f"{section} '{kind}' has no models to choose from: leave out ':{model}'")
     if model:
         present = dataclasses.replace(present, model=model)
     return dataclasses.replace(config, **{section: present})
@@ -175,7 +181,10 @@ def _with_flags(config: "Config", name: str, command: Command, flags: list[str])
     present = {section: getattr(config, section) for section in command.sections}
     present = {section: options for section, options in present.items() if options is not None}
     fields: list[tuple[str, Any]] = [
-        (section, Annotated[type(options), tyro.conf.arg(name="")] if section == own else type(options))
+        (
+            section,
+            Annotated[type(options), tyro.conf.arg(name="")] if section == own else type(options),
+        )
         for section, options in present.items()
     ]
     shape = dataclasses.make_dataclass(name, fields, frozen=True)
@@ -202,7 +211,9 @@ def _common_flags(command: Command) -> str:
 
     rooms = [section for section in command.sections if section in CHOICES]
     kinds = [f"--{section} {{{','.join(CHOICES[section])}}}" for section in rooms]
-    references = ["--references SOURCE (any dataset with human captions),"] if command.words else []
+    references = (
+        ["--references SOURCE (any dataset with human captions),"] if command.words else []
+    )
     return "\n".join(
         [
             f"{_words(command)} comes first. Also: --config FILE.yaml (flags change what it says), --print-config,",

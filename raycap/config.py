@@ -18,14 +18,14 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from raycap.bulk import Caption, Extract
+from raycap.bulk.options import Caption, Extract
 from raycap.cluster import Cluster
 from raycap.decoders import DECODERS, DecoderChoice, TopDown
 from raycap.encoders import ENCODERS, EncoderOptions, ResNet50
+from raycap.errors import UserError
 from raycap.evaluation import Evaluate, MetricOptions
 from raycap.fetch import Fetch
 from raycap.images import Reading
-from raycap.refusal import Refusal
 from raycap.report import Report
 from raycap.search import SEARCHES, SearchChoice
 from raycap.sources import SOURCES, Source
@@ -49,11 +49,15 @@ class Inspect:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise Refusal(f"limit is {self.limit}: give at least 1, or leave it out to look at every row")
+            raise UserError(
+                f"limit is {self.limit}: give at least 1, or leave it out to look at every row"
+            )
         if has_scheme(self.out):
-            raise Refusal(f"out is {self.out}: the report goes to a disc, so give a path")
+            raise UserError(f"out is {self.out}: the report goes to a disc, so give a path")
         if not self.out.endswith(".json"):
-            raise Refusal(f"out is {self.out!r}: the report is a JSON file, so give a name that ends in .json")
+            raise UserError(
+                f"out is {self.out!r}: the report is a JSON file, so give a name that ends in .json"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ class Config:
     vocabulary: Words = field(default_factory=Words)
     encoder: EncoderOptions = field(default_factory=ResNet50)
     decoder: DecoderChoice = field(default_factory=TopDown)
-    search: SearchChoice | None = None  # none: the captioner's own; where one is trained, a beam search
+    search: SearchChoice | None = (
+        None  # none: the captioner's own; where one is trained, a beam search
+    )
     train: Train = field(default_factory=Train)
     tune: Tune = field(default_factory=Tune)
     cluster: Cluster = field(default_factory=Cluster)
@@ -101,7 +107,7 @@ def kind_of(section: str, options: object) -> str:
 def part_named(section: str, kind: str) -> Any:
     """The option class of that name, or a refusal that lists what there is."""
     if kind not in CHOICES[section]:
-        raise Refusal(f"there is no {section} '{kind}'{nearest(kind, CHOICES[section])}")
+        raise UserError(f"there is no {section} '{kind}'{nearest(kind, CHOICES[section])}")
     return CHOICES[section][kind]
 
 
@@ -117,7 +123,7 @@ def load(path: str, run: str = "") -> Config:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"cannot read the config {path}: {error}") from error
+        raise UserError(f"cannot read the config {path}: {error}") from error
     return loads(text, path, run)
 
 
@@ -126,8 +132,8 @@ def loads(text: str, name: str = "the config", run: str = "") -> Config:
     data = parse(text, name)
     try:
         return from_plain(chosen({} if data is None else data, run))
-    except Refusal as refusal:
-        raise Refusal(f"{name}: {refusal}") from refusal
+    except UserError as refusal:
+        raise UserError(f"{name}: {refusal}") from refusal
 
 
 def parse(text: str, name: str) -> Any:
@@ -135,7 +141,7 @@ def parse(text: str, name: str) -> Any:
     try:
         return yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
-        raise Refusal(f"{name} is not YAML: {error}") from error
+        raise UserError(f"{name} is not YAML: {error}") from error
 
 
 def dumps(config: Config) -> str:
@@ -145,8 +151,14 @@ def dumps(config: Config) -> str:
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The tree as mappings of words, numbers and lists."""
-    sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
-    return {name: part_to_plain(name, options) for name, options in sections.items() if options is not None}
+    sections = {
+        section.name: getattr(config, section.name) for section in dataclasses.fields(config)
+    }
+    return {
+        name: part_to_plain(name, options)
+        for name, options in sections.items()
+        if options is not None
+    }
 
 
 def from_plain(data: Any) -> Config:
@@ -166,9 +178,9 @@ def with_parameters(config: Config, parameters: Mapping[str, Any]) -> Config:
         inner[name] = value
     try:
         return from_plain(merged(to_plain(config), changed))
-    except Refusal as refusal:
+    except UserError as refusal:
         point = ", ".join(f"{key} {value}" for key, value in parameters.items())
-        raise Refusal(f"{refusal} (at {point})") from refusal
+        raise UserError(f"{refusal} (at {point})") from refusal
 
 
 def part_to_plain(section: str, options: Any) -> dict[str, Any]:
@@ -182,8 +194,8 @@ def part_from_plain(section: str, data: Any, name: str) -> Any:
     """What `part_to_plain` wrote, as options again; `name` is what messages call the file."""
     try:
         return _value(_hints(Config)[section], data, section)
-    except Refusal as refusal:
-        raise Refusal(f"{name}: {refusal}") from refusal
+    except UserError as refusal:
+        raise UserError(f"{name}: {refusal}") from refusal
 
 
 def without_removed(section: str, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +212,9 @@ def without_removed(section: str, data: Mapping[str, Any]) -> dict[str, Any]:
 def _build(part: Any, data: Any, place: str) -> Any:
     """A dataclass from a mapping; `place` is the dotted path so far."""
     if not isinstance(data, Mapping):
-        raise Refusal(f"{place or 'the top level'} is {data!r}: a mapping of option to value belongs there")
+        raise UserError(
+            f"{place or 'the top level'} is {data!r}: a mapping of option to value belongs there"
+        )
     hints = _hints(part)
     values = {}
     for key, value in data.items():
@@ -208,22 +222,22 @@ def _build(part: Any, data: Any, place: str) -> Any:
         if dotted in REMOVED:
             default, reason = REMOVED[dotted]
             if value != default:
-                raise Refusal(
+                raise UserError(
                     f"{dotted} is {value!r}, and this version no longer has that option ({reason}): leave it out, "
                     "or use raycap 0.1 for what was trained with it"
                 )
             continue
         if key not in hints:
-            raise Refusal(f"there is no option '{dotted}'{nearest(str(key), hints)}")
+            raise UserError(f"there is no option '{dotted}'{nearest(str(key), hints)}")
         values[key] = _value(hints[key], value, dotted)
     missing = [f.name for f in dataclasses.fields(part) if _required(f) and f.name not in values]
     if missing:
-        raise Refusal(f"{place} lacks {', '.join(missing)}")
+        raise UserError(f"{place} lacks {', '.join(missing)}")
     try:
         return part(**values)
-    except Refusal as refusal:
+    except UserError as refusal:
         named = not place or str(refusal).startswith(f"{place}.")
-        raise Refusal(str(refusal) if named else f"{place}: {refusal}") from refusal
+        raise UserError(str(refusal) if named else f"{place}: {refusal}") from refusal
 
 
 def _value(hint: Any, value: Any, dotted: str) -> Any:
@@ -239,16 +253,18 @@ def _value(hint: Any, value: Any, dotted: str) -> Any:
         return _adapter(hint).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(detail["msg"].lower() for detail in error.errors()))
-        raise Refusal(f"{dotted} is {value!r}: {wanted}") from error
+        raise UserError(f"{dotted} is {value!r}: {wanted}") from error
     except TypeError as error:  # a YAML date, for one, has no JSON form
-        raise Refusal(
+        raise UserError(
             f"{dotted} is {value!r}, a {type(value).__name__}: put it in quotes if it is a word"
         ) from error
 
 
 def _split_kind(value: Any, section: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
-        raise Refusal(f"{section} must name its kind, as in '{section}: {{kind: {next(iter(CHOICES[section]))}}}'")
+        raise UserError(
+            f"{section} must name its kind, as in '{section}: {{kind: {next(iter(CHOICES[section]))}}}'"
+        )
     return value["kind"], {key: option for key, option in value.items() if key != "kind"}
 
 
@@ -275,13 +291,17 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise Refusal(f"line {key_node.start_mark.line + 1}: the key {key!r} is not a word")
+                raise UserError(
+                    f"line {key_node.start_mark.line + 1}: the key {key!r} is not a word"
+                )
             if key in seen:
-                raise Refusal(f"line {key_node.start_mark.line + 1}: '{key}' is given twice")
+                raise UserError(f"line {key_node.start_mark.line + 1}: '{key}' is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 _StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
 )

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from raycap.hosts import HostCounts, host_lines
+from raycap.fetch.hosts import HostCounts, host_lines
+from raycap.schema import SUCCESS
 from raycap.sources.notes import line_of
-from raycap.tables import SUCCESS
 from raycap.terminal import printable
 
 # The longer side in pixels; a picture falls in the last bucket that it reaches.
@@ -40,7 +40,10 @@ class Inspection:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._copies.close()
 
@@ -67,7 +70,9 @@ class Inspection:
 
     def _add_failed(self, row: dict[str, Any]) -> None:
         self.failed += 1
-        reason = row["error_message"].removesuffix(f": {row['uri']}")  # "no such file" is one reason, not thousands
+        reason = row["error_message"].removesuffix(
+            f": {row['uri']}"
+        )  # "no such file" is one reason, not thousands
         reason = self._reasons[row["status"]].add(reason)
         examples = self._reason_examples.setdefault((row["status"], reason), [])
         if len(examples) < self._most_examples:
@@ -76,7 +81,12 @@ class Inspection:
     def report(self) -> dict[str, Any]:
         """Everything counted, as plain data, the commonest first."""
         reasons = [
-            {"status": status, "reason": reason, "rows": rows, "examples": self._reason_examples[status, reason]}
+            {
+                "status": status,
+                "reason": reason,
+                "rows": rows,
+                "examples": self._reason_examples[status, reason],
+            }
             for status, tally in self._reasons.items()
             for reason, rows in tally.items()
         ]
@@ -148,7 +158,9 @@ class Copies:
             copied = [digest for digest, count in counts.items() if count > 1]
             groups += len(copied)
             copies += sum(counts[digest] - 1 for digest in copied)
-            examples += [keys[digest] for digest in copied[: max(0, most_examples - len(examples))]]
+            examples += [
+                keys[digest] for digest in copied[: max(0, most_examples - len(examples))]
+            ]
         return {"pictures": copies, "groups": groups, "examples": examples}
 
     def close(self) -> None:
@@ -162,15 +174,24 @@ def _side_name(side: int) -> str:
 
 def as_text(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
-    lines = [f"{report['rows']:,} rows, {report['readable']:,} readable, {report['failed']:,} failed"]
+    lines = [
+        f"{report['rows']:,} rows, {report['readable']:,} readable, {report['failed']:,} failed"
+    ]
     if any(report["splits"]):
-        lines += _bars("splits", {name or "(none)": rows for name, rows in report["splits"].items()})
+        lines += _bars(
+            "splits", {name or "(none)": rows for name, rows in report["splits"].items()}
+        )
     lines += _bars("formats", report["formats"])
     lines += _bars("longer side, pixels", report["longer_side"])
     if report["captions"]:
-        lines += _bars(f"captions per picture ({report['captions']:,} in all)", report["captions_per_picture"])
+        lines += _bars(
+            f"captions per picture ({report['captions']:,} in all)", report["captions_per_picture"]
+        )
     copies = report["copies"]
-    lines += ["", f"copies (same bytes under another key): {copies['pictures']:,} in {copies['groups']:,} groups"]
+    lines += [
+        "",
+        f"copies (same bytes under another key): {copies['pictures']:,} in {copies['groups']:,} groups",
+    ]
     lines += [f"  {_names(keys)}" for keys in copies["examples"]]
     if report["reasons"]:
         lines += ["", "cannot be read:"]
@@ -178,11 +199,19 @@ def as_text(report: dict[str, Any]) -> str:
         lines += [f"  {reason['rows']:>9,}  {reason['status']}: {printable(reason['reason'])}"]
         lines += [f"             {_names(reason['examples'])}"]
     if report.get("left_out"):
-        lines += ["", "left out, without a row:", *(f"  {line_of(item)}" for item in report["left_out"])]
+        lines += [
+            "",
+            "left out, without a row:",
+            *(f"  {line_of(item)}" for item in report["left_out"]),
+        ]
     if hosts := host_lines(report["hosts"], MOST_HOSTS_SHOWN):
         lines += ["", *hosts]
     if report["notes"]:
-        lines += ["", "noted in the source:", *(f"  {printable(note)}" for note in report["notes"])]
+        lines += [
+            "",
+            "noted in the source:",
+            *(f"  {printable(note)}" for note in report["notes"]),
+        ]
     return "\n".join(lines) + "\n"
 
 

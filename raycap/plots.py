@@ -27,7 +27,14 @@ MOST_TILES = 60
 WIDE = 15  # a span whose end is so many times its beginning is drawn by its logarithm
 FEW = 6  # whole numbers that get a column each
 INK = "#767676"  # lines and words, to be read on white and on black
-COLOURS = ("#2f80c3", "#d9702b", "#3a9d5d", "#a05fc4", "#b8901f", "#c04f78")  # likewise; the series in their order
+COLOURS = (
+    "#2f80c3",
+    "#d9702b",
+    "#3a9d5d",
+    "#a05fc4",
+    "#b8901f",
+    "#c04f78",
+)  # likewise; the series in their order
 
 
 def attention_panel(
@@ -40,9 +47,16 @@ def attention_panel(
     side = math.isqrt(attention.shape[1])
     words = words[: MOST_TILES - 1]
     rows = math.ceil((len(words) + 1) / COLUMNS)
-    figure = Figure(figsize=(COLUMNS * TILE_INCHES, rows * (TILE_INCHES * aspect + 0.35)), layout="constrained")
+    figure = Figure(
+        figsize=(COLUMNS * TILE_INCHES, rows * (TILE_INCHES * aspect + 0.35)), layout="constrained"
+    )
     tiles = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    extent = (0.0, 1.0, 0.0, aspect)  # in widths of the picture: a squashed picture gets its own shape back
+    extent = (
+        0.0,
+        1.0,
+        0.0,
+        aspect,
+    )  # in widths of the picture: a squashed picture gets its own shape back
     grey = np.asarray(pixels.mean(axis=2))
     for number, tile in enumerate(tiles):
         tile.axis("off")
@@ -51,17 +65,25 @@ def attention_panel(
         elif number <= len(words):
             # Each map on its own scale: what matters is where a word looked, not how sharply.
             looked_at = _enlarged(attention[number - 1].reshape(side, side), len(pixels))
-            tile.imshow(grey, extent=extent, cmap="gray", vmin=-60, vmax=300, interpolation="bilinear")
-            tile.imshow(looked_at, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * looked_at)
+            tile.imshow(
+                grey, extent=extent, cmap="gray", vmin=-60, vmax=300, interpolation="bilinear"
+            )
+            tile.imshow(
+                looked_at, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * looked_at
+            )
             # A dollar sign in a word makes no formula.
-            tile.set_title(_brief(printable(words[number - 1]), LONGEST_WORD), fontsize=11, parse_math=False)
+            tile.set_title(
+                _brief(printable(words[number - 1]), LONGEST_WORD), fontsize=11, parse_math=False
+            )
     return figure
 
 
 def _enlarged(cells: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """A small map [H, H] as [size, size], smooth, its largest value 1."""
     cells = np.nan_to_num(cells, nan=0.0, posinf=1.0, neginf=0.0)
-    picture = Image.fromarray(cells / max(float(cells.max()), 1e-9)).resize((size, size), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(cells / max(float(cells.max()), 1e-9)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     enlarged: NDArray[np.float32] = np.asarray(picture).clip(0, 1)
     return enlarged
 
@@ -71,27 +93,37 @@ def histogram(series: Mapping[str, NDArray[np.float64]], label: str, bins: int =
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, label, "share of pictures")
     # Larger numbers than these leave no room for the arithmetic of edges.
-    finite = {name: values[np.isfinite(values)].clip(-1e100, 1e100) for name, values in series.items()}
+    finite = {
+        name: values[np.isfinite(values)].clip(-1e100, 1e100) for name, values in series.items()
+    }
     every = np.concatenate([*finite.values(), np.zeros(0)])
     try:
-        edges = np.histogram_bin_edges(every, bins=bins) if len(every) else np.linspace(0, 1, bins + 1)
+        edges = (
+            np.histogram_bin_edges(every, bins=bins) if len(every) else np.linspace(0, 1, bins + 1)
+        )
     except ValueError:  # values so near to each other that no numbers are between them
         low, high = float(every.min()), float(every.max())
         edges = np.linspace(low - max(abs(low), 1), high + max(abs(high), 1), bins + 1)
     for values, colour in zip(finite.values(), _colours(len(finite)), strict=True):
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
-        axes.stairs(shares, edges, fill=True, facecolor=(colour, 0.35), edgecolor=colour, linewidth=1.6)
+        axes.stairs(
+            shares, edges, fill=True, facecolor=(colour, 0.35), edgecolor=colour, linewidth=1.6
+        )
     if len(finite) > 1:
         _legend(axes, list(finite))
     return figure
 
 
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], across: str, up: str) -> Figure:
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], across: str, up: str
+) -> Figure:
     """Lines through points: for each name the values along the way, and the values reached."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, across, up)
     for (places, values), colour in zip(series.values(), _colours(len(series)), strict=True):
-        axes.plot(places, values, color=colour, linewidth=1.8, marker="o" if len(places) < 60 else "")
+        axes.plot(
+            places, values, color=colour, linewidth=1.8, marker="o" if len(places) < 60 else ""
+        )
     if len(series) > 1:
         _legend(axes, list(series))
     return figure
@@ -105,28 +137,41 @@ def bundle(lines: Mapping[str, Sequence[float]], first: str, across: str, up: st
     for name, values in sorted(lines.items(), key=lambda line: line[0] == first):
         colour, width = (COLOURS[1], 2.4) if name == first else ((COLOURS[0], 0.5), 1.2)
         axes.plot(
-            range(1, len(values) + 1), values, color=colour, linewidth=width, marker="o", markersize=2 * width
+            range(1, len(values) + 1),
+            values,
+            color=colour,
+            linewidth=width,
+            marker="o",
+            markersize=2 * width,
         )
     return figure
 
 
-def scatter(places: Sequence[Any], values: Sequence[float], first: int, across: str, up: str) -> Figure:
+def scatter(
+    places: Sequence[Any], values: Sequence[float], first: int, across: str, up: str
+) -> Figure:
     """A point for each pair, that at `first` apart; a few values get a column each, wide spans a logarithm."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, across, up)
-    numbers = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
+    numbers = all(
+        isinstance(place, int | float) and not isinstance(place, bool) for place in places
+    )
     kinds = list(dict.fromkeys(sorted(places) if numbers else sorted(places, key=str)))
     if numbers and (len(kinds) > FEW or any(isinstance(kind, float) for kind in kinds)):
         if min(places) > 0 and max(places) >= WIDE * min(places):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_xticks(range(len(kinds)), [str(kind)[:LONGEST_NAME] for kind in kinds], parse_math=False)
+        axes.set_xticks(
+            range(len(kinds)), [str(kind)[:LONGEST_NAME] for kind in kinds], parse_math=False
+        )
         axes.set_xlim(-0.5, len(kinds) - 0.5)
         places = [kinds.index(place) for place in places]
     axes.margins(y=0.1)
     axes.plot(places, values, linestyle="", marker="o", markersize=6, color=(COLOURS[0], 0.6))
-    axes.plot(places[first], values[first], linestyle="", marker="*", markersize=13, color=COLOURS[1])
+    axes.plot(
+        places[first], values[first], linestyle="", marker="*", markersize=13, color=COLOURS[1]
+    )
     return figure
 
 
@@ -148,7 +193,9 @@ def _axes(figure: Figure, across: str, up: str) -> Axes:
 
 def _legend(axes: Axes, names: Sequence[str]) -> None:
     """Names come from outside: a dollar sign in one makes no formula, and one that begins with '_' is shown too."""
-    legend = axes.legend([str(number) for number in range(len(names))], frameon=False, labelcolor=INK)
+    legend = axes.legend(
+        [str(number) for number in range(len(names))], frameon=False, labelcolor=INK
+    )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}")
@@ -185,13 +232,22 @@ def learning_curve(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     lines = {
         "loss": {"training_loss": "training", "validation_loss": "validation"},
         "token accuracy": {"training_accuracy": "training", "accuracy": "validation"},
-        "captions of the validation pictures": {"bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D"},
+        "captions of the validation pictures": {
+            "bleu_4": "BLEU-4",
+            "rouge_l": "ROUGE-L",
+            "cider_d": "CIDEr-D",
+        },
     }
     best = max((line["epoch"] for line in epochs if line["best"]), default=0)
     for panel, (title, curves) in zip(panels, lines.items(), strict=True):
         for name, label in curves.items():
             known = [line for line in epochs if name in line]
-            panel.plot([line["epoch"] for line in known], [line[name] for line in known], marker=".", label=label)
+            panel.plot(
+                [line["epoch"] for line in known],
+                [line[name] for line in known],
+                marker=".",
+                label=label,
+            )
         if best:
             panel.axvline(best, color="grey", linestyle=":", label="kept")
         panel.set_title(title)

@@ -57,7 +57,9 @@ class Progress:
 
     def _failures(self) -> str:
         commonest = ", ".join(
-            f"{rows:,} {printable(reason)}" for (_, reason), rows in self._failed.most_common(COMMONEST) if reason
+            f"{rows:,} {printable(reason)}"
+            for (_, reason), rows in self._failed.most_common(COMMONEST)
+            if reason
         )
         return f"{self._failed.total():,} failed" + (f" ({commonest})" if commonest else "")
 
@@ -65,7 +67,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -17,11 +17,11 @@ from typing import IO, Any, Literal
 
 import pyarrow.parquet as pq
 
+from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.refusal import Refusal
-from raycap.runs import RunFolder, output_folder
-from raycap.runs.retry import with_retries
-from raycap.tables import SUCCESS
+from raycap.schema import SUCCESS
+from raycap.storage import RunFolder, output_folder
+from raycap.storage.retry import with_retries
 from raycap.uris import is_web, local_path, name_of
 
 SinkName = Literal["txt", "jsonl", "webdataset", "imagefolder"]
@@ -67,7 +67,9 @@ def jsonl(part: str, sinks: Sinks) -> int:
         json.dumps({k: v for k, v in row.items() if k not in LEFT_OUT}, ensure_ascii=False)
         for row in _rows(part, sinks)
     ]
-    sinks.folder.write(_target("jsonl", part, ENDINGS["jsonl"]), "".join(f"{line}\n" for line in lines).encode())
+    sinks.folder.write(
+        _target("jsonl", part, ENDINGS["jsonl"]), "".join(f"{line}\n" for line in lines).encode()
+    )
     return 0
 
 
@@ -87,7 +89,11 @@ def txt(part: str, sinks: Sinks) -> int:
         folder, name = _sidecar(row, sinks)
         there = folder.read(name)
         new = _words(there, row["caption"], sinks.text_mode)
-        differing += there is not None and new is None and there.decode(errors="replace").strip() != row["caption"]
+        differing += (
+            there is not None
+            and new is None
+            and there.decode(errors="replace").strip() != row["caption"]
+        )
         if new is not None:
             folder.write(name, new.encode())
     sinks.folder.write(_target("txt", part, ENDINGS["txt"]), b"")
@@ -101,14 +107,21 @@ def webdataset(part: str, sinks: Sinks) -> int:
     """
     rows = list(_good(part, sinks))
     scratch = sinks.folder.scratch()
-    early: dict[int, tuple[int, int]] = {}  # where pictures wait: start and size, size 0 for one that failed
+    early: dict[
+        int, tuple[int, int]
+    ] = {}  # where pictures wait: start and size, size 0 for one that failed
     next_row = 0
-    with tempfile.TemporaryDirectory(dir=scratch) as place, tempfile.TemporaryFile(dir=scratch) as waiting:
+    with (
+        tempfile.TemporaryDirectory(dir=scratch) as place,
+        tempfile.TemporaryFile(dir=scratch) as waiting,
+    ):
         file = f"{place}/tar"
         with tarfile.open(file, mode="w") as tar, Fetcher(sinks.fetch, sinks.trust) as fetcher:
             for number, picture in fetcher.fetch_each([row["uri"] for row in rows]):
                 if number == next_row:
-                    _add_sample(tar, number, rows[number], io.BytesIO(picture.data), len(picture.data))
+                    _add_sample(
+                        tar, number, rows[number], io.BytesIO(picture.data), len(picture.data)
+                    )
                     next_row += 1
                 else:
                     early[number] = (waiting.seek(0, io.SEEK_END), len(picture.data))
@@ -125,7 +138,9 @@ def webdataset(part: str, sinks: Sinks) -> int:
     return 0
 
 
-def _add_sample(tar: tarfile.TarFile, number: int, row: dict[str, Any], picture: IO[bytes], size: int) -> None:
+def _add_sample(
+    tar: tarfile.TarFile, number: int, row: dict[str, Any], picture: IO[bytes], size: int
+) -> None:
     """A row, its caption, and its picture if there is one."""
     _add(tar, f"{number:06d}.json", io.BytesIO(content := _line(row).encode()), len(content))
     _add(tar, f"{number:06d}.txt", io.BytesIO(content := row["caption"].encode()), len(content))
@@ -141,7 +156,12 @@ SINKS: dict[SinkName, Callable[[str, Sinks], int]] = {
     "imagefolder": imagefolder,
 }
 # Of the file that each part becomes; for txt a mark that the part's sidecars are written.
-ENDINGS: dict[SinkName, str] = {"txt": ".written", "jsonl": ".jsonl", "webdataset": ".tar", "imagefolder": ".jsonl"}
+ENDINGS: dict[SinkName, str] = {
+    "txt": ".written",
+    "jsonl": ".jsonl",
+    "webdataset": ".tar",
+    "imagefolder": ".jsonl",
+}
 
 
 def join(folder: RunFolder) -> None:
@@ -154,7 +174,9 @@ def safe_name(key: str) -> str:
     """A key as a path below a folder, whatever the key: no way up, no root, no name that a disc cannot hold."""
     steps = [urllib.parse.quote(step, safe=" ") for step in key.split("/") if step]
     steps = [step.replace(".", "%2E") if not step.strip(".") else step for step in steps]
-    return "/".join(step if len(step) <= LONGEST_NAME else _shortened(step) for step in steps) or "%"
+    return (
+        "/".join(step if len(step) <= LONGEST_NAME else _shortened(step) for step in steps) or "%"
+    )
 
 
 def _shortened(step: str) -> str:
@@ -166,7 +188,7 @@ def _sidecar(row: dict[str, Any], sinks: Sinks) -> tuple[RunFolder, str]:
     if not sinks.beside:
         return sinks.folder / "txt", str(PurePosixPath(safe_name(row["key"])).with_suffix(".txt"))
     if is_web(row["uri"]):
-        raise Refusal(f"no text file can be put beside {row['uri']}: leave --txt-beside out")
+        raise UserError(f"no text file can be put beside {row['uri']}: leave --txt-beside out")
     path = local_path(row["uri"])
     parent, _, name = (row["uri"] if path is None else path).rpartition("/")
     return output_folder(parent or "/"), str(PurePosixPath(name).with_suffix(".txt"))

@@ -43,7 +43,9 @@ def log_to_stderr() -> None:
         log.addHandler(_Handler(logging.WARNING))
 
 
-def print_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def print_crash(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """A `sys.excepthook`: a traceback quotes what the program read."""
     write_err("".join(traceback.format_exception(kind, error, trace)))
 
@@ -56,7 +58,11 @@ class _Handler(logging.Handler):
 def _escaped(character: str) -> str:
     if character in _JOINERS or unicodedata.category(character) not in _ESCAPED:
         return character
-    return character.encode("ascii", "backslashreplace").decode() if ord(character) > 127 else repr(character)[1:-1]
+    return (
+        character.encode("ascii", "backslashreplace").decode()
+        if ord(character) > 127
+        else repr(character)[1:-1]
+    )
 
 
 def _write(stream: TextIO, text: str) -> None:

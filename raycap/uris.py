@@ -15,9 +15,19 @@ WEB = ("http", "https")
 LOCAL = ("", "file", "local")
 STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "oci", "oss")
 # The extras of raycap that bring the package for a scheme.
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az"}
+EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "az",
+    "abfs": "az",
+    "abfss": "az",
+}
 # Filesystems of fsspec that read through a second URI. In all other URIs '::' is a part of the name.
-WRAPPERS = frozenset(("asyncwrapper", "blockcache", "cached", "dask", "dir", "filecache", "generic", "libarchive"))
+WRAPPERS = frozenset(
+    ("asyncwrapper", "blockcache", "cached", "dask", "dir", "filecache", "generic", "libarchive")
+)
 WRAPPERS |= {"reference", "simplecache", "tar", "zip"}
 
 _WORD = "[A-Za-z][A-Za-z0-9+.-]+"  # two letters or more: C://pictures is a path
@@ -64,7 +74,9 @@ def local_path(uri: str) -> str | None:
     if "%" not in path:
         return path
     try:
-        decoded = os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(path)))  # names need not be UTF-8
+        decoded = os.fsdecode(
+            urllib.parse.unquote_to_bytes(os.fsencode(path))
+        )  # names need not be UTF-8
     except UnicodeEncodeError:
         return path
     return path if os.path.lexists(path) and not os.path.lexists(decoded) else decoded
@@ -119,7 +131,9 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     return kind(**kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
 
 
-def read_regular(uri: str, most: int, start: int = 0, length: int | None = None, inside: str = "") -> bytes:
+def read_regular(
+    uri: str, most: int, start: int = 0, length: int | None = None, inside: str = ""
+) -> bytes:
     """The bytes of a regular file or object, or `length` of them from `start` on; OSError where that cannot be.
 
     Nothing waits (a pipe without a writer) and nothing is endless (a device). A file of more than `most` bytes is

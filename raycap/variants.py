@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 RUNS = "runs"
 
@@ -13,15 +13,15 @@ def chosen(data: Any, run: str) -> Any:
     """The file's data as the run named `run` has it; a file without `runs` is one run, which needs no name."""
     if not isinstance(data, Mapping) or RUNS not in data:
         if run:
-            raise Refusal(f"there is only one run in it, so leave out --run {run}")
+            raise UserError(f"there is only one run in it, so leave out --run {run}")
         return data
     runs = data[RUNS]
     if not isinstance(runs, Mapping) or not runs:
-        raise Refusal(f"{RUNS} is {runs!r}: name each run, and under its name what it changes")
+        raise UserError(f"{RUNS} is {runs!r}: name each run, and under its name what it changes")
     if run not in runs:
         close = difflib.get_close_matches(run, runs, n=1)
         guess = f"; did you mean '{close[0]}'?" if close else ""
-        raise Refusal(f"it holds the runs {', '.join(runs)}: say which with --run NAME{guess}")
+        raise UserError(f"it holds the runs {', '.join(runs)}: say which with --run NAME{guess}")
     shared = {name: value for name, value in data.items() if name != RUNS}
     return merged(shared, runs[run] or {})
 

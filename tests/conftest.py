@@ -22,7 +22,9 @@ settings.load_profile("raycap")
 
 def _present(folder: Path) -> Path:
     if not folder.is_dir():
-        pytest.skip(f"no development data at {folder}: set RAYCAP_DATA to the folder that holds it")
+        pytest.skip(
+            f"no development data at {folder}: set RAYCAP_DATA to the folder that holds it"
+        )
     return folder
 
 

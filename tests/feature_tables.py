@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raycap.tables import features_schema, fit
+from raycap.schema import features_schema, fit
 
 POSITIONS, WIDTH = 4, 12
 COLOURS, THINGS = ("red", "green", "blue", "grey"), ("dog", "cat", "boat")
@@ -29,10 +29,14 @@ def features(count: int, seed: int = 0) -> pa.Table:
     table = pa.table(
         {
             "key": [f"{number:04}.png" for number in range(count)],
-            "split": ["dev" if number % 4 == number // 4 % 4 else "train" for number in range(count)],
+            "split": [
+                "dev" if number % 4 == number // 4 % 4 else "train" for number in range(count)
+            ],
             "references": [references(number) for number in range(count)],
             "grid": pa.FixedShapeTensorArray.from_numpy_ndarray(grids.astype(np.float16)),
-            "vector": pa.FixedShapeTensorArray.from_numpy_ndarray(grids.mean(1).astype(np.float16)),
+            "vector": pa.FixedShapeTensorArray.from_numpy_ndarray(
+                grids.mean(1).astype(np.float16)
+            ),
             "status": ["success"] * count,
             "error_message": [""] * count,
         }

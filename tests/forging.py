@@ -12,7 +12,12 @@ from PIL import Image
 
 Colour = tuple[int, int, int]
 WIDTH, HEIGHT = 96, 64  # each quadrant is whole in blocks of 16, so that JPEG keeps its colour
-QUADRANTS: list[Colour] = [(200, 40, 40), (40, 160, 60), (40, 60, 200), (230, 200, 60)]  # as one reads
+QUADRANTS: list[Colour] = [
+    (200, 40, 40),
+    (40, 160, 60),
+    (40, 60, 200),
+    (230, 200, 60),
+]  # as one reads
 
 
 def quadrants(
@@ -59,7 +64,9 @@ def textured() -> Image.Image:
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
     file = BytesIO()
-    picture.copy().save(file, kind, **options)  # a copy: Pillow leaves settings of one save behind for the next
+    picture.copy().save(
+        file, kind, **options
+    )  # a copy: Pillow leaves settings of one save behind for the next
     return file.getvalue()
 
 
@@ -71,14 +78,32 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, before: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, depth: int, colour_type: int, rows: bytes, before: bytes = b""
+) -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + before
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff(width: int, height: int) -> bytes:
     """A TIFF that claims this size of 8-bit grey, with one byte of it."""
-    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 1)]
+    tags = [
+        (256, width),
+        (257, height),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, 1),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     return b"II*\0" + struct.pack("<IIH", 12, 0, len(tags)) + entries + bytes(4)
 
@@ -109,7 +134,12 @@ def half(data: bytes) -> bytes:
 def stored(picture: Image.Image, orientation: int) -> Image.Image:
     """The picture as a camera with this EXIF orientation stores it."""
     turn = Image.Transpose
-    back = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE}
+    back = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+    }
     back |= {6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}
     return picture.transpose(back[orientation]) if orientation in back else picture
 
@@ -129,8 +159,12 @@ def exif_of(orientation: int) -> Image.Exif:
 
 
 # Columns: the red, green and blue primaries in XYZ under D50, of sRGB and of Display P3, as in their ICC profiles.
-SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
-P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+SRGB = np.array(
+    [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
+)
+P3 = np.array(
+    [[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]]
+)
 
 
 def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
@@ -189,7 +223,9 @@ def tiff_of(
     bodies = [packed(part.reshape(len(part), -1), bits, order, kind) for part in parts]
     bodies = [zlib.compress(body) for body in bodies] if deflated else bodies
     start = 16 if big else 8
-    offsets = tuple(start + sum(len(body) for body in bodies[:place]) for place in range(len(bodies)))
+    offsets = tuple(
+        start + sum(len(body) for body in bodies[:place]) for place in range(len(bodies))
+    )
     fields = {256: (width,), 257: (height,), 258: (bits,) * samples, 259: (8 if deflated else 1,)}
     fields |= {262: (photometric,), 277: (samples,), 284: (2 if planar else 1,)}
     fields |= {339: ({"u": 1, "i": 2, "f": 3}[kind],) * samples}
@@ -205,7 +241,9 @@ def tiff_of(
         room = 8 if big else 4
         if len(value) > room:
             values, value = values + value, struct.pack(order + offset, after + len(values))
-        directory += struct.pack(f"{order}HH{offset}", tag, letter, len(numbers)) + value.ljust(room, b"\0")
+        directory += struct.pack(f"{order}HH{offset}", tag, letter, len(numbers)) + value.ljust(
+            room, b"\0"
+        )
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
     head += struct.pack(order + "HHQ", 8, 0, end) if big else struct.pack(order + "I", end)
     return b"".join([head, *bodies, directory, struct.pack(order + offset, 0), values])

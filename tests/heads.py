@@ -16,7 +16,12 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What the config of an autoscaler must name, and the fake never runs.
-COMMANDS = ["initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"]
+COMMANDS = [
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+]
 COMMANDS += ["head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"]
 # Ray gives a head 30 seconds to start, which may be too few on a busy machine.
 STARTS = 4
@@ -39,20 +44,28 @@ def head(
 ) -> Iterator[dict[str, str]]:
     """A head with a dashboard; what the environment of somebody must say who submits a job to it."""
     port, dashboard, client, agent = free_ports(4)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    }
     # Somebody who has used Ray on this machine before has a token file, and Ray then asks for it.
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32, "HOME": str(home)}
     environment["RAY_agent_register_timeout_ms"] = "120000"  # on a busy machine
     # The cluster's `python` is this one, also where its environment was never activated.
     environment["PATH"] = f"{Path(RAY).parent}{os.pathsep}{environment['PATH']}"
-    folder = Path(tempfile.mkdtemp(prefix="raycap-head-", dir="/tmp"))  # paths of sockets must be short
+    folder = Path(
+        tempfile.mkdtemp(prefix="raycap-head-", dir="/tmp")
+    )  # paths of sockets must be short
     command = [RAY, "start", "--head", "--block", f"--port={gcs or port}", f"--temp-dir={folder}"]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", *arguments]
     for _ in range(STARTS):
         with (home / "head.log").open("wb") as log:
             process = subprocess.Popen(
-                command, env=environment | (more or {}), stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment | (more or {}),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         while process.poll() is None and "will now block" not in (home / "head.log").read_text():
             time.sleep(0.2)
@@ -81,10 +94,23 @@ def submit(
 ) -> "subprocess.CompletedProcess[str]":
     named = [f"--submission-id={name}"] if name else []
     waiting = [] if wait else ["--no-wait"]
-    command = [RAY, "job", "submit", "--working-dir", str(REPOSITORY), *named, *waiting, "--", "python", *job]
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--working-dir",
+        str(REPOSITORY),
+        *named,
+        *waiting,
+        "--",
+        "python",
+        *job,
+    ]
     end = time.monotonic() + 240
     while True:
-        done = subprocess.run(command, env=dict(cluster), capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(
+            command, env=dict(cluster), capture_output=True, text=True, timeout=600, check=False
+        )
         starting = "No available agent" in done.stderr or "Failed to connect to Ray" in done.stderr
         if not starting or time.monotonic() > end:
             return done
@@ -99,7 +125,9 @@ def check_job(cluster: Mapping[str, str], *job: str) -> str:
 
 
 @contextlib.contextmanager
-def autoscaled_head(home: Path, types: Mapping[str, Any], version: int) -> Iterator[dict[str, str]]:
+def autoscaled_head(
+    home: Path, types: Mapping[str, Any], version: int
+) -> Iterator[dict[str, str]]:
     """A head without processors, whose autoscaler makes nodes on this machine: Ray's own fake for its tests."""
     from ray._private.services import get_node_ip_address
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
@@ -118,7 +146,10 @@ def autoscaled_head(home: Path, types: Mapping[str, Any], version: int) -> Itera
         "cluster_name": "raycap-test",
         "max_workers": sum(kind["max_workers"] for kind in types.values()),
         "provider": provider,
-        "available_node_types": {own: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}, **types},
+        "available_node_types": {
+            own: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            **types,
+        },
         "head_node_type": own,
         "idle_timeout_minutes": 0.1,
         "auth": {"ssh_user": "nobody"},

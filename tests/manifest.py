@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from raycap.schema import MANIFEST
 from raycap.sources import Notes, Source
-from raycap.tables import MANIFEST
 
 
 def write(path: Path, content: str | bytes = b"picture") -> Path:

@@ -36,7 +36,9 @@ SRGB_TAGS = {b"wtpt": xyz((0.9642, 1, 0.8249)), b"rXYZ": xyz((0.43607, 0.22249, 
 SRGB_TAGS |= {b"gXYZ": xyz((0.38515, 0.71687, 0.09708)), b"bXYZ": xyz((0.14307, 0.06061, 0.71410))}
 
 # A JPEG XL of the quadrants at 64x64, made with pillow-jxl-plugin, for machines without it.
-JXL = base64.b64decode("/wpPQCQIAAEAxABLOGmYyoP3K0iYAFBjf2PQeLlAEACDNFMDfF/Me0Ak4z+z1FCYxAVgKAYrokFp7sMC")
+JXL = base64.b64decode(
+    "/wpPQCQIAAEAxABLOGmYyoP3K0iYAFBjf2PQeLlAEACDNFMDfF/Me0Ak4z+z1FCYxAVgKAYrokFp7sMC"
+)
 
 
 def misread() -> Iterator[Hostile]:
@@ -66,7 +68,13 @@ def tiffs() -> Iterator[Hostile]:
         yield Hostile(f"{name}.tif", data, "tiff")
     half = np.dstack([GREY // 2, np.full_like(GREY, 128)])
     shown: list[tuple[int, int, int] | None] = [(level // 2 + 127,) * 3 for level in LUMA]
-    yield Hostile("premultiplied.tif", tiff_of(half, 8, 1, tags={338: (1,)}), "tiff", quadrants=shown, tolerance=3)
+    yield Hostile(
+        "premultiplied.tif",
+        tiff_of(half, 8, 1, tags={338: (1,)}),
+        "tiff",
+        quadrants=shown,
+        tolerance=3,
+    )
     planes = tiff_of(RGB.astype(np.int64) * 257, 16, 2, planar=True)
     yield Hostile("planes-16.tif", planes, "tiff")
     xmp = b'<x tiff:Orientation="6"/>'
@@ -78,7 +86,9 @@ def pngs() -> Iterator[Hostile]:
     for depth in (2, 4, 16):
         step = (2**depth - 1) // 3
         if depth == 16:
-            rows = b"".join(b"\0" + row.tobytes() for row in (places.astype(np.int64) * step).astype(">u2"))
+            rows = b"".join(
+                b"\0" + row.tobytes() for row in (places.astype(np.int64) * step).astype(">u2")
+            )
         else:
             bits = (places[:, :, None].astype(int) * step >> np.arange(depth - 1, -1, -1)) & 1
             packed = np.packbits(bits.reshape(HEIGHT, -1).astype(np.uint8), axis=1)
@@ -89,11 +99,16 @@ def pngs() -> Iterator[Hostile]:
         yield Hostile(f"grey-key-{depth}.png", data, "png", quadrants=shown, tolerance=1)
     broken = bytearray(chunk(b"tEXt", b"Comment\0hello"))
     broken[-1] ^= 1
-    yield Hostile("wrong-checksum-of-text.png", png(WIDTH, HEIGHT, 8, 2, ROWS, bytes(broken)), "png")
+    yield Hostile(
+        "wrong-checksum-of-text.png", png(WIDTH, HEIGHT, 8, 2, ROWS, bytes(broken)), "png"
+    )
     light = (255 * linear(RGB)).round().astype(np.uint8)
     rows = b"".join(b"\0" + row.tobytes() for row in light)
     # Browsers show gAMA on a screen of gamma 2.2, and the others by sRGB's own curve.
-    by_gamma = [tuple(round(255 * (level / 255) ** (1 / 2.2)) for level in pixel) for pixel in _middles(light)]
+    by_gamma = [
+        tuple(round(255 * (level / 255) ** (1 / 2.2)) for level in pixel)
+        for pixel in _middles(light)
+    ]
     gamma, srgb = chunk(b"gAMA", struct.pack(">I", 100_000)), chunk(b"sRGB", b"\0")
     primaries = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
     chromaticity = chunk(b"cHRM", struct.pack(">8I", *primaries))
@@ -119,25 +134,50 @@ def pngs() -> Iterator[Hostile]:
 
 def _middles(picture: np.ndarray) -> list[tuple[int, int, int]]:
     return [
-        tuple(picture[y, x].tolist()) for y in (HEIGHT // 4, HEIGHT * 3 // 4) for x in (WIDTH // 4, WIDTH * 3 // 4)
+        tuple(picture[y, x].tolist())
+        for y in (HEIGHT // 4, HEIGHT * 3 // 4)
+        for x in (WIDTH // 4, WIDTH * 3 // 4)
     ]
 
 
 def profiles() -> Iterator[Hostile]:
     """A linear profile that is called sRGB, as some programs write it."""
     named = b"desc\0\0\0\0" + struct.pack(">I", 12) + b"sRGB linear\0" + bytes(78)
-    tags = {b"desc": named} | SRGB_TAGS | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(8))
+    tags = (
+        {b"desc": named}
+        | SRGB_TAGS
+        | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv" + bytes(8))
+    )
     light = Image.fromarray((255 * linear(RGB)).round().astype(np.uint8))
     even = profile(b"RGB ", tags)
     yield Hostile("linear-called-srgb.jpg", jpeg(light, icc_profile=even), "jpeg", tolerance=8)
-    yield Hostile("linear-called-srgb.webp", saved(light, "WEBP", lossless=True, icc_profile=even), "webp")
+    yield Hostile(
+        "linear-called-srgb.webp", saved(light, "WEBP", lossless=True, icc_profile=even), "webp"
+    )
     grey = quadrants([round(255 * float(linear(level))) for level in LUMA], "L")
-    yield Hostile("grey-in-colour-profile.png", saved(grey, "PNG", icc_profile=even), "png", quadrants=GREYS)
+    yield Hostile(
+        "grey-in-colour-profile.png", saved(grey, "PNG", icc_profile=even), "png", quadrants=GREYS
+    )
 
 
 def others() -> Iterator[Hostile]:
     header = struct.pack(
-        "<IiiHHIIiiII4I", 108, WIDTH, -HEIGHT, 1, 32, 3, 0, 0, 0, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF << 24
+        "<IiiHHIIiiII4I",
+        108,
+        WIDTH,
+        -HEIGHT,
+        1,
+        32,
+        3,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0xFF0000,
+        0xFF00,
+        0xFF,
+        0xFF << 24,
     )
     header += bytes(108 - len(header))
     pixels = np.dstack([RGB[:, :, ::-1], np.zeros((HEIGHT, WIDTH), np.uint8)]).tobytes()
@@ -148,7 +188,9 @@ def others() -> Iterator[Hostile]:
     small = saved(coloured, "GIF")
     canvas = patched(small, 6, struct.pack("<HH", 2 * WIDTH, 2 * HEIGHT))
     shown = [None, WHITE, WHITE, WHITE]
-    yield Hostile("opaque-frame-in-canvas.gif", canvas, "gif", (2 * WIDTH, 2 * HEIGHT), quadrants=shown)
+    yield Hostile(
+        "opaque-frame-in-canvas.gif", canvas, "gif", (2 * WIDTH, 2 * HEIGHT), quadrants=shown
+    )
     try:
         import pillow_jxl  # noqa: F401
     except ImportError:
@@ -168,7 +210,9 @@ def closed() -> Iterator[Hostile]:
     yield Hostile("cut-and-closed.jpg", cut, "jpeg", error="truncated jpeg")
     top = [*QUADRANTS[:2], None, None]
     salvaging = {"salvage_truncated": True}
-    yield Hostile("cut-and-closed-salvaged.jpg", cut, "jpeg", quadrants=top, tolerance=20, options=salvaging)
+    yield Hostile(
+        "cut-and-closed-salvaged.jpg", cut, "jpeg", quadrants=top, tolerance=20, options=salvaging
+    )
     yield Hostile(
         "all-grey.jpg",
         jpeg(Image.new("RGB", (WIDTH, HEIGHT), (128, 128, 128))),
@@ -200,7 +244,9 @@ def large_parts() -> Iterator[Hostile]:
     film = saved(quadrants(size=(WIDTH * 2, HEIGHT * 2)), "AVIF", quality=90)
     size = film.index(b"ispe") + 8
     data = patched(film, size, struct.pack(">II", WIDTH, HEIGHT))
-    yield Hostile("larger-frame.avif", data, "avif", error=bomb, options={"max_pixels": WIDTH * HEIGHT})
+    yield Hostile(
+        "larger-frame.avif", data, "avif", error=bomb, options={"max_pixels": WIDTH * HEIGHT}
+    )
     codestream = saved(quadrants(), "JPEG2000", no_jp2=True)
     tiny_tiles = patched(codestream, 24, struct.pack(">II", 1, 1))
     tiny_tiles = patched(tiny_tiles, 8, struct.pack(">II", 5000, 5000))

@@ -135,12 +135,16 @@ ENDLESS = {
     "trailers": _endlessly(_CHUNKED + b"0\r\n", b"X-More: and more\r\n"),
     "trailer-line": _endlessly(_CHUNKED + b"0\r\n", b"x"),
     "gzip": _endlessly(_OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(BODY), b"\0"),
-    "error-page": _endlessly(b"HTTP/1.1 404 Gone\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b"x"),
+    "error-page": _endlessly(
+        b"HTTP/1.1 404 Gone\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b"x"
+    ),
 }
 
 
 def _after_interim_answers(handler: Handler) -> None:
-    handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + 2 * _EARLY_HINTS)
+    handler.wfile.write(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" + 2 * _EARLY_HINTS
+    )
     handler.whole(BODY)
 
 
@@ -160,7 +164,9 @@ def _once_a_connection(handler: Handler) -> None:
         handler.wfile.write(handler.options.get("then", "").encode())
         handler.close_connection = True
     else:
-        time.sleep(0.05)  # long enough for requests to overlap, so that several connections are kept
+        time.sleep(
+            0.05
+        )  # long enough for requests to overlap, so that several connections are kept
         handler.answered_here = True
         handler.whole(BODY)
 
@@ -259,7 +265,9 @@ MISBEHAVIOURS: dict[str, Callable[[Handler], object]] = {
     "/deflate": lambda handler: handler.whole(zlib.compress(BODY), Content_Encoding="deflate"),
     "/raw-deflate": _raw_deflate,
     "/raw-deflate-bomb": _raw_deflate_bomb,
-    "/gzip-as-deflate": lambda handler: handler.whole(gzip.compress(BODY), Content_Encoding="deflate"),
+    "/gzip-as-deflate": lambda handler: handler.whole(
+        gzip.compress(BODY), Content_Encoding="deflate"
+    ),
     "/not-deflate": lambda handler: handler.whole(b"\xff" + BODY, Content_Encoding="deflate"),
     "/once-a-connection": _once_a_connection,
     "/robots": _robots_tag,
@@ -275,11 +283,15 @@ MISBEHAVIOURS: dict[str, Callable[[Handler], object]] = {
     "/contradicts-itself": lambda handler: handler.whole(BODY, Content_Length="5120, 9000"),
     "/short": _short,
     "/short-chunks": _short_chunks,
-    "/short-once": lambda handler: _short(handler) if handler.times() == 1 else handler.whole(BODY),
+    "/short-once": lambda handler: (
+        _short(handler) if handler.times() == 1 else handler.whole(BODY)
+    ),
     "/long": _long,
     "/bomb": _bomb,
     "/gzip": lambda handler: handler.whole(gzip.compress(BODY), Content_Encoding="gzip"),
-    "/half-gzip": lambda handler: handler.whole(gzip.compress(BODY)[:-20], Content_Encoding="gzip"),
+    "/half-gzip": lambda handler: handler.whole(
+        gzip.compress(BODY)[:-20], Content_Encoding="gzip"
+    ),
     "/gzip-and-more": _gzip_and_more,
     "/brotli": lambda handler: handler.whole(BODY, Content_Encoding="br"),
     "/made-up-encoding": lambda handler: handler.whole(BODY, Content_Encoding="jpeg"),
@@ -313,7 +325,9 @@ class Server(http.server.ThreadingHTTPServer):
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
             context.sni_callback = lambda connection, name, _: self.names.append(name)
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.closing = threading.Event()
         self.asked: Counter[str] = Counter()
         self.order: list[str] = []
@@ -349,7 +363,9 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(pictures: Mapping[str, bytes] | None = None, certificate: Path | None = None) -> Iterator[Server]:
+def serving(
+    pictures: Mapping[str, bytes] | None = None, certificate: Path | None = None
+) -> Iterator[Server]:
     """A server with `pictures` by path ("/a.jpg") beside MISBEHAVIOURS; https with a PEM file of key and chain."""
     with Server(pictures or {}, certificate) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

@@ -10,7 +10,9 @@ from raycap.vocabulary import END, PAD, START, UNK
 
 
 @torch.no_grad()
-def slow_beam(options: Beam, decoder: Decoder, memory: Tensors, *, proven_stop: bool = True) -> list[Hypothesis]:
+def slow_beam(
+    options: Beam, decoder: Decoder, memory: Tensors, *, proven_stop: bool = True
+) -> list[Hypothesis]:
     """The `best` captions of the one picture in `memory`, each tensor of which is [1, ...]."""
     growing = [([], 0.0, decoder.begin(memory, 1))]
     ended: list[Hypothesis] = []
@@ -26,17 +28,25 @@ def slow_beam(options: Beam, decoder: Decoder, memory: Tensors, *, proven_stop: 
             for total_then, word in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 if total_then > -math.inf:
                     candidates.append((total_then, words, word, after))
-        candidates.sort(key=lambda candidate: -candidate[0])  # stable: of equals the first stays first
+        candidates.sort(
+            key=lambda candidate: -candidate[0]
+        )  # stable: of equals the first stays first
         for total, words, word, _ in candidates[: options.width]:
             if word == END:
-                ended.append(Hypothesis(tuple(words), total, total / length**options.length_penalty, True))
+                ended.append(
+                    Hypothesis(tuple(words), total, total / length**options.length_penalty, True)
+                )
         going = [candidate for candidate in candidates if candidate[2] != END][: options.width]
         growing = [([*words, word], total, state) for total, words, word, state in going]
         ended.sort(key=lambda hypothesis: -hypothesis.score)
         if not growing or len(ended) >= options.width:
             break
         best_possible = max(total for _, total, _ in growing) / longest
-        if proven_stop and len(ended) >= options.best and ended[options.best - 1].score >= best_possible:
+        if (
+            proven_stop
+            and len(ended) >= options.best
+            and ended[options.best - 1].score >= best_possible
+        ):
             break
     cut = [Hypothesis(tuple(words), total, total / longest, False) for words, total, _ in growing]
     return (ended + cut)[: options.best]
@@ -47,7 +57,9 @@ def _forbidden(options: Beam, words: list[int], vocabulary_size: int) -> list[in
     n = options.no_repeat_ngram
     if 0 < n <= len(words):
         suffix = words[len(words) - n + 1 :]
-        forbidden |= {words[i + n - 1] for i in range(len(words) - n + 1) if words[i : i + n - 1] == suffix}
+        forbidden |= {
+            words[i + n - 1] for i in range(len(words) - n + 1) if words[i : i + n - 1] == suffix
+        }
     if options.no_stutter:
         forbidden |= set(words[-1:])
     if len(words) < options.min_length and len(forbidden | {END}) < vocabulary_size:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from raycap.captioner import Captioner, Plan
+from raycap.captioners.trained import Captioner, Plan
 from raycap.decoders import Recurrent
 from raycap.encoders import Pixels
 from raycap.vocabulary import Vocabulary, Words
@@ -42,6 +42,8 @@ def photos(folder: Path, numbers: range, size: int = 1) -> Path:
     for number in numbers:
         chance = np.random.default_rng(number)
         coarse = chance.integers(0, 255, (4, 5, 3), np.uint8)
-        picture = Image.fromarray(coarse).resize(((60 + number % 7) * size, 48 * size), Image.Resampling.BICUBIC)
+        picture = Image.fromarray(coarse).resize(
+            ((60 + number % 7) * size, 48 * size), Image.Resampling.BICUBIC
+        )
         picture.save(folder / f"{number:05d}.png", compress_level=1)
     return folder

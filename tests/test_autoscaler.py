@@ -37,7 +37,14 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("work")
     save_captioner(folder / "model")
     photos(folder / "photos", range(PICTURES))
-    return ["jobs/caption.py", str(folder / "photos"), "--model", str(folder / "model"), "--batch", "4"]
+    return [
+        "jobs/caption.py",
+        str(folder / "photos"),
+        "--model",
+        str(folder / "model"),
+        "--batch",
+        "4",
+    ]
 
 
 def test_captioning_with_labels_starts_from_zero_nodes(
@@ -47,6 +54,8 @@ def test_captioning_with_labels_starts_from_zero_nodes(
     assert f"{PICTURES} rows, 0 failed" in printed
     said = re.findall("raycap: waiting for .*", printed)
     assert said and len(said) < 10, "it is said, and not all the time"
-    assert re.search("a node with 1 CPU and the label raycap=decode, to decode pictures.*since [0-9]+:", said[0])
+    assert re.search(
+        "a node with 1 CPU and the label raycap=decode, to decode pictures.*since [0-9]+:", said[0]
+    )
     assert "label raycap=model, to run the model" in said[0]
     assert pq.read_table(tmp_path / "out" / "captions").num_rows == PICTURES

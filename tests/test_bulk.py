@@ -12,26 +12,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycap.bulk import Bulk
+from raycap.bulk import anew
+from raycap.bulk.digests import are_among, digests_of, in_order
+from raycap.bulk.options import Bulk
+from raycap.bulk.publish import Parts, Pass, Report, write_part
+from raycap.bulk.standing import Counts
+from raycap.bulk.todo import TICKET, Todo, survey
+from raycap.errors import UserError
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.progress import Progress
-from raycap.refusal import Refusal
-from raycap.runs import Lease, RunFolder, differences
+from raycap.schema import CAPTIONS
 from raycap.sources import Notes
 from raycap.sources.rows import Row, tables
-from raycap.stages.bulk import anew
-from raycap.stages.bulk.digests import are_among, digests_of, in_order
-from raycap.stages.bulk.publish import Parts, Pass, Report, write_part
-from raycap.stages.bulk.standing import Counts
-from raycap.stages.bulk.todo import TICKET, Todo, survey
-from raycap.tables import CAPTIONS
+from raycap.storage import Lease, RunFolder, differences
 
 
 @given(st.lists(st.text()), st.lists(st.text()), st.lists(st.text()))
 def test_a_key_is_found_where_it_stands_and_nowhere_else(
     first: list[str], second: list[str], asked: list[str]
 ) -> None:
-    groups = [in_order([digests_of(first[:3]), digests_of(first[3:])]), in_order([digests_of(second)])]
+    groups = [
+        in_order([digests_of(first[:3]), digests_of(first[3:])]),
+        in_order([digests_of(second)]),
+    ]
     found = are_among(digests_of(asked), groups)
     assert found.tolist() == [key in {*first, *second} for key in asked]
 
@@ -59,7 +62,9 @@ class Numbers:
 
 
 @pytest.mark.parametrize("rows", [1, 64, 65, 1064, 5000])
-@pytest.mark.parametrize("options", [Bulk(), Bulk(limit=70), Bulk(sample=0.4), Bulk(shuffle_seed=1)])
+@pytest.mark.parametrize(
+    "options", [Bulk(), Bulk(limit=70), Bulk(sample=0.4), Bulk(shuffle_seed=1)]
+)
 def test_a_listing_numbers_its_rows_and_marks_the_last(rows: int, options: Bulk) -> None:
     todo = Todo(Numbers(rows), options)
     listed = pa.concat_tables(list(todo.tables()))
@@ -67,15 +72,21 @@ def test_a_listing_numbers_its_rows_and_marks_the_last(rows: int, options: Bulk)
     assert listed["place"].to_pylist() == list(range(len(listed)))
     assert listed["last"].to_pylist() == [False] * (len(listed) - 1) + [True] * bool(len(listed))
     assert len(set(listed["listing"].to_pylist())) <= 1 and len(set(keys)) == len(keys)
-    assert survey(todo, None)[0] == len(listed) and min(1, len(listed)) == min(1, survey(todo, 1)[0])
+    assert survey(todo, None)[0] == len(listed) and min(1, len(listed)) == min(
+        1, survey(todo, 1)[0]
+    )
     if options.limit:
         assert keys == [str(number) for number in range(min(rows, options.limit))]
     elif options.sample == 1:
         assert set(keys) == {str(number) for number in range(rows)}
 
 
-@given(st.lists(st.tuples(st.integers(1, 2), st.lists(st.integers(0, 40), min_size=1)), max_size=12))
-def test_no_row_is_published_twice_whatever_is_made_again(reports: list[tuple[int, list[int]]]) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.lists(st.integers(0, 40), min_size=1)), max_size=12)
+)
+def test_no_row_is_published_twice_whatever_is_made_again(
+    reports: list[tuple[int, list[int]]],
+) -> None:
     one = Pass(None, "captions", None, None, lambda counts: None)  # type: ignore[arg-type]
     published: list[int] = []
     for listing, places in reports:
@@ -91,23 +102,37 @@ def test_no_row_is_published_twice_whatever_is_made_again(reports: list[tuple[in
 
 
 def test_the_same_rows_make_the_same_file(tmp_path: Path) -> None:
-    row = {"uri": "", "caption": "a", "score": -1.0, "alternatives": [], "status": "success", "error_message": ""}
+    row = {
+        "uri": "",
+        "caption": "a",
+        "score": -1.0,
+        "alternatives": [],
+        "status": "success",
+        "error_message": "",
+    }
     row |= {"width": 1, "height": 1, "sha256": "", "listing": 7, "notes": Notes().to_json()}
     rows = [{"key": str(n), **row, "place": n, "last": n == 4} for n in range(5)]
-    blocks = [pa.Table.from_pylist(some, pa.schema([*CAPTIONS, *TICKET])) for some in (rows[:2], rows[2:])]
+    blocks = [
+        pa.Table.from_pylist(some, pa.schema([*CAPTIONS, *TICKET]))
+        for some in (rows[:2], rows[2:])
+    ]
     parts = Parts(10, 1.0, CAPTIONS, (), {"raycap": "x"})
-    reports = [write_part(RunFolder(str(tmp_path)), "captions", "run", parts, *blocks) for _ in range(2)]
+    reports = [
+        write_part(RunFolder(str(tmp_path)), "captions", "run", parts, *blocks) for _ in range(2)
+    ]
     assert reports[0].notes == {"left_out": [], "notes": []}
-    assert reports[0].name == reports[1].name and reports[0].last == 4 and reports[0].counts.rows == 5
+    assert (
+        reports[0].name == reports[1].name and reports[0].last == 4 and reports[0].counts.rows == 5
+    )
     other = write_part(RunFolder(str(tmp_path)), "captions", "run", parts, blocks[0])
     assert other.name != reports[0].name and other.last is None and other.notes is None
 
 
 def test_a_lease_is_one_persons_until_they_are_dead(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "out"))
-    taking = f"from raycap.runs import *; Lease(RunFolder({folder.uri!r})).__enter__(); "
+    taking = f"from raycap.storage import *; Lease(RunFolder({folder.uri!r})).__enter__(); "
     with Lease(folder) as lease:
-        with pytest.raises(Refusal, match="another run writes to"):
+        with pytest.raises(UserError, match="another run writes to"):
             Lease(folder).__enter__()
         other = subprocess.run([sys.executable, "-c", taking], capture_output=True, text=True)
         assert "another run writes to" in other.stderr
@@ -115,17 +140,19 @@ def test_a_lease_is_one_persons_until_they_are_dead(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", f"{taking}import os; os.kill(os.getpid(), 9)"])
     with Lease(folder) as lease:  # its owner is dead
         folder.write_json("_lease.json", {"run": "another"})
-        with pytest.raises(Refusal, match="has taken over"):
+        with pytest.raises(UserError, match="has taken over"):
             lease.check()
 
 
-def test_a_lease_of_another_machine_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_of_another_machine_expires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = RunFolder(str(tmp_path))
     with Lease(folder):
         found = folder.read_json("_lease.json")
     assert found is not None
     folder.write_json("_lease.json", found | {"host": "elsewhere"})
-    with pytest.raises(Refusal, match="on elsewhere"):
+    with pytest.raises(UserError, match="on elsewhere"):
         Lease(folder).__enter__()
     folder.write_json("_lease.json", found | {"host": "elsewhere", "beat": found["beat"] - 1000})
     with Lease(folder):
@@ -143,7 +170,7 @@ def test_a_folder_shows_whole_files_only(tmp_path: Path) -> None:
     folder.remove("captions")
     folder.remove("captions")
     assert not folder.exists("captions")
-    with pytest.raises(Refusal, match="not whole JSON"):
+    with pytest.raises(UserError, match="not whole JSON"):
         folder.write("run.json", b"{")
         folder.read_json("run.json")
 
@@ -190,13 +217,20 @@ def test_a_swap_of_tables_ends_well_wherever_it_was_cut_off(changes: int, tmp_pa
     assert out.names("captions") == ["captions/part", "captions/part-only-new"]
     assert out.read_json("run.json") == {"table": "captions", "word": "new"}
     assert out.read_json("facts.json") == {"word": "new"}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions", "facts.json", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "captions",
+        "facts.json",
+        "run.json",
+    ]
 
 
 def test_differences_are_named_by_their_place() -> None:
     old = {"a": 1, "b": {"c": 2, "d": [1]}, "gone": 3}
     assert differences(old, old) == []
-    assert differences(old, {"a": 1, "b": {"c": 3, "d": [1]}}) == ["b.c was 2, now 3", "gone was 3, now None"]
+    assert differences(old, {"a": 1, "b": {"c": 3, "d": [1]}}) == [
+        "b.c was 2, now 3",
+        "gone was 3, now None",
+    ]
 
 
 def test_progress_says_what_a_person_would_ask(capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,6 +243,8 @@ def test_progress_says_what_a_person_would_ask(capsys: pytest.CaptureFixture[str
     assert "200 of 400 rows, ends about" in second and "rows/s" in second
 
 
-@pytest.mark.parametrize("said, rows, allowed", [("", 9, float("inf")), ("500", 9, 500), ("10%", 200, 20)])
+@pytest.mark.parametrize(
+    "said, rows, allowed", [("", 9, float("inf")), ("500", 9, 500), ("10%", 200, 20)]
+)
 def test_failures_allowed(said: str, rows: int, allowed: float) -> None:
     assert Bulk(max_failed=said).failures_allowed(rows) == allowed

@@ -15,10 +15,10 @@ from PIL import Image
 from server import HTML, serving
 from small_captioner import photos, save_captioner
 
-from raycap.captioner import Captioner
+from raycap.captioners.trained import Captioner
 from raycap.cli import main
-from raycap.runs import Lease, RunFolder
-from raycap.tables import CAPTIONS
+from raycap.schema import CAPTIONS
+from raycap.storage import Lease, RunFolder
 
 pytestmark = pytest.mark.ray
 
@@ -48,7 +48,10 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
     assert table.select(CAPTIONS.names).schema.remove_metadata() == CAPTIONS
     keys = table["key"].to_pylist()
     assert len(set(keys)) == len(keys), "no key twice"
-    assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) in ([], ["_lease.lock"])
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) in (
+        [],
+        ["_lease.lock"],
+    )
     return {row["key"]: row for row in table.to_pylist()}
 
 
@@ -65,12 +68,18 @@ def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: 
     assert caption(folder, tmp_path / "out", model) == 0
     found = rows(tmp_path / "out")
     assert sorted(found) == sorted(path.name for path in folder.iterdir())
-    assert len({row["caption"] for row in found.values()}) > 10, "captions differ, else this shows nothing"
+    assert len({row["caption"] for row in found.values()}) > 10, (
+        "captions differ, else this shows nothing"
+    )
     captioner = Captioner.load(model)
     for path in list(folder.iterdir())[::7]:
         alone = captioner.caption([path])[0]
         row = found[path.name]
-        assert (row["caption"], row["width"], row["height"]) == (alone.caption, alone.width, alone.height)
+        assert (row["caption"], row["width"], row["height"]) == (
+            alone.caption,
+            alone.width,
+            alone.height,
+        )
         assert row["score"] == pytest.approx(alone.score, abs=1e-4)
         assert row["uri"] == str(path) and len(row["sha256"]) == 64
     metadata = pq.read_schema(next((tmp_path / "out" / "captions").iterdir())).metadata
@@ -80,7 +89,20 @@ def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: 
 def test_the_same_table_whatever_the_actors_and_the_parts(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(30))
     assert caption(folder, tmp_path / "one", model) == 0
-    assert caption(folder, tmp_path / "two", model, "--actors", "2", "--part-rows", "8", "--shuffle-seed", "3") == 0
+    assert (
+        caption(
+            folder,
+            tmp_path / "two",
+            model,
+            "--actors",
+            "2",
+            "--part-rows",
+            "8",
+            "--shuffle-seed",
+            "3",
+        )
+        == 0
+    )
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     for row in (*one.values(), *two.values()):
         row["score"] = round(row["score"], 4)  # the last bits depend on what else is in a batch
@@ -107,7 +129,11 @@ def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(
     assert caption(tmp_path / "corpus", tmp_path / "out", model, "--source.glob", "*") == 1
     found = rows(tmp_path / "out")
     shown = capsys.readouterr().out
-    assert len(found) == files and "--retry failed" in shown and "failed_to_decode: not a picture" in shown
+    assert (
+        len(found) == files
+        and "--retry failed" in shown
+        and "failed_to_decode: not a picture" in shown
+    )
     for row in found.values():
         assert (row["status"] == "success") == bool(row["caption"]) == (not row["error_message"])
         assert (row["score"] is None) == (row["status"] != "success")
@@ -136,7 +162,9 @@ def test_urls_that_misbehave_and_then_behave(
         )
         [host] = facts(tmp_path / "out")["hosts_in_this_run"]
         assert (host["host"], host["rows"], host["failed"]) == ("127.0.0.1", 6, 5)
-        assert host["bytes"] == len(photo) + len(HTML) and host["reasons"]["HTTP 404 Not Found"] == 2
+        assert (
+            host["bytes"] == len(photo) + len(HTML) and host["reasons"]["HTTP 404 Not Found"] == 2
+        )
         assert "127.0.0.1: 6 rows, 5 failed" in capsys.readouterr().out
         server.pictures["/b.png"] = photo
         assert caption(listed, tmp_path / "out", model, *quick) == 1
@@ -163,7 +191,9 @@ def test_retry_of_one_status_leaves_the_others(tmp_path: Path, model: Path) -> N
     assert caption(folder, out, model, "--part-rows", "8", "--retry", "failed_to_decode") == 1
     assert rows(out)["00003.png"]["status"] == "success"
     assert rows(out)["00011.png"]["status"] == "failed_to_decode"
-    assert sorted(path.name for path in (out / "captions").iterdir()) == parts, "rows are replaced where they stand"
+    assert sorted(path.name for path in (out / "captions").iterdir()) == parts, (
+        "rows are replaced where they stand"
+    )
 
 
 @pytest.mark.parametrize("renames", [0, 1])
@@ -193,14 +223,20 @@ def test_a_retry_that_was_cut_off_is_finished_by_the_next_run(
         assert caption(folder, out, model, "--retry", "failed") == 130
     keys = pq.read_table(out / "captions")["key"].to_pylist()
     assert len(keys) == len(set(keys)) == 24, "no key twice and none lost, right after the end"
-    assert caption(folder, out, model) == 0, "what was made again is put in place without being asked for"
+    assert caption(folder, out, model) == 0, (
+        "what was made again is put in place without being asked for"
+    )
     assert {row["status"] for row in rows(out).values()} == {"success"}
 
 
 def test_another_captioner_or_source_is_refused_until_overwrite(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out, other = photos(tmp_path / "photos", range(6)), tmp_path / "out", tmp_path / "other"
+    folder, out, other = (
+        photos(tmp_path / "photos", range(6)),
+        tmp_path / "out",
+        tmp_path / "other",
+    )
     save_captioner(other, seed=1)
     assert caption(folder, out, model) == 0
     before = rows(out)
@@ -236,7 +272,19 @@ def test_the_options_of_a_caption(tmp_path: Path, model: Path) -> None:
     folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
     (folder / "broken.png").write_bytes(b"broken")
     assert (
-        caption(folder, out, model, "--beam", "5", "--num-captions", "3", "--attention", "--min-score", "-1.5") == 1
+        caption(
+            folder,
+            out,
+            model,
+            "--beam",
+            "5",
+            "--num-captions",
+            "3",
+            "--attention",
+            "--min-score",
+            "-1.5",
+        )
+        == 1
     )
     found = rows(out)
     assert {len(row["alternatives"]) for key, row in found.items() if key != "broken.png"} == {2}
@@ -244,7 +292,9 @@ def test_the_options_of_a_caption(tmp_path: Path, model: Path) -> None:
         said = [row["caption"], *(one["caption"] for one in row["alternatives"])]
         assert len(set(said)) == len(said) and all(one["score"] < 0 for one in row["alternatives"])
         assert row["low_score"] == (row["score"] is not None and row["score"] < -1.5)
-        assert len(row["attention"]) == len(row["words"]) and all(len(look) == 4 for look in row["attention"])
+        assert len(row["attention"]) == len(row["words"]) and all(
+            len(look) == 4 for look in row["attention"]
+        )
         assert all(sum(look) == pytest.approx(1, abs=0.01) for look in row["attention"])
     assert len({row["low_score"] for row in found.values()}) == 2
 
@@ -252,7 +302,9 @@ def test_the_options_of_a_caption(tmp_path: Path, model: Path) -> None:
 def test_columns_of_the_users_own_table_travel_along(tmp_path: Path, model: Path) -> None:
     photos(tmp_path / "photos", range(3))
     table = tmp_path / "pairs.csv"
-    table.write_text("path,shop\nphotos/00000.png,north\nphotos/00001.png,south\nphotos/gone.png,west\n")
+    table.write_text(
+        "path,shop\nphotos/00000.png,north\nphotos/00001.png,south\nphotos/gone.png,west\n"
+    )
     assert caption(table, tmp_path / "out", model, "--columns", "shop") == 1
     assert {row["shop"]: row["status"] for row in rows(tmp_path / "out").values()} == {
         "north": "success",
@@ -261,13 +313,19 @@ def test_columns_of_the_users_own_table_travel_along(tmp_path: Path, model: Path
     }
 
 
-def test_other_forms_are_made_of_the_whole_table_and_made_again_after_a_retry(tmp_path: Path, model: Path) -> None:
+def test_other_forms_are_made_of_the_whole_table_and_made_again_after_a_retry(
+    tmp_path: Path, model: Path
+) -> None:
     folder, out = photos(tmp_path / "photos", range(12)), tmp_path / "out"
     whole = (folder / "00003.png").read_bytes()
     (folder / "00003.png").write_bytes(b"broken")
     flags = ["--also", "txt", "jsonl", "imagefolder", "webdataset", "--part-rows", "8"]
     assert caption(folder, out, model, *flags) == 1
-    lines = [json.loads(line) for path in (out / "jsonl").iterdir() for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in (out / "jsonl").iterdir()
+        for line in path.read_text().splitlines()
+    ]
     assert {line["key"]: line["caption"] for line in lines} == {
         key: row["caption"] for key, row in rows(out).items()
     }
@@ -386,4 +444,7 @@ def test_an_unreadable_picture_size_is_zero(tmp_path: Path, model: Path) -> None
     (folder / "b.png").write_bytes(b"")
     assert caption(folder, tmp_path / "out", model) == 1
     found = rows(tmp_path / "out")
-    assert [(row["width"], row["height"]) for row in (found["a.png"], found["b.png"])] == [(10, 20), (0, 0)]
+    assert [(row["width"], row["height"]) for row in (found["a.png"], found["b.png"])] == [
+        (10, 20),
+        (0, 0),
+    ]

@@ -11,7 +11,9 @@ import pytest
 from small_captioner import photos, save_captioner
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-moto_server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+moto_server = pytest.importorskip(
+    "moto.server", reason="needs moto's server: pip install 'raycap[dev]'"
+)
 
 pytestmark = pytest.mark.ray
 
@@ -20,7 +22,11 @@ def test_from_a_bucket_into_a_bucket(tmp_path: Path) -> None:
     server = moto_server.ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    secrets = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **secrets}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -57,7 +63,9 @@ def test_from_a_bucket_into_a_bucket(tmp_path: Path) -> None:
         def keys() -> list[str]:
             s3.invalidate_cache()
             parts = s3.ls("bucket/out/captions")
-            return [key for part in parts for key in pq.read_table(s3.open(part))["key"].to_pylist()]
+            return [
+                key for part in parts for key in pq.read_table(s3.open(part))["key"].to_pylist()
+            ]
 
         first = run("--limit", "12", "--part-rows", "8")
         assert first.returncode == 0, first.stderr

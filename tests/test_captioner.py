@@ -15,13 +15,13 @@ from PIL import Image
 from torch.nn import functional
 
 from raycap import Captioner
-from raycap.captioner import Plan
-from raycap.captioner.folder import _digest_of_config, state_of, words_of
-from raycap.captioner.room import Room
+from raycap.captioners.trained import Plan
+from raycap.captioners.trained.folder import _digest_of_config, state_of, words_of
+from raycap.captioners.trained.room import Room
 from raycap.decoders import DecoderChoice, Recurrent, TopDown, Transformer
 from raycap.encoders import Pixels, ResNet18
+from raycap.errors import UserError
 from raycap.images import Reading, read_picture
-from raycap.refusal import Refusal
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Coco, Shapes
 from raycap.vocabulary import PAD, Vocabulary, Words
@@ -51,12 +51,18 @@ def taught(
     grid, vector = grid.clone(), vector.clone()  # out of inference mode
     numbers = [vocabulary.encode(caption) for caption in captions]
     longest = max(len(number) for number in numbers)
-    words = torch.tensor([number + [PAD] * (longest - len(number)) for number in numbers])[:, None]  # [B, 1, T]
-    optimiser = torch.optim.Adam([part for part in decoder.parameters() if part.requires_grad], rate)
+    words = torch.tensor([number + [PAD] * (longest - len(number)) for number in numbers])[
+        :, None
+    ]  # [B, 1, T]
+    optimiser = torch.optim.Adam(
+        [part for part in decoder.parameters() if part.requires_grad], rate
+    )
     losses = []
     for _ in range(steps):
         scores, _ = decoder(decoder.remember(grid, vector), words[..., :-1])
-        loss = functional.cross_entropy(scores.flatten(0, 2), words[..., 1:].flatten(), ignore_index=PAD)
+        loss = functional.cross_entropy(
+            scores.flatten(0, 2), words[..., 1:].flatten(), ignore_index=PAD
+        )
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
@@ -64,14 +70,18 @@ def taught(
         losses.append(loss.item())
         if losses[-1] < 0.02:
             break
-    captioner = Captioner(plan, vocabulary, encoder, decoder, {"data": "made pictures"}, "cpu", "fp32")
+    captioner = Captioner(
+        plan, vocabulary, encoder, decoder, {"data": "made pictures"}, "cpu", "fp32"
+    )
     return captioner, losses
 
 
 @pytest.fixture(scope="module")
 def shapes() -> tuple[list[bytes], list[str]]:
     table = next(iter(Shapes(count=24).tables()))
-    return table["bytes"].to_pylist(), [references[0] for references in table["references"].to_pylist()]
+    return table["bytes"].to_pylist(), [
+        references[0] for references in table["references"].to_pylist()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +108,9 @@ def test_32_real_photos_are_learnt_word_for_word(name: str, shared_data: Path) -
 def test_a_captioner_says_the_same_after_save_and_load(
     name: str, shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:
-    plan = Plan(Pixels(size=96, patch=32, frequencies=4), DECODERS[name], search=Beam(width=3, best=3))
+    plan = Plan(
+        Pixels(size=96, patch=32, frequencies=4), DECODERS[name], search=Beam(width=3, best=3)
+    )
     captioner, losses = taught(plan, *shapes, steps=30)
     assert losses[-1] < losses[0]
     captioner.save(tmp_path / "captioner")
@@ -147,10 +159,17 @@ def test_pil_pictures_of_every_mode_are_taken(captioner: Captioner, mode: str) -
     assert caption.succeeded, caption.error_message
 
 
-def test_bad_pictures_cost_their_own_row(captioner: Captioner, shapes: tuple[list[bytes], list[str]]) -> None:
+def test_bad_pictures_cost_their_own_row(
+    captioner: Captioner, shapes: tuple[list[bytes], list[str]]
+) -> None:
     good = shapes[0][0]
     answers = captioner.caption(["no-such-picture.jpg", good, b"nonsense", good])
-    assert [answer.status for answer in answers] == ["failed_to_fetch", "success", "failed_to_decode", "success"]
+    assert [answer.status for answer in answers] == [
+        "failed_to_fetch",
+        "success",
+        "failed_to_decode",
+        "success",
+    ]
     assert "no-such-picture.jpg" in answers[0].error_message and "not a picture" in str(answers[2])
     assert answers[1].caption == captioner.caption([good])[0].caption
     assert captioner.caption([]) == []
@@ -158,13 +177,17 @@ def test_bad_pictures_cost_their_own_row(captioner: Captioner, shapes: tuple[lis
 
 @pytest.mark.parametrize("wrong", ["photo.jpg", b"bytes", np.zeros((4, 4, 3), np.float32)])
 def test_what_is_no_list_of_pictures_is_refused(captioner: Captioner, wrong: object) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(UserError):
         captioner.caption(wrong if isinstance(wrong, str | bytes) else [wrong])  # type: ignore[arg-type, list-item]
 
 
-def test_search_can_be_chosen_for_one_call(captioner: Captioner, shapes: tuple[list[bytes], list[str]]) -> None:
+def test_search_can_be_chosen_for_one_call(
+    captioner: Captioner, shapes: tuple[list[bytes], list[str]]
+) -> None:
     greedy = captioner.caption(shapes[0], search=Greedy())
-    assert [caption.caption for caption in captioner.caption(shapes[0], beam=1)] == [c.caption for c in greedy]
+    assert [caption.caption for caption in captioner.caption(shapes[0], beam=1)] == [
+        c.caption for c in greedy
+    ]
     assert len(captioner.caption(shapes[0][:1], search=Beam(width=4, best=4))[0].alternatives) == 3
     drawn = captioner.caption(shapes[0], search=Sample(seed=3, temperature=2.0))
     assert drawn == captioner.caption(shapes[0], search=Sample(seed=3, temperature=2.0))
@@ -179,18 +202,21 @@ def test_explaining_gives_a_map_for_each_word(
     np.testing.assert_allclose(maps.sum(axis=1), 1, atol=1e-4)
     explanation.save(tmp_path / "panel.png")
     panel = Image.open(tmp_path / "panel.png")
-    assert panel.width > 800 and len(set(panel.convert("RGB").resize((64, 64)).get_flattened_data())) > 50
+    assert (
+        panel.width > 800
+        and len(set(panel.convert("RGB").resize((64, 64)).get_flattened_data())) > 50
+    )
     assert explanation.caption.caption == captioner.caption([shapes[0][0]])[0].caption
 
 
 def test_explaining_without_attention_says_so(shapes: tuple[list[bytes], list[str]]) -> None:
     plan = Plan(Pixels(size=96, patch=32, frequencies=4), DECODERS["gru-none"])
-    with pytest.raises(Refusal, match="no attention"):
+    with pytest.raises(UserError, match="no attention"):
         taught(plan, *shapes, steps=1)[0].explain(shapes[0][0])
 
 
 def test_explaining_what_cannot_be_read_says_why(captioner: Captioner) -> None:
-    with pytest.raises(Refusal, match="not a picture"):
+    with pytest.raises(UserError, match="not a picture"):
         captioner.explain(b"nonsense")
 
 
@@ -202,13 +228,19 @@ def test_a_folder_that_stands_alone_needs_no_other_weights(
     captioner.save(tmp_path / "alone", include_encoder=True)
     captioner.save(tmp_path / "half", include_encoder=True, half=True)
     loaded = Captioner.load(tmp_path / "alone", device="cpu", precision="fp32")
-    assert [c.words for c in loaded.caption(shapes[0])] == [c.words for c in captioner.caption(shapes[0])]
+    assert [c.words for c in loaded.caption(shapes[0])] == [
+        c.words for c in captioner.caption(shapes[0])
+    ]
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("alone", "half")]
     assert 0.45 < sizes[1] / sizes[0] < 0.55
-    assert all(caption.succeeded for caption in Captioner.load(tmp_path / "half").caption(shapes[0][:2]))
+    assert all(
+        caption.succeeded for caption in Captioner.load(tmp_path / "half").caption(shapes[0][:2])
+    )
     # Rounded, the encoder is no longer what its options name: a copy must hold it without being asked.
     Captioner.load(tmp_path / "half").save(tmp_path / "again", half=True)
-    again, half = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "half"))
+    again, half = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "half")
+    )
     assert again == half
 
 
@@ -220,7 +252,9 @@ def test_a_frozen_encoder_must_be_the_one_that_was_there(
     plan = Plan(ResNet18(weights="random", size=64), DECODERS["top-down"])
     captioner, _ = taught(plan, *shapes, steps=1)
     captioner.save(tmp_path / "apart")
-    state = {name.removeprefix("trunk."): part for name, part in captioner.encoder.state_dict().items()}
+    state = {
+        name.removeprefix("trunk."): part for name, part in captioner.encoder.state_dict().items()
+    }
     assert Captioner.load(tmp_path / "apart").facts == captioner.facts
     other = ResNet18(weights="random", size=64).build()
     with torch.no_grad():
@@ -228,17 +262,19 @@ def test_a_frozen_encoder_must_be_the_one_that_was_there(
     folder = tmp_path / "trained"
     trained = Captioner(plan, captioner.vocabulary, other, captioner.decoder)
     trained.save(folder)
-    with pytest.raises(Refusal, match="other weights of its encoder"):
+    with pytest.raises(UserError, match="other weights of its encoder"):
         Captioner.load(folder)
     assert state
-    with pytest.raises(Refusal, match=r"no-such\.safetensors"):
+    with pytest.raises(UserError, match=r"no-such\.safetensors"):
         Captioner.load(folder, encoder_weights="no-such.safetensors")
     save_file({"wrong": torch.zeros(1)}, str(tmp_path / "wrong.safetensors"))
-    with pytest.raises(Refusal, match=r"wrong\.safetensors"):
+    with pytest.raises(UserError, match=r"wrong\.safetensors"):
         Captioner.load(folder, encoder_weights=str(tmp_path / "wrong.safetensors"))
 
 
-def test_a_folder_with_a_trained_encoder_holds_it(shapes: tuple[list[bytes], list[str]], tmp_path: Path) -> None:
+def test_a_folder_with_a_trained_encoder_holds_it(
+    shapes: tuple[list[bytes], list[str]], tmp_path: Path
+) -> None:
     plan = Plan(ResNet18(weights="random", size=64, trainable="last"), DECODERS["top-down"])
     captioner, _ = taught(plan, *shapes, steps=1)
     captioner.save(tmp_path / "tuned")
@@ -268,15 +304,25 @@ def test_saving_again_replaces_the_folder_whole(captioner: Captioner, tmp_path: 
 def test_the_card_shows_the_facts(captioner: Captioner, tmp_path: Path) -> None:
     facts = {"data": "made pictures", "scores": {"bleu_4": 0.5}, "limits": ["knows shapes only"]}
     plan, vocabulary = captioner.plan, captioner.vocabulary
-    Captioner(plan, vocabulary, captioner.encoder, captioner.decoder, facts).save(tmp_path / "captioner")
+    Captioner(plan, vocabulary, captioner.encoder, captioner.decoder, facts).save(
+        tmp_path / "captioner"
+    )
     card = (tmp_path / "captioner" / "README.md").read_text()
-    for words in ("made pictures", "bleu_4: 0.5", "knows shapes only", "not recorded", f"{len(vocabulary)} words"):
+    for words in (
+        "made pictures",
+        "bleu_4: 0.5",
+        "knows shapes only",
+        "not recorded",
+        f"{len(vocabulary)} words",
+    ):
         assert words in card
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary.json"])
 @pytest.mark.parametrize("harm", ["missing", "truncated", "flipped"])
-def test_harmed_folders_are_refused(captioner: Captioner, tmp_path: Path, name: str, harm: str) -> None:
+def test_harmed_folders_are_refused(
+    captioner: Captioner, tmp_path: Path, name: str, harm: str
+) -> None:
     folder = tmp_path / "captioner"
     captioner.save(folder)
     data = bytearray((folder / name).read_bytes())
@@ -287,7 +333,7 @@ def test_harmed_folders_are_refused(captioner: Captioner, tmp_path: Path, name: 
     else:
         data[len(data) // 2] ^= 0xFF
         (folder / name).write_bytes(data)
-    with pytest.raises(Refusal, match="captioner"):
+    with pytest.raises(UserError, match="captioner"):
         Captioner.load(folder)
 
 
@@ -303,7 +349,7 @@ def changed(folder: Path, **values: object) -> None:
 def test_another_format_says_what_to_do(captioner: Captioner, tmp_path: Path, number: int) -> None:
     captioner.save(tmp_path / "captioner")
     changed(tmp_path / "captioner", format=number, raycap="9.9.9")
-    with pytest.raises(Refusal, match=rf"format {number}.*use raycap 9\.9\.9"):
+    with pytest.raises(UserError, match=rf"format {number}.*use raycap 9\.9\.9"):
         Captioner.load(tmp_path / "captioner")
 
 
@@ -326,11 +372,13 @@ def test_a_config_that_was_tampered_with_is_refused(
 ) -> None:
     captioner.save(tmp_path / "captioner")
     changed(tmp_path / "captioner", **values)
-    with pytest.raises(Refusal, match=named):
+    with pytest.raises(UserError, match=named):
         Captioner.load(tmp_path / "captioner")
 
 
-def test_a_pickle_in_place_of_the_weights_is_not_opened(captioner: Captioner, tmp_path: Path) -> None:
+def test_a_pickle_in_place_of_the_weights_is_not_opened(
+    captioner: Captioner, tmp_path: Path
+) -> None:
     import hashlib
 
     folder = tmp_path / "captioner"
@@ -339,7 +387,7 @@ def test_a_pickle_in_place_of_the_weights_is_not_opened(captioner: Captioner, tm
     digests = json.loads((folder / "config.json").read_text())["sha256"]
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     changed(folder, sha256={**digests, "model.safetensors": digest})
-    with pytest.raises(Refusal, match="captioner"):
+    with pytest.raises(UserError, match="captioner"):
         Captioner.load(folder)
 
 
@@ -347,18 +395,20 @@ def test_a_fact_that_was_changed_is_noticed(captioner: Captioner, tmp_path: Path
     captioner.save(tmp_path / "captioner")
     config = tmp_path / "captioner" / "config.json"
     config.write_text(config.read_text().replace("made pictures", "flickr8k"))
-    with pytest.raises(Refusal, match="not what was written"):
+    with pytest.raises(UserError, match="not what was written"):
         Captioner.load(tmp_path / "captioner")
 
 
-def test_weights_for_an_encoder_without_any_are_refused(captioner: Captioner, tmp_path: Path) -> None:
+def test_weights_for_an_encoder_without_any_are_refused(
+    captioner: Captioner, tmp_path: Path
+) -> None:
     captioner.save(tmp_path / "captioner")
-    with pytest.raises(Refusal, match="has no weights"):
+    with pytest.raises(UserError, match="has no weights"):
         Captioner.load(tmp_path / "captioner", encoder_weights="weights.safetensors")
 
 
 def test_no_folder_at_all(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="no captioner folder"):
+    with pytest.raises(UserError, match="no captioner folder"):
         Captioner.load(tmp_path / "nothing")
 
 
@@ -432,7 +482,9 @@ def test_captioning_goes_on_when_memory_runs_out(
 
 def test_reading_options_travel_with_the_folder(captioner: Captioner, tmp_path: Path) -> None:
     plan = dataclasses.replace(captioner.plan, reading=Reading(formats=("jpeg",)))
-    Captioner(plan, captioner.vocabulary, captioner.encoder, captioner.decoder).save(tmp_path / "captioner")
+    Captioner(plan, captioner.vocabulary, captioner.encoder, captioner.decoder).save(
+        tmp_path / "captioner"
+    )
     [answer] = Captioner.load(tmp_path / "captioner").caption([Image.new("RGB", (9, 9))])
     assert "allow-list" in answer.error_message
     shutil.rmtree(tmp_path / "captioner")
@@ -464,7 +516,7 @@ def test_strings_of_a_program_open_no_chains(captioner: Captioner, tmp_path: Pat
         assert [answer.succeeded for answer in trusted] == [True] * 5 + [False] * 4
     finally:
         store.rm("/program", recursive=True)
-    with pytest.raises(Refusal, match="in brackets"):
+    with pytest.raises(UserError, match="in brackets"):
         captioner.caption(strings, trust="memory://")
-    with pytest.raises(Refusal, match="refused"):
+    with pytest.raises(UserError, match="refused"):
         captioner.explain("simplecache::memory://program/a.png")

@@ -22,12 +22,12 @@ from server import Server, serving
 from small_captioner import SENTENCES, save_captioner
 
 from raycap import Captioner
-from raycap.captioner import Plan
-from raycap.captioner.folder import _digest_of_config
+from raycap.captioners.trained import Plan
+from raycap.captioners.trained.folder import _digest_of_config
 from raycap.decoders import Recurrent
 from raycap.encoders import ENCODERS, Pixels, ResNet18
 from raycap.encoders.weights import read
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.search import Beam, Greedy, Sample
 from raycap.vocabulary import Vocabulary, Words
 
@@ -93,12 +93,32 @@ def test_weights_that_a_folder_names_are_not_opened(
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     url = server.url("/weights.pt")
     os.mkfifo(tmp_path / "pipe")
-    names = [url, f"simplecache::{url}", f"zip://a::{url}", "s3://bucket/weights.pt", "memory://weights.pt"]
-    names += [str(tmp_path / "secret"), f"file://{tmp_path}/secret", "../secret", "model.safetensors", "/dev/zero"]
-    names += [str(tmp_path / "pipe"), "torchvision", "torchvision:IMAGENET1K_V1", "timm", "hf_hub:someone/model"]
+    names = [
+        url,
+        f"simplecache::{url}",
+        f"zip://a::{url}",
+        "s3://bucket/weights.pt",
+        "memory://weights.pt",
+    ]
+    names += [
+        str(tmp_path / "secret"),
+        f"file://{tmp_path}/secret",
+        "../secret",
+        "model.safetensors",
+        "/dev/zero",
+    ]
+    names += [
+        str(tmp_path / "pipe"),
+        "torchvision",
+        "torchvision:IMAGENET1K_V1",
+        "timm",
+        "hf_hub:someone/model",
+    ]
     for name in names:
         apart(captioner, name, encoder)
-        with pytest.raises(Refusal, match=r"is not opened by itself.*--encoder-weights") as refused:
+        with pytest.raises(
+            UserError, match=r"is not opened by itself.*--encoder-weights"
+        ) as refused:
             Captioner.load(captioner)
         assert SECRET not in str(refused.value)
     assert not server.asked
@@ -109,44 +129,65 @@ def test_weights_that_a_folder_names_are_not_opened(
 )
 def test_models_of_timm_from_elsewhere_are_not_asked_for(captioner: Path, name: str) -> None:
     def act(config: dict[str, Any]) -> None:
-        config["encoder"], config["encoder_included"] = {"kind": "timm", "model": name, "weights": "random"}, True
+        config["encoder"], config["encoder_included"] = (
+            {"kind": "timm", "model": name, "weights": "random"},
+            True,
+        )
 
     change(captioner, act)
-    with pytest.raises(Refusal, match="timm"):
+    with pytest.raises(UserError, match="timm"):
         Captioner.load(captioner)
 
 
 def test_weights_that_the_user_names_are_read(tmp_path: Path) -> None:
-    plan = Plan(ResNet18(weights=str(tmp_path / "resnet18.safetensors"), size=64), Recurrent(hidden_width=8))
+    plan = Plan(
+        ResNet18(weights=str(tmp_path / "resnet18.safetensors"), size=64),
+        Recurrent(hidden_width=8),
+    )
     network = ResNet18(weights="random", size=64).build()
-    layers = {name.removeprefix("trunk.layers."): part for name, part in network.state_dict().items()}
-    save_file({name: part.contiguous() for name, part in layers.items()}, tmp_path / "resnet18.safetensors")
+    layers = {
+        name.removeprefix("trunk.layers."): part for name, part in network.state_dict().items()
+    }
+    save_file(
+        {name: part.contiguous() for name, part in layers.items()},
+        tmp_path / "resnet18.safetensors",
+    )
     vocabulary = Vocabulary.build(SENTENCES, Words(min_count=1))
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
     Captioner(plan, vocabulary, encoder, decoder).save(tmp_path / "captioner")
-    with pytest.raises(Refusal, match=r"resnet18\.safetensors.*is not opened by itself"):
+    with pytest.raises(UserError, match=r"resnet18\.safetensors.*is not opened by itself"):
         Captioner.load(tmp_path / "captioner")
-    loaded = Captioner.load(tmp_path / "captioner", encoder_weights=str(tmp_path / "resnet18.safetensors"))
+    loaded = Captioner.load(
+        tmp_path / "captioner", encoder_weights=str(tmp_path / "resnet18.safetensors")
+    )
     assert loaded.vocabulary == vocabulary
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary.json"])
 @pytest.mark.parametrize("kind", ["link out", "pipe", "folder", "device", "dead link"])
-def test_only_regular_files_of_the_folder_are_read(captioner: Path, tmp_path: Path, name: str, kind: str) -> None:
+def test_only_regular_files_of_the_folder_are_read(
+    captioner: Path, tmp_path: Path, name: str, kind: str
+) -> None:
     shutil.move(captioner / name, tmp_path / name)
     if kind == "pipe":
         os.mkfifo(captioner / name)
     elif kind == "folder":
         (captioner / name).mkdir()
     else:
-        targets = {"link out": tmp_path / name, "device": Path("/dev/zero"), "dead link": tmp_path / "gone"}
+        targets = {
+            "link out": tmp_path / name,
+            "device": Path("/dev/zero"),
+            "dead link": tmp_path / "gone",
+        }
         (captioner / name).symlink_to(targets[kind])
-    with pytest.raises(Refusal, match=f"captioner.*{name}|{name}.*captioner"):
+    with pytest.raises(UserError, match=f"captioner.*{name}|{name}.*captioner"):
         Captioner.load(captioner)
 
 
-def test_links_inside_of_the_folder_and_to_the_folder_are_followed(captioner: Path, tmp_path: Path) -> None:
+def test_links_inside_of_the_folder_and_to_the_folder_are_followed(
+    captioner: Path, tmp_path: Path
+) -> None:
     (captioner / "config.json").rename(captioner / "real.json")
     (captioner / "config.json").symlink_to("real.json")
     (tmp_path / "link").symlink_to(captioner)
@@ -188,18 +229,24 @@ def test_nothing_of_a_size_is_made_that_the_weights_do_not_have(
 ) -> None:
     change(captioner, set_option(section, name, value))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Refusal):
+    with pytest.raises(UserError):
         Captioner.load(captioner)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
 @pytest.mark.parametrize("kind", ["transformer", "top_down", "recurrent"])
 @pytest.mark.parametrize("value", [100_000, 65_536, 2])
-def test_widths_of_every_decoder_are_compared_first(captioner: Path, kind: str, value: int) -> None:
-    options = {"kind": kind, "hidden_width": value, **({"heads": 2} if kind == "transformer" else {})}
+def test_widths_of_every_decoder_are_compared_first(
+    captioner: Path, kind: str, value: int
+) -> None:
+    options = {
+        "kind": kind,
+        "hidden_width": value,
+        **({"heads": 2} if kind == "transformer" else {}),
+    }
     change(captioner, lambda config: config.__setitem__("decoder", options))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Refusal, match="does not fit the decoder"):
+    with pytest.raises(UserError, match="does not fit the decoder"):
         Captioner.load(captioner)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
@@ -213,23 +260,36 @@ def test_a_large_timm_model_is_compared_before_it_is_made(captioner: Path) -> No
 
     change(captioner, act)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Refusal, match="does not fit the encoder"):
+    with pytest.raises(UserError, match="does not fit the encoder"):
         Captioner.load(captioner)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "of 7 GB, in kilobytes"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, (
+        "of 7 GB, in kilobytes"
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ENCODERS if kind != "timm"])
 def test_every_encoder_can_be_built_on_paper(kind: str) -> None:
     with torch.device("meta"):
         sketch = ENCODERS[kind]().build(pretrained=False)
-    real = ENCODERS[kind]().build(pretrained=False) if kind in ("pixels", "resnet18", "vit_b_16") else sketch
+    real = (
+        ENCODERS[kind]().build(pretrained=False)
+        if kind in ("pixels", "resnet18", "vit_b_16")
+        else sketch
+    )
     assert (sketch.positions, sketch.width) == (real.positions, real.width)
-    shapes = [{name: part.shape for name, part in each.state_dict().items()} for each in (sketch, real)]
+    shapes = [
+        {name: part.shape for name, part in each.state_dict().items()} for each in (sketch, real)
+    ]
     assert shapes[0] == shapes[1]
 
 
 def test_reading_asks_for_less_only(captioner: Path) -> None:
-    for name, value in {"max_pixels": 10**12, "max_bytes": 10**12, "max_side": 1000, "max_aspect": 1e6}.items():
+    for name, value in {
+        "max_pixels": 10**12,
+        "max_bytes": 10**12,
+        "max_side": 1000,
+        "max_aspect": 1e6,
+    }.items():
         change(captioner, set_option("reading", name, value))
     reading = Captioner.load(captioner).plan.reading
     assert (reading.max_pixels, reading.max_bytes) == (120_000_000, 128 * 2**20)
@@ -262,7 +322,7 @@ BROKEN_WEIGHTS = [
 def test_broken_weights_are_refused(captioner: Path, content: bytes) -> None:
     (captioner / "model.safetensors").write_bytes(content)
     change(captioner, lambda config: None)
-    with pytest.raises(Refusal, match=r"captioner/model\.safetensors") as refused:
+    with pytest.raises(UserError, match=r"captioner/model\.safetensors") as refused:
         Captioner.load(captioner)
     assert SECRET not in str(refused.value)
 
@@ -279,7 +339,7 @@ def test_weights_that_are_no_numbers(captioner: Path, value: float) -> None:
             [answer] = Captioner.load(captioner).caption([Image.new("RGB", (9, 9))], search=search)
             assert not answer.succeeded and "no caption" in answer.error_message
     else:
-        with pytest.raises(Refusal, match="no numbers"):
+        with pytest.raises(UserError, match="no numbers"):
             Captioner.load(captioner)
 
 
@@ -304,7 +364,7 @@ BROKEN_CONFIGS = [
 @pytest.mark.parametrize("content", BROKEN_CONFIGS, ids=range(len(BROKEN_CONFIGS)))
 def test_broken_configs_are_refused_in_few_words(captioner: Path, content: bytes) -> None:
     (captioner / "config.json").write_bytes(content)
-    with pytest.raises(Refusal, match=r"captioner") as refused:
+    with pytest.raises(UserError, match=r"captioner") as refused:
         Captioner.load(captioner)
     assert len(str(refused.value)) < 600 and SECRET not in str(refused.value)
 
@@ -317,7 +377,9 @@ def nested(depth: int) -> Any:
 
 
 @pytest.mark.parametrize("section", ["encoder", "decoder", "reading", "search", "facts"])
-@pytest.mark.parametrize("value", [SECRET * 10_000, nested(800), {"kind": SECRET * 10_000}, {"kind": nested(500)}])
+@pytest.mark.parametrize(
+    "value", [SECRET * 10_000, nested(800), {"kind": SECRET * 10_000}, {"kind": nested(500)}]
+)
 def test_odd_values_are_refused_in_few_words(captioner: Path, section: str, value: Any) -> None:
     def act(config: dict[str, Any]) -> None:
         config[section] = value if isinstance(value, dict) else {**config[section], "size": value}
@@ -325,7 +387,7 @@ def test_odd_values_are_refused_in_few_words(captioner: Path, section: str, valu
     change(captioner, act)
     try:
         Captioner.load(captioner)
-    except Refusal as refused:
+    except UserError as refused:
         assert len(str(refused)) < 600
     else:
         assert section == "facts", "which may hold anything"
@@ -357,7 +419,7 @@ BROKEN_WORDS = [
 def test_broken_vocabularies_are_refused(captioner: Path, content: bytes) -> None:
     (captioner / "vocabulary.json").write_bytes(content)
     change(captioner, lambda config: None)
-    with pytest.raises(Refusal, match="captioner") as refused:
+    with pytest.raises(UserError, match="captioner") as refused:
         Captioner.load(captioner)
     assert len(str(refused.value)) < 600
 
@@ -367,36 +429,44 @@ def test_a_folder_at_an_address_is_read_within_its_limits(good: Path) -> None:
     memory.put(str(good), "/folders/a", recursive=True)
     assert Captioner.load("memory://folders/a").vocabulary
     memory.pipe("/folders/a/config.json", b" " * (2**24 + 1))
-    with pytest.raises(Refusal, match="larger than"):
+    with pytest.raises(UserError, match="larger than"):
         Captioner.load("memory://folders/a")
-    with pytest.raises(Refusal, match="no captioner folder"):
+    with pytest.raises(UserError, match="no captioner folder"):
         Captioner.load("memory://folders/none")
-    with pytest.raises(Refusal, match="nosuch"):
+    with pytest.raises(UserError, match="nosuch"):
         Captioner.load("nosuch://folders/none")
 
 
 # Weights that the user names
 
 
-def test_weights_are_regular_files_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_regular_files_of_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "secret").write_text(SECRET)
     os.mkfifo(tmp_path / "pipe")
-    for name in (tmp_path / "secret", tmp_path / "pipe", tmp_path, Path("/dev/zero"), Path("/etc/passwd")):
-        with pytest.raises(Refusal) as refused:
+    for name in (
+        tmp_path / "secret",
+        tmp_path / "pipe",
+        tmp_path,
+        Path("/dev/zero"),
+        Path("/etc/passwd"),
+    ):
+        with pytest.raises(UserError) as refused:
             read(str(name))
         assert "root:" not in str(refused.value)
     torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
     assert read(str(tmp_path / "a.pt"))["a"].shape == (3,)
     torch.save({"a": Pixels()}, tmp_path / "b.pt")
-    with pytest.raises(Refusal, match="could run anything"):
+    with pytest.raises(UserError, match="could run anything"):
         read(str(tmp_path / "b.pt"))
     monkeypatch.setattr("raycap.encoders.weights.MOST_BYTES", 5000)
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", b"\0" * 10**6)
-    with pytest.raises(Refusal, match="unpacked it is larger"):
+    with pytest.raises(UserError, match="unpacked it is larger"):
         read(str(tmp_path / "bomb.pt"))
     (tmp_path / "large.safetensors").write_bytes(bytes(5001))
-    with pytest.raises(Refusal, match="larger than 5,000 bytes"):
+    with pytest.raises(UserError, match="larger than 5,000 bytes"):
         read(str(tmp_path / "large.safetensors"))
 
 

@@ -31,7 +31,9 @@ def test_help_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "print([name for name in ('torch', 'ray', 'pyarrow', 'pydantic', 'PIL') if name in sys.modules])"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.splitlines()[-1] == "[]"
 
 
@@ -46,7 +48,9 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
 def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
     """As in `raycap ... | head`."""
     command = [sys.executable, "-m", "raycap", "train", "--print-config"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout and process.stderr
         process.stdout.close()
         said = process.stderr.read()
@@ -102,7 +106,9 @@ def test_refusals_name_the_thing(
         (["--fetch.deadline", "-1"], ["fetch", "-1"]),
     ],
 )
-def test_wrong_flags_are_named(flags: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags_are_named(
+    flags: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         main(["inspect", ".", "--source", "folder", *flags])
     assert end.value.code == 2
@@ -111,15 +117,22 @@ def test_wrong_flags_are_named(flags: list[str], words: list[str], capsys: pytes
         assert word in shown
 
 
-def test_print_config_prints_yaml_that_loads(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["inspect", str(tmp_path), "--source", "folder", "--limit", "9", "--print-config"]) == 0
+def test_print_config_prints_yaml_that_loads(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert (
+        main(["inspect", str(tmp_path), "--source", "folder", "--limit", "9", "--print-config"])
+        == 0
+    )
     config = loads(capsys.readouterr().out)
     assert config.inspect.limit == 9
     assert config.source is not None and config.source.path == str(tmp_path)
 
 
 def test_the_version_is_one() -> None:
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())[
+        "project"
+    ]
     assert "version" in project["dynamic"]
     answer = subprocess.run(
         [sys.executable, "-m", "raycap", "--version"], capture_output=True, text=True, check=True

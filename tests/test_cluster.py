@@ -20,8 +20,8 @@ from small_captioner import photos, save_captioner
 from test_train import CONFIG, DECODER, close, curve, steps, wait_for
 
 from raycap.cli import main
-from raycap.refusal import Refusal
-from raycap.stages.nodes import check_seen, selector
+from raycap.cluster.nodes import check_seen, selector
+from raycap.errors import UserError
 
 pytestmark = pytest.mark.ray
 MEMORY = {"object_store_memory": 150 * 2**20}
@@ -46,22 +46,44 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(tmp_path: Path) -> None:
-    source, model, out = photos(tmp_path / "photos", range(400), size=8), tmp_path / "model", tmp_path / "out"
+def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(
+    tmp_path: Path,
+) -> None:
+    source, model, out = (
+        photos(tmp_path / "photos", range(400), size=8),
+        tmp_path / "model",
+        tmp_path / "out",
+    )
     save_captioner(model)
     with cluster_of(num_cpus=1) as cluster:
         decodes = cluster.add_node(num_cpus=1, labels={"raycap": "decode"}, **MEMORY)
-        models = {"num_cpus": 1, "num_gpus": 1, "labels": {"raycap": "model"}, **MEMORY}  # a GPU in name only
+        models = {
+            "num_cpus": 1,
+            "num_gpus": 1,
+            "labels": {"raycap": "model"},
+            **MEMORY,
+        }  # a GPU in name only
         first = cluster.add_node(**models)
         cluster.wait_for_nodes()
         where = ["--cluster.address", cluster.address, "--cluster.decode-on", "raycap=decode"]
-        pool = ["--cluster.model-on", "raycap=model", "--gpus", "1", "--actors", "2", "--device", "cpu"]
+        pool = [
+            "--cluster.model-on",
+            "raycap=model",
+            "--gpus",
+            "1",
+            "--actors",
+            "2",
+            "--device",
+            "cpu",
+        ]
         small = ["--batch", "2", "--beam", "20", "--part-rows", "16", "--part-seconds", "0.1"]
         run = start("caption", source, "--model", model, "--out", out, *where, *pool, *small)
         second, decoded_by = None, set()
         while run.poll() is None:
             decoded_by |= parents_of(DECODER_TITLE)
-            if second is None and (out / "captions").exists():  # the pool waits for a place for its second actor
+            if (
+                second is None and (out / "captions").exists()
+            ):  # the pool waits for a place for its second actor
                 second = cluster.add_node(**models)
             time.sleep(0.02)
         said = run.stdout.read() if run.stdout else ""
@@ -69,12 +91,16 @@ def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(tm
         assert second is not None
         assert decoded_by == {raylet(decodes)}
         nodes = json.loads((out / "facts.json").read_text())["nodes"]
-        assert {name.rpartition("/")[2] for name in nodes} == {node.node_id[:8] for node in (first, second)}
+        assert {name.rpartition("/")[2] for name in nodes} == {
+            node.node_id[:8] for node in (first, second)
+        }
         assert sum(told["rows"] for told in nodes.values()) == 400
         ray.init(cluster.address, log_to_driver=False)
         try:
             assert selector("raycap=model") == {"raycap": "model"}
-            with pytest.raises(Refusal, match=r"no node of the cluster has the label raycap=paint"):
+            with pytest.raises(
+                UserError, match=r"no node of the cluster has the label raycap=paint"
+            ):
                 selector("raycap=paint")
         finally:
             ray.shutdown()
@@ -84,14 +110,30 @@ def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG % DECODER)
     table = write(tmp_path / "table", features(64))
-    usual = ["--config", str(config), "--features", table, "--epochs", "8", "--cache", str(tmp_path / "cache")]
+    usual = [
+        "--config",
+        str(config),
+        "--features",
+        table,
+        "--epochs",
+        "8",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     usual += ["--validation.best-by", "loss"]
     assert main(["train", *usual, "--out", str(tmp_path / "whole"), "--workers.count", "0"]) == 0
     out = tmp_path / "out"
     with cluster_of(num_cpus=0) as cluster:
         nodes = [cluster.add_node(num_cpus=1, **MEMORY) for _ in range(3)]
         cluster.wait_for_nodes()
-        workers = ["--workers.count", "2", "--workers.cpus", "1", "--cluster.address", cluster.address]
+        workers = [
+            "--workers.count",
+            "2",
+            "--workers.cpus",
+            "1",
+            "--cluster.address",
+            cluster.address,
+        ]
         run = start("train", *usual, "--out", out, *workers)
         wait_for(lambda: steps(out) >= 14 or run.poll() is not None)
         busy = parents_of("ray::RayTrainWorker")
@@ -104,16 +146,33 @@ def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
 
 
 def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
-    source, model, out = photos(tmp_path / "photos", range(160), size=8), tmp_path / "model", tmp_path / "out"
+    source, model, out = (
+        photos(tmp_path / "photos", range(160), size=8),
+        tmp_path / "model",
+        tmp_path / "out",
+    )
     save_captioner(model)
-    small = ["--batch", "4", "--beam", "20", "--part-rows", "16", "--part-seconds", "0.1", "--actors", "1"]
+    small = [
+        "--batch",
+        "4",
+        "--beam",
+        "20",
+        "--part-rows",
+        "16",
+        "--part-seconds",
+        "0.1",
+        "--actors",
+        "1",
+    ]
     command = ["caption", source, "--model", model, "--out", out, *small, "--cluster.address"]
     with cluster_of(num_cpus=1) as cluster:
         cluster.add_node(num_cpus=1, **MEMORY)
         cluster.wait_for_nodes()
         run = start(*command, cluster.address)
         wait_for(lambda: rows(out) or run.poll() is not None)
-        for process in (each.process for kind in cluster.head_node.all_processes.values() for each in kind):
+        for process in (
+            each.process for kind in cluster.head_node.all_processes.values() for each in kind
+        ):
             process.kill()
         run.kill()  # it ran on the head, as a job's driver does
         run.communicate()
@@ -129,18 +188,27 @@ def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
 def rows(out: Path) -> list[str]:
     """The keys that a reader finds now."""
     parts = (out / "captions").glob("*.parquet")
-    return [key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()]
+    return [
+        key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()
+    ]
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, to play another machine")
-def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_starts(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    shutil.which("unshare") is None, reason="needs unshare, to play another machine"
+)
+def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_starts(
+    tmp_path: Path,
+) -> None:
     """The other machine is a Ray node with a host name and a disc of its own."""
     hidden, shared = tmp_path / "hidden", tmp_path / "shared"
     for folder in (hidden, shared):
         folder.mkdir()
     with cluster_of(num_cpus=1) as cluster:
         node = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1"]
-        node += [f"--address={cluster.address}", f"--object-store-memory={MEMORY['object_store_memory']}"]
+        node += [
+            f"--address={cluster.address}",
+            f"--object-store-memory={MEMORY['object_store_memory']}",
+        ]
         script = f'hostname elsewhere && mount -t tmpfs none "{hidden}" && exec "$@"'
         other = subprocess.Popen(
             ["unshare", "--uts", "--mount", "sh", "-c", script, "sh", *node],
@@ -151,13 +219,20 @@ def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_start
         ray.init(cluster.address, log_to_driver=False)
         try:
             end = time.monotonic() + 60
-            while len([each for each in ray.nodes() if each["Alive"]]) < 2 and time.monotonic() < end:
+            while (
+                len([each for each in ray.nodes() if each["Alive"]]) < 2 and time.monotonic() < end
+            ):
                 if other.poll() is not None:
-                    pytest.skip(f"may not play another machine here: {other.stdout and other.stdout.read()[:200]}")
+                    pytest.skip(
+                        f"may not play another machine here: {other.stdout and other.stdout.read()[:200]}"
+                    )
                 time.sleep(0.1)
             check_seen({str(shared): "--out"})
             (hidden / "out").mkdir()
-            with pytest.raises(Refusal, match=r"hidden/out \(--out\) is on one machine only, .*elsewhere does not"):
+            with pytest.raises(
+                UserError,
+                match=r"hidden/out \(--out\) is on one machine only, .*elsewhere does not",
+            ):
                 check_seen({str(hidden / "out"): "--out", str(shared): "the source"})
         finally:
             ray.shutdown()

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from raycap.cli import configure
 from raycap.config import CHOICES, Config, dumps, load, loads
+from raycap.errors import UserError
 from raycap.fetch import Fetch
 from raycap.images import Reading
-from raycap.refusal import Refusal
 from raycap.sources import SOURCES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def refused(text: str) -> str:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         loads(text, "run.yaml")
     return str(refusal.value)
 
@@ -41,7 +41,9 @@ def test_what_is_printed_loads_back_to_the_same_tree(fetch: Fetch, reading: Read
     assert loads(dumps(config)) == config
 
 
-@pytest.mark.parametrize("section, kind", [(section, kind) for section in CHOICES for kind in CHOICES[section]])
+@pytest.mark.parametrize(
+    "section, kind", [(section, kind) for section in CHOICES for kind in CHOICES[section]]
+)
 def test_every_part_goes_through_a_file(section: str, kind: str) -> None:
     options = {"path": "somewhere"} if section == "source" else {}
     config = dataclasses.replace(Config(), **{section: CHOICES[section][kind](**options)})
@@ -85,27 +87,33 @@ def test_what_is_wrong_is_named(text: str, words: list[str]) -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(Refusal, match=r"no-such\.yaml"):
+    with pytest.raises(UserError, match=r"no-such\.yaml"):
         load("no-such.yaml")
 
 
 def test_flags_change_what_the_file_says(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("fetch: {retries: 7, deadline: 9}\ninspect: {limit: 3}\n")
-    config, _ = configure("inspect", ["--config", str(file), "--fetch.deadline", "4", "--inspect.limit", "5"])
+    config, _ = configure(
+        "inspect", ["--config", str(file), "--fetch.deadline", "4", "--inspect.limit", "5"]
+    )
     assert (config.fetch.retries, config.fetch.deadline, config.inspect.limit) == (7, 4.0, 5)
 
 
 def test_flags_and_file_say_the_same_thing(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    flags, _ = configure("inspect", [str(photos), "--source", "folder", "--source.glob", "*.png", "--limit", "2"])
+    flags, _ = configure(
+        "inspect", [str(photos), "--source", "folder", "--source.glob", "*.png", "--limit", "2"]
+    )
     file = tmp_path / "run.yaml"
     file.write_text(dumps(flags))
     assert configure("inspect", ["--config", str(file)])[0] == flags
 
 
-def test_the_path_given_decides_the_kind_but_keeps_the_options_of_its_own_kind(tmp_path: Path) -> None:
+def test_the_path_given_decides_the_kind_but_keeps_the_options_of_its_own_kind(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "photos").mkdir()
     urls = tmp_path / "urls.txt"
     urls.write_text("http://example.org/a.jpg\n")
@@ -124,5 +132,7 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_the_configuration_reference_lists_the_options_as_they_are() -> None:
     command = [sys.executable, "docs/configuration.py", "--check"]
-    answer = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    answer = subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
     assert answer.returncode == 0, "run `python docs/configuration.py`"

@@ -8,7 +8,7 @@ from torch.nn import functional
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
 from raycap.decoders.transformer import TransformerDecoder
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.search import Greedy
 from raycap.vocabulary import END, PAD, START
 
@@ -18,26 +18,47 @@ SMALL = {"hidden_width": 32, "embedding_width": 24, "output_dropout": 0.0}
 VARIANTS = {
     "lstm": Recurrent(**SMALL, attention_width=16),
     "lstm_three_layers_gate_deep_tied": Recurrent(
-        **SMALL, attention_width=16, layers=3, gated_context=True, deep_output=True, tied_words=True
+        **SMALL,
+        attention_width=16,
+        layers=3,
+        gated_context=True,
+        deep_output=True,
+        tied_words=True,
     ),
     "gru_both_entrances_projected": Recurrent(
-        **SMALL, attention_width=16, cell="gru", layers=2, vector_enters="both", projection_width=10
+        **SMALL,
+        attention_width=16,
+        cell="gru",
+        layers=2,
+        vector_enters="both",
+        projection_width=10,
     ),
     "gru_multi_head_normalised": Recurrent(
-        **SMALL, cell="gru", attention="multi_head", attention_width=16, heads=4, normalise_picture=True
+        **SMALL,
+        cell="gru",
+        attention="multi_head",
+        attention_width=16,
+        heads=4,
+        normalise_picture=True,
     ),
     "gru_attention_alone_gated": Recurrent(
         **SMALL, cell="gru", attention_width=16, vector_enters="nowhere", gated_context=True
     ),
-    "lstm_plain_first_input": Recurrent(**SMALL, attention="none", layers=2, vector_enters="first_input"),
+    "lstm_plain_first_input": Recurrent(
+        **SMALL, attention="none", layers=2, vector_enters="first_input"
+    ),
     "gru_plain_initial_state": Recurrent(**SMALL, attention="none", cell="gru", tied_words=True),
     "lstm_plain_deep": Recurrent(
         **SMALL, attention="none", vector_enters="both", deep_output=True, normalise_picture=True
     ),
     "top_down": TopDown(**SMALL, attention_width=16, projection_width=16),
-    "top_down_multi_head": TopDown(**SMALL, attention="multi_head", attention_width=16, projection_width=0),
+    "top_down_multi_head": TopDown(
+        **SMALL, attention="multi_head", attention_width=16, projection_width=0
+    ),
     "transformer": Transformer(**SMALL | {"layer_dropout": 0.0}, layers=2, heads=4),
-    "transformer_tied": Transformer(**SMALL | {"layer_dropout": 0.0}, layers=1, heads=2, tied_words=True),
+    "transformer_tied": Transformer(
+        **SMALL | {"layer_dropout": 0.0}, layers=1, heads=2, tied_words=True
+    ),
 }
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -75,9 +96,13 @@ def test_teacher_forcing_is_the_step_repeated(options):
     for place in range(words.shape[2]):
         step = decoder.step(words[:, :, place], state, memory)
         state, true = step.state, following[:, :, place] != PAD
-        torch.testing.assert_close(step.scores[true], scores[:, :, place][true], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            step.scores[true], scores[:, :, place][true], atol=1e-5, rtol=1e-5
+        )
         if attention is not None:
-            torch.testing.assert_close(step.attention[true], attention[:, :, place][true], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                step.attention[true], attention[:, :, place][true], atol=1e-5, rtol=1e-5
+            )
 
 
 @variants
@@ -100,7 +125,9 @@ def test_a_caption_does_not_depend_on_its_batch_or_its_neighbours(options):
     words, following = captions(5, 4)
     whole, _ = decoder(decoder.remember(grid, vector), words)
     for b, r in ((0, 0), (3, 2), (4, 3)):
-        alone, _ = decoder(decoder.remember(grid[b : b + 1], vector[b : b + 1]), words[b : b + 1, r : r + 1])
+        alone, _ = decoder(
+            decoder.remember(grid[b : b + 1], vector[b : b + 1]), words[b : b + 1, r : r + 1]
+        )
         true = following[b, r] != PAD
         torch.testing.assert_close(alone[0, 0][true], whole[b, r][true], atol=1e-5, rtol=1e-5)
 
@@ -121,7 +148,9 @@ def test_what_comes_later_changes_nothing_before(options):
     words = torch.tensor([[[START, 5, 6, 7, 8, 9]]])
     changed = words.clone()
     changed[..., 4:] = 11
-    torch.testing.assert_close(decoder(memory, words)[0][:, :, :4], decoder(memory, changed)[0][:, :, :4])
+    torch.testing.assert_close(
+        decoder(memory, words)[0][:, :, :4], decoder(memory, changed)[0][:, :, :4]
+    )
 
 
 def train(decoder, grid, vector, words, following, steps, enough=0.01):
@@ -150,7 +179,9 @@ def test_learns_by_heart_and_says_it_again(options):
     assert train(decoder, grid, vector, words, following, steps=300) < 0.01
     decoder.eval()
     found = Greedy(max_length=9).search(decoder, decoder.remember(grid, vector)).hypotheses()
-    expected = [tuple(word for word in row.tolist() if word not in (PAD, END)) for row in following[:, 0]]
+    expected = [
+        tuple(word for word in row.tolist() if word not in (PAD, END)) for row in following[:, 0]
+    ]
     assert [hypotheses[0].words for hypotheses in found] == expected
 
 
@@ -160,7 +191,11 @@ def test_every_parameter_is_trained(options):
     words, following = captions(3, 2)
     scores, _ = decoder(decoder.remember(*pictures(3)), words)
     functional.cross_entropy(scores[following != PAD], following[following != PAD]).backward()
-    idle = [name for name, part in decoder.named_parameters() if part.grad is None or not part.grad.any()]
+    idle = [
+        name
+        for name, part in decoder.named_parameters()
+        if part.grad is None or not part.grad.any()
+    ]
     assert idle == []
 
 
@@ -228,7 +263,7 @@ def test_given_word_vectors_are_taken_and_kept_when_frozen(kind):
     words, _ = captions(2, 1)
     decoder(decoder.remember(*pictures(2)), words)[0].sum().backward()
     assert decoder.embedding.weight.grad is None
-    with pytest.raises(Refusal, match="embedding_width to 20"):
+    with pytest.raises(UserError, match="embedding_width to 20"):
         built(options, embeddings=matrix[:, :20])
 
 
@@ -244,7 +279,11 @@ def test_the_cells_are_torchs_own(cell):
         attentive.word_input.bias.copy_(theirs["bias_ih_l0"])
         attentive.cells[0].recurring.weight.copy_(theirs["weight_hh_l0"])
         attentive.cells[0].recurring.bias.copy_(theirs["bias_hh_l0"])
-    shared = {name: part for name, part in plain.state_dict().items() if not name.startswith("recurrence")}
+    shared = {
+        name: part
+        for name, part in plain.state_dict().items()
+        if not name.startswith("recurrence")
+    }
     attentive.load_state_dict(shared, strict=False)
     words, following = captions(3, 2)
     ours, _ = attentive(attentive.remember(*pictures(3)), words)
@@ -255,7 +294,11 @@ def test_the_cells_are_torchs_own(cell):
 
 def test_lstms_begin_by_remembering():
     for options in (VARIANTS["lstm"], VARIANTS["top_down"]):
-        biases = [part for name, part in built(options).named_parameters() if name.endswith("recurring.bias")]
+        biases = [
+            part
+            for name, part in built(options).named_parameters()
+            if name.endswith("recurring.bias")
+        ]
         assert biases and all((bias.chunk(4)[1] == 1).all() for bias in biases)
     plain = built(VARIANTS["lstm_plain_first_input"]).recurrence
     assert (plain.bias_hh_l1.chunk(4)[1] + plain.bias_ih_l1.chunk(4)[1] == 1).all()
@@ -268,7 +311,11 @@ def test_lstms_begin_by_remembering():
         (Recurrent, {"attention": "none", "vector_enters": "nowhere"}, "would not be seen"),
         (Recurrent, {"attention": "none", "gated_context": True}, "gated_context"),
         (Recurrent, {"attention": "none", "projection_width": 400}, "projection_width"),
-        (Recurrent, {"attention": "multi_head", "attention_width": 10, "heads": 4}, "multiple of heads"),
+        (
+            Recurrent,
+            {"attention": "multi_head", "attention_width": 10, "heads": 4},
+            "multiple of heads",
+        ),
         (TopDown, {"attention_width": 0}, "attention_width"),
         (Transformer, {"hidden_width": 30, "heads": 4}, "multiple of heads"),
         (Transformer, {"layers": 0}, "layers"),
@@ -277,5 +324,5 @@ def test_lstms_begin_by_remembering():
     ],
 )
 def test_impossible_options_are_refused(kind, wrong, message):
-    with pytest.raises(Refusal, match=message):
+    with pytest.raises(UserError, match=message):
         kind(**wrong)

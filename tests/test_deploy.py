@@ -18,8 +18,20 @@ MANIFESTS = sorted((REPOSITORY / "deploy").glob("*.yaml"))
 PINNED = re.search(r"^ray==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 
 # Fields of KubeRay's ray.io/v1 (ray-operator/apis/ray/v1 of its repository), as far as they are of use here.
-JOB = {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"}
-CLUSTER_SPEC = {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"}
+JOB = {
+    "entrypoint",
+    "backoffLimit",
+    "shutdownAfterJobFinishes",
+    "ttlSecondsAfterFinished",
+    "rayClusterSpec",
+}
+CLUSTER_SPEC = {
+    "rayVersion",
+    "enableInTreeAutoscaling",
+    "autoscalerOptions",
+    "headGroupSpec",
+    "workerGroupSpecs",
+}
 AUTOSCALER = {"upscalingMode", "idleTimeoutSeconds"}
 HEAD = {"rayStartParams", "labels", "template"}
 WORKER = {*HEAD, "groupName", "replicas", "minReplicas", "maxReplicas"}
@@ -46,9 +58,15 @@ def test_cluster_yaml_is_what_ray_takes() -> None:
 
 def test_cluster_yaml_sends_the_whole_package() -> None:
     """A pattern of rsync that does not begin with / fits in every folder: `runs` would leave out raycap/runs."""
-    tops = {path.name for path in (REPOSITORY / "raycap").parent.iterdir()} & {"raycap", "jobs", "configs"}
+    tops = {path.name for path in (REPOSITORY / "raycap").parent.iterdir()} & {
+        "raycap",
+        "jobs",
+        "configs",
+    }
     excluded = yaml.safe_load(CLUSTER.read_text())["rsync_exclude"]
-    assert all(re.fullmatch(r"/[\w.]+", pattern) and pattern[1:] not in tops for pattern in excluded)
+    assert all(
+        re.fullmatch(r"/[\w.]+", pattern) and pattern[1:] not in tops for pattern in excluded
+    )
 
 
 def test_cluster_yaml_mistakes_are_found() -> None:
@@ -63,7 +81,9 @@ def test_one_version_of_ray_everywhere() -> None:
     versions = {
         found
         for text in texts
-        for found in re.findall(r"(?:ray:|rayVersion: \"|RAY_VERSION=)(\d[\d.]*\d)", text.read_text())
+        for found in re.findall(
+            r"(?:ray:|rayVersion: \"|RAY_VERSION=)(\d[\d.]*\d)", text.read_text()
+        )
     }
     assert versions == {PINNED}
 
@@ -93,15 +113,23 @@ def test_manifests_have_the_fields_of_kuberay(path: Path) -> None:
             assert set(container) <= CONTAINER
             assert {mount["name"] for mount in container["volumeMounts"]} == volumes
             # Ray sizes its work by the limits.
-            assert all(isinstance(amount, str) for amount in container["resources"]["limits"].values())
+            assert all(
+                isinstance(amount, str) for amount in container["resources"]["limits"].values()
+            )
 
 
-@pytest.mark.parametrize("path", [path for path in MANIFESTS if "entrypoint" in path.read_text()], ids=str)
-def test_the_commands_of_manifests_are_understood(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path", [path for path in MANIFESTS if "entrypoint" in path.read_text()], ids=str
+)
+def test_the_commands_of_manifests_are_understood(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Flags, labels and configs in them exist; labels are those of the nodes."""
     spec = yaml.safe_load(path.read_text())["spec"]
     words = shlex.split(spec["entrypoint"])
-    python, job, *arguments = shlex.split(words[2].partition(" || ")[0]) if words[0] == "bash" else words
+    python, job, *arguments = (
+        shlex.split(words[2].partition(" || ")[0]) if words[0] == "bash" else words
+    )
     monkeypatch.chdir(REPOSITORY)
     assert python == "python" and Path(job).exists()
     kind = ["--source", "folder"] if job.endswith("caption.py") else ["--source", "flickr"]
@@ -131,7 +159,9 @@ def test_the_dockerfile() -> None:
 
 
 def test_configs_named_in_manifests_load() -> None:
-    named = {name for path in MANIFESTS for name in re.findall(r"configs/\S+\.yaml", path.read_text())}
+    named = {
+        name for path in MANIFESTS for name in re.findall(r"configs/\S+\.yaml", path.read_text())
+    }
     assert named
     for name in named:
         load(str(REPOSITORY / name))

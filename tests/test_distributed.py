@@ -23,7 +23,9 @@ def weights() -> dict[str, nn.Parameter]:
 
 
 def gradient(name: str, weight: nn.Parameter, rank: int) -> torch.Tensor:
-    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name) + 100 * rank))
+    drawn = torch.randn(
+        weight.shape, generator=torch.Generator().manual_seed(len(name) + 100 * rank)
+    )
     return drawn.mT.contiguous().mT if rank else drawn  # they may lie in different ways
 
 
@@ -55,4 +57,6 @@ def test_two_processes_add_gradients_and_agree_on_flags(tmp_path: Path) -> None:
             torch.testing.assert_close(found[rank][name], wanted, msg=f"{name} in process {rank}")
     for rank in (0, 1):
         agreed = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert agreed == [True, False, True], "a flag of any worker is seen by all at the same step"
+        assert agreed == [True, False, True], (
+            "a flag of any worker is seen by all at the same step"
+        )

@@ -49,13 +49,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = folder / "run.yaml"
     config.write_text(CONFIG % (folder / "cache", folder / "cache"))
     for name, lr in (("long", "0.02"), ("short", "0.002")):
-        assert main(["train", "--config", str(config), "--out", str(folder / name), "--lr", lr]) == 0
+        assert (
+            main(["train", "--config", str(config), "--out", str(folder / name), "--lr", lr]) == 0
+        )
     return folder
 
 
 def evaluated(folder: Path, *arguments: str) -> dict[str, Any]:
     out = folder / "scores.json"
-    assert main(["evaluate", *arguments, "--config", str(folder / "run.yaml"), "--out", str(out)]) == 0
+    assert (
+        main(["evaluate", *arguments, "--config", str(folder / "run.yaml"), "--out", str(out)])
+        == 0
+    )
     return json.loads(out.read_text())
 
 
@@ -63,12 +68,16 @@ def kept(run: Path) -> dict[str, Any]:
     return [line for line in read_epochs(run / "metrics.jsonl") if line["best"]][-1]
 
 
-def test_what_training_measured_is_found_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_training_measured_is_found_again(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = evaluated(trained, f"tuned={trained / 'long' / 'captioner'}")
     [table] = found["tables"]
     scores = {name: told["score"] for name, told in table["scores"].items()}
     line = kept(trained / "long")
-    assert found["pictures"] == 12 and found["captioners"] == {"tuned": str(trained / "long" / "captioner")}
+    assert found["pictures"] == 12 and found["captioners"] == {
+        "tuned": str(trained / "long" / "captioner")
+    }
     # Training looks at features that were rounded to float16 on their way through a table.
     assert scores["loss"] == pytest.approx(line["validation_loss"], rel=1e-3)
     assert scores["perplexity"] == pytest.approx(line["perplexity"], rel=1e-3)
@@ -76,10 +85,15 @@ def test_what_training_measured_is_found_again(trained: Path, capsys: pytest.Cap
     for name in ("bleu_4", "rouge_l", "cider_d", "distinct"):
         assert scores[name] == pytest.approx(line[name], abs=1e-9), name
     assert table["scores"]["loss"]["low"] < scores["loss"] < table["scores"]["loss"]["high"]
-    assert "end:yes" in table["scores"]["loss"]["signature"] and "token_accuracy" in capsys.readouterr().out
+    assert (
+        "end:yes" in table["scores"]["loss"]["signature"]
+        and "token_accuracy" in capsys.readouterr().out
+    )
     pictures = pq.read_table(trained / "scores.pictures.parquet").to_pylist()
     captions = {row["key"]: row for row in pq.read_table(table["path"]).to_pylist()}
-    assert set(captions) == {row["key"] for row in pictures}, "no picture of another split was captioned"
+    assert set(captions) == {row["key"] for row in pictures}, (
+        "no picture of another split was captioned"
+    )
     for row in pictures:
         own = captions[row["key"]]
         assert row["loss"] == pytest.approx(own["true_surprise"] / own["true_count"])
@@ -104,7 +118,9 @@ def test_captioners_and_tables_stand_side_by_side_and_nothing_is_captioned_twice
     assert "0 made now" in told and f"written: {table}" in told
     ours, theirs = (each["scores"] for each in second["tables"])
     assert set(ours) - set(theirs) == {"loss", "perplexity", "token_accuracy"}
-    assert {name: ours[name]["score"] for name in theirs} == {name: theirs[name]["score"] for name in theirs}
+    assert {name: ours[name]["score"] for name in theirs} == {
+        name: theirs[name]["score"] for name in theirs
+    }
     assert ours == first["tables"][1]["scores"]
     [line] = [line for line in told.splitlines() if line.startswith("loss")]
     assert line.split()[-1] == "-"
@@ -122,4 +138,7 @@ def test_a_split_is_captioned_and_belongs_to_the_run(
     assert main([*command, "test"]) == 2
     assert "source.of_split was 'dev', now 'test'" in capsys.readouterr().err
     assert main(["caption", *model, "--out", str(tmp_path / "none"), "--split", "holdout"]) == 2
-    assert "no picture of shapes is of split 'holdout'; there are dev, test, train" in capsys.readouterr().err
+    assert (
+        "no picture of shapes is of split 'holdout'; there are dev, test, train"
+        in capsys.readouterr().err
+    )

@@ -14,10 +14,10 @@ from hostile import write
 from PIL import Image
 
 from raycap.cli import main
+from raycap.device import derive
 from raycap.encoders import Pixels
 from raycap.images import Reading, Square, read_picture
-from raycap.precision import derive
-from raycap.tables import features_schema
+from raycap.schema import features_schema
 from raycap.training.store import unpack_table
 
 pytestmark = pytest.mark.ray
@@ -63,7 +63,9 @@ def test_each_picture_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
     assert sorted(rows) == [f"{number:03d}.png" for number in range(37)]
     encoder = Pixels(size=64).build().for_inference(derive())
     for key in ("000.png", "020.png", "036.png"):
-        picture = read_picture((folder / key).read_bytes(), Reading(), Square(64, "squash", "bilinear"))
+        picture = read_picture(
+            (folder / key).read_bytes(), Reading(), Square(64, "squash", "bilinear")
+        )
         alone = np.zeros((8, 64, 64, 3), np.uint8)  # a batch has always the same size
         alone[0] = picture.pixels
         with torch.inference_mode():
@@ -79,7 +81,8 @@ def test_in_8_bits_a_grid_is_nearly_the_same_and_read_back_for_training(tmp_path
     table = pq.read_table(tmp_path / "small" / "features")
     assert table.schema.remove_metadata() == features_schema(4, 192, int8=True)
     full, small = (
-        unpack_table(str(tmp_path / name / "features"), tmp_path / "cache") for name in ("full", "small")
+        unpack_table(str(tmp_path / name / "features"), tmp_path / "cache")
+        for name in ("full", "small")
     )
     assert full.captions.equals(small.captions) and small.rows.dtype == np.float16
     assert np.array_equal(full.rows[:, -1], small.rows[:, -1]), "the vector stays as it is"
@@ -109,7 +112,10 @@ def test_parts_hold_about_the_rows_asked_for(tmp_path: Path) -> None:
     sizes = [pq.read_metadata(path).num_rows for path in (out / "features").iterdir()]
     assert sorted(sizes) == [8, 16, 16]
     metadata = pq.read_schema(next((out / "features").iterdir())).metadata
-    assert metadata[b"raycap"] and metadata[b"encoder_sha256"].decode() == facts(out)["identity"]["encoder_sha256"]
+    assert (
+        metadata[b"raycap"]
+        and metadata[b"encoder_sha256"].decode() == facts(out)["identity"]["encoder_sha256"]
+    )
 
 
 def test_the_hostile_corpus_has_a_row_for_each(tmp_path: Path) -> None:
@@ -128,7 +134,9 @@ def test_references_and_splits_travel_along(shared_data: Path, tmp_path: Path) -
     assert len(rows) == 60 and all(len(row["references"]) == 5 for row in rows.values())
 
 
-def test_other_rows_are_refused_with_the_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_rows_are_refused_with_the_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, out = photos(tmp_path / "photos", range(3)), tmp_path / "out"
     assert extract(folder, out) == 0
     assert extract(folder, out, "--encoder.frequencies", "4") == 2
@@ -156,9 +164,16 @@ def test_limit_takes_the_first_rows_and_can_grow(tmp_path: Path) -> None:
         (["--encoder.weights", "/no/such", "--encoder", "resnet18"], "/no/such"),
     ],
 )
-def test_refusals(flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(
+    flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = photos(tmp_path / "photos", range(1))
-    assert main(["extract", str(folder), "--out", str(tmp_path / "out"), "--encoder", "pixels", *flags]) == 2
+    assert (
+        main(
+            ["extract", str(folder), "--out", str(tmp_path / "out"), "--encoder", "pixels", *flags]
+        )
+        == 2
+    )
     assert words in capsys.readouterr().err
 
 

@@ -13,9 +13,9 @@ import ray
 from PIL import Image
 from small_captioner import photos, save_captioner
 
+from raycap.bulk import passes
 from raycap.cli import main
-from raycap.stages import pictures
-from raycap.stages.bulk import passes
+from raycap.commands import pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "benchmarks"))
@@ -59,7 +59,17 @@ def test_a_kill_costs_nothing(kind: str, pile: faults.Pile, tmp_path: Path) -> N
 def run(
     folder: Path, model: Path, out: Path, *flags: str, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "raycap", "caption", str(folder), "--model", str(model), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "raycap",
+        "caption",
+        str(folder),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+    ]
     return subprocess.run(
         [*command, "--batch", "8", "--cluster.cpus", "2", "--actors", "1", *flags],
         env={**os.environ, **environment},
@@ -83,7 +93,10 @@ def test_a_picture_that_kills_its_reader_has_a_reason_and_costs_no_other(tmp_pat
     assert answer.returncode == 1, answer.stderr
     found = faults.read(tmp_path / "out")
     assert len(found) == 40
-    assert {key for key, (_, status) in found.items() if status != "success"} == {"00007.png", "00021.png"}
+    assert {key for key, (_, status) in found.items() if status != "success"} == {
+        "00007.png",
+        "00021.png",
+    }
     assert "2  failed_to_decode: reading it kills the process" in answer.stdout
 
 
@@ -133,19 +146,27 @@ def test_a_model_that_cannot_start_ends_the_run_in_words(tmp_path: Path) -> None
 def test_a_full_disc_ends_the_run_in_words_and_can_be_resumed(tmp_path: Path) -> None:
     disc = tmp_path / "disc"
     disc.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disc], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disc], capture_output=True
+    ).returncode:
         pytest.skip("needs the right to mount a small disc")
     try:
         folder, model = photos(tmp_path / "photos", range(60)), tmp_path / "model"
         save_captioner(model)
         answer = run(folder, model, disc / "out", "--part-rows", "8")
         assert answer.returncode == 2, answer.stderr
-        assert "No space left on device; free some space" in answer.stderr and "Traceback" not in answer.stderr
+        assert (
+            "No space left on device; free some space" in answer.stderr
+            and "Traceback" not in answer.stderr
+        )
         some = faults.read(disc / "out")
         assert len(some) < 60
         subprocess.run(["mount", "-o", "remount,size=10m", disc], check=True)
         assert run(folder, model, disc / "out").returncode == 0
-        assert some.items() <= faults.read(disc / "out").items() and len(faults.read(disc / "out")) == 60
+        assert (
+            some.items() <= faults.read(disc / "out").items()
+            and len(faults.read(disc / "out")) == 60
+        )
     finally:
         subprocess.run(["umount", disc], check=True)
 
@@ -232,17 +253,41 @@ def test_a_pass_that_stands_still_keeps_what_it_finished_and_another_one_follows
     (tmp_path / "hook" / "sitecustomize.py").write_text(STANDING_DISC)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}")
     monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 15)
-    flags = ["--batch", "8", "--cluster.cpus", "2", "--actors", "1", "--reading.timeout", "3", "--part-rows", "8"]
-    command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out"), *flags]
+    flags = [
+        "--batch",
+        "8",
+        "--cluster.cpus",
+        "2",
+        "--actors",
+        "1",
+        "--reading.timeout",
+        "3",
+        "--part-rows",
+        "8",
+    ]
+    command = [
+        "caption",
+        str(folder),
+        "--model",
+        str(model),
+        "--out",
+        str(tmp_path / "out"),
+        *flags,
+    ]
     assert main(command) == 0
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
     [lost] = facts["passes_lost"]
     assert lost == "nothing was finished for 39 s, though processors were free"
     assert len(faults.read(tmp_path / "out")) == 24
-    parts = sorted((tmp_path / "out" / "captions").glob("*.parquet"), key=lambda part: part.stat().st_mtime)
+    parts = sorted(
+        (tmp_path / "out" / "captions").glob("*.parquet"), key=lambda part: part.stat().st_mtime
+    )
     noted = (tmp_path / "hook" / "note").stat().st_mtime
     assert len(parts) == 3
-    assert parts[0].stat().st_mtime < parts[-1].stat().st_mtime - 10 and noted < parts[-1].stat().st_mtime - 10
+    assert (
+        parts[0].stat().st_mtime < parts[-1].stat().st_mtime - 10
+        and noted < parts[-1].stat().st_mtime - 10
+    )
 
 
 @ray.remote(num_cpus=1)
@@ -263,7 +308,15 @@ def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
     monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 2)
     monkeypatch.setattr(passes, "SECONDS_TO_FREE", 1)
     flags = ["--batch", "8", "--actors", "1", "--reading.timeout", "0.5"]
-    command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out"), *flags]
+    command = [
+        "caption",
+        str(folder),
+        "--model",
+        str(model),
+        "--out",
+        str(tmp_path / "out"),
+        *flags,
+    ]
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         neighbour = Neighbour.remote()  # holds the processor until it ends
@@ -273,6 +326,8 @@ def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
     finally:
         ray.shutdown()
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
-    waits = [lost for lost in facts["passes_lost"] if "the cluster has no free processor for it" in lost]
+    waits = [
+        lost for lost in facts["passes_lost"] if "the cluster has no free processor for it" in lost
+    ]
     assert len(waits) > passes.FRUITLESS_PASSES
     assert len(faults.read(tmp_path / "out")) == 8

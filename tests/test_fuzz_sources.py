@@ -18,9 +18,9 @@ import pytest
 from manifest import write
 
 from raycap.config import Config  # noqa: F401 - as the command line loads it
-from raycap.refusal import Refusal
+from raycap.errors import UserError
+from raycap.schema import MANIFEST
 from raycap.sources import SOURCES, Coco, Flickr, HuggingFace, Karpathy, Notes, Table, Urls, detect
-from raycap.tables import MANIFEST
 
 MUTANTS = 60  # of each kind
 
@@ -56,7 +56,20 @@ ODD_VALUES: list[Any] = [
     {"a": {"b": None}},
     FAIRLY_DEEP,
 ]
-ODD_BYTES = [b"\0", b"\xff", b"\xed\xa0\x80", b'"', b",", b"\n", b"\r", b"\t", b"#", b"|", b"NaN", b"null"]
+ODD_BYTES = [
+    b"\0",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b'"',
+    b",",
+    b"\n",
+    b"\r",
+    b"\t",
+    b"#",
+    b"|",
+    b"NaN",
+    b"null",
+]
 ODD_BYTES += [b"\\ud800", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b" " * 3000]
 ODD_BYTES += [b"\xef\xbb\xbf", b"\x1f\x8b", b"\xff\xfe"]
 
@@ -123,8 +136,12 @@ def flipped(data: bytes, chance: random.Random) -> bytes:
     """A few bytes changed, most often near the beginning or the end, where headers and footers are."""
     mutant = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 5, 20))):
-        place = chance.choice((chance.randrange(len(data)), -1 - chance.randrange(min(len(data), 300))))
-        mutant[place] = chance.choice((mutant[place] ^ 1 << chance.randrange(8), chance.randrange(256)))
+        place = chance.choice(
+            (chance.randrange(len(data)), -1 - chance.randrange(min(len(data), 300)))
+        )
+        mutant[place] = chance.choice(
+            (mutant[place] ^ 1 << chance.randrange(8), chance.randrange(256))
+        )
     return bytes(mutant)
 
 
@@ -184,7 +201,11 @@ KINDS: dict[str, Kind] = {
         lambda chance: mutant_of(csv_file(), chance),
         lambda path: Table(path, references=("auto",), split_column="split", columns=("note",)),
     ),
-    "tsv": ("t.tsv", lambda chance: mutant_of(csv_file().replace(b",", b"\t"), chance), lambda path: Table(path)),
+    "tsv": (
+        "t.tsv",
+        lambda chance: mutant_of(csv_file().replace(b",", b"\t"), chance),
+        lambda path: Table(path),
+    ),
     "json lines": (
         "t.jsonl",
         lambda chance: odd_lines(json_lines, chance),
@@ -195,10 +216,22 @@ KINDS: dict[str, Kind] = {
         lambda chance: flipped(parquet_table(), chance),
         lambda path: Table(path, references=("auto",), columns=("n",)),
     ),
-    "pictures in parquet": ("p.parquet", lambda chance: flipped(parquet_pictures(), chance), HuggingFace),
-    "imagefolder": ("metadata.jsonl", lambda chance: odd_lines(metadata_lines, chance), HuggingFace),
+    "pictures in parquet": (
+        "p.parquet",
+        lambda chance: flipped(parquet_pictures(), chance),
+        HuggingFace,
+    ),
+    "imagefolder": (
+        "metadata.jsonl",
+        lambda chance: odd_lines(metadata_lines, chance),
+        HuggingFace,
+    ),
     "coco": ("captions_val.json", lambda chance: odd_document(coco_document(), chance), Coco),
-    "karpathy": ("dataset_x.json", lambda chance: odd_document(karpathy_document(), chance), Karpathy),
+    "karpathy": (
+        "dataset_x.json",
+        lambda chance: odd_document(karpathy_document(), chance),
+        Karpathy,
+    ),
     "tokens": ("Flickr8k.token.txt", lambda chance: mutant_of(token_file(), chance), Flickr),
     "bars": ("results.csv", lambda chance: mutant_of(bars_file(), chance), Flickr),
     "list": ("urls.txt", lambda chance: mutant_of(csv_file(), chance), Urls),
@@ -214,7 +247,7 @@ def try_mutant(kind: str, number: int, folder: Path) -> str:
         for one in (named, source(path)):
             one.check()
             look_through(one)
-    except Refusal as refusal:
+    except UserError as refusal:
         assert str(refusal).strip()
         return "refused"
     return "rows"

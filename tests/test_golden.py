@@ -26,11 +26,11 @@ import ray
 import torch
 from small_captioner import save_captioner
 
-from raycap.captioner import Captioner, folder
+from raycap.bulk.features import pixels_schema
+from raycap.captioners.trained import Captioner, folder
 from raycap.cli import main
 from raycap.commands import COMMANDS
-from raycap.stages.bulk.features import pixels_schema
-from raycap.tables import CAPTIONS, MANIFEST, TRUE_WORDS, features_schema
+from raycap.schema import CAPTIONS, MANIFEST, TRUE_WORDS, features_schema
 from raycap.tuning.trials import SCHEMA as TRIALS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,14 +53,18 @@ def machine() -> str:
     """Equal where floating-point results should be equal to the last digit."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = sorted({line for line in lines if line.startswith("model name")}) or [platform.processor()]
+    models = sorted({line for line in lines if line.startswith("model name")}) or [
+        platform.processor()
+    ]
     parts = [*models, torch.__version__, np.__version__, torch.backends.cpu.get_cpu_capability()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def digests(path: Path) -> dict[str, str]:
     """The SHA-256 of every file of a folder."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.iterdir())}
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.iterdir())
+    }
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,9 @@ def test_table_schemas() -> None:
 
 
 def _described(schema: pa.Schema) -> list[str]:
-    return [f"{field.name}: {field.type}{'' if field.nullable else ' not null'}" for field in schema]
+    return [
+        f"{field.name}: {field.type}{'' if field.nullable else ' not null'}" for field in schema
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ captioners
@@ -187,7 +193,9 @@ def _trained(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     flags = ["--out", str(out), "--cache", str(tmp_path / "cache")]
     assert main(["train", "--config", str(tmp_path / "run.yaml"), *flags]) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    timeless = [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+    timeless = [
+        {key: value for key, value in line.items() if "second" not in key} for line in lines
+    ]
     return {"machine": machine(), "log": timeless, "captioner": digests(out / "captioner")}
 
 
@@ -204,7 +212,9 @@ def _check_run(name: str, found: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
-def test_a_training_run_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: None) -> None:
+def test_a_training_run_on_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: None
+) -> None:
     _check_run("training_on_features", _trained(FEATURES, tmp_path, monkeypatch))
     # Its feature tables were made by the same code as `raycap extract`'s, and their runs are named alike.
     runs = sorted((tmp_path / "cache" / "features").glob("*/run.json"))
@@ -216,7 +226,9 @@ def test_a_training_run_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.ray
-def test_a_training_run_on_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: None) -> None:
+def test_a_training_run_on_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: None
+) -> None:
     _check_run("training_on_pixels", _trained(PIXELS, tmp_path, monkeypatch))
 
 

@@ -34,7 +34,9 @@ class Case:
     """A source, and what must become of it."""
 
     path: Path
-    statuses: dict[str, str] = field(default_factory=dict)  # of each key; ANY where either is right
+    statuses: dict[str, str] = field(
+        default_factory=dict
+    )  # of each key; ANY where either is right
     left_out: dict[str, int] = field(default_factory=dict)  # how many of what
     flags: tuple[str, ...] = ()
 
@@ -69,7 +71,11 @@ def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
         Path(os.fsdecode(path)).write_bytes(data)
         case.statuses[key or str(name)] = status
 
-    corpus = [file for file in hostile() if file.name.endswith((".jpg", ".png", ".gif", ".tif", ".webp", ".bmp"))]
+    corpus = [
+        file
+        for file in hostile()
+        if file.name.endswith((".jpg", ".png", ".gif", ".tif", ".webp", ".bmp"))
+    ]
     random.Random(0).shuffle(corpus)
     for file in corpus[: files // 3]:
         known = not file.options and file.data
@@ -78,7 +84,15 @@ def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
         add(f"flips/{name}", data, ANY)
     for number in range(files // 4):
         add(f"good/{number}.png", photo, GOOD)
-    for name in ("with space.jpg", "new\nline.jpg", "a%20b.jpg", "a#2.jpg", "\x1b[2J.jpg", "é.jpg", "-rf.jpg"):
+    for name in (
+        "with space.jpg",
+        "new\nline.jpg",
+        "a%20b.jpg",
+        "a#2.jpg",
+        "\x1b[2J.jpg",
+        "é.jpg",
+        "-rf.jpg",
+    ):
         add(name, photo, GOOD)
     add(b"caf\xe9.jpg", photo, GOOD, "./caf%E9.jpg")
     add(b"d\xe9p/x.jpg", photo, GOOD, "./d%E9p/x.jpg")
@@ -95,13 +109,20 @@ def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
     case.statuses["socket.jpg"] = UNFETCHED
     (root / "outside.jpg").write_bytes(photo)
     links = {"in.jpg": "empty.jpg", "good link.jpg": "é.jpg", "out.jpg": str(root / "outside.jpg")}
-    links |= {"nowhere.jpg": "gone.jpg", "loop.jpg": "loop.jpg", "null.jpg": "/dev/null", "folder.jpg": "."}
+    links |= {
+        "nowhere.jpg": "gone.jpg",
+        "loop.jpg": "loop.jpg",
+        "null.jpg": "/dev/null",
+        "folder.jpg": ".",
+    }
     for name, target in links.items():
         (case.path / name).symlink_to(target)
         case.statuses[name] = GOOD if name == "good link.jpg" else UNFETCHED
     Path(os.fsdecode(os.fsencode(case.path) + b"/dangling\xff.jpg")).symlink_to("gone")
     case.statuses["./dangling%FF.jpg"] = UNFETCHED
-    Path(os.fsdecode(os.fsencode(case.path) + b"/dangling\xff")).symlink_to("gone")  # not a picture's name
+    Path(os.fsdecode(os.fsencode(case.path) + b"/dangling\xff")).symlink_to(
+        "gone"
+    )  # not a picture's name
     (case.path / "notes.txt").write_text("no picture")
     (case.path / ".hidden.jpg").write_bytes(photo)
     too_deep(case.path)
@@ -121,10 +142,36 @@ def too_deep(root: Path) -> None:
 
 def addresses(server: Server, count: int) -> list[tuple[str, str]]:
     """Each with what must become of it."""
-    bad = ["http:///no-host.jpg", "http://", "/etc/passwd", "ftp://h/a.jpg", "data:image/png;base64,AAAA", "a b c"]
-    bad += ["http://10.0.0.1/a.jpg", "http://[::1/a.jpg", "http://no-such-host.invalid/a.jpg", "file:///etc/passwd"]
-    bad += ["http://h:99999/a.jpg", "simplecache::http://127.0.0.1/a.jpg", "\x1b[2J", "http://%00/a.jpg", "s3://"]
-    paths = ["/status?code=404", "/status?code=500", "/empty", "/closes", "/loop", "/short", "/not-http"]
+    bad = [
+        "http:///no-host.jpg",
+        "http://",
+        "/etc/passwd",
+        "ftp://h/a.jpg",
+        "data:image/png;base64,AAAA",
+        "a b c",
+    ]
+    bad += [
+        "http://10.0.0.1/a.jpg",
+        "http://[::1/a.jpg",
+        "http://no-such-host.invalid/a.jpg",
+        "file:///etc/passwd",
+    ]
+    bad += [
+        "http://h:99999/a.jpg",
+        "simplecache::http://127.0.0.1/a.jpg",
+        "\x1b[2J",
+        "http://%00/a.jpg",
+        "s3://",
+    ]
+    paths = [
+        "/status?code=404",
+        "/status?code=500",
+        "/empty",
+        "/closes",
+        "/loop",
+        "/short",
+        "/not-http",
+    ]
     paths += ["/declares-too-much", "/redirect?to=file:///etc/passwd", "/endless", "/bomb"]
     kinds = [(address, UNFETCHED) for address in (*bad, *map(server.url, paths))]
     kinds += [(server.url("/html"), UNREAD), (server.url("/good"), UNREAD)]
@@ -135,7 +182,15 @@ def addresses(server: Server, count: int) -> list[tuple[str, str]]:
 
 
 # Addresses on loopback are the server's; the others get nowhere.
-QUICK = ("--fetch.allow-private", "--fetch.retries", "0", "--fetch.max-bytes", "200000", "--fetch.deadline", "20")
+QUICK = (
+    "--fetch.allow-private",
+    "--fetch.retries",
+    "0",
+    "--fetch.max-bytes",
+    "200000",
+    "--fetch.deadline",
+    "20",
+)
 
 
 def hostile_list(root: Path, entries: list[tuple[str, str]]) -> Case:
@@ -179,12 +234,16 @@ def counted(left_out: list[dict[str, Any]]) -> dict[str, int]:
     return {item["what"]: item["count"] for item in left_out}
 
 
-def check_case(case: Case, root: Path, model: Path, capsys: pytest.CaptureFixture[str], again: bool = True) -> None:
+def check_case(
+    case: Case, root: Path, model: Path, capsys: pytest.CaptureFixture[str], again: bool = True
+) -> None:
     # What `inspect` says.
     report_file = root / "report.json"
     code, shown = run(["inspect", str(case.path), "--out", str(report_file), *case.flags], capsys)
     report = json.loads(report_file.read_text())
-    failed = {row["key"]: row for row in map(json.loads, report_file.with_suffix(".failed.jsonl").open())}
+    failed = {
+        row["key"]: row for row in map(json.loads, report_file.with_suffix(".failed.jsonl").open())
+    }
     assert code == 1
     assert report["rows"] == len(case.statuses) == report["readable"] + report["failed"]
     assert report["failed"] == len(failed) == sum(reason["rows"] for reason in report["reasons"])
@@ -205,7 +264,9 @@ def check_case(case: Case, root: Path, model: Path, capsys: pytest.CaptureFixtur
     assert code == 1
     assert len(table) == len(case.statuses) and {row["key"] for row in table} == set(case.statuses)
     assert {row["key"] for row in table if row["status"] != GOOD} == set(failed)
-    assert all(failed[row["key"]]["status"] == row["status"] for row in table if row["status"] != GOOD)
+    assert all(
+        failed[row["key"]]["status"] == row["status"] for row in table if row["status"] != GOOD
+    )
     assert facts["statuses"] == Counter(row["status"] for row in table)
     assert (facts["rows"], facts["failed"]) == (len(table), len(failed))
     assert counted(facts["left_out"]) == case.left_out
@@ -227,12 +288,29 @@ def test_good_rows_do_not_hide_what_was_left_out(
     too_deep(folder)
     out, report = tmp_path / "out", tmp_path / "report.json"
     looked = ["inspect", str(folder), "--out", str(report)]
-    command = ["caption", str(folder), "--out", str(out), "--model", str(model), "--batch", "8", "--actors", "1"]
+    command = [
+        "caption",
+        str(folder),
+        "--out",
+        str(out),
+        "--model",
+        str(model),
+        "--batch",
+        "8",
+        "--actors",
+        "1",
+    ]
 
     code, shown = run(looked, capsys)
-    assert code == 1 and "3 rows, 3 readable, 0 failed" in shown and "1 folder could not be listed (" in shown
+    assert (
+        code == 1
+        and "3 rows, 3 readable, 0 failed" in shown
+        and "1 folder could not be listed (" in shown
+    )
     code, shown = run([*command, "--dry-run"], capsys)
-    assert code == 0 and "1 folder could not be listed (" in shown and "3 rows would be made" in shown
+    assert (
+        code == 0 and "1 folder could not be listed (" in shown and "3 rows would be made" in shown
+    )
     code, shown = run(command, capsys)
     facts = json.loads((out / "facts.json").read_text())
     assert code == 1 and "3 rows, 0 failed" in shown and "1 folder could not be listed (" in shown

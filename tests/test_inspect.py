@@ -24,12 +24,16 @@ def one_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def inspect(path: object, out: Path, *flags: str) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
+def inspect(
+    path: object, out: Path, *flags: str
+) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
     """The exit code, the report and the failed rows."""
     report = out / "report.json"
     code = main(["inspect", str(path), "--out", str(report), *flags])
     failed = out / "report.failed.jsonl"
-    rows = [json.loads(line) for line in failed.read_text().splitlines()] if failed.exists() else []
+    rows = (
+        [json.loads(line) for line in failed.read_text().splitlines()] if failed.exists() else []
+    )
     return code, json.loads(report.read_text()), rows
 
 
@@ -55,13 +59,19 @@ def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(tmp_path: Path) -> N
     assert len(reasons) == len(failed) == report["failed"]
     assert all(reasons.values())
     for file in hostile():
-        if file.data and not file.options:  # the others do not get so far, or need another reading than the default
+        if (
+            file.data and not file.options
+        ):  # the others do not get so far, or need another reading than the default
             assert reasons.get(file.name, "").startswith(file.error), file.name
             assert bool(file.error) == (file.name in reasons), file.name
-    assert {f"flips/{name}" for name, _ in flips()} >= {key for key in reasons if key.startswith("flips/")}
+    assert {f"flips/{name}" for name, _ in flips()} >= {
+        key for key in reasons if key.startswith("flips/")
+    }
 
 
-def test_a_list_of_urls_with_failures_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_of_urls_with_failures_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photo = jpeg(quadrants())
     with serving({"/a.jpg": photo, "/b.jpg": photo}) as server:
         expected = {
@@ -78,7 +88,9 @@ def test_a_list_of_urls_with_failures_in_it(tmp_path: Path, capsys: pytest.Captu
         }
         urls = [server.url(path) for path in expected]
         listed = tmp_path / "urls.txt"
-        listed.write_text("\n".join([*urls, "http://no-such-host.invalid/c.jpg", "/etc/passwd"]) + "\n")
+        listed.write_text(
+            "\n".join([*urls, "http://no-such-host.invalid/c.jpg", "/etc/passwd"]) + "\n"
+        )
         quick = ["--fetch.retries", "1", "--fetch.backoff", "0.01", "--fetch.max-bytes", "100000"]
         code, report, failed = inspect(listed, tmp_path, "--fetch.allow-private", *quick)
         server_requests, shown = server.asked.total(), capsys.readouterr().out
@@ -91,11 +103,17 @@ def test_a_list_of_urls_with_failures_in_it(tmp_path: Path, capsys: pytest.Captu
     assert "resolve" in reasons["http://no-such-host.invalid/c.jpg"]
     assert "fetch.trust" in reasons["/etc/passwd"]
     [loopback] = [host for host in report["hosts"] if host["host"] == "127.0.0.1"]
-    assert (loopback["rows"], loopback["failed"], loopback["bytes"]) == (10, 8, 2 * len(photo) + len(HTML))
+    assert (loopback["rows"], loopback["failed"], loopback["bytes"]) == (
+        10,
+        8,
+        2 * len(photo) + len(HTML),
+    )
     # /closes is asked for once more where it came over a kept connection, which is not counted.
     assert server_requests - loopback["requests"] in (0, 1, 2)
     assert {host["host"] for host in report["hosts"]} == {"127.0.0.1", "no-such-host.invalid"}
-    assert "hosts (2; most failures first, then most bytes):\n  127.0.0.1: 10 rows, 8 failed" in shown
+    assert (
+        "hosts (2; most failures first, then most bytes):\n  127.0.0.1: 10 rows, 8 failed" in shown
+    )
     # Without leave, nothing on loopback is asked at all.
     assert refused_code == 1 and len(refused) == 12
     assert all("private" in row["error_message"] for row in refused if "127.0.0.1" in row["uri"])
@@ -112,11 +130,20 @@ def test_inline_pictures_and_captions_of_a_parquet_dataset(tmp_path: Path) -> No
 
     dataset = tmp_path / "dataset"
     dataset.mkdir()
-    rows = [{"image": stored(number), "caption": ["a", "b"], "split": "train"} for number in range(4)]
-    rows.append({"image": {"bytes": b"nonsense", "path": "bad.png"}, "caption": ["c"], "split": "test"})
+    rows = [
+        {"image": stored(number), "caption": ["a", "b"], "split": "train"} for number in range(4)
+    ]
+    rows.append(
+        {"image": {"bytes": b"nonsense", "path": "bad.png"}, "caption": ["c"], "split": "test"}
+    )
     pq.write_table(pa.Table.from_pylist(rows), dataset / "part.parquet")
     code, report, failed = inspect(dataset, tmp_path, "--source", "huggingface")
-    assert (code, report["rows"], report["captions"], report["splits"]) == (1, 5, 9, {"train": 4, "test": 1})
+    assert (code, report["rows"], report["captions"], report["splits"]) == (
+        1,
+        5,
+        9,
+        {"train": 4, "test": 1},
+    )
     assert [row["status"] for row in failed] == ["failed_to_decode"]
 
 
@@ -132,8 +159,22 @@ def test_what_only_the_listing_can_know_is_refused_and_leaves_no_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "pairs.csv"
-    table.write_text("url,name\nhttp://example.invalid/1.jpg,same\nhttp://example.invalid/2.jpg,same\n")
-    assert main(["inspect", str(table), "--source.key-column", "name", "--out", str(tmp_path / "r.json")]) == 2
+    table.write_text(
+        "url,name\nhttp://example.invalid/1.jpg,same\nhttp://example.invalid/2.jpg,same\n"
+    )
+    assert (
+        main(
+            [
+                "inspect",
+                str(table),
+                "--source.key-column",
+                "name",
+                "--out",
+                str(tmp_path / "r.json"),
+            ]
+        )
+        == 2
+    )
     shown = capsys.readouterr().err
     assert shown.startswith("raycap: ") and "same" in shown and "Traceback" not in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.csv"]
@@ -141,7 +182,12 @@ def test_what_only_the_listing_can_know_is_refused_and_leaves_no_report(
 
 def test_real_datasets(shared_data: Path, tmp_path: Path) -> None:
     code, report, _ = inspect(shared_data / "coco-mini", tmp_path)
-    assert (code, report["source"]["kind"], report["rows"], report["captions"]) == (0, "coco", 60, 300)
+    assert (code, report["source"]["kind"], report["rows"], report["captions"]) == (
+        0,
+        "coco",
+        60,
+        300,
+    )
     code, report, _ = inspect(shared_data / "flickr8k", tmp_path)
     assert (code, report["source"]["kind"], report["rows"]) == (0, "flickr", 7000)
     assert report["splits"] == {"train": 6000, "dev": 1000}

@@ -8,15 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raycap.errors import UserError
 from raycap.inspection import MOST_NAMES, OTHERS, Copies, Inspection, Tally, as_text
-from raycap.refusal import Refusal
-from raycap.runs import whole_file, write_json
-from raycap.tables import CAPTIONS, FAILED_TO_DECODE, MANIFEST, SUCCESS, fit
+from raycap.schema import CAPTIONS, FAILED_TO_DECODE, MANIFEST, SUCCESS, fit
+from raycap.storage import whole_file, write_json
 
 
 def row(key: str, **said: object) -> dict[str, object]:
-    defaults = {"uri": f"/photos/{key}", "split": "", "references": [], "status": SUCCESS, "error_message": ""}
-    picture = {"format": "jpeg", "width": 640, "height": 480, "sha256": f"{hash(key) & 0xFFFFFFFF:064x}"}
+    defaults = {
+        "uri": f"/photos/{key}",
+        "split": "",
+        "references": [],
+        "status": SUCCESS,
+        "error_message": "",
+    }
+    picture = {
+        "format": "jpeg",
+        "width": 640,
+        "height": 480,
+        "sha256": f"{hash(key) & 0xFFFFFFFF:064x}",
+    }
     return {"key": key, **defaults, **picture, **said}
 
 
@@ -54,7 +65,12 @@ def test_everything_adds_up() -> None:
         bad("f.jpg", "truncated png"),
     ]
     report = inspected(rows)
-    assert (report["rows"], report["readable"], report["failed"], report["captions"]) == (6, 2, 4, 3)
+    assert (report["rows"], report["readable"], report["failed"], report["captions"]) == (
+        6,
+        2,
+        4,
+        3,
+    )
     assert report["splits"] == {"": 4, "train": 2}
     assert report["captions_per_picture"] == {"0": 4, "1": 1, "2": 1}
     assert report["longer_side"] == {"512-1023": 1, "4096-8191": 1}
@@ -91,7 +107,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refusal, match=r"cannot write .*report\.json"):
+    with pytest.raises(UserError, match=r"cannot write .*report\.json"):
         write_json(tmp_path / "file" / "report.json", {})
 
 
@@ -109,5 +125,5 @@ def test_fit_selects_casts_and_carries() -> None:
     )
     assert fit(table, MANIFEST).schema == MANIFEST
     assert fit(table, MANIFEST, carry=["mine"]).column_names == [*MANIFEST.names, "mine"]
-    with pytest.raises(Refusal, match="caption"):
+    with pytest.raises(UserError, match="caption"):
         fit(table, CAPTIONS)

@@ -39,7 +39,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     gcs, dashboard, client, agent = free_ports(4)
     folder = Path("/tmp") / f"raycap-jobs-{os.getpid()}"  # paths of sockets must be short
     log = (tmp_path_factory.mktemp("cluster") / "head.log").open("wb")
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", f"--temp-dir={folder}"]
+    command = [
+        RAY,
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--port={gcs}",
+        f"--temp-dir={folder}",
+    ]
     ports = [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     ports.append(f"--dashboard-agent-listen-port={agent}")
     # Somebody who has used Ray on this machine before has a token file, and Ray then asks for it.
@@ -74,13 +82,28 @@ def submit(
 ) -> "subprocess.CompletedProcess[str]":
     named = [f"--submission-id={name}"] if name else []
     waiting = [] if wait else ["--no-wait"]
-    command = [RAY, "job", "submit", "--working-dir", str(REPOSITORY), *named, *waiting, "--", "python", *job]
-    return subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=250, check=False)
+    command = [
+        RAY,
+        "job",
+        "submit",
+        "--working-dir",
+        str(REPOSITORY),
+        *named,
+        *waiting,
+        "--",
+        "python",
+        *job,
+    ]
+    return subprocess.run(
+        command, env=cluster, capture_output=True, text=True, timeout=250, check=False
+    )
 
 
 def rows(out: Path) -> list[str]:
     parts = (out / "captions").glob("*.parquet")
-    return [key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()]
+    return [
+        key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()
+    ]
 
 
 # What each job reads is in the working directory that goes along, as it is for most people; what it writes is not.
@@ -127,8 +150,14 @@ def test_the_tune_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path)
     assert pq.read_table(out / "trials.parquet").num_rows == 2
 
 
-def test_a_job_stopped_halfway_is_finished_by_the_same_job(cluster: dict[str, str], tmp_path: Path) -> None:
-    source, model, out = photos(tmp_path / "photos", range(PICTURES), size=8), tmp_path / "model", tmp_path / "out"
+def test_a_job_stopped_halfway_is_finished_by_the_same_job(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    source, model, out = (
+        photos(tmp_path / "photos", range(PICTURES), size=8),
+        tmp_path / "model",
+        tmp_path / "out",
+    )
     save_captioner(model)
     slow = ["--batch", "8", "--part-rows", "16", "--part-seconds", "0.1", "--actors", "1"]
     job = ["jobs/caption.py", str(source), "--model", str(model), "--out", str(out), *slow]
@@ -137,7 +166,9 @@ def test_a_job_stopped_halfway_is_finished_by_the_same_job(cluster: dict[str, st
     end = time.monotonic() + 120
     while not (out / "captions").exists() and time.monotonic() < end:
         time.sleep(0.05)
-    subprocess.run([RAY, "job", "stop", "first"], env=cluster, capture_output=True, timeout=60, check=True)
+    subprocess.run(
+        [RAY, "job", "stop", "first"], env=cluster, capture_output=True, timeout=60, check=True
+    )
     status = subprocess.run(
         [RAY, "job", "status", "first"], env=cluster, capture_output=True, text=True, check=True
     )
@@ -146,19 +177,36 @@ def test_a_job_stopped_halfway_is_finished_by_the_same_job(cluster: dict[str, st
     assert 0 < len(stood) < PICTURES and not (out / "facts.json").exists()
     ended = submit(cluster, *job)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert f"{PICTURES} rows, 0 failed; {PICTURES - len(stood)} made now" in ended.stdout + ended.stderr
+    assert (
+        f"{PICTURES} rows, 0 failed; {PICTURES - len(stood)} made now"
+        in ended.stdout + ended.stderr
+    )
     assert sorted(rows(out)) == [path.name for path in sorted(source.iterdir())]
 
 
-def test_exit_codes_and_refusals_reach_whoever_submits(cluster: dict[str, str], tmp_path: Path) -> None:
-    no_model = submit(cluster, "jobs/caption.py", "--source", "shapes", "--model", "/none", "--out", str(tmp_path))
+def test_exit_codes_and_refusals_reach_whoever_submits(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    no_model = submit(
+        cluster,
+        "jobs/caption.py",
+        "--source",
+        "shapes",
+        "--model",
+        "/none",
+        "--out",
+        str(tmp_path),
+    )
     assert no_model.returncode == 1
     assert "/none is no captioner folder" in no_model.stdout + no_model.stderr
     assert "exit code 2" in no_model.stdout + no_model.stderr
     # `python -m raycap` finds the package in the working directory; what it would write there would be lost.
     lost = submit(cluster, "-m", "raycap", "inspect", "--source", "shapes")
     assert lost.returncode == 1
-    assert "inspection.failed.jsonl would be written into the job's own copy" in lost.stdout + lost.stderr
+    assert (
+        "inspection.failed.jsonl would be written into the job's own copy"
+        in lost.stdout + lost.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +217,17 @@ def test_exit_codes_and_refusals_reach_whoever_submits(cluster: dict[str, str], 
         ["caption", "pictures/00000.png", "--show"],
         ["extract", "pictures", "--encoder", "pixels", "--out", "features"],
         ["train", "--source", "shapes", "--encoder", "pixels", "--out", "run"],
-        ["tune", "--source", "shapes", "--encoder", "pixels", "--space", "space.yaml", "--out", "sweep"],
+        [
+            "tune",
+            "--source",
+            "shapes",
+            "--encoder",
+            "pixels",
+            "--space",
+            "space.yaml",
+            "--out",
+            "sweep",
+        ],
         ["evaluate", "shipped", "--references", "references.csv"],
         ["inspect", "pictures"],
         ["report", "captions.csv"],
@@ -177,7 +235,10 @@ def test_exit_codes_and_refusals_reach_whoever_submits(cluster: dict[str, str], 
     ids=" ".join,
 )
 def test_an_output_in_the_copy_of_the_working_directory_is_refused(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And it is refused before any work: what is made by then would be lost."""
     copy = tmp_path / "working_dir_files" / "_ray_pkg_0123456789abcdef"
@@ -188,7 +249,10 @@ def test_an_output_in_the_copy_of_the_working_directory_is_refused(
     before = sorted(copy.rglob("*"))
     monkeypatch.chdir(copy)
     assert main(command) == 2
-    assert "would be written into the job's own copy of its working directory" in capsys.readouterr().err
+    assert (
+        "would be written into the job's own copy of its working directory"
+        in capsys.readouterr().err
+    )
     assert not ray.is_initialized()
     assert sorted(copy.rglob("*")) == before
 
@@ -205,13 +269,34 @@ def test_a_captioner_a_table_and_a_list_in_the_copy_of_the_working_directory_are
     monkeypatch.chdir(copy)
     assert main(["caption", "pictures/00000.png", "--model", "model"]) == 0
     assert (
-        main(["evaluate", "references.csv", "--references", "references.csv", "--out", f"{tmp_path}/s.json"]) == 0
+        main(
+            [
+                "evaluate",
+                "references.csv",
+                "--references",
+                "references.csv",
+                "--out",
+                f"{tmp_path}/s.json",
+            ]
+        )
+        == 0
     )
-    made = ["--out", f"{tmp_path}/run", "--cache", f"{tmp_path}/cache", "--epochs", "1", "--workers.count", "0"]
+    made = [
+        "--out",
+        f"{tmp_path}/run",
+        "--cache",
+        f"{tmp_path}/cache",
+        "--epochs",
+        "1",
+        "--workers.count",
+        "0",
+    ]
     assert main(["train", "--config", "train.yaml", "--features", "encoded", *made]) == 0
 
 
 def test_without_the_token_nobody_gets_in(cluster: dict[str, str]) -> None:
     stranger = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")}
-    refused = submit(stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 32}, "-c", "pass")
+    refused = submit(
+        stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 32}, "-c", "pass"
+    )
     assert refused.returncode != 0

@@ -19,20 +19,20 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raycap.bulk import Bulk
+from raycap.bulk.options import Bulk
+from raycap.bulk.passes import perform
+from raycap.bulk.pictures import manifest
+from raycap.bulk.publish import Parts
+from raycap.bulk.todo import TICKET
+from raycap.bulk.work import Work
 from raycap.cluster import Cluster
+from raycap.cluster.session import session
 from raycap.config import Config
-from raycap.refusal import Refusal
-from raycap.runs import RunFolder
-from raycap.runs.lease import LEASE
+from raycap.errors import UserError
+from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
 from raycap.sources.rows import Row, tables
-from raycap.stages.bulk.passes import perform
-from raycap.stages.bulk.publish import Parts
-from raycap.stages.bulk.todo import TICKET
-from raycap.stages.bulk.work import Work
-from raycap.stages.pictures import manifest
-from raycap.stages.session import session
-from raycap.tables import CAPTIONS, FAILED_TO_FETCH, SUCCESS
+from raycap.storage import RunFolder
+from raycap.storage.lease import LEASE
 
 pytestmark = pytest.mark.ray
 
@@ -41,7 +41,9 @@ ROWS, MORE_ROWS = 12, 15
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+    ray.cloudpickle.register_pickle_by_value(
+        sys.modules[__name__]
+    )  # workers cannot import this file
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
     with session(Cluster()):
         yield
@@ -70,8 +72,16 @@ def caption(table: pa.Table, model: str, fail: bool) -> pa.Table:
     rows = []
     for row in table.select(["key", *TICKET.names]).to_pylist():
         bad = fail and int(row["key"]) % 5 == 2
-        told = {"caption": "" if bad else f"{model} {row['key']}", "status": FAILED_TO_FETCH if bad else SUCCESS}
-        told |= {"error_message": "gone" if bad else "", "uri": "", "sha256": "", "alternatives": []}
+        told = {
+            "caption": "" if bad else f"{model} {row['key']}",
+            "status": FAILED_TO_FETCH if bad else SUCCESS,
+        }
+        told |= {
+            "error_message": "gone" if bad else "",
+            "uri": "",
+            "sha256": "",
+            "alternatives": [],
+        }
         rows.append({**row, **told, "score": None, "width": 1, "height": 1})
     return pa.Table.from_pylist(rows, pa.schema([*CAPTIONS, *TICKET]))
 
@@ -92,7 +102,11 @@ class Command:
 
     def run(self, out: Path) -> None:
         options = Bulk(
-            out=str(out), batch=4, part_rows=4, retry="failed" if self.retry else "", overwrite=self.overwrite
+            out=str(out),
+            batch=4,
+            part_rows=4,
+            retry="failed" if self.retry else "",
+            overwrite=self.overwrite,
         )
         told = {"model": self.model, "fail": self.fail}
         work = Work(
@@ -103,7 +117,9 @@ class Command:
             options=options,
             identity={"captioner": self.model},
             parts=Parts(4, 30.0, CAPTIONS, (), {"captioner": self.model}),
-            stream=lambda todo: manifest(todo, 4).map_batches(caption, batch_format="pyarrow", fn_kwargs=told),
+            stream=lambda todo: manifest(todo, 4).map_batches(
+                caption, batch_format="pyarrow", fn_kwargs=told
+            ),
         )
         perform(work, {})
 
@@ -123,7 +139,9 @@ class Recorder:
         target = self.copies / f"{len(self.steps):03d} {what}"
         shutil.copytree(self.out, target)
         if halve is not None:  # a removal that was killed on its way
-            for path in [path for path in sorted((target / halve).rglob("*")) if path.is_file()][::2]:
+            for path in [path for path in sorted((target / halve).rglob("*")) if path.is_file()][
+                ::2
+            ]:
                 path.unlink()
         digest = state(target)
         if digest in self.seen:
@@ -139,7 +157,10 @@ class Recorder:
 def state(folder: Path) -> str:
     """Of all that is in the folder but its lease."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LEASE]
-    told = [(str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    told = [
+        (str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in files
+    ]
     return json.dumps(told)
 
 
@@ -179,7 +200,9 @@ def check(out: Path, finished: bool) -> str:
     assert len(set(keys)) == len(keys), "a key twice"
     captioners = {pq.read_schema(part).metadata[b"captioner"].decode() for part in parts}
     assert len(captioners) <= 1, "rows of two captioners"
-    assert {row["caption"].split()[0] for row in rows if row["caption"]} <= captioners, "a part lies about its rows"
+    assert {row["caption"].split()[0] for row in rows if row["caption"]} <= captioners, (
+        "a part lies about its rows"
+    )
     facts = json.loads((out / "facts.json").read_text()) if (out / "facts.json").exists() else None
     if facts is not None:
         assert facts["rows"] == len(rows)
@@ -209,17 +232,23 @@ def follow(step: Path, commands: list[Command], folder: Path) -> None:
     for command in commands:
         try:
             command.run(out)
-        except Refusal as refusal:
+        except UserError as refusal:
             assert "holds rows of another run" in str(refusal)
         captioner = check(out, finished=False)
     Command(captioner or "A", rows=MORE_ROWS).run(out)
     check(out, finished=True)
-    keys = [key for part in (out / "captions").iterdir() for key in pq.read_table(part)["key"].to_pylist()]
+    keys = [
+        key
+        for part in (out / "captions").iterdir()
+        for key in pq.read_table(part)["key"].to_pylist()
+    ]
     assert sorted(map(int, keys)) == list(range(MORE_ROWS)), "a row is lost"
     shutil.rmtree(out)
 
 
-def test_a_retry_killed_at_any_step_and_then_an_overwrite_with_another_captioner(tmp_path: Path) -> None:
+def test_a_retry_killed_at_any_step_and_then_an_overwrite_with_another_captioner(
+    tmp_path: Path,
+) -> None:
     out = tmp_path / "out"
     FIRST.run(out)
     steps = killed_everywhere(RETRY, out, tmp_path / "copies")
@@ -250,7 +279,9 @@ def test_a_side_table_of_another_or_an_unknown_run_is_not_merged(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("killed", [FIRST, RETRY, OVERWRITE, RESUME], ids=str)
-def test_every_command_killed_at_any_step_and_then_every_other(killed: Command, tmp_path: Path) -> None:
+def test_every_command_killed_at_any_step_and_then_every_other(
+    killed: Command, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     if killed is not FIRST:
         FIRST.run(out)
@@ -274,5 +305,7 @@ def test_two_kills_one_after_the_other(tmp_path: Path) -> None:
     ]
     middle = steps[len(steps) // 2]
     shutil.copytree(middle, tmp_path / "again")
-    for number, step in enumerate(killed_everywhere(OVERWRITE, tmp_path / "again", tmp_path / "more")):
+    for number, step in enumerate(
+        killed_everywhere(OVERWRITE, tmp_path / "again", tmp_path / "more")
+    ):
         follow(step, [AFTER[number % len(AFTER)]], tmp_path)

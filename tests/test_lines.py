@@ -14,10 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest import column, noted
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources import SOURCES, Table, Urls, delimited, detect, records
-from raycap.sources.lines import LONGEST_LINE, LONGEST_URL, Lines, LongLine, first_line, head, name_unpacked
-from raycap.sources.place import locate
+from raycap.sources.lines import (
+    LONGEST_LINE,
+    LONGEST_URL,
+    Lines,
+    LongLine,
+    first_line,
+    head,
+    name_unpacked,
+)
+from raycap.storage.location import locate
 
 
 def zstd(data: bytes) -> bytes:
@@ -43,7 +51,9 @@ def lines_of(path: Path, data: bytes, longest: int = LONGEST_LINE) -> list[str |
 
 @pytest.mark.parametrize("kind", PACKERS)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_every_packing_and_encoding_gives_the_same_lines(tmp_path: Path, kind: str, encoding: str) -> None:
+def test_every_packing_and_encoding_gives_the_same_lines(
+    tmp_path: Path, kind: str, encoding: str
+) -> None:
     expected = TEXT.splitlines(keepends=True)
     path = tmp_path / "list"  # the bytes tell, not the name
     assert lines_of(path, PACKERS[kind](TEXT.encode(encoding))) == expected
@@ -68,7 +78,9 @@ def test_zeros_between_streams_of_xz_are_padding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", COMPRESSED)
-@pytest.mark.parametrize("how", ["cut", "second stream cut", "flipped", "followed by something else"])
+@pytest.mark.parametrize(
+    "how", ["cut", "second stream cut", "flipped", "followed by something else"]
+)
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, kind: str, how: str) -> None:
     if (kind, how) == ("zstd", "flipped"):
         pytest.skip("pyarrow writes zstd without checksums")
@@ -78,28 +90,43 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, kind: str, how: str) 
     damaged = {
         "cut": packed[:half],
         "second stream cut": packed + packed[:half],
-        "flipped": packed[:half] + bytes(255 - byte for byte in packed[half : half + 40]) + packed[half + 40 :],
+        "flipped": packed[:half]
+        + bytes(255 - byte for byte in packed[half : half + 40])
+        + packed[half + 40 :],
         "followed by something else": packed + b"something else",
     }[how]
     path = tmp_path / "urls.txt.packed"
-    with pytest.raises(Refusal, match=rf"urls\.txt\.packed is a damaged {kind} file \(.+\): fetch it again"):
+    with pytest.raises(
+        UserError, match=rf"urls\.txt\.packed is a damaged {kind} file \(.+\): fetch it again"
+    ):
         lines_of(path, damaged)
 
 
 def test_an_xz_file_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
-    chain = [{"id": lzma.FILTER_LZMA2, "dict_size": 400 << 20, "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3}]
+    chain = [
+        {
+            "id": lzma.FILTER_LZMA2,
+            "dict_size": 400 << 20,
+            "mode": lzma.MODE_FAST,
+            "mf": lzma.MF_HC3,
+        }
+    ]
     header = lzma.compress(b"", filters=[{**chain[0], "dict_size": 4096}])
     data = lzma.compress(b"x\n", filters=[{**chain[0], "dict_size": 4096}])
     assert header and lines_of(tmp_path / "small.xz", data) == ["x\n"]
     # The dictionary's size is one byte of the block header, behind which stands a checksum.
-    with pytest.raises(Refusal, match=r"large\.xz is a damaged xz file \(Memory usage limit exceeded\)"):
+    with pytest.raises(
+        UserError, match=r"large\.xz is a damaged xz file \(Memory usage limit exceeded\)"
+    ):
         lines_of(tmp_path / "large.xz", _with_dictionary(data, 37))  # 1.5 GB
 
 
 def _with_dictionary(data: bytes, size_code: int) -> bytes:
     import zlib
 
-    size = (data[12] + 1) * 4  # of the block header, which begins behind the 12 bytes of the stream header
+    size = (
+        data[12] + 1
+    ) * 4  # of the block header, which begins behind the 12 bytes of the stream header
     block = bytearray(data[12 : 12 + size])
     filter_id = block.index(0x21)
     block[filter_id + 2] = size_code
@@ -113,7 +140,9 @@ LENGTHS = [99, 100, 101, 65_535, 65_536, 65_537, 65_636, 131_171, 131_172, 131_1
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_a_long_line_is_passed_over_and_the_next_one_is_read(tmp_path: Path, end: str, length: int) -> None:
+def test_a_long_line_is_passed_over_and_the_next_one_is_read(
+    tmp_path: Path, end: str, length: int
+) -> None:
     text = f"before{end}{'x' * length}{end}{end}behind{end}"
     before, line, blank, behind = lines_of(tmp_path / "list", text.encode(), longest=100)
     assert (before, blank, behind) == (f"before{end}", end, f"behind{end}")
@@ -138,7 +167,9 @@ def test_iteration_raises_at_a_long_line_and_can_go_on(tmp_path: Path) -> None:
 
 @given(st.text(st.sampled_from("ab\r\n"), max_size=60), st.integers(3, 12))
 @settings(deadline=None, max_examples=300)
-def test_no_line_is_lost_or_changed(tmp_path_factory: pytest.TempPathFactory, text: str, longest: int) -> None:
+def test_no_line_is_lost_or_changed(
+    tmp_path_factory: pytest.TempPathFactory, text: str, longest: int
+) -> None:
     found = lines_of(tmp_path_factory.getbasetemp() / "any", text.encode(), longest)
     true_lines = list(io.TextIOWrapper(io.BytesIO(text.encode()), newline=""))
     assert len(found) == len(true_lines)
@@ -203,7 +234,9 @@ URLS = ["http://h/1.jpg", "http://h/2.jpg", "http://h/3.jpg"]
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.json", "urls.txt"])
-def test_packed_lists_and_tables_are_found_and_read(tmp_path: Path, name: str, ending: str) -> None:
+def test_packed_lists_and_tables_are_found_and_read(
+    tmp_path: Path, name: str, ending: str
+) -> None:
     pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}[ending]
     kind = name.rpartition(".")[2].replace("json", "jsonl").replace("jsonll", "jsonl")
     path = tmp_path / (name + ending)
@@ -213,13 +246,15 @@ def test_packed_lists_and_tables_are_found_and_read(tmp_path: Path, name: str, e
     source.check()
     assert column(source, "uri") == URLS
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(Refusal, match=rf"{name}{ending} is a damaged"):
+    with pytest.raises(UserError, match=rf"{name}{ending} is a damaged"):
         source.check()
         column(source, "uri")
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
-def test_a_row_of_20_mb_is_left_out_in_bounded_memory_and_counted(tmp_path: Path, kind: str) -> None:
+def test_a_row_of_20_mb_is_left_out_in_bounded_memory_and_counted(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / f"t.{kind}"
     path.write_text(table(kind, URLS, "x" * 20_000_000))
     source = Table(str(path))
@@ -250,20 +285,24 @@ def test_a_list_of_nothing_but_long_lines_says_so(tmp_path: Path) -> None:
     path = tmp_path / "urls.txt"
     path.write_bytes(b"x" * 1_000_000 + b"\n" + b"y" * 1_000_000)
     expected = r"no URL in .*; 2 malformed lines left out \(urls\.txt line 1: longer than 65,536 characters, "
-    with pytest.raises(Refusal, match=expected):
+    with pytest.raises(UserError, match=expected):
         Urls(str(path)).check()
-    with pytest.raises(Refusal, match=expected):
+    with pytest.raises(UserError, match=expected):
         list(Urls(str(path)).tables())
 
 
-def test_a_row_of_csv_over_many_lines_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_of_csv_over_many_lines_is_bounded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No line and no field of it is long, but each line ends within quotes, so that the row never does."""
     monkeypatch.setattr(delimited, "LONGEST_LINE", 100_000)
     path = tmp_path / "t.csv"
     path.write_text("url,note\nhttp://h/1.jpg,a\n" + '"a\n",' * 500_000)
     tracemalloc.start()
     try:
-        with pytest.raises(Refusal, match="the row that begins in line 3 is longer than 100,000 characters"):
+        with pytest.raises(
+            UserError, match="the row that begins in line 3 is longer than 100,000 characters"
+        ):
             column(Table(str(path)), "uri")
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -271,11 +310,15 @@ def test_a_row_of_csv_over_many_lines_is_bounded_too(tmp_path: Path, monkeypatch
     assert peak < 8_000_000
 
 
-def test_large_values_of_json_come_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_values_of_json_come_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where they are no strings, which would take many times the memory of their text."""
     monkeypatch.setattr(records, "MOST_BYTES", 10_000)
     path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps({"url": url, "x": [{"a": [1]}] * 500}) + "\n" for url in URLS))
+    path.write_text(
+        "".join(json.dumps({"url": url, "x": [{"a": [1]}] * 500}) + "\n" for url in URLS)
+    )
     pieces = [len(piece) for piece in Table(str(path), columns=("x",)).tables()]
     assert pieces == [2, 1]
     pieces = [len(piece) for piece in Table(str(path), references=("x",)).tables()]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_captioner import photos, save_captioner
 
-from raycap.stages import local_ray
+from raycap.commands import local_ray
 
 pytestmark = pytest.mark.ray
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -51,13 +51,17 @@ def run_apart(folder: Path, script: str, seconds: float) -> str:
     home, work = folder / "home", folder / "work"
     for each in (home, work):
         each.mkdir(exist_ok=True)
-    mounts = f'mount --bind "{folder}" /mnt && mount -t tmpfs none /tmp && cd /mnt/work && exec "$@"'
+    mounts = (
+        f'mount --bind "{folder}" /mnt && mount -t tmpfs none /tmp && cd /mnt/work && exec "$@"'
+    )
     user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
     apart = ["unshare", *user, "--mount", "sh", "-c", mounts, "sh"]
     if subprocess.run([*apart, "true"], check=False).returncode:
         pytest.skip("may not mount a /tmp of its own here")
     others = ("RAY_", "XDG_", "MPL")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(others)
+    }
     environment |= {"HOME": "/mnt/home", "PYTHONPATH": str(REPOSITORY), "RAY": RAY}
     environment["PATH"] = f"{Path(RAY).parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
@@ -90,14 +94,18 @@ for name in sorted(files() - before):
 """,
         700,
     )
-    new = [line.removeprefix("left: ") for line in printed.splitlines() if line.startswith("left: ")]
+    new = [
+        line.removeprefix("left: ") for line in printed.splitlines() if line.startswith("left: ")
+    ]
     assert "/mnt/work/out/facts.json" in new
     kept = ("/mnt/work/out", "/mnt/home/.cache/raycap")
     assert [name for name in new if not name.startswith(kept) and name != "/mnt/home/.cache"] == []
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_leaves_goes_with_the_next_and_ray_starts_as_before(folder: Path) -> None:
+def test_what_a_killed_run_leaves_goes_with_the_next_and_ray_starts_as_before(
+    folder: Path,
+) -> None:
     ports = free_ports(4)
     printed = run_apart(
         folder,
@@ -165,7 +173,9 @@ def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path) -> None:
     assert names(other) == ["lock", "r"]
 
 
-def test_the_folder_goes_also_when_the_command_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_goes_also_when_the_command_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local_ray.tempfile, "gettempdir", lambda: "/tmp")
     seen = []
     with pytest.raises(KeyboardInterrupt), local_ray._own_folder() as folder:
@@ -178,7 +188,7 @@ def test_the_folder_goes_also_when_the_command_fails(tmp_path: Path, monkeypatch
 # In a process of its own: Ray remembers how it authenticates, and later tests start a Ray of their own.
 ENVIRONMENT_AS_BEFORE = """
 import os
-from raycap.stages import local_ray
+from raycap.commands import local_ray
 
 with local_ray._own_token():
     assert os.environ["RAY_AUTH_MODE"] == "token"

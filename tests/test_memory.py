@@ -72,7 +72,9 @@ def wide_grey(side: int) -> bytes:
 
 MAKE: dict[str, Make] = {
     "progressive.jpg": written("JPEG", progressive=True, subsampling=0),
-    "progressive-cmyk.jpg": lambda side: jpeg(Image.new("CMYK", (side, side), (9, 200, 30, 4)), progressive=True),
+    "progressive-cmyk.jpg": lambda side: jpeg(
+        Image.new("CMYK", (side, side), (9, 200, 30, 4)), progressive=True
+    ),
     "colour.png": written("PNG", compress_level=1),
     "alpha.png": written("PNG", with_alpha, compress_level=1),
     "lossy.webp": written("WEBP", method=0),
@@ -108,10 +110,14 @@ def stated(data: bytes) -> float:
 
 
 def test_no_format_takes_more_memory_than_it_states(tmp_path: Path) -> None:
-    files = {name: make(2900) for name, make in MAKE.items()}  # more than 2**23 pixels: converted in bands
+    files = {
+        name: make(2900) for name, make in MAKE.items()
+    }  # more than 2**23 pixels: converted in bands
     for name, over, _, error in peaks(tmp_path, files):
         assert error == ""
-        assert over <= stated(files[name]) + BESIDE, f"{name}: {over / 2900**2:.1f} bytes for each pixel"
+        assert over <= stated(files[name]) + BESIDE, (
+            f"{name}: {over / 2900**2:.1f} bytes for each pixel"
+        )
 
 
 @pytest.mark.slow
@@ -122,7 +128,13 @@ def test_the_largest_picture_of_each_format_stays_under_700_mib(name: str, tmp_p
     small = MAKE[name](1000)
     each = stated(small) / 1000**2
     side = isqrt(
-        int(min(reading.max_pixels, reading.max_memory * MIB / each, reading.max_bytes * 1e6 / len(small)))
+        int(
+            min(
+                reading.max_pixels,
+                reading.max_memory * MIB / each,
+                reading.max_bytes * 1e6 / len(small),
+            )
+        )
     )
     side = min(int(side * 0.97), 16_383)  # the longest side of a WebP
     [(_, _, peak, error)] = peaks(tmp_path, {name: MAKE[name](side)})

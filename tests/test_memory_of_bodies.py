@@ -12,7 +12,7 @@ import pytest
 from server import serving
 from small_captioner import photos
 
-from raycap.tables import CAPTIONS
+from raycap.schema import CAPTIONS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 
@@ -29,8 +29,8 @@ import pyarrow as pa
 from raycap.fetch import BYTES_IN_MEMORY, Fetch
 from raycap.fetch.trust import ANYTHING
 from raycap.images import Reading, Square
-from raycap.stages.pictures import open_pictures
-from raycap.tables import MANIFEST
+from raycap.bulk.pictures import open_pictures
+from raycap.schema import MANIFEST
 
 uris = json.load(open(sys.argv[1]))
 row = {"key": "", "split": "", "references": [], "bytes": None, "error": ""}
@@ -45,7 +45,7 @@ WRITE = """
 import json, sys
 from raycap.fetch import BYTES_IN_MEMORY, Fetch
 from raycap.fetch.trust import ANYTHING
-from raycap.runs import RunFolder
+from raycap.storage import RunFolder
 from raycap.sinks import Sinks, webdataset
 
 options = Fetch(allow_private=True, deadline=600, read_timeout=600)
@@ -75,7 +75,9 @@ def measured(program: str, argument: Path) -> tuple[int, int, dict[str, int]]:
 
 
 @pytest.mark.parametrize("where", ["web", "disc"])
-def test_a_worker_holds_a_few_bodies_however_many_rows_it_opens(where: str, large: Path, tmp_path: Path) -> None:
+def test_a_worker_holds_a_few_bodies_however_many_rows_it_opens(
+    where: str, large: Path, tmp_path: Path
+) -> None:
     with serving({"/0.png": large.read_bytes()}) as server:
         uri = server.url("/0.png") if where == "web" else str(large)
         (tmp_path / "uris.json").write_text(json.dumps([uri] * ROWS))
@@ -86,15 +88,25 @@ def test_a_worker_holds_a_few_bodies_however_many_rows_it_opens(where: str, larg
 
 def test_the_webdataset_sink_holds_a_few_bodies(large: Path, tmp_path: Path) -> None:
     with serving({"/0.png": large.read_bytes()}) as server:
-        row = {"caption": "a", "score": 0.0, "alternatives": [], "status": "success", "error_message": ""}
+        row = {
+            "caption": "a",
+            "score": 0.0,
+            "alternatives": [],
+            "status": "success",
+            "error_message": "",
+        }
         row |= {"width": 1, "height": 1, "sha256": ""}
-        rows = [{**row, "key": f"{number}.png", "uri": server.url("/0.png")} for number in range(ROWS)]
+        rows = [
+            {**row, "key": f"{number}.png", "uri": server.url("/0.png")} for number in range(ROWS)
+        ]
         (tmp_path / "captions").mkdir()
         pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "captions" / "a.parquet")
         peak, budget, _ = measured(WRITE, tmp_path)
     with tarfile.open(tmp_path / "webdataset" / "a.tar") as tar:
         found = {member.name: member.size for member in tar}
-    assert [name for name in found if name.endswith("png")] == [f"{number:06d}.png" for number in range(ROWS)]
+    assert [name for name in found if name.endswith("png")] == [
+        f"{number:06d}.png" for number in range(ROWS)
+    ]
     assert {size for name, size in found.items() if name.endswith("png")} == {large.stat().st_size}
     assert peak < 2 * (budget + BODY) + REST < ROWS * BODY
     assert not list((tmp_path / "_staged").iterdir())

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raycap.errors import UserError
 from raycap.metrics import METRICS, Corpus
-from raycap.refusal import Refusal
 
-pytest.importorskip("pycocoevalcap", reason="needs pycocoevalcap: pip install 'raycap[coco-metrics]'")
+pytest.importorskip(
+    "pycocoevalcap", reason="needs pycocoevalcap: pip install 'raycap[coco-metrics]'"
+)
 
 
 @pytest.fixture
@@ -24,7 +26,9 @@ def test_meteor_equals_the_reference(shared_data: Path) -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
     parts = {
-        part: json.loads((shared_data / "reference-scores" / f"coco_val2017_human_{part}.json").read_text())
+        part: json.loads(
+            (shared_data / "reference-scores" / f"coco_val2017_human_{part}.json").read_text()
+        )
         for part in ("cands", "refs", "scores")
     }
     keys = parts["scores"]["image_ids"][:200]
@@ -34,10 +38,13 @@ def test_meteor_equals_the_reference(shared_data: Path) -> None:
         references.setdefault(row["image_id"], []).append(row["caption"])
     corpus = Corpus(
         [captions[key] for key in keys] + ["a dog runs", "", "||| dog", "zzz"],
-        [references[key] for key in keys] + [["a dog runs"], ["a dog"], ["the | dog", "cat"], ["a dog"]],
+        [references[key] for key in keys]
+        + [["a dog runs"], ["a dog"], ["the | dog", "cat"], ["a dog"]],
     )
     (answer,) = METRICS["meteor"]().judge(corpus)
-    np.testing.assert_allclose(answer.scores[:200], parts["scores"]["per_image"]["METEOR"][:200], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        answer.scores[:200], parts["scores"]["per_image"]["METEOR"][:200], rtol=0, atol=1e-9
+    )
     assert answer.scores[200] == pytest.approx(1) and answer.scores[201] == answer.scores[203] == 0
     ours = {row: [tokens] for row, tokens in enumerate(corpus.tokens)}
     overall, each = Meteor().compute_score(dict(enumerate(corpus.reference_tokens)), ours)
@@ -46,18 +53,22 @@ def test_meteor_equals_the_reference(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["meteor", "spice"])
-def test_without_java_the_remedy_is_named(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_java_the_remedy_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(Refusal, match="install a Java runtime"):
+    with pytest.raises(UserError, match="install a Java runtime"):
         METRICS[name]().judge(Corpus(["a dog"], [["a dog"]]))
 
 
 @pytest.mark.usefixtures("java")
 def test_spice_scores_or_says_what_it_lacks() -> None:
-    corpus = Corpus(["a dog runs on the grass", "a red car"], [["a dog runs on the grass"], ["two cats sleep"]])
+    corpus = Corpus(
+        ["a dog runs on the grass", "a red car"], [["a dog runs on the grass"], ["two cats sleep"]]
+    )
     try:
         (answer,) = METRICS["spice"]().judge(corpus)
-    except Refusal as refusal:
+    except UserError as refusal:
         assert "get_stanford_models" in str(refusal)
         pytest.skip("needs Stanford CoreNLP: python -m pycocoevalcap.spice.get_stanford_models")
     assert answer.scores.tolist() == [1, 0]

@@ -12,9 +12,9 @@ from PIL import Image, ImageFont
 from server import serving
 from small_captioner import photos, save_captioner
 
-from raycap import captioned
-from raycap.captioner import Captioner
+from raycap.captioners.trained import Captioner
 from raycap.cli import main
+from raycap.report import drawing as captioned
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,10 @@ def test_of_several_a_bad_one_costs_only_itself(
     assert main(["caption", *names, "--model", str(model), "--batch", "2"]) == 1
     told = capsys.readouterr()
     said = Captioner.load(model).caption([names[0], names[3]])
-    assert told.out.splitlines() == [f"{names[0]}: {said[0].caption}", f"{names[3]}: {said[1].caption}"]
+    assert told.out.splitlines() == [
+        f"{names[0]}: {said[0].caption}",
+        f"{names[3]}: {said[1].caption}",
+    ]
     reasons = told.err.splitlines()
     assert reasons[0].startswith("raycap: photos/bad\\n.png: failed_to_decode: not a picture")
     assert reasons[1] == "raycap: photos/none.png: failed_to_fetch: no such file: photos/none.png"
@@ -90,11 +93,16 @@ def test_drawings_are_of_the_photo_and_replace_only_their_own_kind(
     assert Path("00000.attention.png").read_bytes() == b"mine"
     photo = Image.open(folder / "00000.png").convert("RGB")
     with Image.open("00000.captioned.png") as drawing:
-        assert drawing.info["Title"] == Captioner.load(model).caption([folder / "00000.png"])[0].caption
+        assert (
+            drawing.info["Title"]
+            == Captioner.load(model).caption([folder / "00000.png"])[0].caption
+        )
         left, top = (drawing.width - photo.width) // 2, captioned.LEAST_WIDTH // 24
         shown = drawing.crop((left, top, left + photo.width, top + photo.height))
         assert np.array_equal(np.asarray(shown), np.asarray(photo))
-        below = np.asarray(drawing.crop((0, top + photo.height, drawing.width, drawing.height)).convert("L"))
+        below = np.asarray(
+            drawing.crop((0, top + photo.height, drawing.width, drawing.height)).convert("L")
+        )
         assert below.min() < 60 and (below == 255).mean() > 0.8, "ink on paper"
     with Image.open("00000-2.attention.png") as panel:
         assert panel.format == "PNG" and panel.width > 500
@@ -107,7 +115,10 @@ def test_drawings_are_of_the_photo_and_replace_only_their_own_kind(
     assert Path("00000.captioned.png").read_bytes() == before
 
 
-@given(st.lists(st.text("abcdefgh", min_size=1, max_size=30), min_size=1, max_size=30), st.integers(60, 600))
+@given(
+    st.lists(st.text("abcdefgh", min_size=1, max_size=30), min_size=1, max_size=30),
+    st.integers(60, 600),
+)
 def test_lines_hold_every_word_in_its_order_and_fit(words: list[str], width: int) -> None:
     font = captioned._font(18)
     lines = captioned._wrapped(" ".join(words), font, width)
@@ -118,7 +129,9 @@ def test_lines_hold_every_word_in_its_order_and_fit(words: list[str], width: int
 
 @pytest.mark.parametrize("size", [(3000, 40), (40, 3000), (1, 1), (2000, 1500)])
 def test_every_shape_of_photo_is_drawn(size: tuple[int, int]) -> None:
-    drawn = captioned.draw(np.zeros((size[1], size[0], 3), np.uint8), "una persona y un niño", ["кошка спит"] * 3)
+    drawn = captioned.draw(
+        np.zeros((size[1], size[0], 3), np.uint8), "una persona y un niño", ["кошка спит"] * 3
+    )
     assert max(drawn.size) < captioned.LONGEST_SIDE + 400
 
 

@@ -19,7 +19,9 @@ RAMP = np.tile(np.linspace(0, 1, WIDTH), (HEIGHT, 1))
 COLOURS = np.dstack([RAMP, RAMP[:, ::-1], RAMP * 0 + 0.3])
 COVER = np.where(np.arange(HEIGHT)[:, None] < 8, 1.0, 0.4) * np.ones((HEIGHT, WIDTH))
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of what it finds in broken metadata
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # Pillow warns of what it finds in broken metadata
 
 
 def off(data: bytes, expected: np.ndarray) -> float:
@@ -46,14 +48,20 @@ def test_tiff_greys(bits: int) -> None:
     levels = np.round(RAMP * (2**bits - 1))
     expected = levels / (2**bits - 1) * 255
     for tile, layout in itertools.product((0, 16), ORDERS):
-        assert off(tiff_of(levels[:, :, None], bits, 1, tile=tile, **layout), expected) <= 1, layout
-        assert off(tiff_of(levels[:, :, None], bits, 0, tile=tile, **layout), 255 - expected) <= 1, layout
+        assert off(tiff_of(levels[:, :, None], bits, 1, tile=tile, **layout), expected) <= 1, (
+            layout
+        )
+        assert (
+            off(tiff_of(levels[:, :, None], bits, 0, tile=tile, **layout), 255 - expected) <= 1
+        ), layout
 
 
 def test_tiff_floats_and_signed_numbers() -> None:
     for layout in ORDERS:
         assert off(tiff_of(RAMP[:, :, None], 32, 1, kind="f", **layout), RAMP * 255) <= 1, layout
-        assert off(tiff_of(RAMP[:, :, None], 32, 0, kind="f", **layout), 255 - RAMP * 255) <= 1, layout
+        assert off(tiff_of(RAMP[:, :, None], 32, 0, kind="f", **layout), 255 - RAMP * 255) <= 1, (
+            layout
+        )
         for bits in (16, 32):  # of unknown range: the smallest usual one that holds all levels
             levels = np.round(RAMP * 255)[:, :, None]
             assert off(tiff_of(levels, bits, 1, kind="i", **layout), levels[:, :, 0]) <= 1, layout
@@ -65,7 +73,9 @@ def test_tiff_colour_maps(bits: int) -> None:
     places = np.round(RAMP * (2**bits - 1)).astype(int)
     for scale, layout in itertools.product((1, 257), ORDERS):
         tags = {320: tuple((colours * scale).ravel().tolist())}
-        assert off(tiff_of(places[:, :, None], bits, 3, tags=tags, **layout), colours.T[places]) == 0, layout
+        assert (
+            off(tiff_of(places[:, :, None], bits, 3, tags=tags, **layout), colours.T[places]) == 0
+        ), layout
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -78,9 +88,21 @@ def test_tiff_colours(bits: int) -> None:
         2: on_white(COLOURS * 255, cover),
     }
     for extra, planar, tile, layout in itertools.product(shown, (False, True), (0, 16), ORDERS):
-        stored = COLOURS if extra is None else np.dstack([COLOURS * (cover if extra == 1 else 1), COVER])
+        stored = (
+            COLOURS
+            if extra is None
+            else np.dstack([COLOURS * (cover if extra == 1 else 1), COVER])
+        )
         tags = {} if extra is None else {338: (extra,)}
-        data = tiff_of(np.round(stored * (2**bits - 1)), bits, 2, planar=planar, tile=tile, tags=tags, **layout)
+        data = tiff_of(
+            np.round(stored * (2**bits - 1)),
+            bits,
+            2,
+            planar=planar,
+            tile=tile,
+            tags=tags,
+            **layout,
+        )
         assert off(data, shown[extra]) <= 4, (extra, planar, tile, layout)
     ink = np.dstack([RAMP, RAMP[:, ::-1], RAMP * 0, RAMP * 0 + 0.2])
     for planar, layout in itertools.product((False, True), ORDERS):
@@ -92,7 +114,10 @@ def test_tiff_greys_with_alpha_and_other_colours() -> None:
     for extra, layout in itertools.product((0, 1, 2), ORDERS):
         stored = np.dstack([RAMP * (COVER if extra == 1 else 1), COVER])
         expected = on_white(RAMP * 255, COVER) if extra else RAMP * 255
-        assert off(tiff_of(np.round(stored * 255), 8, 1, tags={338: (extra,)}, **layout), expected) <= 4
+        assert (
+            off(tiff_of(np.round(stored * 255), 8, 1, tags={338: (extra,)}, **layout), expected)
+            <= 4
+        )
     rgb = (COLOURS * 255).astype(np.uint8)
     luma = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
     lab = np.dstack([RAMP * 255, RAMP * 0, RAMP * 0])
@@ -108,7 +133,15 @@ def test_what_no_decoder_reads_is_refused_with_a_reason() -> None:
     assert read_picture(data, PLAIN).error.startswith("broken tiff: ")
 
 
-PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 
 
 def png_rows(levels: np.ndarray, depth: int, interlaced: bool) -> bytes:
@@ -118,7 +151,8 @@ def png_rows(levels: np.ndarray, depth: int, interlaced: bool) -> bytes:
             packed = flat.astype(">u2").view(np.uint8).reshape(len(part), -1)
         else:
             packed = np.packbits(
-                ((flat[:, :, None] >> np.arange(depth - 1, -1, -1)) & 1).reshape(len(part), -1), axis=1
+                ((flat[:, :, None] >> np.arange(depth - 1, -1, -1)) & 1).reshape(len(part), -1),
+                axis=1,
             )
         return b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in packed)
 
@@ -128,7 +162,9 @@ def png_rows(levels: np.ndarray, depth: int, interlaced: bool) -> bytes:
     return b"".join(rows(part) for part in parts if part.size)
 
 
-def png_of(shape: tuple[int, ...], depth: int, kind: int, rows: bytes, before: bytes, interlaced: bool) -> bytes:
+def png_of(
+    shape: tuple[int, ...], depth: int, kind: int, rows: bytes, before: bytes, interlaced: bool
+) -> bytes:
     header = struct.pack(">IIBBBBB", shape[1], shape[0], depth, kind, 0, 0, int(interlaced))
     body = before + chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
@@ -136,7 +172,13 @@ def png_of(shape: tuple[int, ...], depth: int, kind: int, rows: bytes, before: b
 
 PNG_KINDS = [
     (kind, depth)
-    for kind, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items()
+    for kind, depths in {
+        0: (1, 2, 4, 8, 16),
+        2: (8, 16),
+        3: (1, 2, 4, 8),
+        4: (8, 16),
+        6: (8, 16),
+    }.items()
     for depth in depths
 ]
 
@@ -150,15 +192,23 @@ def test_png_kinds_holes_and_missing_rows(kind: int, depth: int, interlaced: boo
     levels[5:9] = levels[3, 3]
     for holes in (False, True):
         before, cover = b"", np.ones((23, 37))
-        colours = levels[:, :, : channels - 1 if kind in (4, 6) else channels] / top * 255 * np.ones(3)
+        colours = (
+            levels[:, :, : channels - 1 if kind in (4, 6) else channels] / top * 255 * np.ones(3)
+        )
         if kind == 3:
             palette = chance.integers(0, 256, (top + 1, 3))
-            before, colours = chunk(b"PLTE", palette.astype(np.uint8).tobytes()), palette[levels[:, :, 0]]
+            before, colours = (
+                chunk(b"PLTE", palette.astype(np.uint8).tobytes()),
+                palette[levels[:, :, 0]],
+            )
         if kind in (4, 6):
             cover = levels[:, :, -1] / top
         if holes and kind in (0, 2):
             key = levels[3, 3]
-            before, cover = chunk(b"tRNS", key.astype(">u2").tobytes()), 1.0 - (levels == key).all(2)
+            before, cover = (
+                chunk(b"tRNS", key.astype(">u2").tobytes()),
+                1.0 - (levels == key).all(2),
+            )
         if holes and kind == 3:
             alphas = chance.integers(0, 256, max(1, top // 2))
             before += chunk(b"tRNS", alphas.astype(np.uint8).tobytes())
@@ -167,7 +217,9 @@ def test_png_kinds_holes_and_missing_rows(kind: int, depth: int, interlaced: boo
         data = png_of(levels.shape, depth, kind, rows, before, interlaced)
         assert off(data, on_white(colours, cover[:, :, None])) <= 2  # 16 bits keep their high byte
         for share in (0.5, 0.9):
-            short = png_of(levels.shape, depth, kind, rows[: int(len(rows) * share)], before, interlaced)
+            short = png_of(
+                levels.shape, depth, kind, rows[: int(len(rows) * share)], before, interlaced
+            )
             assert read_picture(short, PLAIN).error.startswith("truncated png")
             assert read_picture(short, Reading(salvage_truncated=True)).error == ""
 
@@ -175,7 +227,9 @@ def test_png_kinds_holes_and_missing_rows(kind: int, depth: int, interlaced: boo
 def test_only_colours_with_all_16_bits_of_the_key_are_holes() -> None:
     levels = np.full((8, 8, 3), 0x1234)
     levels[4:] = 0x1235
-    data = png_of(levels.shape, 16, 2, png_rows(levels, 16, False), chunk(b"tRNS", b"\x12\x34" * 3), False)
+    data = png_of(
+        levels.shape, 16, 2, png_rows(levels, 16, False), chunk(b"tRNS", b"\x12\x34" * 3), False
+    )
     pixels = read_whole(data, PLAIN).pixels
     assert pixels[0, 0].tolist() == [255] * 3
     assert pixels[7, 7].tolist() == [0x12] * 3
@@ -184,21 +238,33 @@ def test_only_colours_with_all_16_bits_of_the_key_are_holes() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"subsampling": 0}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 1}, {"progressive": True}],
+    [
+        {},
+        {"subsampling": 0},
+        {"restart_marker_blocks": 3},
+        {"restart_marker_rows": 1},
+        {"progressive": True},
+    ],
 )
 def test_jpegs_cut_and_closed(mode: str, options: dict[str, Any]) -> None:
     photo = textured().resize((192, 128), Image.Resampling.NEAREST).convert(mode)
     data = jpeg(photo, **options)
     assert read_picture(data, PLAIN).error == ""
     start = data.index(b"\xff\xda") + 14
-    first = data.find(b"\xff\xc4", start) if "progressive" in options else len(data)  # the end of the first scan
+    first = (
+        data.find(b"\xff\xc4", start) if "progressive" in options else len(data)
+    )  # the end of the first scan
     for share in (0.2, 0.5, 0.9):
         cut = data[: start + int((first - start) * share)].rstrip(b"\xff") + b"\xff\xd9"
         for square in (Square(), Square(size=16)):
             assert read_picture(cut, PLAIN, square).error.startswith("truncated jpeg")
         assert read_picture(cut, Reading(salvage_truncated=True)).error == ""
     for size in ((8, 8), (17, 33), (300, 200)):  # whole pictures of the grey that decoders leave
-        grey = Image.new("L", size, 128).convert(mode) if mode != "CMYK" else Image.new(mode, size, (128,) * 4)
+        grey = (
+            Image.new("L", size, 128).convert(mode)
+            if mode != "CMYK"
+            else Image.new(mode, size, (128,) * 4)
+        )
         assert read_picture(jpeg(grey, **options), PLAIN).error == ""
 
 
@@ -209,7 +275,10 @@ def test_jpegs_cut_and_closed(mode: str, options: dict[str, Any]) -> None:
 )
 def test_coded_colours(primaries: int, matrix: np.ndarray, transfer: int, light: Any) -> None:
     levels = np.random.default_rng(0).integers(40, 216, (8, 8, 3))
-    shown = to_srgb(Image.fromarray(levels.astype(np.uint8)), Colours(profile=coded_profile(primaries, transfer)))
+    shown = to_srgb(
+        Image.fromarray(levels.astype(np.uint8)),
+        Colours(profile=coded_profile(primaries, transfer)),
+    )
     rgb = (light(levels) @ (np.linalg.inv(SRGB) @ matrix).T).clip(0, 1)
     expected = 255 * np.where(rgb <= 0.0031308, rgb * 12.92, 1.055 * rgb ** (1 / 2.4) - 0.055)
     assert np.abs(np.asarray(shown) - expected).max() <= 2
@@ -218,7 +287,9 @@ def test_coded_colours(primaries: int, matrix: np.ndarray, transfer: int, light:
 @pytest.mark.parametrize("transfer", [16, 18])
 def test_hdr_shows_paper_as_white(transfer: int) -> None:
     grey = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 256, 3)
-    shown = np.asarray(to_srgb(Image.fromarray(grey), Colours(profile=coded_profile(9, transfer)))).astype(int)
+    shown = np.asarray(
+        to_srgb(Image.fromarray(grey), Colours(profile=coded_profile(9, transfer)))
+    ).astype(int)
     paper = {16: 0.5807, 18: 0.75}[transfer]  # 203 candelas, by ITU-R BT.2408
     assert (np.diff(shown[0, :, 0]) >= 0).all()
     assert shown[0, round(255 * paper) + 3].min() >= 253
@@ -239,7 +310,9 @@ def test_ppm_kinds(kind: str, white: int) -> None:
     number, shape = int(kind[1]), (5, 13, 3 if kind in ("P3", "P6") else 1)
     white = 1 if number in (1, 4) else white
     levels = np.random.default_rng(number).integers(0, white + 1, shape)
-    head = f"{kind}\n# a comment\n{shape[1]} {shape[0]}\n" + ("" if number in (1, 4) else f"{white}\n")
+    head = f"{kind}\n# a comment\n{shape[1]} {shape[0]}\n" + (
+        "" if number in (1, 4) else f"{white}\n"
+    )
     if number <= 3:
         body = "\n".join(" ".join(map(str, row.ravel())) for row in levels).encode()
     elif number == 4:
@@ -249,7 +322,9 @@ def test_ppm_kinds(kind: str, white: int) -> None:
     expected = levels / white * 255 * np.ones(3)
     expected = 255 - expected if number in (1, 4) else expected
     assert off(head.encode() + body, expected) <= 1
-    assert read_picture(head.encode() + body[: len(body) // 2], PLAIN).error.startswith("truncated ppm")
+    assert read_picture(head.encode() + body[: len(body) // 2], PLAIN).error.startswith(
+        "truncated ppm"
+    )
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "JPEG2000", "PNG"])

@@ -31,8 +31,8 @@ from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
 from raycap.report.gallery import Collection
 from raycap.report.thumbnails import Room, thumbnails
+from raycap.schema import CAPTIONS
 from raycap.sources import Shapes
-from raycap.tables import CAPTIONS
 from raycap.tuning.trials import Trial, write_table
 
 HOSTILE = [
@@ -53,8 +53,20 @@ PICTURES = 30
 def row(key: str, caption: str, place: int, uri: str, status: str = "success") -> dict[str, Any]:
     reason = "" if status == "success" else f"HTTP 404: <b>{key}</b> is not there"
     alternatives = [{"caption": f"{caption} or so", "score": -3.0}]
-    fixed = {"key": key, "uri": uri, "caption": caption, "score": -place / 10, "alternatives": alternatives}
-    return fixed | {"status": status, "error_message": reason, "width": 4, "height": 3, "sha256": ""}
+    fixed = {
+        "key": key,
+        "uri": uri,
+        "caption": caption,
+        "score": -place / 10,
+        "alternatives": alternatives,
+    }
+    return fixed | {
+        "status": status,
+        "error_message": reason,
+        "width": 4,
+        "height": 3,
+        "sha256": "",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +82,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hostile = HOSTILE[place] if place < len(HOSTILE) else ""
         key = f"{place} {hostile}.jpg"
         truth = f"a dog number{place} runs on the grass {hostile}".strip()
-        status = "failed_to_fetch" if place in (11, 12) else "failed_to_decode" if place == 13 else "success"
+        status = (
+            "failed_to_fetch"
+            if place in (11, 12)
+            else "failed_to_decode"
+            if place == 13
+            else "success"
+        )
         first.append(row(key, truth if status == "success" else "", place, str(uri), status))
         second.append(row(key, f"a cat {hostile or 'sits'}", place, str(uri)))
         references.append(
-            {"key": key, "path": f"{place}.jpg", "references": [truth, f"the dog number{place} is on grass"]}
+            {
+                "key": key,
+                "path": f"{place}.jpg",
+                "references": [truth, f"the dog number{place} is on grass"],
+            }
         )
     pq.write_table(pa.Table.from_pylist(first, CAPTIONS), folder / "first.parquet")
     pq.write_table(pa.Table.from_pylist(second[1:], CAPTIONS), folder / "_second <b> $x$.parquet")
-    (folder / "references.jsonl").write_text("".join(json.dumps(line) + "\n" for line in references))
+    (folder / "references.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in references)
+    )
     return folder
 
 
@@ -116,10 +140,14 @@ def two(made: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+    selenium = pytest.importorskip(
+        "selenium.webdriver", reason="needs selenium: pip install selenium"
+    )
     from selenium.webdriver.chrome.service import Service
 
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     driver = shutil.which("chromedriver")
     if not program or not driver:
         pytest.skip("needs Chromium and chromedriver: apt-get install chromium chromium-driver")
@@ -137,7 +165,10 @@ def opened(browser: Any, page: Path, width: int = 1280, dark: bool = False) -> N
     """The page, freshly loaded, in a window of that width."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    wishes = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+    wishes = {
+        "prefers-color-scheme": "dark" if dark else "light",
+        "prefers-reduced-motion": "reduce",
+    }
     features = [{"name": name, "value": value} for name, value in wishes.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     for log in ("browser", "performance"):
@@ -151,9 +182,7 @@ def shown(browser: Any) -> list[int]:
         "return [...document.querySelectorAll('#gallery .picture')].filter(e => !e.hidden)"
         ".map(e => parseInt(e.querySelector('.key').textContent))"
     )
-    settle = (
-        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20)))"
-    )
+    settle = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20)))"
     browser.execute_async_script(settle)
     return list(browser.execute_script(script))
 
@@ -183,7 +212,9 @@ def test_the_page_loads_without_errors_and_requests(
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [
-        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
     ]
     assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
 
@@ -205,7 +236,10 @@ def test_hostile_words_are_words(browser: Any, name: str, request: pytest.Fixtur
         said = "".join(character if character >= " " else "�" for character in hostile)
         assert f"a dog number{HOSTILE.index(hostile)} runs on the grass {said}" in words
     assert (
-        browser.execute_script("return document.querySelectorAll('[onerror], [onload], [onmouseover]').length") == 0
+        browser.execute_script(
+            "return document.querySelectorAll('[onerror], [onload], [onmouseover]').length"
+        )
+        == 0
     )
 
 
@@ -240,12 +274,17 @@ def test_search_filters_and_sorting_work(browser: Any, one: Path) -> None:
 def test_a_comparison_shows_both_and_sorts_by_difference(browser: Any, two: Path) -> None:
     opened(browser, two)
     item = browser.find_elements("css selector", ".picture")[20]
-    assert [name.text for name in item.find_elements("css selector", "h3")] == ["first", "_second <b> $x$"]
+    assert [name.text for name in item.find_elements("css selector", "h3")] == [
+        "first",
+        "_second <b> $x$",
+    ]
     words = item.get_property("textContent")
     for said in ("a dog number20 runs on the grass", "a cat sits", "the dog number20 is on grass"):
         assert said in words
     assert item.find_elements("css selector", "details[open]")  # the references
-    legend = browser.execute_script("return [...document.querySelectorAll('svg text')].map(e => e.textContent)")
+    legend = browser.execute_script(
+        "return [...document.querySelectorAll('svg text')].map(e => e.textContent)"
+    )
     assert {"first", "_second <b> $x$"} <= set(legend)
     assert browser.find_elements("css selector", "td.won")
     put(browser, "measure", "difference between tables")
@@ -286,7 +325,9 @@ def test_dark_and_light_are_both_readable(browser: Any, two: Path) -> None:
 def _luminance(colour: str) -> float:
     """WCAG's, of rgb(r, g, b)."""
     shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    linear = [
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -299,9 +340,13 @@ def test_screen_readers_and_keyboards_find_their_way(browser: Any, two: Path) ->
     assert ask(
         "return [...document.querySelectorAll('#controls input, #controls select')].every(e => e.labels.length)"
     )
-    assert ask("return [...document.querySelectorAll('figure')].every(e => e.getAttribute('aria-label'))")
+    assert ask(
+        "return [...document.querySelectorAll('figure')].every(e => e.getAttribute('aria-label'))"
+    )
     assert ask("return document.querySelector('output').getAttribute('aria-live')") == "polite"
-    assert ask("return [...document.querySelectorAll('nav a')].every(e => document.querySelector(e.hash))")
+    assert ask(
+        "return [...document.querySelectorAll('nav a')].every(e => document.querySelector(e.hash))"
+    )
     focused = "const e = document.activeElement; return e.name || e.hash || e.type || e.tagName"
     search = browser.find_element("css selector", "[name=search]")
     search.click()
@@ -314,7 +359,10 @@ def test_screen_readers_and_keyboards_find_their_way(browser: Any, two: Path) ->
 
 def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
     out = made / "run.html"
-    runs = [written_run(made / "runs" / name, grade) for name, grade in (("fine_tuned", 1.0), ("frozen", 0.5))]
+    runs = [
+        written_run(made / "runs" / name, grade)
+        for name, grade in (("fine_tuned", 1.0), ("frozen", 0.5))
+    ]
     references = [
         "--references",
         str(made / "references.jsonl"),
@@ -331,7 +379,9 @@ def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
     words = browser.execute_script("return document.querySelector('main').textContent")
     assert "3 epochs of 30 steps, not finished; kept: epoch 2" in " ".join(words.split())
-    assert browser.execute_script("return document.querySelectorAll('.epochs tbody tr').length") == 3
+    assert (
+        browser.execute_script("return document.querySelectorAll('.epochs tbody tr').length") == 3
+    )
     assert browser.execute_script("return document.querySelectorAll('tr.kept').length") == 1
     grown = browser.execute_script(
         "return [...document.querySelectorAll('.growth li')].map(e => e.textContent.trim())"
@@ -342,13 +392,19 @@ def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
         "epoch 2 a <b>2</b>",
         "epoch 3 a <b>3</b>",
     ]
-    assert browser.execute_script("return document.images.length") == 1  # the source knows the picture
+    assert (
+        browser.execute_script("return document.images.length") == 1
+    )  # the source knows the picture
     assert len(browser.find_elements("css selector", "figure")) == 5
-    assert not browser.find_elements("css selector", "#extremes"), "an old run has no validation.jsonl"
+    assert not browser.find_elements("css selector", "#extremes"), (
+        "an old run has no validation.jsonl"
+    )
     assert main(["report", *runs, str(made / "first.parquet"), *references]) == 0
     opened(browser, out)
     assert len(shown(browser)) == PICTURES
-    legend = browser.execute_script("return [...document.querySelectorAll('svg text')].map(e => e.textContent)")
+    legend = browser.execute_script(
+        "return [...document.querySelectorAll('svg text')].map(e => e.textContent)"
+    )
     assert legend.count("fine_tuned") == legend.count("frozen") == 5
     assert window_pwned(browser) is None
 
@@ -360,13 +416,21 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
     truth = [json.loads(line) for line in (made / "references.jsonl").read_text().splitlines()]
     chance = np.random.default_rng(1)
     pictures: list[dict[str, Any]] = [
-        {"key": each["key"], "caption": f"said {place} {HOSTILE[place % 10]}", "cider_d": float(score)}
+        {
+            "key": each["key"],
+            "caption": f"said {place} {HOSTILE[place % 10]}",
+            "cider_d": float(score),
+        }
         | {"references": each["references"]}
-        for place, (each, score) in enumerate(zip(truth, chance.permutation(len(truth)) / 10, strict=True))
+        for place, (each, score) in enumerate(
+            zip(truth, chance.permutation(len(truth)) / 10, strict=True)
+        )
     ]
     for picture in pictures[:5]:
         picture |= {"words": ["a", "<i>dog</i>"], "attention": np.eye(4)[:2].tolist()}
-    (run / "validation.jsonl").write_text("".join(json.dumps(picture) + "\n" for picture in pictures))
+    (run / "validation.jsonl").write_text(
+        "".join(json.dumps(picture) + "\n" for picture in pictures)
+    )
     (run / "captioner").mkdir()
     encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
     (run / "captioner" / "config.json").write_text(json.dumps({"encoder": encoder}))
@@ -385,7 +449,9 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
     assert browser.execute_script("return [...document.images].every(e => e.alt.trim())")
     assert browser.execute_script("return document.images.length") == 8 + 3 + 1
     for reference in order[0]["references"]:
-        assert html.escape(reference, quote=False).split(" on ")[0] in out.read_text(encoding="utf-8")
+        assert html.escape(reference, quote=False).split(" on ")[0] in out.read_text(
+            encoding="utf-8"
+        )
     assert main(arguments) == 0
     text = out.read_text(encoding="utf-8")
     assert "<img" not in text and "give --references SOURCE, which has the pictures" in text
@@ -413,7 +479,11 @@ def test_a_sweep_is_a_page_too(browser: Any, tmp_path: Path) -> None:
             tmp_path,
             status,
             HOSTILE[0] if status == "failed" else "",
-            {"train.lr": 10.0**-number, "train.batch": 8 << number % 2, "train.data_name": HOSTILE[number]},
+            {
+                "train.lr": 10.0**-number,
+                "train.batch": 8 << number % 2,
+                "train.data_name": HOSTILE[number],
+            },
             curve,
             int(np.argmax(curve)) + 1 if curve else 0,
             60.0,
@@ -428,15 +498,25 @@ def test_a_sweep_is_a_page_too(browser: Any, tmp_path: Path) -> None:
         opened(browser, out, width, dark)
         assert browser.get_log("browser") == []
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert len(browser.find_elements("css selector", "figure svg")) == 1 + 3  # all curves, and each option
+    assert (
+        len(browser.find_elements("css selector", "figure svg")) == 1 + 3
+    )  # all curves, and each option
     names = browser.execute_script(
         "return [...document.querySelectorAll('.trials tbody th')].map(e => e.textContent)"
     )
     assert [name.split()[0] for name in names] == ["0000", "0002", "0001"]
-    words = " ".join(browser.execute_script("return document.querySelector('main').textContent").split())
-    assert "4 trials: 2 finished 1 stopped 1 failed Best: trial 0000, CIDEr-D 0.3000 after epoch 2" in words
+    words = " ".join(
+        browser.execute_script("return document.querySelector('main').textContent").split()
+    )
+    assert (
+        "4 trials: 2 finished 1 stopped 1 failed Best: trial 0000, CIDEr-D 0.3000 after epoch 2"
+        in words
+    )
     assert words.count(HOSTILE[0]) >= 2 and HOSTILE[1] in words and HOSTILE[2] in words
-    assert window_pwned(browser) is None and browser.execute_script("return document.scripts.length") == 1
+    assert (
+        window_pwned(browser) is None
+        and browser.execute_script("return document.scripts.length") == 1
+    )
 
 
 def test_where_the_captioner_looked_is_drawn(
@@ -446,11 +526,16 @@ def test_where_the_captioner_looked_is_drawn(
     maps = np.eye(4, dtype=np.float16)[:3].tolist()
     rows = [
         row(f"{place}.jpg", " ".join(words), place, str(made / f"{place}.jpg"), status)
-        | {"words": words if status == "success" else [], "attention": maps if status == "success" else []}
+        | {
+            "words": words if status == "success" else [],
+            "attention": maps if status == "success" else [],
+        }
         for place, status in enumerate(["success"] * 6 + ["failed_to_decode"])
     ]
     (tmp_path / "run" / "captions").mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, LOOKED), tmp_path / "run" / "captions" / "part.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, LOOKED), tmp_path / "run" / "captions" / "part.parquet"
+    )
     (tmp_path / "model").mkdir()
     encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
     (tmp_path / "model" / "config.json").write_text(json.dumps({"encoder": encoder}))
@@ -478,12 +563,24 @@ def written_run(folder: Path, grade: float) -> str:
     lines: list[dict[str, Any]] = []
     for epoch in (1, 2, 3):
         for step in (10 * epoch - 5, 10 * epoch):
-            step_line = {"kind": "step", "phase": "cross_entropy", "epoch": epoch, "step": step, "lr": 1e-3}
-            lines.append({**step_line, "training_loss": 3 / step, "training_accuracy": 0.1 * epoch})
+            step_line = {
+                "kind": "step",
+                "phase": "cross_entropy",
+                "epoch": epoch,
+                "step": step,
+                "lr": 1e-3,
+            }
+            lines.append(
+                {**step_line, "training_loss": 3 / step, "training_accuracy": 0.1 * epoch}
+            )
             if step == 15:
                 sample = {"key": f"9 {HOSTILE[9]}.jpg", "caption": "a <i>", "reference": "a dog"}
                 lines.append({"kind": "samples", "step": step, "samples": [sample]})
-        sample = {"key": f"9 {HOSTILE[9]}.jpg", "caption": f"a <b>{epoch}</b>", "reference": "a dog"}
+        sample = {
+            "key": f"9 {HOSTILE[9]}.jpg",
+            "caption": f"a <b>{epoch}</b>",
+            "reference": "a dog",
+        }
         epoch_line = {
             "kind": "epoch",
             "phase": "cross_entropy",
@@ -498,15 +595,26 @@ def written_run(folder: Path, grade: float) -> str:
             "cut_off": 0.0,
             "distinct": 1.0,
         }
-        losses = {"training_loss": 2 / epoch, "validation_loss": 2.5 / epoch, "accuracy": 0.2, "seconds": 1.5}
+        losses = {
+            "training_loss": 2 / epoch,
+            "validation_loss": 2.5 / epoch,
+            "accuracy": 0.2,
+            "seconds": 1.5,
+        }
         lines.append({**epoch_line, **losses, **scores, "samples": [sample]})
     half = '{"kind": "ste'  # what a killed run may leave
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + half)
-    (folder / "config.yaml").write_text("train: {note: '</pre><script>window.pwned = 6</script>'}\n")
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + half
+    )
+    (folder / "config.yaml").write_text(
+        "train: {note: '</pre><script>window.pwned = 6</script>'}\n"
+    )
     return str(folder)
 
 
-def test_a_run_that_has_not_begun_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_has_not_begun_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert main(["report", str(tmp_path)]) == 2
     assert "only begun" in capsys.readouterr().err
@@ -523,7 +631,9 @@ class Links(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")
+        ]
 
 
 def test_the_page_refers_to_nothing_outside(one: Path, two: Path) -> None:
@@ -540,14 +650,20 @@ def test_a_page_without_references_still_tells(made: Path, tmp_path: Path) -> No
     assert main(["report", str(made / "first.parquet"), *flags]) == 0
     text = out.read_text(encoding="utf-8")
     assert text.count('class="picture"') == 12
-    assert "&lt;My&gt; title" in text and "2 failed to fetch" in text and "12 of 30 are shown" in text
+    assert (
+        "&lt;My&gt; title" in text and "2 failed to fetch" in text and "12 of 30 are shown" in text
+    )
     assert "CIDEr" not in text
     assert main(["report", "--out", str(out)]) == 2
     assert main(["report", str(made / "first.parquet"), "--out", "page.pdf"]) == 2
 
 
 rows_of_tables = st.lists(
-    st.tuples(st.booleans(), st.one_of(st.none(), st.floats(-9, 0)), st.sampled_from(["a dog", "", "a cat"])),
+    st.tuples(
+        st.booleans(),
+        st.one_of(st.none(), st.floats(-9, 0)),
+        st.sampled_from(["a dog", "", "a cat"]),
+    ),
     min_size=1,
     max_size=30,
 )
@@ -558,7 +674,8 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
     tables = []
     for number, own in enumerate(drawn):
         rows = [
-            row(str(place), caption, 0, "", "success" if fine else "failed_to_decode") | {"score": score}
+            row(str(place), caption, 0, "", "success" if fine else "failed_to_decode")
+            | {"score": score}
             for place, (fine, score, caption) in enumerate(own)
         ]
         table = pa.Table.from_pylist(rows, captions.ROWS)
@@ -579,17 +696,26 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
 
 
 def test_thumbnails_keep_their_shape_and_their_bounds(made: Path) -> None:
-    uris = [str(made / "0.jpg"), str(made / "1.jpg"), str(made / "gone.jpg"), str(made / "first.parquet")]
+    uris = [
+        str(made / "0.jpg"),
+        str(made / "1.jpg"),
+        str(made / "gone.jpg"),
+        str(made / "first.parquet"),
+    ]
     trust = Trust.below(str(made))
     tall, broad, gone, no_picture = thumbnails(uris, 100, Room(1), Fetch(), trust, Reading())
     assert (tall.width, tall.height) == (71, 100) and (broad.width, broad.height) == (100, 75)
     assert not gone.data and gone.reason and not no_picture.data and no_picture.reason
-    few = thumbnails(uris[:2] * 20, 100, Room(len(tall.data) * 3 / 2**20), Fetch(), trust, Reading())
+    few = thumbnails(
+        uris[:2] * 20, 100, Room(len(tall.data) * 3 / 2**20), Fetch(), trust, Reading()
+    )
     assert 0 < sum(len(each.data) for each in few) <= len(tall.data) * 3
     assert "small" in few[-1].reason
 
 
-def test_a_table_opens_nothing_outside_of_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_opens_nothing_outside_of_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     theirs, mine = tmp_path / "theirs", tmp_path / "mine $x"
     for folder in (theirs, mine):
         folder.mkdir()
@@ -597,8 +723,19 @@ def test_a_table_opens_nothing_outside_of_its_folder(tmp_path: Path, capsys: pyt
     (theirs / "link.png").symlink_to(mine / "a.png")
     with serving({"/a.png": (mine / "a.png").read_bytes()}) as server:
         url = server.url("/a.png")
-        uris = [str(theirs / "a.png"), str(mine / "a.png"), f"file://{mine}/a.png", str(theirs / "link.png"), url]
-        uris += [f"simplecache::{url}", f"zip://a.png::{url}", f"reference://a.png::{url}", f"webhdfs:{url[5:]}"]
+        uris = [
+            str(theirs / "a.png"),
+            str(mine / "a.png"),
+            f"file://{mine}/a.png",
+            str(theirs / "link.png"),
+            url,
+        ]
+        uris += [
+            f"simplecache::{url}",
+            f"zip://a.png::{url}",
+            f"reference://a.png::{url}",
+            f"webhdfs:{url[5:]}",
+        ]
         table = [row(str(place), "a dog", place, uri) for place, uri in enumerate(uris)]
         pq.write_table(pa.Table.from_pylist(table, CAPTIONS), theirs / "table.parquet")
         page = theirs / "page.html"
@@ -612,13 +749,29 @@ def test_a_table_opens_nothing_outside_of_its_folder(tmp_path: Path, capsys: pyt
         assert page.read_text().count("data:image/jpeg") == 4 and not server.asked
 
 
-WORDS = ["$\\frac$", "$", "_x", "100%", "\\", "a" * 10_000, "<b>&", "犬", "\x1b[31m", "\u202e", "", "{", "^"]
+WORDS = [
+    "$\\frac$",
+    "$",
+    "_x",
+    "100%",
+    "\\",
+    "a" * 10_000,
+    "<b>&",
+    "犬",
+    "\x1b[31m",
+    "\u202e",
+    "",
+    "{",
+    "^",
+]
 
 
 def square_model(folder: Path) -> Path:
     """As much of a captioner as the maps need."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"encoder": part_to_plain("encoder", Pixels(size=64))}))
+    (folder / "config.json").write_text(
+        json.dumps({"encoder": part_to_plain("encoder", Pixels(size=64))})
+    )
     return folder
 
 
@@ -655,15 +808,28 @@ def test_odd_maps_are_left_out_and_said(tmp_path: Path, column: str) -> None:
     uri, maps, words = str(tmp_path / "a.png"), [[0.1, 0.2, 0.3, 0.4]] * 2, ["$\\frac$", "dog"]
     rows = [row("good", "a dog", 0, uri) | {"words": words, "attention": maps}]
     if column == "maps":
-        rows += [row(f"odd{i}", "a", 0, uri) | {"words": words, "attention": odd} for i, odd in enumerate(ODD_MAPS)]
+        rows += [
+            row(f"odd{i}", "a", 0, uri) | {"words": words, "attention": odd}
+            for i, odd in enumerate(ODD_MAPS)
+        ]
     elif column == "words":
         odd_words: list[Any] = [[], None, [None, "dog"], ["dog"]]
-        rows += [row(f"odd{i}", "a", 0, uri) | {"words": o, "attention": maps} for i, o in enumerate(odd_words)]
+        rows += [
+            row(f"odd{i}", "a", 0, uri) | {"words": o, "attention": maps}
+            for i, o in enumerate(odd_words)
+        ]
     table = pa.Table.from_pylist(rows, LOOKED)
     if column == "types":
-        table = table.set_column(table.column_names.index("attention"), "attention", pa.array(["map"]))
+        table = table.set_column(
+            table.column_names.index("attention"), "attention", pa.array(["map"])
+        )
     pq.write_table(table, tmp_path / "table.parquet")
-    flags = ["--model", str(square_model(tmp_path / "model")), "--out", str(tmp_path / "page.html")]
+    flags = [
+        "--model",
+        str(square_model(tmp_path / "model")),
+        "--out",
+        str(tmp_path / "page.html"),
+    ]
     assert main(["report", str(tmp_path / "table.parquet"), *flags]) == 0
     page = (tmp_path / "page.html").read_text()
     assert page.count('class="panel"') == (column != "types")
@@ -684,13 +850,20 @@ def test_the_captioner_that_facts_name_is_not_opened_outside(tmp_path: Path) -> 
         named += [7, ["a"], "/dev/zero"]
         for name in [*named, {"deep": []}]:
             (theirs / "facts.json").write_text(json.dumps({"model": name}))
-            assert main(["report", str(theirs / "table.parquet"), "--out", str(tmp_path / "page.html")]) == 0
+            assert (
+                main(
+                    ["report", str(theirs / "table.parquet"), "--out", str(tmp_path / "page.html")]
+                )
+                == 0
+            )
             page = (tmp_path / "page.html").read_text()
             assert 'class="panel"' not in page and "--model" in page
         assert not server.asked
     (theirs / "facts.json").unlink()
     os.mkfifo(theirs / "facts.json")
-    assert main(["report", str(theirs / "table.parquet"), "--out", str(tmp_path / "page.html")]) == 0
+    assert (
+        main(["report", str(theirs / "table.parquet"), "--out", str(tmp_path / "page.html")]) == 0
+    )
     flags = ["--model", str(model), "--out", str(tmp_path / "page.html")]
     assert main(["report", str(theirs / "table.parquet"), *flags]) == 0
     assert 'class="panel"' in (tmp_path / "page.html").read_text()
@@ -702,22 +875,45 @@ NUMBERS = [float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-45, 0.0, N
 def test_odd_numbers_captions_and_keys_make_a_page(tmp_path: Path) -> None:
     rows = []
     for place, word in enumerate(WORDS):
-        one = row(f"{place}{word}", f"{word} " * 100, 0, f"/nowhere/{place}{word}".replace("\0", ""))
+        one = row(
+            f"{place}{word}", f"{word} " * 100, 0, f"/nowhere/{place}{word}".replace("\0", "")
+        )
         number = NUMBERS[place % len(NUMBERS)]
-        rows.append(one | {"score": number, "alternatives": [{"caption": word, "score": number}] * 2})
+        rows.append(
+            one | {"score": number, "alternatives": [{"caption": word, "score": number}] * 2}
+        )
     rows.append(row("", "", 0, "", "failed_to_fetch") | {"error_message": "$\\frac$" * 1000})
     rows.append(row("key", "x" * 10_000, 0, "", "$\\frac$\x1b"))
     pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "$table$.parquet")
     pq.write_table(pa.Table.from_pylist(rows[:1], CAPTIONS), tmp_path / "_other_{.parquet")
     tables = [str(tmp_path / "$table$.parquet"), str(tmp_path / "_other_{.parquet")]
     for some in (tables[:1], tables):
-        assert main(["report", *some, "--out", str(tmp_path / "page.html"), "--title", "$\\frac$ \udcff"]) == 0
+        assert (
+            main(
+                [
+                    "report",
+                    *some,
+                    "--out",
+                    str(tmp_path / "page.html"),
+                    "--title",
+                    "$\\frac$ \udcff",
+                ]
+            )
+            == 0
+        )
     (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize(
     "values",
-    [NUMBERS[:-1], [3e38, -3e38], [1e300, 1e300 * (1 + 2e-16)], [1.7e308, -1.7e308], [1e16, 1e16 + 2], [5e-324, 0]],
+    [
+        NUMBERS[:-1],
+        [3e38, -3e38],
+        [1e300, 1e300 * (1 + 2e-16)],
+        [1.7e308, -1.7e308],
+        [1e16, 1e16 + 2],
+        [5e-324, 0],
+    ],
 )
 def test_histograms_of_any_numbers(values: list[float]) -> None:
     plots.svg(plots.histogram({"a": np.array(values), "$": np.array(values[:1])}, "$\\frac$"))
@@ -740,7 +936,14 @@ def test_histograms_of_any_numbers(values: list[float]) -> None:
 def test_tables_of_odd_types_are_shown_or_refused(
     tmp_path: Path, column: str, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = {"key": "a", "uri": "x.png", "caption": "a dog", "status": "success", "score": -1.0, column: value}
+    one = {
+        "key": "a",
+        "uri": "x.png",
+        "caption": "a dog",
+        "status": "success",
+        "score": -1.0,
+        column: value,
+    }
     pq.write_table(pa.Table.from_pylist([one]), tmp_path / "table.parquet")
     (tmp_path / "table.json").write_text(json.dumps([one]))
     for name in ("table.parquet", "table.json"):
@@ -757,9 +960,16 @@ def test_tables_of_odd_types_are_shown_or_refused(
         ['{"kind": "epoch"}'],
         ['{"kind": "epoch", "epoch": "<b>", "step": [], "best": true, "samples": 3}'],
         ['{"kind": "step", "step": "x", "training_loss": "\\ud800"}'],
-        ['{"kind": "step", "step": 1, "training_loss": NaN, "training_accuracy": 1e999, "reward": null}'],
-        ['{"kind": "samples", "step": 1, "samples": [{"key": "\\ud800", "caption": "$", "reference": "x"}]}'],
-        ['{"kind": "epoch", "step": 1e308, "epoch": 1, "best": false, "bleu_4": 5e-324, "samples": []}'] * 2,
+        [
+            '{"kind": "step", "step": 1, "training_loss": NaN, "training_accuracy": 1e999, "reward": null}'
+        ],
+        [
+            '{"kind": "samples", "step": 1, "samples": [{"key": "\\ud800", "caption": "$", "reference": "x"}]}'
+        ],
+        [
+            '{"kind": "epoch", "step": 1e308, "epoch": 1, "best": false, "bleu_4": 5e-324, "samples": []}'
+        ]
+        * 2,
     ],
 )
 def test_odd_journals_are_shown_or_refused(
@@ -771,12 +981,25 @@ def test_odd_journals_are_shown_or_refused(
     assert code == 0 or (code == 2 and "run" in capsys.readouterr().err)
 
 
-def test_odd_sweeps_are_shown_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_sweeps_are_shown_or_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from raycap.tuning.trials import TABLE
 
-    trial = {"trial": "1", "status": "finished", "score": 0.5, "best_epoch": 1, "epochs": 1, "seconds": 1.0}
+    trial = {
+        "trial": "1",
+        "status": "finished",
+        "score": 0.5,
+        "best_epoch": 1,
+        "epochs": 1,
+        "seconds": 1.0,
+    }
     trial |= {"curve": [0.1], "changes": [], "reason": "", "parameters": "{}"}
-    odd = [{"parameters": "["}, {"parameters": '{"$\\\\frac$": {"a": 1}}'}, {"parameters": '{"x": [1]}'}]
+    odd = [
+        {"parameters": "["},
+        {"parameters": '{"$\\\\frac$": {"a": 1}}'},
+        {"parameters": '{"x": [1]}'},
+    ]
     odd += [
         {"score": float("nan")},
         {"score": 1e308},
@@ -794,7 +1017,9 @@ def test_odd_sweeps_are_shown_or_refused(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_figures_become_elements_whatever_the_names() -> None:
     names = ["_hidden", "$x$ \\frac{", "<b>&", "plain"]
-    series = {name: np.random.default_rng(place).normal(size=50) for place, name in enumerate(names)}
+    series = {
+        name: np.random.default_rng(place).normal(size=50) for place, name in enumerate(names)
+    }
     element = plots.svg(plots.histogram(series, "$ \\alpha <i>"))
     assert element.startswith("<svg") and "currentColor" in element
     for name in ("_hidden", "$x$ \\frac{", "&lt;b&gt;&amp;", "$ \\alpha &lt;i&gt;"):
@@ -806,10 +1031,12 @@ def test_figures_become_elements_whatever_the_names() -> None:
 
 def test_reports_load_neither_torch_nor_ray() -> None:
     program = (
-        "import sys, raycap.stages.report\n"
+        "import sys, raycap.commands.report\n"
         "print([name for name in ('torch', 'ray', 'torchvision') if name in sys.modules])"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"
 
 
@@ -820,16 +1047,25 @@ def run_on_shapes(tmp_path: Path) -> Path:
     rows = [row for table in source.tables() for row in table.to_pylist() if row["split"] == "dev"]
     run = Path(written_run(tmp_path / "run", 1.0))
     lines = []
-    for line in (json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()[:-1]):
+    for line in (
+        json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()[:-1]
+    ):
         if "samples" in line:
-            sample = {"key": rows[0]["key"], "caption": "a circle", "reference": rows[0]["references"][1]}
+            sample = {
+                "key": rows[0]["key"],
+                "caption": "a circle",
+                "reference": rows[0]["references"][1],
+            }
             line["samples"] = [sample]
         lines.append(json.dumps(line) + "\n")
     (run / "metrics.jsonl").write_text("".join(lines))
     pictures = [
-        {"key": row["key"], "caption": "a circle", "cider_d": 1.0, "references": row["references"]} for row in rows
+        {"key": row["key"], "caption": "a circle", "cider_d": 1.0, "references": row["references"]}
+        for row in rows
     ]
-    (run / "validation.jsonl").write_text("".join(json.dumps(picture) + "\n" for picture in pictures))
+    (run / "validation.jsonl").write_text(
+        "".join(json.dumps(picture) + "\n" for picture in pictures)
+    )
     (run / "config.yaml").write_text("source: {kind: shapes, count: 20}\n")
     return run
 
@@ -846,11 +1082,19 @@ def test_the_page_of_a_run_shows_the_pictures_of_its_own_source(run_on_shapes: P
     assert "--references" not in page
 
 
-def test_a_run_from_somebody_else_brings_no_other_pictures_of_this_machine(run_on_shapes: Path, made: Path) -> None:
+def test_a_run_from_somebody_else_brings_no_other_pictures_of_this_machine(
+    run_on_shapes: Path, made: Path
+) -> None:
     """Its config names a dataset here, and it knows names of pictures, not what people said of them."""
-    keys = [json.loads(line)["key"] for line in (made / "references.jsonl").read_text().splitlines()]
-    pictures = [{"key": key, "caption": "x", "cider_d": 0.0, "references": ["a guess"]} for key in keys]
-    (run_on_shapes / "validation.jsonl").write_text("".join(json.dumps(picture) + "\n" for picture in pictures))
+    keys = [
+        json.loads(line)["key"] for line in (made / "references.jsonl").read_text().splitlines()
+    ]
+    pictures = [
+        {"key": key, "caption": "x", "cider_d": 0.0, "references": ["a guess"]} for key in keys
+    ]
+    (run_on_shapes / "validation.jsonl").write_text(
+        "".join(json.dumps(picture) + "\n" for picture in pictures)
+    )
     source = f"{{kind: table, path: '{made / 'references.jsonl'}', key_column: key}}"
     (run_on_shapes / "config.yaml").write_text(f"source: {source}\n")
     assert 'src="data:image' not in _page(run_on_shapes)
@@ -873,7 +1117,9 @@ def test_a_run_from_somebody_else_brings_no_other_pictures_of_this_machine(run_o
         ("source: {kind: nothing}", "its config cannot be read"),
     ],
 )
-def test_a_run_whose_source_cannot_be_read_says_why(config: str, reason: str, run_on_shapes: Path) -> None:
+def test_a_run_whose_source_cannot_be_read_says_why(
+    config: str, reason: str, run_on_shapes: Path
+) -> None:
     (run_on_shapes / "config.yaml").write_text(config)
     page = _page(run_on_shapes)
     assert reason in page and "--references SOURCE" in page

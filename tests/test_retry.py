@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.exceptions import FSTimeoutError
 
-from raycap.refusal import Refusal
-from raycap.runs import Lease, RunFolder, lease, retry
-from raycap.runs.retry import is_transient, with_retries
+from raycap.errors import UserError
+from raycap.storage import Lease, RunFolder, lease, retry
+from raycap.storage.retry import is_transient, with_retries
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,7 +30,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 class Faulty:
     """Does what `act` does, after so many failures; or does it, and then fails."""
 
-    def __init__(self, act: Callable[..., Any], errors: list[BaseException], after: bool = False) -> None:
+    def __init__(
+        self, act: Callable[..., Any], errors: list[BaseException], after: bool = False
+    ) -> None:
         self.act, self.errors, self.after, self.calls = act, errors, after, 0
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -52,7 +54,10 @@ class Answer(Exception):
 
 def botocore_error(status: int, code: str = "X") -> Exception:
     exceptions = pytest.importorskip("botocore.exceptions")
-    told = {"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    told = {
+        "Error": {"Code": code, "Message": "m"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
     error: Exception = exceptions.ClientError(told, "PutObject")
     return error
 
@@ -64,7 +69,17 @@ def caused(error: OSError, cause: Exception) -> OSError:
 
 def passing() -> list[BaseException]:
     botocore, aiohttp = pytest.importorskip("botocore.exceptions"), pytest.importorskip("aiohttp")
-    names = ("EIO", "EAGAIN", "EINTR", "EBUSY", "ESTALE", "ETIMEDOUT", "ECONNRESET", "ENETUNREACH", "ECONNREFUSED")
+    names = (
+        "EIO",
+        "EAGAIN",
+        "EINTR",
+        "EBUSY",
+        "ESTALE",
+        "ETIMEDOUT",
+        "ECONNRESET",
+        "ENETUNREACH",
+        "ECONNREFUSED",
+    )
     return [
         *(OSError(getattr(errno, name), name) for name in names),
         TimeoutError(),
@@ -78,14 +93,26 @@ def passing() -> list[BaseException]:
         aiohttp.ServerDisconnectedError(),
         aiohttp.ClientPayloadError(),
         *(botocore_error(status) for status in (429, 500, 502, 503, 504)),
-        caused(OSError(errno.EIO, "of s3fs, for an answer that it does not know"), botocore_error(503)),
+        caused(
+            OSError(errno.EIO, "of s3fs, for an answer that it does not know"), botocore_error(503)
+        ),
         Answer(503),
     ]
 
 
 def staying() -> list[BaseException]:
     botocore = pytest.importorskip("botocore.exceptions")
-    names = ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "ENOENT", "EISDIR", "ENOTDIR", "ENAMETOOLONG", "EFBIG")
+    names = (
+        "ENOSPC",
+        "EDQUOT",
+        "EACCES",
+        "EROFS",
+        "ENOENT",
+        "EISDIR",
+        "ENOTDIR",
+        "ENAMETOOLONG",
+        "EFBIG",
+    )
     return [
         *(OSError(getattr(errno, name), name) for name in names),
         socket.gaierror(socket.EAI_NONAME, "no such host"),
@@ -95,7 +122,7 @@ def staying() -> list[BaseException]:
         caused(OSError(errno.EIO, "of s3fs"), botocore_error(400)),
         Answer(404),
         ValueError(),
-        Refusal("no"),
+        UserError("no"),
         FileNotFoundError("of s3fs, without a number"),
     ]
 
@@ -153,10 +180,12 @@ def test_a_rename_is_done_once_also_when_only_its_answer_was_lost(
     assert not folder.exists("old") and not replace.errors
 
 
-def test_a_rename_of_what_is_not_there_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_of_what_is_not_there_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = RunFolder(str(tmp_path))
     folder.write("new", b"of another")
-    with pytest.raises(Refusal, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         folder.rename("old", "new")
     folder.write("old", b"rows")
 
@@ -165,7 +194,7 @@ def test_a_rename_of_what_is_not_there_is_no_success(tmp_path: Path, monkeypatch
         raise OSError(errno.EIO, "lost")
 
     monkeypatch.setattr(os, "replace", vanishing)
-    with pytest.raises(Refusal, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         folder.rename("old", "new")
     assert folder.read("new") == b"of another"
 
@@ -191,7 +220,9 @@ def test_a_table_is_read_again_when_reading_fails_in_the_middle(tmp_path: Path) 
     assert table["key"].to_pylist() == ["a", "b"] and not left
 
 
-def test_the_heartbeat_outlives_every_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heartbeat_outlives_every_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "SECONDS_BETWEEN_BEATS", 0.01)
     monkeypatch.setattr(retry, "SECONDS_IN_ALL", 0.0)
     folder, beaten = RunFolder(str(tmp_path)), threading.Event()
@@ -206,16 +237,20 @@ def test_the_heartbeat_outlives_every_fault(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(RunFolder, "write_json", write)
         with lease._locked(folder):  # as a successor does
             folder.write_json("_lease.json", {"run": "another"})
-        with pytest.raises(Refusal, match="has taken over"):
+        with pytest.raises(UserError, match="has taken over"):
             ours.check()
-    assert folder.read_json("_lease.json") == {"run": "another"}, "a lost lease is left to its owner"
+    assert folder.read_json("_lease.json") == {"run": "another"}, (
+        "a lost lease is left to its owner"
+    )
 
 
 @pytest.fixture
 def stopped_server() -> Iterator[tuple[RunFolder, Callable[[], None], Callable[[], None]]]:
     """A folder in a bucket, and what stops and starts its server; what is in the bucket stays."""
     s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-    moto_server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+    moto_server = pytest.importorskip(
+        "moto.server", reason="needs moto's server: pip install 'raycap[dev]'"
+    )
     servers = [moto_server.ThreadedMotoServer(port=0, verbose=False)]
     servers[0].start()
     _, port = servers[0].get_host_and_port()
@@ -232,7 +267,9 @@ def stopped_server() -> Iterator[tuple[RunFolder, Callable[[], None], Callable[[
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # the clients below would try again by themselves, more slowly
+        patch.setenv(
+            "AWS_MAX_ATTEMPTS", "1"
+        )  # the clients below would try again by themselves, more slowly
         patch.setattr(s3fs.S3FileSystem, "retries", 1)
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().makedirs("stops", exist_ok=True)
@@ -243,14 +280,17 @@ def stopped_server() -> Iterator[tuple[RunFolder, Callable[[], None], Callable[[
 
 
 def test_a_store_that_restarts_costs_nothing(
-    stopped_server: tuple[RunFolder, Callable[[], None], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+    stopped_server: tuple[RunFolder, Callable[[], None], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, stop, start = stopped_server
     monkeypatch.setattr(retry, "SECONDS_IN_ALL", 60.0)
     folder.stage("_staged/part", b"rows")
     tries: list[str] = []
     monkeypatch.setattr(
-        retry.log, "warning", lambda *told: (tries.append(told[1]), start() if len(tries) == 1 else 0)
+        retry.log,
+        "warning",
+        lambda *told: (tries.append(told[1]), start() if len(tries) == 1 else 0),
     )
     monkeypatch.setattr(lease, "SECONDS_TO_SETTLE", 0.0)
     with Lease(folder) as ours:
@@ -266,17 +306,20 @@ def test_a_store_that_restarts_costs_nothing(
             stop()
             act()
             assert tries, "it failed first"
-    assert folder.names("captions") == ["captions/part"] and folder.read("captions/part") == b"rows"
+    assert (
+        folder.names("captions") == ["captions/part"] and folder.read("captions/part") == b"rows"
+    )
     assert folder.read_json("facts.json") == {"rows": 1}
     assert not folder.exists("_staged") and not folder.exists("_lease.json")
 
 
 def test_a_store_that_stays_away_ends_the_run_in_words(
-    stopped_server: tuple[RunFolder, Callable[[], None], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+    stopped_server: tuple[RunFolder, Callable[[], None], Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, stop, start = stopped_server
     monkeypatch.setattr(retry, "SECONDS_IN_ALL", 0.0)
     stop()
-    with pytest.raises(Refusal, match="cannot write s3://stops/out: Could not connect"):
+    with pytest.raises(UserError, match="cannot write s3://stops/out: Could not connect"):
         folder.write("x", b"")
     start()

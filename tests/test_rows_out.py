@@ -22,11 +22,14 @@ from manifest import column, noted, read, rows, write
 from PIL import Image
 from server import serving
 
-from raycap.bulk import Bulk
+from raycap.bulk.options import Bulk
+from raycap.bulk.pictures import open_pictures
+from raycap.bulk.todo import Todo, survey
+from raycap.bulk.todo import noted as noted_in
+from raycap.errors import UserError
 from raycap.evaluation import references
 from raycap.fetch import Fetch
 from raycap.images import Reading, Square
-from raycap.refusal import Refusal
 from raycap.sources import (
     SOURCES,
     Coco,
@@ -43,12 +46,15 @@ from raycap.sources import (
     listing,
     records,
 )
-from raycap.sources.notes import DAMAGED_ROW, MALFORMED_CAPTION, MALFORMED_LINE, NAMELESS, UNUSABLE_CAPTION
-from raycap.sources.place import existing
+from raycap.sources.notes import (
+    DAMAGED_ROW,
+    MALFORMED_CAPTION,
+    MALFORMED_LINE,
+    NAMELESS,
+    UNUSABLE_CAPTION,
+)
 from raycap.sources.rows import Row, tables
-from raycap.stages.bulk.todo import Todo, survey
-from raycap.stages.bulk.todo import noted as noted_in
-from raycap.stages.pictures import open_pictures
+from raycap.storage.location import existing
 from raycap.uris import local_path
 
 
@@ -69,10 +75,17 @@ def test_a_row_that_the_source_cannot_use_is_not_fetched(tmp_path: Path) -> None
         ]
         [table] = tables(rows, lambda: "nothing")
         fetch = Fetch(allow_private=True)
-        opened = open_pictures(table, fetch, Reading(), Square(), Folder(str(tmp_path)).trust, keep_pixels=False)
+        opened = open_pictures(
+            table, fetch, Reading(), Square(), Folder(str(tmp_path)).trust, keep_pixels=False
+        )
         assert not server.asked
     assert opened["key"].to_pylist() == [row.key for row in rows]
-    assert opened["status"].to_pylist() == ["failed_to_fetch", "success", "failed_to_fetch", "success"]
+    assert opened["status"].to_pylist() == [
+        "failed_to_fetch",
+        "success",
+        "failed_to_fetch",
+        "success",
+    ]
     assert opened["error_message"].to_pylist() == [row.error for row in rows]
     assert opened["sha256"].to_pylist()[::2] == ["", ""]
     assert not {"bytes", "error"} & set(opened.column_names)
@@ -125,7 +138,7 @@ def test_a_folder_that_cannot_be_listed_is_counted(tmp_path: Path) -> None:
     assert (item["count"], item["what"]) == (1, "folder could not be listed")
     assert item["examples"][0].startswith(deepest[:100])
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(Refusal, match=r"no file that ends in .*; 1 folder could not be listed"):
+    with pytest.raises(UserError, match=r"no file that ends in .*; 1 folder could not be listed"):
         list(Folder(str(tmp_path)).tables())
 
 
@@ -164,14 +177,18 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("behind", [0, 2])
-def test_a_fault_that_passes_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int) -> None:
+def test_a_fault_that_passes_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int
+) -> None:
     names = [f"{folder}/{number}.jpg" for folder in "abc" for number in range(5)]
     for name in names:
         write(tmp_path / name)
     disc = Failing({"b": [1, 2]}, errno.EIO, behind)
     monkeypatch.setattr(os, "scandir", disc)
     notes = Notes()
-    found = [key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()]
+    found = [
+        key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()
+    ]
     assert found == names and notes.lines() == []
     assert disc.listed["b"] == 3 and disc.listed["a"] == 1
 
@@ -186,19 +203,25 @@ def test_a_fault_that_stays_costs_its_folder_and_is_counted(
     disc = Failing({"b": list(range(99))}, code)
     monkeypatch.setattr(os, "scandir", disc)
     notes = Notes()
-    found = [key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()]
+    found = [
+        key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()
+    ]
     assert found == ["a/1.jpg", "c/3.jpg"] and disc.listed["b"] == tries
     assert notes.lines() == [f"1 folder could not be listed ({tmp_path}/b: {os.strerror(code)})"]
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_a_huge_folder_that_breaks_off_doubles_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_folder_that_breaks_off_doubles_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(50):
         write(tmp_path / "b" / f"{number}.jpg")
     monkeypatch.setattr(listing, "SORTED_NAMES", 10)
     monkeypatch.setattr(os, "scandir", Failing({"b": [1]}, errno.EIO, behind=25))
     notes = Notes()
-    found = [key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()]
+    found = [
+        key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()
+    ]
     assert len(found) == len(set(found)) == 20
     assert notes.lines() == [
         f"1 folder could not be listed ({tmp_path}/b: {os.strerror(errno.EIO)}, after 20 names)"
@@ -237,20 +260,26 @@ def test_a_prefix_of_a_bucket_that_cannot_be_listed(monkeypatch: pytest.MonkeyPa
     ):
         asked.clear()
         notes = Notes()
-        found = [key for table in Folder("memory://prefixes").tables(notes) for key in table["key"].to_pylist()]
+        found = [
+            key
+            for table in Folder("memory://prefixes").tables(notes)
+            for key in table["key"].to_pylist()
+        ]
         assert found == keys
     assert notes.lines() == ["1 folder could not be listed (memory://prefixes/b: 503 slow down)"]
 
 
 @pytest.mark.parametrize("glob", ["***", "**a", "a/***/b", "***/*.jpg"])
 def test_a_glob_that_means_nothing_is_refused_at_once(glob: str) -> None:
-    with pytest.raises(Refusal, match=r"the glob .* cannot be understood .*'\*\.png' means any depth"):
+    with pytest.raises(
+        UserError, match=r"the glob .* cannot be understood .*'\*\.png' means any depth"
+    ):
         Folder("x", glob=glob)
 
 
 @given(st.text(st.sampled_from("*?[]!-ab/.\\{}(),"), max_size=8))
 def test_every_glob_is_a_pattern_or_refused(glob: str) -> None:
-    with contextlib.suppress(Refusal):
+    with contextlib.suppress(UserError):
         Folder("x", glob=glob)
 
 
@@ -274,13 +303,15 @@ def test_what_a_link_is_called_can_be_written(tmp_path: Path) -> None:
     "".join(notes.lines()).encode()
 
 
-@pytest.mark.parametrize("name", ["captions.txt", "metadata.jsonl", "x.parquet", "captions_val.json"])
+@pytest.mark.parametrize(
+    "name", ["captions.txt", "metadata.jsonl", "x.parquet", "captions_val.json"]
+)
 def test_a_pipe_in_the_place_of_a_file_holds_nobody(tmp_path: Path, name: str) -> None:
     write(tmp_path / "a.jpg")
     os.mkfifo(tmp_path / name)
     assert detect(str(tmp_path)) == "folder"
     assert set(errors(Folder(str(tmp_path)))) == {"a.jpg"}
-    with pytest.raises(Refusal, match="not a regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         existing(str(tmp_path / name)).open()
 
 
@@ -288,7 +319,14 @@ def test_a_pipe_in_the_place_of_a_file_holds_nobody(tmp_path: Path, name: str) -
 
 
 def test_a_line_with_an_unquoted_comma_is_counted_with_its_number(tmp_path: Path) -> None:
-    lines = ["url,note", "http://h/1.jpg,a", "http://h/2,2.jpg,b", "http://h/3.jpg,c", "http:///4.jpg,d", ",e"]
+    lines = [
+        "url,note",
+        "http://h/1.jpg,a",
+        "http://h/2,2.jpg,b",
+        "http://h/3.jpg,c",
+        "http:///4.jpg,d",
+        ",e",
+    ]
     table = Table(str(write(tmp_path / "pairs.csv", "\n".join(lines))))
     assert column(table, "uri") == ["http://h/1.jpg", "http://h/3.jpg", "http:///4.jpg", ""]
     assert noted(table).left_out() == [
@@ -302,33 +340,43 @@ def test_a_line_with_an_unquoted_comma_is_counted_with_its_number(tmp_path: Path
 
 def test_a_table_with_nothing_but_malformed_lines_says_so(tmp_path: Path) -> None:
     table = Table(str(write(tmp_path / "t.csv", "url,note\nhttp://h/1,2,3\nhttp://h/2\n")))
-    with pytest.raises(Refusal, match=r"has no usable rows; 2 malformed lines left out .t\.csv line 2: 3 fields"):
+    with pytest.raises(
+        UserError, match=r"has no usable rows; 2 malformed lines left out .t\.csv line 2: 3 fields"
+    ):
         table.check()
-    with pytest.raises(Refusal, match="2 malformed lines left out"):
+    with pytest.raises(UserError, match="2 malformed lines left out"):
         list(table.tables())
 
 
 def test_large_fields_cost_nothing(tmp_path: Path) -> None:
     picture = "A" * 3_000_000
     lines = [f"http://h/{number}.jpg,{picture},note" for number in range(4)]
-    table = Table(str(write(tmp_path / "t.csv", "\n".join(["url,base64,note", *lines]))), columns=("note",))
+    table = Table(
+        str(write(tmp_path / "t.csv", "\n".join(["url,base64,note", *lines]))), columns=("note",)
+    )
     assert column(table, "note") == ["note"] * 4
     large = Table(table.path, columns=("base64",))
     assert [len(text) for text in column(large, "base64")] == [3_000_000] * 4
 
 
-def test_a_line_beyond_the_limit_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_beyond_the_limit_costs_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(delimited, "LONGEST_LINE", 1000)
     lines = ["url,note", "http://h/1.jpg,a", f"http://h/2.jpg,{'x' * 2000}", "http://h/3.jpg,c"]
     table = Table(str(write(tmp_path / "t.csv", "\n".join(lines))))
     assert column(table, "uri") == ["http://h/1.jpg", "http://h/3.jpg"]
     assert noted(table).count(MALFORMED_LINE) == 1
     lines[2] = 'http://h/2.jpg,"' + "x\n" * 2000
-    with pytest.raises(Refusal, match=r"the row that begins in line 3 is longer than .* never closed"):
+    with pytest.raises(
+        UserError, match=r"the row that begins in line 3 is longer than .* never closed"
+    ):
         list(Table(str(write(tmp_path / "t.csv", "\n".join(lines)))).tables())
 
 
-def test_large_texts_come_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_texts_come_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(records, "MOST_BYTES", 10_000)
     lines = [json.dumps({"url": f"http://h/{number}", "x": "y" * 4000}) for number in range(10)]
     table = Table(str(write(tmp_path / "t.jsonl", "\n".join(lines))), columns=("x",))
@@ -336,7 +384,9 @@ def test_large_texts_come_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "urls.txt", "Flickr8k.token.txt"])
-def test_a_line_without_end_costs_itself(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end_costs_itself(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lines.Lines.__init__, "__defaults__", (1000,))
     long = "x" * 200_000
     urls = [f"http://h/{number}" for number in range(3)]
@@ -344,7 +394,9 @@ def test_a_line_without_end_costs_itself(tmp_path: Path, name: str, monkeypatch:
         "t.csv": ["url,note", f"{urls[0]},a", f'{urls[1]},"{long}"', f"{urls[2]},c"],
         "t.jsonl": [json.dumps({"url": url, "x": long if url == urls[1] else ""}) for url in urls],
         "urls.txt": [urls[0], urls[1] + long, urls[2]],
-        "Flickr8k.token.txt": [f"a.jpg#{number}\t{long if number == 1 else 'said'}" for number in range(3)],
+        "Flickr8k.token.txt": [
+            f"a.jpg#{number}\t{long if number == 1 else 'said'}" for number in range(3)
+        ],
     }
     write(tmp_path / "a.jpg")
     path = str(write(tmp_path / name, "\n".join(contents[name])))
@@ -373,7 +425,9 @@ def not_text(values: list[bytes], kind: pa.DataType) -> pa.Array:
 def test_a_text_that_is_no_utf8_costs_nothing_but_its_bytes(tmp_path: Path) -> None:
     urls = not_text([b"http://h/1", b"http://h/\xff", b"http://h/3"], pa.string())
     said = pa.ListArray.from_arrays([0, 1, 2, 3], not_text([b"a", b"\xc3\x28", b"c"], pa.string()))
-    facts = pa.StructArray.from_arrays([not_text([b"x", b"\xed\xa0\x80", b"z"], pa.string())], ["by"])
+    facts = pa.StructArray.from_arrays(
+        [not_text([b"x", b"\xed\xa0\x80", b"z"], pa.string())], ["by"]
+    )
     columns = {"url": urls, "captions": said, "facts": facts, "note": urls.dictionary_encode()}
     path = parquet_file(tmp_path / "t.parquet", pa.table(columns))
     table = read(Table(path, references=("captions",), columns=("facts", "note")))
@@ -395,7 +449,9 @@ def damage(path: str, groups: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("groups", [(0,), (3,), (9,), (3, 4), (0, 1, 8, 9)])
-def test_a_damaged_row_group_costs_its_rows_and_no_others(tmp_path: Path, groups: tuple[int, ...]) -> None:
+def test_a_damaged_row_group_costs_its_rows_and_no_others(
+    tmp_path: Path, groups: tuple[int, ...]
+) -> None:
     urls = [f"http://h/{number}" for number in range(1000)]
     path = parquet_file(tmp_path / "t.parquet", pa.table({"url": urls}), row_group_size=100)
     damage(path, groups)
@@ -416,12 +472,16 @@ def test_a_damaged_row_group_costs_its_rows_and_no_others(tmp_path: Path, groups
 def test_a_table_of_damaged_rows_alone_is_refused(tmp_path: Path) -> None:
     path = parquet_file(tmp_path / "t.parquet", pa.table({"url": ["http://h/1"] * 9}))
     damage(path, (0,))
-    with pytest.raises(Refusal, match="no usable rows; 9 rows left out"):
+    with pytest.raises(UserError, match="no usable rows; 9 rows left out"):
         Table(path).check()
 
 
 def test_every_damaged_footer_is_a_refusal_that_names_the_file(tmp_path: Path) -> None:
-    path = Path(parquet_file(tmp_path / "t.parquet", pa.table({"url": ["http://h/1"] * 99, "x": range(99)})))
+    path = Path(
+        parquet_file(
+            tmp_path / "t.parquet", pa.table({"url": ["http://h/1"] * 99, "x": range(99)})
+        )
+    )
     whole = path.read_bytes()
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     chance, refused = random.Random(5), 0
@@ -433,7 +493,7 @@ def test_every_damaged_footer_is_a_refusal_that_names_the_file(tmp_path: Path) -
         try:
             Table(str(path)).check()
             list(Table(str(path)).tables())
-        except Refusal as refusal:
+        except UserError as refusal:
             refused += 1
             assert "t.parquet" in str(refusal)
     assert refused > 50
@@ -442,11 +502,13 @@ def test_every_damaged_footer_is_a_refusal_that_names_the_file(tmp_path: Path) -
 def test_columns_of_one_name(tmp_path: Path) -> None:
     twice = pa.table([["http://h/1"], ["http://h/2"], ["n"]], names=["url", "url", "note"])
     path = parquet_file(tmp_path / "t.parquet", twice)
-    with pytest.raises(Refusal, match=r"t\.parquet has several columns 'url': rename all but one"):
+    with pytest.raises(
+        UserError, match=r"t\.parquet has several columns 'url': rename all but one"
+    ):
         Table(path).check()
     harmless = pa.table([["http://h/1"], ["n"], ["m"]], names=["url", "note", "note"])
     assert column(Table(parquet_file(tmp_path / "t.parquet", harmless)), "uri") == ["http://h/1"]
-    with pytest.raises(Refusal, match=r"several columns 'url'"):
+    with pytest.raises(UserError, match=r"several columns 'url'"):
         Table(str(write(tmp_path / "t.csv", "url,url\nhttp://h/1,http://h/2\n"))).check()
 
 
@@ -480,7 +542,14 @@ def test_cocos_ids_may_be_anything(tmp_path: Path) -> None:
 
 def test_odd_records_of_coco_cost_themselves(tmp_path: Path) -> None:
     images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
-    images += [{"id": 3, "file_name": None}, {"id": 4, "file_name": ["x"]}, {"id": 5}, 7, None, [1]]
+    images += [
+        {"id": 3, "file_name": None},
+        {"id": 4, "file_name": ["x"]},
+        {"id": 5},
+        7,
+        None,
+        [1],
+    ]
     images += [{"id": 6, "file_name": "../up.jpg"}, {"id": 7, "file_name": "\ud800.jpg"}]
     said = [{"image_id": 0, "caption": text} for text in (None, 5, ["x"], "good")] + [None, {}]
     path = described(tmp_path, "captions.json", {"images": images, "annotations": said})
@@ -493,19 +562,27 @@ def test_odd_records_of_coco_cost_themselves(tmp_path: Path) -> None:
     }
     notes = noted(Coco(path))
     assert notes.count(NAMELESS) == 6 and notes.count(UNUSABLE_CAPTION) == 5
-    assert [item["count"] for item in notes.left_out()] == [6], "a caption that is no text costs no row"
+    assert [item["count"] for item in notes.left_out()] == [6], (
+        "a caption that is no text costs no row"
+    )
 
 
 def test_karpathys_files_without_this_or_that(tmp_path: Path) -> None:
     images = [
-        {"filename": "0.jpg", "split": "val", "sentences": [{"tokens": ["a", "dog"]}, {"raw": " Two. "}, {}, None]},
+        {
+            "filename": "0.jpg",
+            "split": "val",
+            "sentences": [{"tokens": ["a", "dog"]}, {"raw": " Two. "}, {}, None],
+        },
         {"filename": "1.jpg", "split": None, "sentences": None, "filepath": None},
         {"filename": "2.jpg"},
         {"split": "train", "sentences": []},
         "nothing",
     ]
     path = described(tmp_path, "dataset_x.json", {"images": images})
-    assert [(row["key"], row["split"], row["references"], row["error"]) for row in rows(Karpathy(path))] == [
+    assert [
+        (row["key"], row["split"], row["references"], row["error"]) for row in rows(Karpathy(path))
+    ] == [
         ("0.jpg", "dev", ["a dog", "Two."], ""),
         ("1.jpg", "", [], ""),
         ("2.jpg", "", [], ""),
@@ -540,12 +617,16 @@ def test_odd_names_and_numbers_beside_flickrs_captions(tmp_path: Path) -> None:
     assert set(found) == {"a.jpg", "c.jpg", "./caf%E9.jpg"}
     assert Path(str(local_path(found["./caf%E9.jpg"]["uri"]))).read_bytes() == b"coffee"
     notes = noted(flickr)
-    assert notes.count(MALFORMED_CAPTION) == 2 and notes.left_out() == [], "a lost caption is no lost picture"
+    assert notes.count(MALFORMED_CAPTION) == 2 and notes.left_out() == [], (
+        "a lost caption is no lost picture"
+    )
 
 
 def test_a_line_of_spaces_takes_no_quadratic_time(tmp_path: Path) -> None:
     spaces = "a.jpg| 1" + " " * 200_000 + "x|y|\n"  # took a quarter of an hour
-    write(tmp_path / "results.csv", f"image_name| comment_number| comment\na.jpg| 0| said\n{spaces}")
+    write(
+        tmp_path / "results.csv", f"image_name| comment_number| comment\na.jpg| 0| said\n{spaces}"
+    )
     write(tmp_path / "a.jpg")
     assert column(Flickr(str(tmp_path)), "references") == [["said"]]
 

@@ -14,18 +14,18 @@ import torch
 from small_captioner import photos, save_captioner
 
 from raycap import precision
-from raycap.bulk import Bulk, Caption, Extract
+from raycap.bulk.captions import captions_work
+from raycap.bulk.features import features_work, pixels_work
+from raycap.bulk.options import Bulk, Caption, Extract
+from raycap.bulk.run_precision import choose, with_precision
+from raycap.bulk.work import FORMATS_OF_OLDER_VERSIONS, kept
 from raycap.cli import main
 from raycap.cluster import Cluster
 from raycap.config import Config
+from raycap.device import Precision, PrecisionName, derive
 from raycap.encoders import Pixels
-from raycap.precision import Precision, PrecisionName, derive
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources import Folder
-from raycap.stages.bulk.captions import captions_work
-from raycap.stages.bulk.features import features_work, pixels_work
-from raycap.stages.bulk.run_precision import choose, with_precision
-from raycap.stages.bulk.work import FORMATS_OF_OLDER_VERSIONS, kept
 
 pytestmark = pytest.mark.ray
 
@@ -80,7 +80,9 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
         assert caption(folder, out, model) == 0
     assert "precision bf16: as the test has it" in errors()
     assert (recorded(out)["precision"], recorded(out)["batch"]) == ("bf16", 8)
-    assert {pq.read_schema(part).metadata[b"precision"] for part in (out / "captions").iterdir()} == {b"bf16"}
+    assert {
+        pq.read_schema(part).metadata[b"precision"] for part in (out / "captions").iterdir()
+    } == {b"bf16"}
 
     photos(folder, range(4, 8))
     assert caption(folder, out, model, "--precision", "fp32") == 2
@@ -93,7 +95,9 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     assert caption(folder, tmp_path / "fp32", model) == 0
     others = scores(tmp_path / "fp32")
     assert len(others) == 8 and all(score != others[key] for key, score in scores(out).items())
-    assert recorded(tmp_path / "fp32")["precision"] == "fp32" and "batch" not in recorded(tmp_path / "fp32")
+    assert recorded(tmp_path / "fp32")["precision"] == "fp32" and "batch" not in recorded(
+        tmp_path / "fp32"
+    )
     capsys.readouterr()
     assert caption(folder, tmp_path / "fp32", model, "--batch", "4", "--dry-run") == 0
     assert "holds 8 rows, 0 failed" in capsys.readouterr().out, "in fp32 the batch decides nothing"
@@ -102,7 +106,11 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
 def test_a_run_without_a_recorded_precision_goes_on_only_when_it_is_given(
     tmp_path: Path, model: Path, errors: Any
 ) -> None:
-    folder, out, other = photos(tmp_path / "photos", range(3)), tmp_path / "out", tmp_path / "other"
+    folder, out, other = (
+        photos(tmp_path / "photos", range(3)),
+        tmp_path / "out",
+        tmp_path / "other",
+    )
     assert caption(folder, out, model) == 0
     for name in ("run.json", "facts.json"):  # as raycap 0.1.0 wrote them
         told = json.loads((out / name).read_text())
@@ -110,7 +118,11 @@ def test_a_run_without_a_recorded_precision_goes_on_only_when_it_is_given(
         told["identity"]["reading"]["formats"] = list(FORMATS_OF_OLDER_VERSIONS[0])
         (out / name).write_text(json.dumps(told))
     photos(folder, range(3, 5))
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "_lease.lock"}
+    before = {
+        path: path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "_lease.lock"
+    }
     assert caption(folder, out, model) == 2
     assert "did not record its precision: give it with --precision" in errors()
     save_captioner(other, seed=1)
@@ -127,7 +139,12 @@ def test_caches_of_different_precision_are_different_folders(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Folder(str(photos(tmp_path / "photos", range(1))))
-    config = Config(source=source, caption=Caption(model=str(model)), encoder=Pixels(size=64), extract=Extract())
+    config = Config(
+        source=source,
+        caption=Caption(model=str(model)),
+        encoder=Pixels(size=64),
+        extract=Extract(),
+    )
     encoder = config.encoder.build()
     for work in (captions_work(config, source), features_work(config, source, encoder)):
         folders = []
@@ -137,25 +154,36 @@ def test_caches_of_different_precision_are_different_folders(
             assert found.parts.metadata["precision"] == found.identity["precision"] == name
             folders.append(kept(found, str(tmp_path), "cache").options.out)
         other = replace(work, options=replace(work.options, batch=7))
-        folders += [kept(with_precision(other, name), str(tmp_path), "cache").options.out for name in names[1:]]
+        folders += [
+            kept(with_precision(other, name), str(tmp_path), "cache").options.out
+            for name in names[1:]
+        ]
         assert len(set(folders)) == 5
-        assert kept(with_precision(other, "fp32"), str(tmp_path), "cache").options.out == folders[0]
+        assert (
+            kept(with_precision(other, "fp32"), str(tmp_path), "cache").options.out == folders[0]
+        )
     assert "precision" not in pixels_work(config, source, encoder).identity, "pixels have none"
 
 
-def test_a_node_is_asked_where_the_model_does_not_run_here(monkeypatch: pytest.MonkeyPatch, errors: Any) -> None:
+def test_a_node_is_asked_where_the_model_does_not_run_here(
+    monkeypatch: pytest.MonkeyPatch, errors: Any
+) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # this driver, to itself
     monkeypatch.setattr(precision, "_fastest", lambda device: ("fp16", "of the driver"))
     found = choose(Bulk(), Cluster())
     monkeypatch.undo()
     assert found == derive().name and f"precision {found}: {derive().reason}" in errors()
-    with pytest.raises(Refusal, match="64 GPU"):
+    with pytest.raises(UserError, match="64 GPU"):
         choose(Bulk(gpus=64), Cluster())
-    assert choose(Bulk(precision="fp16", gpus=64), Cluster()) == "fp16", "what is given is not asked for"
+    assert choose(Bulk(precision="fp16", gpus=64), Cluster()) == "fp16", (
+        "what is given is not asked for"
+    )
 
 
 def test_a_device_that_cannot_compute_so_is_refused() -> None:
     names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
     assert [derive("cpu", name).name for name in names] == list(names)
-    with pytest.raises(Refusal, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"):
+    with pytest.raises(
+        UserError, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"
+    ):
         precision.check_computes(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))

@@ -14,7 +14,7 @@ from slow_search import slow_beam
 from test_decoders import POSITIONS, VARIANTS, WIDTH, built, captions, pictures, train
 
 from raycap.decoders import Recurrent
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.search import SEARCHES, Beam, Greedy, Sample
 from raycap.vocabulary import END, PAD, START, UNK
 
@@ -86,7 +86,9 @@ def test_beam_is_the_plain_one(options, seed, vocabulary, end):
         expected = slow_beam(options, decoder, one(memory, picture))
         assert words_of(found) == words_of(expected)
         assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-4)
-        assert [h.log_probability for h in found] == pytest.approx([h.log_probability for h in expected], abs=1e-4)
+        assert [h.log_probability for h in found] == pytest.approx(
+            [h.log_probability for h in expected], abs=1e-4
+        )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -105,21 +107,29 @@ def test_a_beam_of_width_one_is_greedy(name, no_repeat_ngram):
     memory = remembered(decoder, 16)
     greedy = Greedy(no_repeat_ngram=no_repeat_ngram).search(decoder, memory)
     for length_penalty in (0.0, 1.0):
-        beam = Beam(width=1, length_penalty=length_penalty, no_repeat_ngram=no_repeat_ngram).search(decoder, memory)
+        beam = Beam(
+            width=1, length_penalty=length_penalty, no_repeat_ngram=no_repeat_ngram
+        ).search(decoder, memory)
         assert torch.equal(beam.words, greedy.words)
         assert torch.equal(beam.finished, greedy.finished)
         torch.testing.assert_close(beam.log_probability, greedy.log_probability)
 
 
 @variants
-@pytest.mark.parametrize("search", [Greedy(), Beam(width=3, best=3), Sample(samples=3)], ids=SEARCHES)
+@pytest.mark.parametrize(
+    "search", [Greedy(), Beam(width=3, best=3), Sample(samples=3)], ids=SEARCHES
+)
 def test_a_picture_alone_is_the_picture_in_a_batch(name, search):
     decoder = half_trained(name)
     memory, seeds = remembered(decoder, 16), list(range(100, 116))
     together = search.search(decoder, memory, seeds=seeds).hypotheses()
-    assert len({len(hypotheses[0].words) for hypotheses in together}) > 1, "they should not all end together"
+    assert len({len(hypotheses[0].words) for hypotheses in together}) > 1, (
+        "they should not all end together"
+    )
     for picture, hypotheses in enumerate(together):
-        (alone,) = search.search(decoder, one(memory, picture), seeds=[seeds[picture]]).hypotheses()
+        (alone,) = search.search(
+            decoder, one(memory, picture), seeds=[seeds[picture]]
+        ).hypotheses()
         assert words_of(alone) == words_of(hypotheses)
         assert [h.score for h in alone] == pytest.approx([h.score for h in hypotheses], abs=1e-4)
 
@@ -133,7 +143,9 @@ def test_a_picture_alone_is_the_picture_in_a_batch(name, search):
 def test_scores_and_attention_are_those_of_teacher_forcing(name, search):
     decoder = half_trained(name)
     memory = remembered(decoder, 6)
-    for picture, hypotheses in enumerate(search.search(decoder, memory, attention=True).hypotheses()):
+    for picture, hypotheses in enumerate(
+        search.search(decoder, memory, attention=True).hypotheses()
+    ):
         for hypothesis in hypotheses:
             expected, attention = teacher_forced(decoder, one(memory, picture), hypothesis)
             assert hypothesis.log_probability == pytest.approx(expected, abs=1e-4)
@@ -153,16 +165,21 @@ def test_a_beam_as_wide_as_all_captions_finds_the_best_and_no_other_beats_it(see
     decoder = opinionated(seed=seed, vocabulary=7, end=-1.0)
     memory = remembered(decoder, 1)
     limits = {"max_length": 4, "min_length": 1, "length_penalty": length_penalty}
-    spoken = [words for length in (1, 2, 3) for words in itertools.product((4, 5, 6), repeat=length)]
+    spoken = [
+        words for length in (1, 2, 3) for words in itertools.product((4, 5, 6), repeat=length)
+    ]
     with torch.no_grad():
         scored = {
-            words: teacher_forced(decoder, memory, _Closed(words))[0] / (len(words) + 1) ** length_penalty
+            words: teacher_forced(decoder, memory, _Closed(words))[0]
+            / (len(words) + 1) ** length_penalty
             for words in spoken
         }
     best_words = max(scored, key=scored.__getitem__)
     (widest,) = Beam(width=150, best=len(spoken), **limits).search(decoder, memory).hypotheses()
     assert widest[0].words == best_words
-    assert [h.score for h in widest] == pytest.approx(sorted(scored.values(), reverse=True), abs=1e-4)
+    assert [h.score for h in widest] == pytest.approx(
+        sorted(scored.values(), reverse=True), abs=1e-4
+    )
     for width in (1, 2, 3, 8):
         (narrow,) = Beam(width=width, **limits).search(decoder, memory).hypotheses()
         assert not narrow[0].finished or narrow[0].score <= widest[0].score + 1e-5
@@ -189,7 +206,9 @@ def test_wider_beams_find_more_probable_captions_on_the_whole():
 
 
 @pytest.mark.parametrize(
-    "search", [Greedy(max_length=6), Beam(max_length=6, best=3), Sample(max_length=6)], ids=SEARCHES
+    "search",
+    [Greedy(max_length=6), Beam(max_length=6, best=3), Sample(max_length=6)],
+    ids=SEARCHES,
 )
 def test_captions_that_never_finish_are_returned_as_far_as_they_came(search):
     decoder = opinionated(end=-100.0)
@@ -202,7 +221,11 @@ def test_finished_captions_stand_before_cut_ones_and_each_before_a_worse_one():
     mixed = 0
     for seed in range(30):
         decoder = opinionated(seed=seed, end=-1.0)
-        for hypotheses in Beam(width=4, best=4, max_length=6).search(decoder, remembered(decoder, 4)).hypotheses():
+        for hypotheses in (
+            Beam(width=4, best=4, max_length=6)
+            .search(decoder, remembered(decoder, 4))
+            .hypotheses()
+        ):
             ranks = [(h.finished, h.score) for h in hypotheses]
             assert ranks == sorted(ranks, reverse=True)
             mixed += len({h.finished for h in hypotheses}) == 2
@@ -244,7 +267,9 @@ def test_unknown_is_said_only_when_asked_for(kind):
         decoder.vocabulary_bias[UNK] = 50.0
     memory = remembered(decoder, 2)
     for allow in (False, True):
-        found = SEARCHES[kind](allow_unknown=allow, max_length=5).search(decoder, memory).hypotheses()
+        found = (
+            SEARCHES[kind](allow_unknown=allow, max_length=5).search(decoder, memory).hypotheses()
+        )
         assert all((UNK in hypothesis.words) is allow for (hypothesis,) in found)
 
 
@@ -265,17 +290,23 @@ def test_of_equals_the_first_word_is_said():
     for search in (Greedy(), Beam(width=1)):
         assert [h[0].words for h in search.search(decoder, memory).hypotheses()] == [(4,)] * 3
     found = Beam(width=3, best=3, max_length=3, min_length=2).search(decoder, memory).hypotheses()
-    assert [[h.words for h in hypotheses] for hypotheses in found] == [[(4, 4), (4, 4, 4), (4, 4, 5)]] * 3
+    assert [[h.words for h in hypotheses] for hypotheses in found] == [
+        [(4, 4), (4, 4, 4), (4, 4, 5)]
+    ] * 3
 
 
 @pytest.mark.parametrize(
-    "limits", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.9}], ids=str
+    "limits",
+    [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.9}],
+    ids=str,
 )
 def test_words_are_drawn_as_often_as_they_are_probable(limits):
     decoder = opinionated(seed=3)
     memory = remembered(decoder, 1)
     with torch.no_grad():
-        scores = decoder.step(torch.tensor([[START]]), decoder.begin(memory, 1), memory).scores[0, 0]
+        scores = decoder.step(torch.tensor([[START]]), decoder.begin(memory, 1), memory).scores[
+            0, 0
+        ]
     scores[[PAD, START, UNK]] = -torch.inf
     scores = scores / limits.get("temperature", 1.0)
     order = torch.argsort(scores, descending=True)[: limits.get("top_k", 20)]
@@ -311,7 +342,9 @@ def test_seeds_repeat_and_tell_apart():
 
 
 @pytest.mark.parametrize("search", [Greedy(), Beam(width=4), Sample(samples=4)], ids=SEARCHES)
-def test_the_decoder_is_asked_once_a_word_and_only_about_pictures_that_need_it(search, monkeypatch):
+def test_the_decoder_is_asked_once_a_word_and_only_about_pictures_that_need_it(
+    search, monkeypatch
+):
     decoder = half_trained("lstm_plain_deep")
     memory = remembered(decoder, 16)
     asked = []
@@ -345,7 +378,7 @@ def test_the_decoder_is_asked_once_a_word_and_only_about_pictures_that_need_it(s
     ],
 )
 def test_impossible_options_are_refused(kind, wrong, message):
-    with pytest.raises(Refusal, match=message):
+    with pytest.raises(UserError, match=message):
         kind(**wrong)
 
 

@@ -54,7 +54,8 @@ def captions() -> dict[str, str]:
         patch.setattr(torch.hub, "load_state_dict_from_url", refuse)
         photos = sorted(SAMPLES.glob("*.jpg"))
         return {
-            path.name: said.caption for path, said in zip(photos, Captioner.load().caption(photos), strict=True)
+            path.name: said.caption
+            for path, said in zip(photos, Captioner.load().caption(photos), strict=True)
         }
 
 
@@ -65,7 +66,9 @@ def test_it_says_what_is_there(captions: dict[str, str]) -> None:
     assert len(set(captions.values())) >= 11
 
 
-def test_one_photo_needs_nothing_but_its_name(captions: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_photo_needs_nothing_but_its_name(
+    captions: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["caption", str(SAMPLES / "beach.jpg")]) == 0
     assert capsys.readouterr().out.strip() == captions["beach.jpg"]
 
@@ -74,7 +77,9 @@ def test_one_photo_needs_nothing_but_its_name(captions: dict[str, str], capsys: 
 def test_a_folder_needs_nothing_but_its_name(captions: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "raycap", "caption", str(SAMPLES)]
     environment = os.environ | {"PYTHONPATH": str(SAMPLES.parent)}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert "raycap: 1 model actor(s)" in run.stderr, "one batch keeps one busy"
     table = pq.read_table(tmp_path / "captions" / "samples" / "captions").sort_by("key")

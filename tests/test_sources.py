@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest import column, noted, read, rows, write
 
+from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.refusal import Refusal
 from raycap.sources import SOURCES, Folder, Notes, Urls, detect, listing
 from raycap.sources.keys import Keys
-from raycap.sources.place import existing
 from raycap.sources.seen import Seen
 from raycap.sources.splits import seeded_split, split_word
+from raycap.storage.location import existing
 from raycap.uris import local_path, uri_of
 
 # --- folder ---
@@ -29,11 +29,20 @@ from raycap.uris import local_path, uri_of
 
 def test_a_folder_gives_its_pictures_and_no_others(tmp_path: Path) -> None:
     wanted = ["a.jpg", "b.PNG", "deep/er/c.webp", "deep/d.HeIc"]
-    unwanted = ["notes.txt", ".hidden.jpg", ".cache/x.jpg", "deep/.trash/y.jpg", "jpg", "Thumbs.db"]
+    unwanted = [
+        "notes.txt",
+        ".hidden.jpg",
+        ".cache/x.jpg",
+        "deep/.trash/y.jpg",
+        "jpg",
+        "Thumbs.db",
+    ]
     for name in wanted + unwanted:
         write(tmp_path / name)
     assert column(Folder(str(tmp_path)), "key") == sorted(wanted)
-    assert column(Folder(str(tmp_path)), "uri") == [str(tmp_path / name) for name in sorted(wanted)]
+    assert column(Folder(str(tmp_path)), "uri") == [
+        str(tmp_path / name) for name in sorted(wanted)
+    ]
     assert Folder(str(tmp_path)).trust == Trust((str(tmp_path),))
 
 
@@ -79,15 +88,22 @@ def test_odd_names_have_keys_of_their_own_and_open(tmp_path: Path) -> None:
         write(tmp_path / os.fsdecode(name), b"bytes of " + name)
     table = read(Folder(str(tmp_path)))
     assert set(ODD_NAMES) < set(table["key"].to_pylist())
-    assert {"./caf%E9.jpg", "./%FF%FE%25.jpg", "./d%E9p/x.jpg", "%FF%FE%25.jpg"} < set(table["key"].to_pylist())
+    assert {"./caf%E9.jpg", "./%FF%FE%25.jpg", "./d%E9p/x.jpg", "%FF%FE%25.jpg"} < set(
+        table["key"].to_pylist()
+    )
     for key, uri in zip(table["key"].to_pylist(), table["uri"].to_pylist(), strict=True):
         path = local_path(uri)
         assert path is not None
         content = Path(path).read_bytes()
-        assert key in ODD_NAMES or content.removeprefix(b"bytes of ") in [*not_utf8, b"./%FF%FE%25.jpg"]
+        assert key in ODD_NAMES or content.removeprefix(b"bytes of ") in [
+            *not_utf8,
+            b"./%FF%FE%25.jpg",
+        ]
         if key in ODD_NAMES:
             assert content == b"bytes of " + os.fsencode(key)
-            assert Fetcher(Fetch(), Folder(str(tmp_path)).trust).fetch_all([uri])[0].data == content
+            assert (
+                Fetcher(Fetch(), Folder(str(tmp_path)).trust).fetch_all([uri])[0].data == content
+            )
 
 
 @given(st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name))
@@ -123,7 +139,9 @@ def test_links(tmp_path: Path) -> None:
 def test_the_root_itself_may_be_a_link_or_hidden(tmp_path: Path) -> None:
     write(tmp_path / ".pictures" / "a.jpg")
     (tmp_path / "link").symlink_to(tmp_path / ".pictures")
-    assert column(Folder(str(tmp_path / ".pictures")), "key") == column(Folder(str(tmp_path / "link")), "key")
+    assert column(Folder(str(tmp_path / ".pictures")), "key") == column(
+        Folder(str(tmp_path / "link")), "key"
+    )
 
 
 def test_a_folder_that_cannot_be_listed_costs_only_itself(tmp_path: Path) -> None:
@@ -134,10 +152,14 @@ def test_a_folder_that_cannot_be_listed_costs_only_itself(tmp_path: Path) -> Non
     assert next(walk).path == "a.jpg"
     shutil.rmtree(tmp_path / "b")
     assert [found.path for found in walk if not found.is_folder] == ["c.jpg"]
-    assert notes.lines() == [f"1 folder could not be listed ({tmp_path}/b: No such file or directory)"]
+    assert notes.lines() == [
+        f"1 folder could not be listed ({tmp_path}/b: No such file or directory)"
+    ]
 
 
-def test_the_first_rows_come_before_the_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_rows_come_before_the_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for index in range(3000):
         (tmp_path / f"{index}.jpg").touch()
     looked_at = 0
@@ -175,7 +197,14 @@ def test_one_picture(tmp_path: Path) -> None:
     picture = write(tmp_path / "a b.jpg")
     assert detect(str(picture)) == "folder"
     assert rows(Folder(str(picture))) == [
-        {"key": "a b.jpg", "uri": str(picture), "split": "", "references": [], "bytes": None, "error": ""}
+        {
+            "key": "a b.jpg",
+            "uri": str(picture),
+            "split": "",
+            "references": [],
+            "bytes": None,
+            "error": "",
+        }
     ]
 
 
@@ -186,7 +215,9 @@ def test_a_bucket(request: pytest.FixtureRequest) -> None:
         bucket.pipe(f"{root}/{name}", name.encode())
     table = read(Folder(root + "/"))
     assert table["key"].to_pylist() == ["a.jpg", "deep/b c#1%.png"]
-    assert [fsspec.open(uri).open().read().decode() for uri in table["uri"].to_pylist()] == table["key"].to_pylist()
+    assert [fsspec.open(uri).open().read().decode() for uri in table["uri"].to_pylist()] == table[
+        "key"
+    ].to_pylist()
     assert column(Folder(f"{root}/a.jpg"), "uri") == [f"{root}/a.jpg"]
     assert detect(root) == "folder"
 
@@ -201,28 +232,31 @@ def test_a_folder_without_pictures_says_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "a.txt")
     write(tmp_path / "b.raw")
     write(tmp_path / "c.raw")
-    with pytest.raises(Refusal, match=r"(?s)ends in .*\.jpg.*2 with \.raw, 1 with \.txt.*--source\.glob"):
+    with pytest.raises(
+        UserError, match=r"(?s)ends in .*\.jpg.*2 with \.raw, 1 with \.txt.*--source\.glob"
+    ):
         list(Folder(str(tmp_path)).tables())
-    with pytest.raises(Refusal, match=r"named \*\.gif"):
+    with pytest.raises(UserError, match=r"named \*\.gif"):
         list(Folder(str(tmp_path), glob="*.gif").tables())
 
 
 def test_a_wrong_path_names_the_nearest(tmp_path: Path) -> None:
     write(tmp_path / "photos" / "a.jpg")
     with pytest.raises(
-        Refusal, match=rf"no such file or folder: {tmp_path}/photo; did you mean {tmp_path}/photos\?"
+        UserError,
+        match=rf"no such file or folder: {tmp_path}/photo; did you mean {tmp_path}/photos\?",
     ):
         Folder(str(tmp_path / "photo")).check()
-    with pytest.raises(Refusal, match=rf"the nearest that exists is {tmp_path}$"):
+    with pytest.raises(UserError, match=rf"the nearest that exists is {tmp_path}$"):
         existing(str(tmp_path / "xyz" / "deeper" / "still"))
-    with pytest.raises(Refusal, match="did you mean"):
+    with pytest.raises(UserError, match="did you mean"):
         detect(str(tmp_path / "phtos"))
-    with pytest.raises(Refusal, match="nosuch"):
+    with pytest.raises(UserError, match="nosuch"):
         detect("nosuch://bucket/x")
 
 
 def test_impossible_options_are_refused() -> None:
-    with pytest.raises(Refusal, match="begins with '/'"):
+    with pytest.raises(UserError, match="begins with '/'"):
         Folder("x", glob="/a/*.jpg")
 
 
@@ -259,10 +293,15 @@ def test_one_url() -> None:
 def test_a_list_of_paths_has_to_be_allowed(tmp_path: Path) -> None:
     path = write(tmp_path / "list.txt", "a.jpg\n./b/c.jpg\n/abs/d.jpg\nhttp://h/e.jpg\n")
     local = Urls(str(path), local=True)
-    assert column(local, "uri") == [f"{tmp_path}/a.jpg", f"{tmp_path}/b/c.jpg", "/abs/d.jpg", "http://h/e.jpg"]
+    assert column(local, "uri") == [
+        f"{tmp_path}/a.jpg",
+        f"{tmp_path}/b/c.jpg",
+        "/abs/d.jpg",
+        "http://h/e.jpg",
+    ]
     assert column(local, "key")[0] == "a.jpg"
     write(path, "a.jpg\nb.jpg\n")
-    with pytest.raises(Refusal, match=r"--source\.local"):
+    with pytest.raises(UserError, match=r"--source\.local"):
         Urls(str(path)).check()
 
 
@@ -276,13 +315,15 @@ def test_a_list_of_paths_has_to_be_allowed(tmp_path: Path) -> None:
     ],
 )
 def test_lists_that_are_none(tmp_path: Path, content: bytes, reason: str) -> None:
-    with pytest.raises(Refusal, match=reason):
+    with pytest.raises(UserError, match=reason):
         Urls(str(write(tmp_path / "list.txt", content))).check()
 
 
 # --- keys, splits ---
 
-few_names = st.lists(st.sampled_from(["", "a", "b", "#1", "#2", "a#1", "a#2", "a#2#1", "a#2#2", "b#02"]))
+few_names = st.lists(
+    st.sampled_from(["", "a", "b", "#1", "#2", "a#1", "a#2", "a#2#1", "a#2#2", "b#02"])
+)
 
 
 @given(st.lists(few_names))
@@ -316,7 +357,11 @@ def test_seen_takes_eight_bytes_a_key() -> None:
     seen, order = Seen(), list(range(100_000))
     random.Random(0).shuffle(order)
     for start in range(0, len(order), 1000):
-        assert not any(seen.add([f"http://example.org/{number}.jpg" for number in order[start : start + 1000]]))
+        assert not any(
+            seen.add(
+                [f"http://example.org/{number}.jpg" for number in order[start : start + 1000]]
+            )
+        )
     assert sum(run.nbytes for run in seen._runs) == 8 * len(order)
     assert len(seen._runs) <= np.log2(len(order) / 1000) + 1
     assert all(seen.add([f"http://example.org/{number}.jpg" for number in order[:1000]]))
@@ -333,7 +378,9 @@ def test_a_drawn_split_is_near_its_fractions_and_hangs_on_key_and_seed_alone() -
 
 
 def test_split_words() -> None:
-    assert [split_word(word) for word in ("train", "val", "Validation", " TEST ", "restval", "")] == [
+    assert [
+        split_word(word) for word in ("train", "val", "Validation", " TEST ", "restval", "")
+    ] == [
         "train",
         "dev",
         "dev",
@@ -345,12 +392,18 @@ def test_split_words() -> None:
 
 def test_the_room_loads_quickly() -> None:
     heavy = ("torch", "ray", "pyarrow", "fsspec", "pandas", "datasets")
-    program = f"import sys, raycap.sources; print([name for name in {heavy} if name in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = (
+        f"import sys, raycap.sources; print([name for name in {heavy} if name in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "shapes"])  # which reads nothing
+@pytest.mark.parametrize(
+    "kind", [kind for kind in SOURCES if kind != "shapes"]
+)  # which reads nothing
 def test_every_kind_refuses_a_path_that_is_not_there(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         SOURCES[kind](path=str(tmp_path / "missing")).check()

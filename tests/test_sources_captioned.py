@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifest import column, noted, read, rows, write
 
+from raycap.errors import UserError
 from raycap.evaluation import references
-from raycap.refusal import Refusal
 from raycap.sources import Coco, Flickr, Karpathy, detect
 
 CAPTIONS = {
@@ -22,11 +22,15 @@ CAPTIONS = {
 
 
 def token(captions: dict[str, list[str]] = CAPTIONS) -> str:
-    return "".join(f"{name}#{n}\t{text}\n" for name, said in captions.items() for n, text in enumerate(said))
+    return "".join(
+        f"{name}#{n}\t{text}\n" for name, said in captions.items() for n, text in enumerate(said)
+    )
 
 
 def commas() -> str:
-    return "image,caption\n" + "".join(f"{name},{text}\n" for name, said in CAPTIONS.items() for text in said)
+    return "image,caption\n" + "".join(
+        f"{name},{text}\n" for name, said in CAPTIONS.items() for text in said
+    )
 
 
 def quoted() -> str:
@@ -35,12 +39,16 @@ def quoted() -> str:
 
 
 def numbered() -> str:
-    lines = [f"{name},{n},{text}\n" for name, said in CAPTIONS.items() for n, text in enumerate(said)]
+    lines = [
+        f"{name},{n},{text}\n" for name, said in CAPTIONS.items() for n, text in enumerate(said)
+    ]
     return "image_name,comment_number,comment\n" + "".join(lines)
 
 
 def bars() -> str:
-    lines = [f"{name}| {n}| {text}\n" for name, said in CAPTIONS.items() for n, text in enumerate(said)]
+    lines = [
+        f"{name}| {n}| {text}\n" for name, said in CAPTIONS.items() for n, text in enumerate(said)
+    ]
     return "image_name| comment_number| comment\n" + "".join(reversed(lines))
 
 
@@ -52,7 +60,11 @@ def pictures(folder: Path, names: Any = CAPTIONS) -> None:
 LAYOUTS = {
     "owners": ("Flickr8k.token.txt", token, "Images"),
     "owners, two folders": ("Flickr8k_text/Flickr8k.token.txt", token, "Flicker8k_Dataset"),
-    "owners, nested": ("Flickr8k_text/Flickr8k.token.txt", token, "Flickr8k_Dataset/Flicker8k_Dataset"),
+    "owners, nested": (
+        "Flickr8k_text/Flickr8k.token.txt",
+        token,
+        "Flickr8k_Dataset/Flicker8k_Dataset",
+    ),
     "owners, 30k": ("results_20130124.token", token, "flickr30k-images"),
     "kaggle 8k": ("captions.txt", commas, "Images"),
     "kaggle 8k, quoted": ("captions.txt", quoted, "images"),
@@ -100,7 +112,9 @@ def test_the_lost_bar_of_kaggle_is_repaired(tmp_path: Path) -> None:
     pictures(tmp_path / "images", [*CAPTIONS, "2199200615.jpg"])
     found = {row["key"]: row["references"] for row in rows(Flickr(str(tmp_path)))}
     assert found["2199200615.jpg"] == ["First .", "A dog runs across the grass ."]
-    assert noted(Flickr(str(tmp_path))).lines() == ["1 line with a lost bar was repaired (results.csv line 11)"]
+    assert noted(Flickr(str(tmp_path))).lines() == [
+        "1 line with a lost bar was repaired (results.csv line 11)"
+    ]
 
 
 def test_split_files(tmp_path: Path) -> None:
@@ -111,28 +125,41 @@ def test_split_files(tmp_path: Path) -> None:
     pictures(tmp_path / "Flicker8k_Dataset", [*CAPTIONS, "4_d.jpg"])
     for path in (tmp_path, tmp_path / "Flickr8k_text" / "Flickr8k.token.txt"):
         assert column(Flickr(str(path)), "split") == ["train", "dev", "test", ""]
-        assert noted(Flickr(str(path))).lines() == ["1 picture of the split files has no caption (unknown.jpg)"]
+        assert noted(Flickr(str(path))).lines() == [
+            "1 picture of the split files has no caption (unknown.jpg)"
+        ]
     assert "" not in column(Flickr(str(tmp_path), split_files=False), "split")
     write(tmp_path / "Flickr8k_text" / "Flickr_8k.testImages.txt", "1_a.jpg\n")
-    with pytest.raises(Refusal, match=r"1_a\.jpg is in the split files of test and of train"):
+    with pytest.raises(UserError, match=r"1_a\.jpg is in the split files of test and of train"):
         Flickr(str(tmp_path)).check()
 
 
 def test_splits_are_drawn_by_picture(tmp_path: Path) -> None:
     said = {f"{number}.jpg": ["a", "b"] for number in range(300)}
-    write(tmp_path / "captions.txt", "image,caption\n" + "".join(f"{n},{t}\n" for n in said for t in said[n]))
+    write(
+        tmp_path / "captions.txt",
+        "image,caption\n" + "".join(f"{n},{t}\n" for n in said for t in said[n]),
+    )
     pictures(tmp_path / "Images", said)
     first = read(Flickr(str(tmp_path), fractions=(0.5, 0.5, 0.0), seed=3)).to_pylist()
     assert set(Counter(row["split"] for row in first)) == {"train", "dev"}
     half = dict(list(said.items())[::2])
-    write(tmp_path / "captions.txt", "image,caption\n" + "".join(f"{n},{t}\n" for n in half for t in said[n]))
-    second = {row["key"]: row["split"] for row in rows(Flickr(str(tmp_path), fractions=(0.5, 0.5, 0.0), seed=3))}
+    write(
+        tmp_path / "captions.txt",
+        "image,caption\n" + "".join(f"{n},{t}\n" for n in half for t in said[n]),
+    )
+    second = {
+        row["key"]: row["split"]
+        for row in rows(Flickr(str(tmp_path), fractions=(0.5, 0.5, 0.0), seed=3))
+    }
     assert all(second[row["key"]] == row["split"] for row in first if row["key"] in half)
-    with pytest.raises(Refusal, match="add up to 1"):
+    with pytest.raises(UserError, match="add up to 1"):
         Flickr("x", fractions=(0.5, 0.5, 0.5))
 
 
-words = st.text(st.characters(codec="utf-8", categories=["L", "P", "N", "S", "Zs"]), min_size=1).map(str.strip)
+words = st.text(
+    st.characters(codec="utf-8", categories=["L", "P", "N", "S", "Zs"]), min_size=1
+).map(str.strip)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -150,12 +177,12 @@ def test_flickr_captions_survive_the_round_trip(tmp_path: Path, said: list[str])
 
 
 def test_flickr_says_what_it_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"Flickr8k\.token\.txt, captions\.txt"):
+    with pytest.raises(UserError, match=r"Flickr8k\.token\.txt, captions\.txt"):
         Flickr(str(tmp_path)).check()
     write(tmp_path / "captions.txt", token())
-    with pytest.raises(Refusal, match=r"none of the pictures .*1_a\.jpg.*--source\.pictures"):
+    with pytest.raises(UserError, match=r"none of the pictures .*1_a\.jpg.*--source\.pictures"):
         Flickr(str(tmp_path)).check()
-    with pytest.raises(Refusal, match="no Flickr caption file: its first line is 'hello'"):
+    with pytest.raises(UserError, match="no Flickr caption file: its first line is 'hello'"):
         Flickr(str(write(tmp_path / "x.txt", "hello\n"))).check()
 
 
@@ -163,8 +190,15 @@ def test_flickr_says_what_it_looked_for(tmp_path: Path) -> None:
 
 
 def coco(names: list[str], captions: int = 2) -> str:
-    images = [{"id": number, "file_name": name, "coco_url": "http://h/"} for number, name in enumerate(names)]
-    said = [{"image_id": image["id"], "caption": f"{n} \n"} for n in range(captions) for image in images]
+    images = [
+        {"id": number, "file_name": name, "coco_url": "http://h/"}
+        for number, name in enumerate(names)
+    ]
+    said = [
+        {"image_id": image["id"], "caption": f"{n} \n"}
+        for n in range(captions)
+        for image in images
+    ]
     return json.dumps({"info": {}, "images": images, "annotations": said})
 
 
@@ -182,8 +216,18 @@ def test_coco_as_it_ships(tmp_path: Path) -> None:
         ("3.jpg", "dev", ["0", "1"]),
         ("4.jpg", "dev", ["0", "1"]),
     ]
-    assert [Path(row["uri"]).parent.name for row in found] == ["train2017", "train2017", "val2017", "val2017"]
-    assert [row["error"] for row in found] == ["", "", "", f"no such file: {tmp_path}/val2017/4.jpg"]
+    assert [Path(row["uri"]).parent.name for row in found] == [
+        "train2017",
+        "train2017",
+        "val2017",
+        "val2017",
+    ]
+    assert [row["error"] for row in found] == [
+        "",
+        "",
+        "",
+        f"no such file: {tmp_path}/val2017/4.jpg",
+    ]
     assert noted(Coco(str(tmp_path))).lines() == ["1 picture that is not there (4.jpg)"]
     one = tmp_path / "annotations" / "captions_val2017.json"
     assert detect(str(one)) == "coco"
@@ -210,9 +254,11 @@ def test_ids_in_cocos_form_need_not_be_numbers(tmp_path: Path) -> None:
 
 
 def test_coco_with_folders_in_its_names_and_pictures_elsewhere(tmp_path: Path) -> None:
-    file = write(tmp_path / "a" / "captions.json", coco(["val2014/COCO_val2014_1.jpg"], captions=0))
+    file = write(
+        tmp_path / "a" / "captions.json", coco(["val2014/COCO_val2014_1.jpg"], captions=0)
+    )
     pictures(tmp_path / "b" / "val2014", ["COCO_val2014_1.jpg"])
-    with pytest.raises(Refusal, match=r"--source\.pictures"):
+    with pytest.raises(UserError, match=r"--source\.pictures"):
         list(Coco(str(file)).tables())
     there = Coco(str(file), pictures=str(tmp_path / "b"))
     assert column(there, "references") == [[]]
@@ -226,16 +272,25 @@ def test_coco_with_folders_in_its_names_and_pictures_elsewhere(tmp_path: Path) -
         ("[1]", "holds a JSON list"),
         ('{"annotations": [], "x": 1}', "no list 'images'; it has annotations, x"),
         ('{"images": [{"id": 1}]}', "'images' number 0 has no file_name"),
-        ('{"images": [], "annotations": [{"image_id": 1, "bbox": []}]}', "number 0 has no caption"),
-        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}', "have the id 1: a and b"),
-        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]}', "a stands twice"),
+        (
+            '{"images": [], "annotations": [{"image_id": 1, "bbox": []}]}',
+            "number 0 has no caption",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}',
+            "have the id 1: a and b",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]}',
+            "a stands twice",
+        ),
         ('{"images": [{"id": 1, "file_name": "../a"}]}', "has to lie below the picture folder"),
         ('{"images": []}', "names no picture"),
     ],
 )
 def test_coco_files_that_are_wrong(tmp_path: Path, content: str, reason: str) -> None:
     write(tmp_path / "a")
-    with pytest.raises(Refusal, match=reason):
+    with pytest.raises(UserError, match=reason):
         list(Coco(str(write(tmp_path / "captions.json", content))).tables())
 
 
@@ -267,9 +322,13 @@ def test_karpathy(tmp_path: Path) -> None:
             ("COCO_3.jpg", "test"),
         ]
         assert all(row["references"] == ["A.", "B"] for row in found)
-        assert [row["error"] == "" for row in found] == [Path(row["uri"]).is_file() for row in found]
+        assert [row["error"] == "" for row in found] == [
+            Path(row["uri"]).is_file() for row in found
+        ]
         assert [row["error"] == "" for row in found] == [True, True, True, False]
-        assert noted(Karpathy(path)).lines() == ["1 picture that is not there (val2014/COCO_3.jpg)"]
+        assert noted(Karpathy(path)).lines() == [
+            "1 picture that is not there (val2014/COCO_3.jpg)"
+        ]
     assert column(Karpathy(str(file), restval_is_train=False), "split")[1] == "restval"
     pictures(tmp_path / "all", [image["filename"] for image in images])
     flat = Karpathy(str(file), pictures=str(tmp_path / "all"))
@@ -282,7 +341,9 @@ def test_karpathy_without_filepath(tmp_path: Path) -> None:
     write(tmp_path / "Images" / "1.jpg")
     assert column(Karpathy(str(file)), "uri") == [str(tmp_path / "Images" / "1.jpg")]
     write(tmp_path / "dataset_coco.json", "{}")
-    with pytest.raises(Refusal, match=r"several: dataset_coco\.json, dataset_flickr8k\.json; give one"):
+    with pytest.raises(
+        UserError, match=r"several: dataset_coco\.json, dataset_flickr8k\.json; give one"
+    ):
         Karpathy(str(tmp_path)).check()
 
 
@@ -302,13 +363,13 @@ def test_two_datasets_in_one_folder_are_not_guessed_between(tmp_path: Path) -> N
     write(tmp_path / "Flickr8k.token.txt", token())
     write(tmp_path / "dataset_flickr8k.json", "{}")
     pictures(tmp_path / "Images")
-    with pytest.raises(Refusal, match=r"\(flickr\).*\(karpathy\).*--source KIND"):
+    with pytest.raises(UserError, match=r"\(flickr\).*\(karpathy\).*--source KIND"):
         detect(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["a.docx", "noending", "a.json"])
 def test_what_nothing_fits_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(Refusal, match="cannot tell what"):
+    with pytest.raises(UserError, match="cannot tell what"):
         detect(str(write(tmp_path / name, "something\n")))
 
 

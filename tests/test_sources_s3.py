@@ -3,12 +3,14 @@
 import pytest
 from manifest import column, read
 
+from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher
-from raycap.refusal import Refusal
 from raycap.sources import Coco, Folder, detect
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-moto_server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+moto_server = pytest.importorskip(
+    "moto.server", reason="needs moto's server: pip install 'raycap[dev]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def test_what_is_in_a_bucket(bucket) -> None:  # type: ignore[no-untyped-def]
 def test_the_first_rows_come_with_the_first_page(bucket, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     asked = []
     call = bucket.call_s3
-    monkeypatch.setattr(type(bucket), "call_s3", lambda self, *a, **k: asked.append(a) or call(*a, **k))
+    monkeypatch.setattr(
+        type(bucket), "call_s3", lambda self, *a, **k: asked.append(a) or call(*a, **k)
+    )
     tables = Folder("s3://photos/many").tables()
     assert len(next(tables)) == 64
     assert len(asked) == 1
@@ -66,23 +70,35 @@ def test_no_credentials(bucket, monkeypatch) -> None:  # type: ignore[no-untyped
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3fs.S3FileSystem.clear_instance_cache()
     try:
-        with pytest.raises(Refusal, match="cannot reach s3://photos/all: Unable to locate credentials"):
+        with pytest.raises(
+            UserError, match="cannot reach s3://photos/all: Unable to locate credentials"
+        ):
             Folder("s3://photos/all").check()
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_what_is_not_in_a_bucket(bucket) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(Refusal, match="no such file or folder: s3://photos/al; did you mean s3://photos/all"):
+    with pytest.raises(
+        UserError, match="no such file or folder: s3://photos/al; did you mean s3://photos/all"
+    ):
         detect("s3://photos/al")
-    with pytest.raises(Refusal, match=r"no captions_\*\.json"):
+    with pytest.raises(UserError, match=r"no captions_\*\.json"):
         Coco("s3://photos/all").check()
-    with pytest.raises(Refusal, match="no such"):
+    with pytest.raises(UserError, match="no such"):
         Folder("s3://other/x").check()
 
 
 def test_names_are_taken_as_they_are_and_other_buckets_are_refused(bucket) -> None:  # type: ignore[no-untyped-def]
-    names = ["a::b.jpg", "simplecache::s3::c.jpg", "a#b.jpg", "a?b=1.jpg", "100%.jpg", "file:b.jpg", "[a]*.jpg"]
+    names = [
+        "a::b.jpg",
+        "simplecache::s3::c.jpg",
+        "a#b.jpg",
+        "a?b=1.jpg",
+        "100%.jpg",
+        "file:b.jpg",
+        "[a]*.jpg",
+    ]
     bucket.pipe({f"photos/odd/{name}": name.encode() for name in names})
     bucket.mkdir("other")
     bucket.pipe("other/a.jpg", b"secret")
@@ -93,6 +109,10 @@ def test_names_are_taken_as_they_are_and_other_buckets_are_refused(bucket) -> No
         assert [answer.data.decode() for answer in fetcher.fetch_all(uris)] == keys
         for uri in ("s3://other/a.jpg", "s3a://other/a.jpg", "simplecache::s3://other/a.jpg"):
             answer = fetcher.fetch(uri)
-            assert answer.data == b"" and answer.error.startswith("refused: ") and "--fetch.trust" in answer.error
+            assert (
+                answer.data == b""
+                and answer.error.startswith("refused: ")
+                and "--fetch.trust" in answer.error
+            )
     with Fetcher(Fetch(trust=("s3://other",)), source.trust) as fetcher:
         assert fetcher.fetch("s3://other/a.jpg").data == b"secret"

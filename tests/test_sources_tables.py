@@ -17,14 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifest import column, noted, read, rows, write
 
+from raycap.errors import UserError
 from raycap.fetch import Trust
-from raycap.refusal import Refusal
+from raycap.schema import fit
 from raycap.sources import HuggingFace, Table, detect
 from raycap.sources.splits import seeded_split
-from raycap.tables import fit
 
 PICTURES: list[dict[str, Any]] = [
-    {"id": "7", "URL": "http://h/a.jpg", "caption": 'say "hi", twice', "part": "train", "licence": "by"},
+    {
+        "id": "7",
+        "URL": "http://h/a.jpg",
+        "caption": 'say "hi", twice',
+        "part": "train",
+        "licence": "by",
+    },
     {"id": "8", "URL": "http://h/b.jpg", "caption": "two\nlines", "part": "val", "licence": ""},
     {"id": "9", "URL": "", "caption": "", "part": "test", "licence": "by"},
     {"id": "10", "URL": "http://h/a.jpg", "caption": "ünï", "part": "test", "licence": "nc"},
@@ -63,10 +69,17 @@ def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
     table = Table(path, split_column="part", references=("auto",), columns=("licence", "id"))
     assert table.trust == Trust((str(tmp_path),))
     found = rows(table)
-    assert [row["key"] for row in found] == ["http://h/a.jpg", "http://h/b.jpg", "#1", "http://h/a.jpg#2"]
+    assert [row["key"] for row in found] == [
+        "http://h/a.jpg",
+        "http://h/b.jpg",
+        "#1",
+        "http://h/a.jpg#2",
+    ]
     assert [row["uri"] for row in found] == [row["URL"] for row in PICTURES]
     assert [row["split"] for row in found] == ["train", "dev", "test", "test"]
-    assert [row["references"] for row in found] == [[row["caption"]] if row["caption"] else [] for row in PICTURES]
+    assert [row["references"] for row in found] == [
+        [row["caption"]] if row["caption"] else [] for row in PICTURES
+    ]
     assert [row["licence"] for row in found] == [row["licence"] for row in PICTURES]
     assert column(Table(path, key_column="id"), "key") == ["7", "8", "9", "10"]
     assert column(Table(path, column="licence", local=True), "uri")[0] == f"{tmp_path}/by"
@@ -74,7 +87,10 @@ def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
 
 def test_splits_are_drawn_by_address_not_by_row(tmp_path: Path) -> None:
     """A picture with a row for each of its captions is in one split."""
-    lines = ["url,caption,split", *(f"http://h/{number // 5}.jpg,said {number},train" for number in range(1000))]
+    lines = [
+        "url,caption,split",
+        *(f"http://h/{number // 5}.jpg,said {number},train" for number in range(1000)),
+    ]
     path = str(write(tmp_path / "t.csv", "\n".join(lines)))
     assert set(column(Table(path), "split")) == {""}
     drawn = Table(path, split_column="split", fractions=(0.6, 0.3, 0.1))
@@ -82,7 +98,7 @@ def test_splits_are_drawn_by_address_not_by_row(tmp_path: Path) -> None:
     assert len(splits) == 200
     counts = Counter(split for _, split in splits)
     assert 90 < counts["train"] < 150 and 30 < counts["dev"] < 90 and counts["test"]
-    with pytest.raises(Refusal, match="add up to 1"):
+    with pytest.raises(UserError, match="add up to 1"):
         Table(path, fractions=(0.6, 0.3, 0.2))
 
 
@@ -94,11 +110,21 @@ def test_a_table_in_a_bucket(request: pytest.FixtureRequest) -> None:
 
 def test_columns_keep_the_types_of_parquet(tmp_path: Path) -> None:
     kinds = pa.schema(
-        [("url", pa.large_string()), ("n", pa.int16()), ("tags", pa.list_(pa.string())), ("no", pa.null())]
+        [
+            ("url", pa.large_string()),
+            ("n", pa.int16()),
+            ("tags", pa.list_(pa.string())),
+            ("no", pa.null()),
+        ]
     )
-    names = [{"url": f"http://h/{index}", "n": index, "tags": ["x"], "no": None} for index in range(3)]
+    names = [
+        {"url": f"http://h/{index}", "n": index, "tags": ["x"], "no": None} for index in range(3)
+    ]
     write(tmp_path / "parts" / "1.parquet", parquet(names, kinds))
-    write(tmp_path / "parts" / "deep" / "2.parquet", parquet(names, kinds.set(1, pa.field("n", pa.int64()))))
+    write(
+        tmp_path / "parts" / "deep" / "2.parquet",
+        parquet(names, kinds.set(1, pa.field("n", pa.int64()))),
+    )
     table = read(Table(str(tmp_path / "parts"), columns=("n", "tags", "no")))
     assert [table.schema.field(name).type for name in ("n", "tags", "no")] == [
         pa.int16(),
@@ -114,8 +140,14 @@ def test_columns_keep_the_types_of_parquet(tmp_path: Path) -> None:
 
 def test_no_file_of_a_deep_or_wide_dataset_is_missed(tmp_path: Path) -> None:
     for number in range(70):
-        write(tmp_path / "deep" / f"y={number}" / "m" / "d" / "0.parquet", parquet([{"url": f"http://h/{number}"}]))
-        write(tmp_path / "wide" / f"c{number}" / "metadata.jsonl", json.dumps({"file_name": "0.jpg", "text": "x"}))
+        write(
+            tmp_path / "deep" / f"y={number}" / "m" / "d" / "0.parquet",
+            parquet([{"url": f"http://h/{number}"}]),
+        )
+        write(
+            tmp_path / "wide" / f"c{number}" / "metadata.jsonl",
+            json.dumps({"file_name": "0.jpg", "text": "x"}),
+        )
         write(tmp_path / "wide" / f"c{number}" / "0.jpg")
     assert len(rows(Table(str(tmp_path / "deep")))) == 70
     assert len(rows(HuggingFace(str(tmp_path / "wide")))) == 70
@@ -138,31 +170,45 @@ def test_json_values_of_many_types_are_carried_as_text(tmp_path: Path) -> None:
 
 
 def test_json_lists_of_captions(tmp_path: Path) -> None:
-    lines = [{"url": "http://h/1", "captions": ["a", "b"]}, {"url": "http://h/2", "captions": "c"}, {"url": ""}]
+    lines = [
+        {"url": "http://h/1", "captions": ["a", "b"]},
+        {"url": "http://h/2", "captions": "c"},
+        {"url": ""},
+    ]
     path = str(write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, lines))))
     assert column(Table(path, references=("captions",)), "references") == [["a", "b"], ["c"], []]
 
 
 def test_a_table_without_header(tmp_path: Path) -> None:
     path = str(write(tmp_path / "cc.tsv", 'a "big" dog\thttp://h/a.jpg\n"a cat\thttp://h/b.jpg\n'))
-    with pytest.raises(Refusal, match=r"it has 1, 2: --source\.column"):
+    with pytest.raises(UserError, match=r"it has 1, 2: --source\.column"):
         Table(path).check()
-    with pytest.raises(Refusal, match="the quote opened in line 2 is never closed"):
+    with pytest.raises(UserError, match="the quote opened in line 2 is never closed"):
         list(Table(path, column="2").tables())
     write(tmp_path / "cc.tsv", 'a "big" dog\thttp://h/a.jpg\na cat\thttp://h/b.jpg\n')
-    assert column(Table(path, column="2", references=("1",)), "references") == [['a "big" dog'], ["a cat"]]
+    assert column(Table(path, column="2", references=("1",)), "references") == [
+        ['a "big" dog'],
+        ["a cat"],
+    ]
 
 
 def test_malformed_lines_are_left_out_and_named(tmp_path: Path) -> None:
     path = str(
         write(
-            tmp_path / "t.csv", 'url,n\nhttp://h/1,1\nhttp://h/2\nhttp://h/3,a,b\n"http://h/4"x,1\nhttp://h/5,5\n'
+            tmp_path / "t.csv",
+            'url,n\nhttp://h/1,1\nhttp://h/2\nhttp://h/3,a,b\n"http://h/4"x,1\nhttp://h/5,5\n',
         )
     )
     assert column(Table(path), "uri") == ["http://h/1", "http://h/5"]
     (note,) = noted(Table(path)).lines()
-    assert note.startswith("3 malformed lines left out (t.csv line 3: 1 fields where 2 belong, t.csv line 4")
-    path = str(write(tmp_path / "t.jsonl", '{"url": "http://h/1"}\n[1]\n{"url": \n\n{"url": "http://h/2"}'))
+    assert note.startswith(
+        "3 malformed lines left out (t.csv line 3: 1 fields where 2 belong, t.csv line 4"
+    )
+    path = str(
+        write(
+            tmp_path / "t.jsonl", '{"url": "http://h/1"}\n[1]\n{"url": \n\n{"url": "http://h/2"}'
+        )
+    )
     assert column(Table(path), "uri") == ["http://h/1", "http://h/2"]
     assert "2 malformed lines left out (t.jsonl line 2" in noted(Table(path)).lines()[0]
 
@@ -179,7 +225,7 @@ def test_malformed_lines_are_left_out_and_named(tmp_path: Path) -> None:
 )
 def test_keys_of_the_user_have_to_be_keys(tmp_path: Path, text: str, reason: str) -> None:
     table = Table(str(write(tmp_path / "t.csv", text)), key_column="id")
-    with pytest.raises(Refusal, match=reason):
+    with pytest.raises(UserError, match=reason):
         list(table.tables())
 
 
@@ -195,7 +241,7 @@ def test_keys_of_the_user_have_to_be_keys(tmp_path: Path, text: str, reason: str
 )
 def test_wrong_options(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
     path = str(write(tmp_path / "t.csv", "url,a\nhttp://h/1,x.jpg\n"))
-    with pytest.raises(Refusal, match=reason):
+    with pytest.raises(UserError, match=reason):
         Table(path, **options).check()
 
 
@@ -206,15 +252,15 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
         ("t.parquet", b"PAR1 not really", "not a whole Parquet file"),
         ("t.xyz", b"url\nhttp://h/1", "does not say its format"),
     ]:
-        with pytest.raises(Refusal, match=reason):
+        with pytest.raises(UserError, match=reason):
             Table(str(write(tmp_path / name, content))).check()
-    with pytest.raises(Refusal, match="no file matches"):
+    with pytest.raises(UserError, match="no file matches"):
         Table(f"{tmp_path}/*.nothing").check()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Refusal, match=r"no \*\.parquet file"):
+    with pytest.raises(UserError, match=r"no \*\.parquet file"):
         Table(str(tmp_path / "empty")).check()
     write(tmp_path / "p.parquet", parquet([{"url": {"bytes": b"x", "path": "p"}}]))
-    with pytest.raises(Refusal, match="--source huggingface"):
+    with pytest.raises(UserError, match="--source huggingface"):
         Table(str(tmp_path / "p.parquet")).check()
 
 
@@ -250,7 +296,10 @@ def test_an_imagefolder(tmp_path: Path) -> None:
     ]
     assert all(Path(row["uri"]).read_bytes() == b"picture" for row in found)
     assert set(column(HuggingFace(str(tmp_path), fractions=(0.0, 0.0, 1.0)), "split")) == {"test"}
-    assert column(HuggingFace(str(tmp_path / "train" / "metadata.jsonl")), "key") == ["0.jpg", "sub/1.jpg"]
+    assert column(HuggingFace(str(tmp_path / "train" / "metadata.jsonl")), "key") == [
+        "0.jpg",
+        "sub/1.jpg",
+    ]
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg"])
@@ -294,11 +343,20 @@ def test_parquet_with_pictures_inside_as_flickr30k_ships(tmp_path: Path) -> None
 
 def test_embedded_pictures_without_names_and_without_bytes(tmp_path: Path) -> None:
     kinds = pa.schema(
-        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("text", pa.string())]
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("text", pa.string()),
+        ]
     )
-    first = [{"image": {"bytes": b"x", "path": None}, "text": "a"}, {"image": {"bytes": None, "path": "p/y.jpg"}}]
+    first = [
+        {"image": {"bytes": b"x", "path": None}, "text": "a"},
+        {"image": {"bytes": None, "path": "p/y.jpg"}},
+    ]
     write(tmp_path / "data" / "train-00000-of-00002.parquet", parquet(first, kinds))
-    write(tmp_path / "data" / "train-00001-of-00002.parquet", parquet([*first, {"image": None}], kinds))
+    write(
+        tmp_path / "data" / "train-00001-of-00002.parquet",
+        parquet([*first, {"image": None}], kinds),
+    )
     found = rows(HuggingFace(str(tmp_path)))
     assert [row["key"] for row in found] == [
         "data/train-00000-of-00002.parquet/0",
@@ -330,12 +388,12 @@ def test_large_embedded_pictures_come_few_at_a_time(tmp_path: Path) -> None:
 
 
 def test_nothing_of_hugging_face(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"no metadata\.jsonl"):
+    with pytest.raises(UserError, match=r"no metadata\.jsonl"):
         HuggingFace(str(tmp_path)).check()
     write(tmp_path / "metadata.csv", "name,text\na,b\n")
-    with pytest.raises(Refusal, match="no column file_name"):
+    with pytest.raises(UserError, match="no column file_name"):
         HuggingFace(str(tmp_path)).check()
     (tmp_path / "metadata.csv").unlink()
     write(tmp_path / "x.parquet", parquet([{"a": 1}]))
-    with pytest.raises(Refusal, match="no column with pictures; it has a"):
+    with pytest.raises(UserError, match="no column with pictures; it has a"):
         HuggingFace(str(tmp_path)).check()

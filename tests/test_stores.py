@@ -8,8 +8,8 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from raycap.refusal import Refusal
-from raycap.runs import RunFolder, stores
+from raycap.errors import UserError
+from raycap.storage import RunFolder, stores
 
 # Each with a neighbour that the name would match as a pattern, or mean as a URI.
 NAMES = [
@@ -29,7 +29,9 @@ NAMES = [
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-    moto_server = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+    moto_server = pytest.importorskip(
+        "moto.server", reason="needs moto's server: pip install 'raycap[dev]'"
+    )
     server = moto_server.ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -55,7 +57,9 @@ def in_folder(folder: RunFolder, neighbour: RunFolder) -> None:
     folder.write("captions/part1x", b"two")
     folder.write_json("facts.json", {"mine": 1})
     assert folder.names("captions") == ["captions/part1x", "captions/part[1]*"]
-    assert folder.read("captions/part[1]*") == b"one" and folder.read_json("facts.json") == {"mine": 1}
+    assert folder.read("captions/part[1]*") == b"one" and folder.read_json("facts.json") == {
+        "mine": 1
+    }
     with folder.open("captions/part[1]*") as file:
         assert file.read() == b"one"
     folder.remove("captions/part[1]*")
@@ -65,7 +69,10 @@ def in_folder(folder: RunFolder, neighbour: RunFolder) -> None:
     assert not folder.exists("captions") and folder.exists("facts.json")
     folder.remove("")
     assert not folder.exists("facts.json")
-    assert neighbour.names("captions") == ["captions/part"] and neighbour.read("captions/part") is not None
+    assert (
+        neighbour.names("captions") == ["captions/part"]
+        and neighbour.read("captions/part") is not None
+    )
     assert neighbour.read_json("facts.json") == {"neighbour": True}
 
 
@@ -83,7 +90,7 @@ def test_a_folder_of_a_bucket_is_not_a_pattern(name: str, neighbour: str, bucket
 
 
 def test_a_version_of_an_object_is_no_folder() -> None:
-    with pytest.raises(Refusal, match=r"leave out \?versionId="):
+    with pytest.raises(UserError, match=r"leave out \?versionId="):
         RunFolder("s3://bucket/run?versionId=1")
 
 

@@ -19,7 +19,7 @@ from server import serving
 from small_captioner import save_captioner
 
 from raycap.cli import main
-from raycap.tables import CAPTIONS
+from raycap.schema import CAPTIONS
 from raycap.terminal import lines_of, log_to_stderr, printable, write_out
 
 # A title, a colour, a cursor that goes up, a bell, one byte that begins a sequence (C1), text that runs backwards.
@@ -33,9 +33,12 @@ CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 def assert_harmless(text: str) -> None:
     assert text and not HARMFUL & set(text)
     for character in text:
-        assert character == "\n" or unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp"), ascii(
-            character
-        )
+        assert character == "\n" or unicodedata.category(character) not in (
+            "Cc",
+            "Cs",
+            "Zl",
+            "Zp",
+        ), ascii(character)
 
 
 @given(st.text())
@@ -56,7 +59,9 @@ def test_what_is_escaped_can_be_read() -> None:
 def test_a_terminal_without_the_letters_gets_their_numbers() -> None:
     program = "from raycap.terminal import write_out; write_out('犬 \\x1b\\n')"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=environment)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, env=environment
+    )
     assert answer.stdout == b"\\u72ac \\x1b\n"
 
 
@@ -65,12 +70,12 @@ def test_logs_crashes_and_refusals_are_escaped(how: str) -> None:
     acts = {
         "log": "logging.getLogger('raycap.x').warning('lost: %s', TEXT)",
         "crash": "raise RuntimeError(TEXT)",
-        "refusal": "raise Refusal(TEXT + chr(10) + 'raycap: all is well')",
+        "refusal": "raise UserError(TEXT + chr(10) + 'raycap: all is well')",
     }
     program = (
         "import logging, sys\n"
         "from raycap import cli\n"
-        "from raycap.refusal import Refusal\n"
+        "from raycap.errors import UserError\n"
         f"TEXT = {ESCAPES!r}\n"
         "def act(arguments):\n"
         f"    {acts[how]}\n"
@@ -113,14 +118,20 @@ def test_photos_and_refusals(
     Image.new("RGB", (60, 48)).save(good, "png")
     Path(bad).write_bytes(b"<html>" + ESCAPES.encode())
     photos = [good, bad, "gone" + good]
-    assert "pwned" in said_by(["caption", *photos, "--model", "model", "--num-captions", "2"], capfd)
+    assert "pwned" in said_by(
+        ["caption", *photos, "--model", "model", "--num-captions", "2"], capfd
+    )
     assert "pwned" in said_by(["caption", good, "--model", "model", "--show"], capfd)
     assert "pwned" in said_by(["caption", "gone" + good, "--model", "model"], capfd)
-    assert "pwned" in said_by(["caption", good, "--model", f"no{ESCAPES.replace(chr(0), '')}"], capfd)
+    assert "pwned" in said_by(
+        ["caption", good, "--model", f"no{ESCAPES.replace(chr(0), '')}"], capfd
+    )
 
 
-def test_captions_of_a_hostile_vocabulary(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from raycap.captioner import Captioner, Plan
+def test_captions_of_a_hostile_vocabulary(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from raycap.captioners.trained import Captioner, Plan
     from raycap.decoders import Recurrent
     from raycap.encoders import Pixels
     from raycap.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -138,10 +149,25 @@ def test_captions_of_a_hostile_vocabulary(tmp_path: Path, capfd: pytest.CaptureF
 def test_reports_and_evaluations(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows, references = [], []
     for key in names():
-        row = {"key": key, "uri": ESCAPES, "caption": ESCAPES, "status": "success", "error_message": ""}
-        rows.append({**row, "score": -1.0, "alternatives": [], "width": 1, "height": 1, "sha256": ""})
+        row = {
+            "key": key,
+            "uri": ESCAPES,
+            "caption": ESCAPES,
+            "status": "success",
+            "error_message": "",
+        }
+        rows.append(
+            {**row, "score": -1.0, "alternatives": [], "width": 1, "height": 1, "sha256": ""}
+        )
         references.append({"key": key, "path": "x.png", "references": [f"a dog {ESCAPES}"]})
-    rows.append({**rows[0], "key": f"other{ESCAPES}", "status": "failed_to_fetch", "error_message": ESCAPES})
+    rows.append(
+        {
+            **rows[0],
+            "key": f"other{ESCAPES}",
+            "status": "failed_to_fetch",
+            "error_message": ESCAPES,
+        }
+    )
     table = tmp_path / f"{ESCAPES[:40].replace('/', '')}.parquet".replace("\x00", "")
     pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), table)
     lines = "".join(json.dumps(line) + "\n" for line in references) + f'{{"broken {ESCAPES}\n'
@@ -174,9 +200,17 @@ def test_a_whole_run_over_hostile_names_servers_and_lists(tmp_path: Path) -> Non
         listed = tmp_path / "list.txt"
         listed.write_text("\n".join([*urls, *urls]))
         for source in (str(folder), str(listed)):
-            out = ["--out", str(tmp_path / "report.json"), "--fetch.allow-private", "--fetch.retries", "0"]
+            out = [
+                "--out",
+                str(tmp_path / "report.json"),
+                "--fetch.allow-private",
+                "--fetch.retries",
+                "0",
+            ]
             command = [sys.executable, "-m", "raycap", "inspect", source, *out]
-            answer = subprocess.run(command, capture_output=True, check=False, cwd=Path(__file__).parent.parent)
+            answer = subprocess.run(
+                command, capture_output=True, check=False, cwd=Path(__file__).parent.parent
+            )
             assert answer.returncode == 1, answer.stderr.decode()
             assert_harmless(answer.stdout.decode())
             assert not HARMFUL & set(answer.stderr.decode())

@@ -16,7 +16,7 @@ import pytest
 import ray
 from feature_tables import features, write
 
-from raycap.captioner import Captioner
+from raycap.captioners.trained import Captioner
 from raycap.cli import main
 from raycap.training.run_files import read_epochs, read_log
 
@@ -73,7 +73,11 @@ def one_ray() -> Iterator[None]:
 def curve(out: Path) -> list[dict[str, Any]]:
     """The epochs of a run, without its times."""
     return [
-        {name: value for name, value in line.items() if "seconds" not in name and name != "samples"}
+        {
+            name: value
+            for name, value in line.items()
+            if "seconds" not in name and name != "samples"
+        }
         for line in read_epochs(out / "metrics.jsonl")
     ]
 
@@ -114,7 +118,11 @@ def test_a_finished_run_says_so_and_does_nothing(
         "0",
     ]
     assert main(arguments) == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.*") if "lease" not in path.name}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*.*")
+        if "lease" not in path.name
+    }
     assert main(arguments) == 0
     assert "finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -123,7 +131,15 @@ def test_a_finished_run_says_so_and_does_nothing(
 def test_a_run_of_an_earlier_version_continues_without_its_removed_options(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run"), "--workers.count", "0"]
+    arguments = [
+        "train",
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "run"),
+        "--workers.count",
+        "0",
+    ]
     assert main([*arguments, "--epochs", "1"]) == 0
     file = tmp_path / "run" / "run.json"
     record = json.loads(file.read_text())
@@ -191,7 +207,9 @@ def test_data_without_splits_is_told_how_to_have_some(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = features(8)
-    table = table.set_column(table.schema.get_field_index("split"), "split", pa.array([""] * 8, pa.string()))
+    table = table.set_column(
+        table.schema.get_field_index("split"), "split", pa.array([""] * 8, pa.string())
+    )
     bare = write(tmp_path / "bare", table)
     usual = ["--out", str(tmp_path / "run"), "--workers.count", "0", "--features", bare]
     assert main(["train", "--config", str(config), *usual]) == 2
@@ -207,7 +225,9 @@ def test_a_source_that_cannot_be_learned_from_is_refused_before_a_picture_is_rea
     (tmp_path / "mine.csv").write_text("path,caption\na.png,a dog\nb.png,a cat\n")
     usual = ["--config", str(tmp_path / "run.yaml"), "--train.cache", str(tmp_path / "cache")]
     own = ["--space", str(tmp_path / "space.yaml")] if act == "tune" else []
-    assert main([act, str(tmp_path / "mine.csv"), *usual, *own, "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main([act, str(tmp_path / "mine.csv"), *usual, *own, "--out", str(tmp_path / "out")]) == 2
+    )
     assert "(none): 2: --source.fractions 0.9 0.1 0 draws" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists() and not ray.is_initialized()
 
@@ -245,7 +265,17 @@ def start(
 ) -> "subprocess.Popen[bytes]":
     """The command as a person starts it, in a session of its own. It gets Ctrl-C, also where tests run in the
     background, where interrupts are ignored."""
-    command = [sys.executable, "-m", "raycap", "train", "--config", str(config), "--out", str(out), *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "raycap",
+        "train",
+        "--config",
+        str(config),
+        "--out",
+        str(out),
+        *flags,
+    ]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
@@ -276,14 +306,21 @@ def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(
     out, killed = tmp_path / "killed", 0
     for _ in range(3):
         process, before = start(started, config, out, *here), steps(out)
-        wait_for(lambda before=before, process=process: steps(out) >= before + 10 or process.poll() is not None)  # type: ignore[misc]
+        wait_for(
+            lambda before=before, process=process: (
+                steps(out) >= before + 10 or process.poll() is not None
+            )
+        )  # type: ignore[misc]
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert killed
     assert main(["train", "--config", str(config), "--out", str(out), *here]) == 0
     assert curve(out) == curve(tmp_path / "whole")
-    weights = [(folder / "captioner" / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole")]
+    weights = [
+        (folder / "captioner" / "model.safetensors").read_bytes()
+        for folder in (out, tmp_path / "whole")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -292,11 +329,15 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(
     workers: str, config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:
     out = tmp_path / "run"
-    process = start(started, config, out, "--workers.count", workers, "--epochs", "400", "--batch", "2")
+    process = start(
+        started, config, out, "--workers.count", workers, "--epochs", "400", "--batch", "2"
+    )
     wait_for(lambda: steps(out) >= 30)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    state = json.loads(sorted((out / "checkpoints").iterdir())[-1].joinpath("state.json").read_text())
+    state = json.loads(
+        sorted((out / "checkpoints").iterdir())[-1].joinpath("state.json").read_text()
+    )
     assert state["place"]["step"] >= 30
     assert not (out / "facts.json").exists() and not (out / "stop").exists()
 
@@ -304,7 +345,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(
 LEAVES_AT_ONCE = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from raycap.stages.train import run_and_display
+from raycap.commands.train import run_and_display
 
 class Display:
     def update(self):
@@ -322,7 +363,12 @@ except KeyboardInterrupt:
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
     """The deadline only ends what hangs: for the step, it would be an hour."""
-    assert subprocess.run([sys.executable, "-c", LEAVES_AT_ONCE, str(tmp_path)], timeout=120).returncode == 130
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", LEAVES_AT_ONCE, str(tmp_path)], timeout=120
+        ).returncode
+        == 130
+    )
 
 
 # ------------------------------------------------------------------------------------------- on Ray's workers
@@ -332,13 +378,18 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: Non
     curves = []
     for count in ("0", "2"):
         out = tmp_path / count
-        assert main(["train", "--config", str(config), "--out", str(out), "--workers.count", count]) == 0
+        assert (
+            main(["train", "--config", str(config), "--out", str(out), "--workers.count", count])
+            == 0
+        )
         curves.append(curve(out))
     assert close(*curves)
     assert not (tmp_path / "2" / "_ray").exists()
 
 
-def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(config: Path, tmp_path: Path, one_ray: None) -> None:
+def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(
+    config: Path, tmp_path: Path, one_ray: None
+) -> None:
     usual = ["train", "--config", str(config), "--epochs", "16", "--validation.best-by", "loss"]
     assert main([*usual, "--out", str(tmp_path / "whole"), "--workers.count", "0"]) == 0
     out = tmp_path / "killed"
@@ -365,7 +416,11 @@ def _one_worker() -> int:
         if folder.name.isdigit() and folder.joinpath("cmdline").exists()
     }
     ours = set(_children(os.getpid()))
-    return next(pid for pid, name in names.items() if name.startswith(b"ray::RayTrainWorker") and pid in ours)
+    return next(
+        pid
+        for pid, name in names.items()
+        if name.startswith(b"ray::RayTrainWorker") and pid in ours
+    )
 
 
 def _children(pid: int) -> Iterator[int]:

@@ -18,14 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_captioner import save_captioner
 
-from raycap.captioner import Captioner, Plan
+from raycap.captioners.trained import Captioner, Plan
 from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
+from raycap.device import derive
 from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
-from raycap.precision import derive
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Table
 from raycap.training import (
@@ -87,7 +87,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PictureStore:
 
 @pytest.fixture(scope="module")
 def vocabulary(store: PictureStore) -> Vocabulary:
-    captions = [caption for references in store.captions["references"].to_pylist() for caption in references]
+    captions = [
+        caption
+        for references in store.captions["references"].to_pylist()
+        for caption in references
+    ]
     return Vocabulary.build(captions, Words(min_count=1))
 
 
@@ -129,24 +133,34 @@ def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Pa
     table = features(12)
     status = ["failed_to_decode" if number == 1 else "success" for number in range(12)]
     table = table.set_column(table.column_names.index("status"), "status", [status])
-    references = [[] if number == 3 else own for number, own in enumerate(table["references"].to_pylist())]
-    table = table.set_column(table.column_names.index("references"), table.schema.field("references"), [references])
+    references = [
+        [] if number == 3 else own for number, own in enumerate(table["references"].to_pylist())
+    ]
+    table = table.set_column(
+        table.column_names.index("references"), table.schema.field("references"), [references]
+    )
     opened = unpack_table(write(tmp_path / "table", table), tmp_path / "cache")
     learned = {opened.key(place) for place in opened.rows_of("train", "dev")}
     assert learned == set(table["key"].to_pylist()) - {"0001.png", "0003.png"}
 
 
 def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"no feature table.*raycap extract"):
+    with pytest.raises(UserError, match=r"no feature table.*raycap extract"):
         unpack_table(str(tmp_path), tmp_path / "cache")
 
 
-def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(store: PictureStore, vocabulary: Vocabulary) -> None:
+def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(
+    store: PictureStore, vocabulary: Vocabulary
+) -> None:
     learned = dataset(store, vocabulary)
     batch = learned.batch(learned.rows[:5])
     lengths = []
     for row, place in enumerate(learned.rows[:5]):
-        said = [vocabulary.decode(caption[1:]) for caption in batch.words[row].tolist() if caption[0] == START]
+        said = [
+            vocabulary.decode(caption[1:])
+            for caption in batch.words[row].tolist()
+            if caption[0] == START
+        ]
         assert said == store.references(place)
         lengths += [len(caption.split()) for caption in said]
         assert torch.equal(batch.pictures[row], torch.from_numpy(np.array(store.rows[place])))
@@ -174,7 +188,9 @@ def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path:
         table = write(tmp_path / f"table-{order[0]}", features(24).take(order))
         store = unpack_table(table, tmp_path / "cache")
         learned = CaptionDataset(store, store.rows_of("train"), vocabulary)
-        told.append([[store.key(place) for place in step] for step in learned.shares(2, 7, 4, 0, 1)])
+        told.append(
+            [[store.key(place) for place in step] for step in learned.shares(2, 7, 4, 0, 1)]
+        )
     assert told[0] == told[1]
 
 
@@ -188,7 +204,9 @@ def test_what_is_learned_is_what_the_source_says_now(tmp_path: Path) -> None:
         "9999.png,not encoded,train",
     ]
     (tmp_path / "mine.csv").write_text("\n".join(lines))
-    source = Table(str(tmp_path / "mine.csv"), split_column="part", references=("auto",), key_column="path")
+    source = Table(
+        str(tmp_path / "mine.csv"), split_column="part", references=("auto",), key_column="path"
+    )
     assert write_listing(source, tmp_path / "listing") == {"train": 2, "dev": 1}
     pictures = PictureTables((table,), str(tmp_path / "listing"))
     store = open_store(pictures, tmp_path / "cache")
@@ -200,7 +218,9 @@ def test_what_is_learned_is_what_the_source_says_now(tmp_path: Path) -> None:
     assert sorted(filter(None, read_captions(pictures)["split"].to_pylist())) == ["dev", "train"]
 
 
-def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(
+    vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     """Views come in another order, and one has lost a picture."""
     table = features(12)
     grids = table["grid"].combine_chunks().to_numpy_ndarray()
@@ -218,9 +238,13 @@ def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(vocabulary: Vocabula
     learned = dataset(store, vocabulary)
     epochs = [np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in range(30)]
     assert all(sorted(epoch % 12) == sorted(learned.rows) for epoch in epochs)
-    assert np.all(np.bincount(np.concatenate(epochs) // 12, minlength=3) > 60)  # of 30 looks at 9 pictures
+    assert np.all(
+        np.bincount(np.concatenate(epochs) // 12, minlength=3) > 60
+    )  # of 30 looks at 9 pictures
     assert learned.batch(np.array([13])).rows.tolist() == [1]
-    assert learned.batch(np.array([13])).words.tolist() == learned.batch(np.array([1])).words.tolist()
+    assert (
+        learned.batch(np.array([13])).words.tolist() == learned.batch(np.array([1])).words.tolist()
+    )
 
 
 WALK = """
@@ -237,7 +261,9 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells memory by kind")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="needs Linux, which tells memory by kind"
+)
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     """Held as lists, 20,000 pictures with their captions took 26 MB more than 500; mapped, 2 MB."""
     kilobytes = []
@@ -270,7 +296,9 @@ def test_a_crop_shows_a_part_at_the_old_size() -> None:
     draws = torch.tensor(
         [[1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.5, 0.5, 0.0]]
     )  # half a side, to the left and below
-    part, whole = augment(quadrants().repeat(2, 1, 1, 1), Augmentation(crop=0.5), draws, torch.zeros(2) > 0)
+    part, whole = augment(
+        quadrants().repeat(2, 1, 1, 1), Augmentation(crop=0.5), draws, torch.zeros(2) > 0
+    )
     assert torch.equal(part[:, 1:, :7], torch.full((3, 7, 7), 160, dtype=torch.uint8))
     assert torch.equal(whole, quadrants())
 
@@ -284,13 +312,17 @@ def test_a_view_shows_a_picture_always_alike() -> None:
 
 def test_each_epoch_has_another_order(store: PictureStore, vocabulary: Vocabulary) -> None:
     learned = dataset(store, vocabulary)
-    first, second, again = (np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in (0, 1, 0))
+    first, second, again = (
+        np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in (0, 1, 0)
+    )
     assert not np.array_equal(first, second)
     assert np.array_equal(first, again)
 
 
 def test_what_is_read_ahead_comes_in_order_and_errors_come_out() -> None:
-    assert list(read_ahead(range(9), lambda number: number * number)) == [number * number for number in range(9)]
+    assert list(read_ahead(range(9), lambda number: number * number)) == [
+        number * number for number in range(9)
+    ]
     with pytest.raises(ZeroDivisionError):
         list(read_ahead([1, 0], lambda number: 1 / number))
 
@@ -299,11 +331,15 @@ def test_what_is_read_ahead_comes_in_order_and_errors_come_out() -> None:
 
 
 @pytest.mark.parametrize("options", DECODER_CHOICES, ids=lambda options: type(options).__name__)
-def test_the_loss_is_the_mean_over_true_words(options: object, store: PictureStore, vocabulary: Vocabulary) -> None:
+def test_the_loss_is_the_mean_over_true_words(
+    options: object, store: PictureStore, vocabulary: Vocabulary
+) -> None:
     """Beside a plain loop over single captions, without padding."""
     net, learned = network(options, vocabulary).eval(), dataset(store, vocabulary)
     batch = learned.batch(learned.rows[:6])
-    counted = caption_loss(net.decoder, net.remember(batch.pictures), batch.words, Objective(label_smoothing=0.1))
+    counted = caption_loss(
+        net.decoder, net.remember(batch.pictures), batch.words, Objective(label_smoothing=0.1)
+    )
     surprise, smoothed, right, words = 0.0, 0.0, 0, 0
     for row, place in enumerate(learned.rows[:6]):
         for caption in learned.captions(place):
@@ -313,7 +349,9 @@ def test_the_loss_is_the_mean_over_true_words(options: object, store: PictureSto
             cross_entropy = torch.nn.functional.cross_entropy
             scores = scores.detach()
             surprise += float(cross_entropy(scores[0, 0], following, reduction="sum"))
-            smoothed += float(cross_entropy(scores[0, 0], following, reduction="sum", label_smoothing=0.1))
+            smoothed += float(
+                cross_entropy(scores[0, 0], following, reduction="sum", label_smoothing=0.1)
+            )
             right += int((scores[0, 0].argmax(1) == following).sum())
             words += len(following)
     captions = sum(len(store.references(place)) for place in learned.rows[:6])
@@ -328,7 +366,9 @@ def test_the_loss_is_the_mean_over_true_words(options: object, store: PictureSto
         assert alone[0].tolist() == pytest.approx(each[row].tolist(), rel=1e-4)
 
 
-def test_padding_changes_neither_loss_nor_gradients(store: PictureStore, vocabulary: Vocabulary) -> None:
+def test_padding_changes_neither_loss_nor_gradients(
+    store: PictureStore, vocabulary: Vocabulary
+) -> None:
     options = Objective(label_smoothing=0.0, attention_penalty=1.0)
     learned = dataset(store, vocabulary)
     batch = learned.batch(learned.rows[:4])
@@ -339,7 +379,9 @@ def test_padding_changes_neither_loss_nor_gradients(store: PictureStore, vocabul
         counted = caption_loss(net.decoder, net.remember(batch.pictures), words, options)
         (counted.objective + counted.penalty).backward()
         gradients.append(
-            torch.cat([weight.grad.flatten() for weight in net.parameters() if weight.grad is not None])
+            torch.cat(
+                [weight.grad.flatten() for weight in net.parameters() if weight.grad is not None]
+            )
         )
     assert torch.allclose(*gradients, atol=1e-5)
 
@@ -367,9 +409,14 @@ def test_scheduled_sampling_reads_true_words_own_words_or_some_of_both(
     true = decoder_inputs(batch.words)
     assert torch.equal(scheduled_sampling_inputs(net.decoder, memory, batch.words, 0.0), true)
     torch.manual_seed(0)
-    half, own = (scheduled_sampling_inputs(net.decoder, memory, batch.words, chance) for chance in (0.5, 0.999))
+    half, own = (
+        scheduled_sampling_inputs(net.decoder, memory, batch.words, chance)
+        for chance in (0.5, 0.999)
+    )
     inner = true[..., 1:] != PAD
-    shares = [float((read[..., 1:] != true[..., 1:])[inner].float().mean()) for read in (half, own)]
+    shares = [
+        float((read[..., 1:] != true[..., 1:])[inner].float().mean()) for read in (half, own)
+    ]
     assert 0.2 < shares[0] < 0.6 < shares[1]
     for read in (half, own):
         assert torch.equal(read == PAD, true == PAD)
@@ -439,7 +486,9 @@ def test_drawn_words_are_as_likely_as_when_they_were_drawn(
     assert bool((total >= found.log_probability - 1e-4).all())
 
 
-def test_a_low_temperature_draws_and_counts_likely_words(store: PictureStore, vocabulary: Vocabulary) -> None:
+def test_a_low_temperature_draws_and_counts_likely_words(
+    store: PictureStore, vocabulary: Vocabulary
+) -> None:
     net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), dataset(store, vocabulary)
     batch = learned.batch(learned.rows[:6])
     surprises = []
@@ -452,7 +501,9 @@ def test_a_low_temperature_draws_and_counts_likely_words(store: PictureStore, vo
     assert surprises[1] < surprises[0] / 2
 
 
-def test_a_reference_is_rewarded_most_and_a_cut_one_less(store: PictureStore, vocabulary: Vocabulary) -> None:
+def test_a_reference_is_rewarded_most_and_a_cut_one_less(
+    store: PictureStore, vocabulary: Vocabulary
+) -> None:
     learned = dataset(store, vocabulary)
     place = next(int(place) for place in learned.rows if len(store.references(place)) == 3)
     true = learned.captions(place)[1][1:]
@@ -464,7 +515,9 @@ def test_a_reference_is_rewarded_most_and_a_cut_one_less(store: PictureStore, vo
         reward = CaptionReward(learned, SelfCritical(bleu_4=bleu_4))
         rewards = reward(captions, np.array([place]))[0]
         assert rewards[0] > rewards[2] >= 0
-        if bleu_4 < 1:  # BLEU alone is content with words of one reference and the length of another
+        if (
+            bleu_4 < 1
+        ):  # BLEU alone is content with words of one reference and the length of another
             assert rewards[0] > rewards[1] > rewards[2]
 
 
@@ -534,11 +587,15 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(
     monkeypatch.undo()
     assert (tmp_path / "pieces" / "metrics.jsonl").exists()
     whole, pieces = (
-        [_timeless(line) for line in read_epochs(tmp_path / name / "metrics.jsonl")] for name in ("whole", "pieces")
+        [_timeless(line) for line in read_epochs(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "pieces")
     )
     assert len(whole) == 3
     assert pieces == whole
-    weights = [(tmp_path / name / "captioner" / "model.safetensors").read_bytes() for name in ("whole", "pieces")]
+    weights = [
+        (tmp_path / name / "captioner" / "model.safetensors").read_bytes()
+        for name in ("whole", "pieces")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -567,7 +624,9 @@ def test_parts_of_a_batch_learn_what_the_batch_learns(
         train = options(epochs=2, optimiser=Optimiser(accumulate=accumulate))
         run(store, vocabulary, tmp_path / str(accumulate), train)
         curve = read_epochs(tmp_path / str(accumulate) / "metrics.jsonl")
-        losses.append([line[name] for line in curve for name in ("training_loss", "validation_loss")])
+        losses.append(
+            [line[name] for line in curve for name in ("training_loss", "validation_loss")]
+        )
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -583,7 +642,9 @@ def test_the_best_epoch_is_kept_and_patience_ends_a_run(
     facts = json.loads((tmp_path / "captioner" / "config.json").read_text())["facts"]
     assert facts["training"]["epoch"] == best["epoch"]
     pictures = read_log(tmp_path / "validation.jsonl")
-    assert [picture["key"] for picture in pictures] == [store.key(place) for place in store.rows_of("dev")]
+    assert [picture["key"] for picture in pictures] == [
+        store.key(place) for place in store.rows_of("dev")
+    ]
     assert np.mean([picture["cider_d"] for picture in pictures]) == pytest.approx(best["cider_d"])
     looked = [picture for picture in pictures if "attention" in picture]
     assert len(looked) == min(ATTENTION_PICTURES, len(pictures))
@@ -600,20 +661,30 @@ def test_self_critical_training_raises_the_reward(
     train = options(epochs=10, validation=Validation(best_by="loss"), self_critical=critical)
     run(store, vocabulary, tmp_path, train)
     rewards = [
-        line["reward"] for line in read_epochs(tmp_path / "metrics.jsonl") if line["phase"] == "self_critical"
+        line["reward"]
+        for line in read_epochs(tmp_path / "metrics.jsonl")
+        if line["phase"] == "self_critical"
     ]
     assert len(rewards) == 12
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
 
 
-def test_a_captioner_is_started_from(store: PictureStore, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_a_captioner_is_started_from(
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     run(store, vocabulary, tmp_path / "first", options(epochs=6))
     captioner = str(tmp_path / "first" / "captioner")
-    train = options(epochs=0, start_from=captioner, self_critical=SelfCritical(epochs=1, max_length=8))
+    train = options(
+        epochs=0, start_from=captioner, self_critical=SelfCritical(epochs=1, max_length=8)
+    )
     run(store, vocabulary, tmp_path / "second", train)
-    first, second = (read_epochs(tmp_path / name / "metrics.jsonl") for name in ("first", "second"))
+    first, second = (
+        read_epochs(tmp_path / name / "metrics.jsonl") for name in ("first", "second")
+    )
     assert [line["phase"] for line in second] == ["self_critical"]
-    card = [(tmp_path / name / "captioner" / "README.md").read_text() for name in ("first", "second")]
+    card = [
+        (tmp_path / name / "captioner" / "README.md").read_text() for name in ("first", "second")
+    ]
     assert f"started from: {captioner}" in card[1] and "started from" not in card[0]
     assert second[0]["validation_loss"] < first[0]["validation_loss"] - 0.5
 
@@ -642,7 +713,9 @@ def test_a_frozen_encoder_looks_at_a_picture_once_in_a_step(
     assert sum(looked) == 2 * len(store.rows_of("train"))
 
 
-def test_only_two_checkpoints_are_kept(store: PictureStore, vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_only_two_checkpoints_are_kept(
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     run(store, vocabulary, tmp_path, options(epochs=4))
     kept = sorted(path.name for path in (tmp_path / checkpoint.FOLDER).iterdir())
     last = read_log(tmp_path / "metrics.jsonl")[-1]["step"]
@@ -666,12 +739,14 @@ def test_only_two_checkpoints_are_kept(store: PictureStore, vocabulary: Vocabula
     ],
 )
 def test_impossible_options_are_refused(make: object, words: str) -> None:
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         make()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("value", [False, True])
-def test_a_removed_option_is_ignored_at_its_default_and_else_refused(value: bool, tmp_path: Path) -> None:
+def test_a_removed_option_is_ignored_at_its_default_and_else_refused(
+    value: bool, tmp_path: Path
+) -> None:
     """In a config, and in the folder of a captioner that an earlier version trained."""
     save_captioner(tmp_path / "captioner")
     file = tmp_path / "captioner" / "config.json"
@@ -687,13 +762,17 @@ def test_a_removed_option_is_ignored_at_its_default_and_else_refused(value: bool
         assert Captioner.load(tmp_path / "captioner").caption([]) == []
         return
     for call in (lambda: loads(text), lambda: Captioner.load(tmp_path / "captioner")):
-        with pytest.raises(Refusal, match=r"decoder\.scaled_words is True.*no longer has that option"):
+        with pytest.raises(
+            UserError, match=r"decoder\.scaled_words is True.*no longer has that option"
+        ):
             call()
 
 
-def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_names_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
-    with pytest.raises(Refusal, match=r"raycap\[wandb\]"):
+    with pytest.raises(UserError, match=r"raycap\[wandb\]"):
         open_tracker("wandb", tmp_path)
 
 
@@ -718,7 +797,7 @@ def test_a_tracker_that_fails_is_refused_before_and_given_up_during_a_run(
     store: PictureStore, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TRACKERS, "mlflow", Unreachable)
-    with pytest.raises(Refusal, match=r"mlflow cannot be opened.*no route to tracker.example"):
+    with pytest.raises(UserError, match=r"mlflow cannot be opened.*no route to tracker.example"):
         open_tracker("mlflow", tmp_path / "never")
     with RunDisplay(tmp_path, ["mlflow"]):
         run(store, vocabulary, tmp_path, options(epochs=2))

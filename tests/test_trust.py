@@ -11,12 +11,12 @@ import pytest
 from manifest import write
 from server import Server, serving
 
+from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.fetch.fault import FetchError
 from raycap.fetch.trust import PROGRAM
-from raycap.refusal import Refusal
-from raycap.runs import RunFolder
 from raycap.sources import Coco, Flickr, Folder, HuggingFace, Karpathy, Source, Table, Urls
+from raycap.storage import RunFolder
 from raycap.uris import filesystem_of, links_of, local_path, name_of, scheme_of
 
 SECRET = b"not for you"
@@ -84,7 +84,9 @@ def test_a_folder_reads_every_name(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*ODD_NAMES, *ODDER_NAMES])
-def test_one_picture_of_any_name_is_read(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_picture_of_any_name_is_read(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert [data for data, _ in fetched(Folder(str(root / name))).values()] == [name.encode()]
     monkeypatch.chdir(root)
     assert [data for data, _ in fetched(Folder(f"./{name}")).values()] == [name.encode()]
@@ -100,7 +102,9 @@ def test_lists_and_tables_read_every_name_below_their_folder(root: Path, dots: s
     assert fetched(Table(str(rows))) == content
     pq.write_table(pa.table({"file_name": names}), root / "t.parquet")
     assert fetched(Table(str(root / "t.parquet"))) == content
-    metadata = write(root / "metadata.jsonl", "".join(json.dumps({"file_name": name}) + "\n" for name in names))
+    metadata = write(
+        root / "metadata.jsonl", "".join(json.dumps({"file_name": name}) + "\n" for name in names)
+    )
     assert fetched(HuggingFace(str(metadata))) == content
 
 
@@ -120,8 +124,12 @@ def test_annotations_read_every_name(root: Path) -> None:
     assert fetched(Karpathy(str(karpathy))) == {name: (name.encode(), "") for name in ODD_NAMES}
 
 
-@pytest.mark.parametrize("name", [name for name in [*ODD_NAMES, *ODDER_NAMES] if not name.startswith("~")])
-def test_folders_of_runs_have_any_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in [*ODD_NAMES, *ODDER_NAMES] if not name.startswith("~")]
+)
+def test_folders_of_runs_have_any_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for given in (str(tmp_path / "absolute" / name), name):
         folder = RunFolder(given)
@@ -148,13 +156,23 @@ def test_folders_of_runs_have_any_name(tmp_path: Path, name: str, monkeypatch: p
         ("data:image/png;base64,AA", "data", None, "png;base64,AA"),
     ],
 )
-def test_only_the_beginning_can_be_a_scheme(text: str, scheme: str, path: str | None, name: str) -> None:
+def test_only_the_beginning_can_be_a_scheme(
+    text: str, scheme: str, path: str | None, name: str
+) -> None:
     assert (scheme_of(text), local_path(text), name_of(text)) == (scheme, path, name)
 
 
 def test_names_in_a_store_are_taken_as_they_are() -> None:
     store = fsspec.filesystem("memory")
-    names = ["a#b.jpg", "a?b.jpg", "100%.jpg", "a%20b.jpg", "file:b.jpg", "x/profile:c.jpg", "[a]*.jpg"]
+    names = [
+        "a#b.jpg",
+        "a?b.jpg",
+        "100%.jpg",
+        "a%20b.jpg",
+        "file:b.jpg",
+        "x/profile:c.jpg",
+        "[a]*.jpg",
+    ]
     store.pipe({f"/names/{name}": name.encode() for name in names})
     try:
         assert fetched(Folder("memory://names")) == {name: (name.encode(), "") for name in names}
@@ -228,7 +246,13 @@ def strings(root: Path, server: Server) -> list[str]:
 
 def _jsonl(column: str) -> Callable[[Path, list[str]], Source]:
     def source(root: Path, names: list[str]) -> Source:
-        return Table(str(write(root / "t.jsonl", "".join(json.dumps({column: name}) + "\n" for name in names))))
+        return Table(
+            str(
+                write(
+                    root / "t.jsonl", "".join(json.dumps({column: name}) + "\n" for name in names)
+                )
+            )
+        )
 
     return source
 
@@ -244,7 +268,9 @@ def _list(local: bool) -> Callable[[Path, list[str]], Source]:
 
 def _coco(root: Path, names: list[str]) -> Source:
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
-    return Coco(str(write(root / "captions_val.json", json.dumps({"images": images, "annotations": []}))))
+    return Coco(
+        str(write(root / "captions_val.json", json.dumps({"images": images, "annotations": []})))
+    )
 
 
 def _karpathy(root: Path, names: list[str]) -> Source:
@@ -254,17 +280,24 @@ def _karpathy(root: Path, names: list[str]) -> Source:
 
 def _karpathy_folder(root: Path, names: list[str]) -> Source:
     split = {"split": "val", "sentences": [{"raw": "x"}]}
-    images = [{"filename": "secret.jpg", "filepath": name.removesuffix("/secret.jpg"), **split} for name in names]
+    images = [
+        {"filename": "secret.jpg", "filepath": name.removesuffix("/secret.jpg"), **split}
+        for name in names
+    ]
     images[0] = {"filename": names[0], "filepath": "", **split}
     return Karpathy(str(write(root / "dataset_x.json", json.dumps({"images": images}))))
 
 
 def _flickr(root: Path, names: list[str]) -> Source:
-    return Flickr(str(write(root / "Flickr8k.token.txt", "".join(f"{name}#0\ta dog\n" for name in names))))
+    return Flickr(
+        str(write(root / "Flickr8k.token.txt", "".join(f"{name}#0\ta dog\n" for name in names)))
+    )
 
 
 def _metadata(root: Path, names: list[str]) -> Source:
-    write(root / "metadata.jsonl", "".join(json.dumps({"file_name": name}) + "\n" for name in names))
+    write(
+        root / "metadata.jsonl", "".join(json.dumps({"file_name": name}) + "\n" for name in names)
+    )
     return HuggingFace(str(root))
 
 
@@ -301,7 +334,7 @@ def test_no_string_in_a_file_leads_out(kind: str, root: Path, server: Server) ->
             write(root / "good.jpg")
             try:
                 found = fetched(SOURCES[kind](root, ["good.jpg", string]))
-            except Refusal:  # of some kinds of source as a whole
+            except UserError:  # of some kinds of source as a whole
                 continue
             answered += 1
             assert all(SECRET not in data for data, _ in found.values()), string
@@ -323,10 +356,14 @@ def test_what_is_below_the_root_is_read(kind: str, root: Path) -> None:
         write(root / "d" / "secret.jpg")
         names = ["profile:7.jpg", "d/secret.jpg"]
     found = fetched(SOURCES[kind](root, names))
-    assert len(found) >= len(names) and all(data and not error for data, error in found.values()), found
+    assert len(found) >= len(names) and all(
+        data and not error for data, error in found.values()
+    ), found
 
 
-def test_a_relative_path_means_nothing_to_a_fetcher(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_means_nothing_to_a_fetcher(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would be looked for in the folder that a worker happens to be in."""
     monkeypatch.chdir(root)
     with Fetcher(Fetch(), Trust.below(str(root))) as fetcher:
@@ -350,7 +387,9 @@ def test_what_the_user_trusts_is_read(root: Path, server: Server) -> None:
         found = fetched(source, Fetch(trust=trust))
         assert [data for data, _ in found.values()] == [SECRET] * 4, found
         found = fetched(source, Fetch(trust=trust[1:2]))
-        assert [data for data, _ in found.values()] == [b"", b"", SECRET, b""], "one link is not the chain"
+        assert [data for data, _ in found.values()] == [b"", b"", SECRET, b""], (
+            "one link is not the chain"
+        )
         found = fetched(source, Fetch(allow_file=True))
         assert [data for data, _ in found.values()] == [SECRET, SECRET, b"", b""]
     finally:
@@ -396,7 +435,7 @@ def test_what_a_prefix_permits(prefix: str, permitted: list[str], refused: list[
 
 @pytest.mark.parametrize("prefix", ["", "pictures", "../pictures", "s3", "simplecache::"])
 def test_a_prefix_that_says_nothing_is_refused(prefix: str) -> None:
-    with pytest.raises(Refusal, match=r"fetch\.trust.*absolute path"):
+    with pytest.raises(UserError, match=r"fetch\.trust.*absolute path"):
         Fetch(trust=(prefix,))
 
 
@@ -417,17 +456,30 @@ def test_a_source_in_a_store_may_name_its_bucket(root: str, prefix: str) -> None
 
 def test_links_of_a_chain() -> None:
     assert links_of("simplecache::s3://b/x") == ["simplecache://", "s3://b/x"]
-    assert links_of("zip://a.jpg::simplecache::s3://b/x") == ["zip://a.jpg", "simplecache://", "s3://b/x"]
+    assert links_of("zip://a.jpg::simplecache::s3://b/x") == [
+        "zip://a.jpg",
+        "simplecache://",
+        "s3://b/x",
+    ]
     assert links_of("s3://b/x::y") == ["s3://b/x::y"] and links_of("a::b") == ["a::b"]
 
 
-@pytest.mark.parametrize("uri", ["a.jpg", "/a.jpg", "file:///a.jpg", "s3://any/a.jpg", "https://h/a.jpg"])
+@pytest.mark.parametrize(
+    "uri", ["a.jpg", "/a.jpg", "file:///a.jpg", "s3://any/a.jpg", "https://h/a.jpg"]
+)
 def test_a_program_may_name_paths_and_stores(uri: str) -> None:
     PROGRAM.check(uri)
 
 
 @pytest.mark.parametrize(
-    "uri", ["simplecache::s3://b/a.jpg", "zip://a.jpg::/b.zip", "ftp://h/a", "memory://a", "reference://a"]
+    "uri",
+    [
+        "simplecache::s3://b/a.jpg",
+        "zip://a.jpg::/b.zip",
+        "ftp://h/a",
+        "memory://a",
+        "reference://a",
+    ],
 )
 def test_a_program_names_no_chains_and_odd_protocols(uri: str) -> None:
     with pytest.raises(FetchError, match="refused"):

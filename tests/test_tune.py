@@ -16,7 +16,7 @@ import pytest
 import ray
 from feature_tables import features, write
 
-from raycap.captioner import Captioner
+from raycap.captioners.trained import Captioner
 from raycap.cli import main
 from raycap.config import load
 from raycap.training.run_files import read_log
@@ -65,7 +65,13 @@ def sweep(tmp_path: Path, table: str) -> Callable[..., list[str]]:
 @pytest.fixture(scope="module")
 def two_processors() -> Iterator[None]:
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
     del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
@@ -89,11 +95,23 @@ def journal(tmp_path: Path, trial: str) -> Path:
 
 @pytest.mark.slow
 def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing(
-    sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[..., list[str]],
+    tmp_path: Path,
+    two_processors: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two at once: one is killed on the way, the later ones are ended early; each gives its processor back."""
     space = "train.lr: {choice: [2.0e-2, 1.0e-4, 1.0e-5, 1.0e-6]}"
-    flags = ["--searcher", "grid", "--grace", "1", "--reduction", "2", "--train.validation.best-by", "loss"]
+    flags = [
+        "--searcher",
+        "grid",
+        "--grace",
+        "1",
+        "--reduction",
+        "2",
+        "--train.validation.best-by",
+        "loss",
+    ]
     command = sweep(space, *flags, "--train.workers.count", "1", "--train.epochs", "3")
 
     def kill() -> None:
@@ -109,7 +127,9 @@ def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing
     assert statuses.count("stopped") >= 2 and set(statuses) == {"stopped", "finished"}
     best = min(rows, key=lambda row: row["score"])
     assert (best["trial"], best["train.lr"], best["status"]) == ("0000", 0.02, "finished")
-    assert all(len(row["curve"]) == row["epochs"] and row["score"] == min(row["curve"]) for row in rows)
+    assert all(
+        len(row["curve"]) == row["epochs"] and row["score"] == min(row["curve"]) for row in rows
+    )
     wait_for(lambda: ray.available_resources().get("CPU") == 2)
 
     out = tmp_path / "sweep"
@@ -118,7 +138,9 @@ def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing
     assert not (out / "_ray").exists() and not list(out.glob("trials/*/checkpoints"))
 
     capsys.readouterr()
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if "lease" not in path.name}
+    before = {
+        path: path.stat().st_mtime_ns for path in out.rglob("*.*") if "lease" not in path.name
+    }
     assert main(command) == 0
     assert "finished; nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -135,7 +157,10 @@ def trial_process(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
-    sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[..., list[str]],
+    tmp_path: Path,
+    two_processors: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     flags = ["--searcher", "grid", "--scheduler", "none", "--train.epochs", "2"]
     assert main(sweep("vocabulary.min_count: {choice: [1, 9999]}", *flags)) == 1
@@ -149,7 +174,10 @@ def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
 
 
 def test_a_captioner_to_start_from_that_is_not_there_is_refused_before_any_trial(
-    sweep: Callable[..., list[str]], tmp_path: Path, two_processors: None, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[..., list[str]],
+    tmp_path: Path,
+    two_processors: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     space = "train.start_from: {choice: ['', /no/such/captioner]}"
     assert main(sweep(space, "--searcher", "grid", "--scheduler", "none")) == 2
@@ -186,8 +214,13 @@ decoder.cell: {choice: [lstm, gru], when: {decoder.kind: recurrent}}
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    ended = lambda: sorted(path.parent for path in (tmp_path / "sweep").glob("trials/*/ended.json"))  # noqa: E731
-    begun = lambda: sorted(path.parent for path in (tmp_path / "sweep").glob("trials/*/metrics.jsonl"))  # noqa: E731
+
+    def ended():
+        return sorted(path.parent for path in (tmp_path / "sweep").glob("trials/*/ended.json"))
+
+    def begun():
+        return sorted(path.parent for path in (tmp_path / "sweep").glob("trials/*/metrics.jsonl"))
+
     wait_for(lambda: ended() and any(folder not in ended() for folder in begun()))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

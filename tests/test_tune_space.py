@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raycap.config import Config, dumps, load, loads, with_parameters
 from raycap.decoders import Recurrent, Transformer
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.tuning import Tune
 from raycap.tuning.space import Space, read_space
 
@@ -75,7 +75,7 @@ reading.background: {choice: ['#000000', '#ffffff'], when: {train.batch: 32}}
 
 def test_the_longest_trial_is_long_in_both_phases(tmp_path: Path) -> None:
     """What ends trials early is told how long they may be; told too little, it would let none come to the end."""
-    from raycap.stages.tune.search import longest_trial
+    from raycap.commands.tune.search import longest_trial
 
     text = "train.epochs: {choice: [10, 20]}\ntrain.self_critical.epochs: {choice: [0, 10]}"
     assert longest_trial(Config(), space_of(tmp_path, text)) == 30
@@ -99,7 +99,7 @@ decoder.layers: {integer: [1, 3], when: {decoder.kind: recurrent}}
 
 
 def test_a_grid_of_a_continuous_range_is_refused(space: Space) -> None:
-    with pytest.raises(Refusal, match=r"train\.lr is log_uniform"):
+    with pytest.raises(UserError, match=r"train\.lr is log_uniform"):
         space.grid()
 
 
@@ -109,7 +109,10 @@ def test_a_grid_of_a_continuous_range_is_refused(space: Space) -> None:
         ("train.lrr: {uniform: [0.1, 1]}", ["train.lrr", "did you mean 'lr'?"]),
         ("trian.lr: {uniform: [0.1, 1]}", ["trian.lr", "'train'"]),
         ("decoder.cel: {choice: [gru]}", ["decoder.cel"]),
-        ("decoder.cell: {choice: [gru]}", ["decoder.cell"]),  # the config's decoder has no such option
+        (
+            "decoder.cell: {choice: [gru]}",
+            ["decoder.cell"],
+        ),  # the config's decoder has no such option
         ("decoder.kind: {choice: [recurent]}", ["recurent", "did you mean 'recurrent'?"]),
         ("train.batch: {choice: [8, 0]}", ["train.batch is 0"]),
         ("train.batch: {choice: [8, many]}", ["train.batch is 'many'"]),
@@ -124,7 +127,10 @@ def test_a_grid_of_a_continuous_range_is_refused(space: Space) -> None:
         ("train.out: {choice: [a, b]}", ["train.out", "folder of its own"]),
         ("train.workers.count: {choice: [1, 2]}", ["train.workers.count"]),
         ("tune.trials: {choice: [1, 2]}", ["tune.trials"]),
-        ("encoder.size: {integer: [1, 2], when: {train.batch: 8}}", ["train.batch", "not searched"]),
+        (
+            "encoder.size: {integer: [1, 2], when: {train.batch: 8}}",
+            ["train.batch", "not searched"],
+        ),
         (
             "train.lr: {uniform: [0.1, 1], when: {train.batch: 9}}\ntrain.batch: {choice: [8]}",
             ["none of its choices"],
@@ -137,8 +143,10 @@ def test_a_grid_of_a_continuous_range_is_refused(space: Space) -> None:
         ("a: [", ["not YAML"]),
     ],
 )
-def test_what_cannot_be_searched_is_refused_with_the_reason(text: str, words: list[str], tmp_path: Path) -> None:
-    with pytest.raises(Refusal) as refused:
+def test_what_cannot_be_searched_is_refused_with_the_reason(
+    text: str, words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
         space_of(tmp_path, text)
     assert str(tmp_path / "space.yaml") in str(refused.value)
     for word in words:
@@ -147,7 +155,9 @@ def test_what_cannot_be_searched_is_refused_with_the_reason(text: str, words: li
 
 def test_the_space_beside_the_configs_fits_its_config() -> None:
     config = load(str(REPOSITORY / "configs" / "flickr8k.yaml"))
-    space = read_space(str(REPOSITORY / "configs" / "space.yaml"), functools.partial(with_parameters, config))
+    space = read_space(
+        str(REPOSITORY / "configs" / "space.yaml"), functools.partial(with_parameters, config)
+    )
     assert len(space.drawn(5, 0)) == 5
 
 
@@ -164,7 +174,7 @@ def test_the_space_beside_the_configs_fits_its_config() -> None:
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(UserError):
         Tune(**options)
 
 
@@ -173,5 +183,7 @@ def test_a_space_is_read_without_ray_and_torch() -> None:
         "import sys, raycap.tuning.space, raycap.tuning.trials, raycap.tuning.schedulers; "
         "print([name for name in ('torch', 'ray') if name in sys.modules])"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"

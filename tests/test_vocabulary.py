@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycap.refusal import Refusal
-from raycap.vocabulary import END, PAD, SPECIAL_TOKENS, START, UNK, Cleaning, Vocabulary, Words, load_glove
+from raycap.errors import UserError
+from raycap.vocabulary import (
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    START,
+    UNK,
+    Cleaning,
+    Vocabulary,
+    Words,
+    load_glove,
+)
 
 EVERY_WORD = Words(min_count=1)
 cleanings = st.builds(
@@ -24,9 +34,9 @@ cleanings = st.builds(
     drop_numbers=st.booleans(),
     max_words=st.none() | st.integers(1, 9),
 )
-captions = st.text() | st.lists(st.sampled_from(["A", "man's", "t-shirt", ".", "(2)", "Dogs,", "'s", "é"])).map(
-    " ".join
-)
+captions = st.text() | st.lists(
+    st.sampled_from(["A", "man's", "t-shirt", ".", "(2)", "Dogs,", "'s", "é"])
+).map(" ".join)
 
 
 @given(captions, cleanings)
@@ -78,7 +88,10 @@ def test_words_are_in_falling_count_and_rare_ones_unknown() -> None:
     assert vocabulary.words == (*SPECIAL_TOKENS, "b", "a", "c")
     assert vocabulary.encode("a rare b") == [START, 5, UNK, 4, END]
     assert vocabulary.decode([START, 5, UNK, 4, END]) == "a b"
-    assert len(Vocabulary.build(["b b a a c"], Words(min_count=1, max_size=2))) == len(SPECIAL_TOKENS) + 2
+    assert (
+        len(Vocabulary.build(["b b a a c"], Words(min_count=1, max_size=2)))
+        == len(SPECIAL_TOKENS) + 2
+    )
 
 
 def test_special_tokens_cannot_be_written_in_a_caption() -> None:
@@ -96,19 +109,23 @@ def test_special_tokens_cannot_be_written_in_a_caption() -> None:
     ],
 )
 def test_an_empty_vocabulary_is_refused(texts: list[str], options: Words, reason: str) -> None:
-    with pytest.raises(Refusal, match=reason):
+    with pytest.raises(UserError, match=reason):
         Vocabulary.build(texts, options)
 
 
 def test_impossible_options_and_numbers_are_refused() -> None:
-    for make in (lambda: Cleaning(max_words=0), lambda: Words(min_count=0), lambda: Words(max_size=0)):
-        with pytest.raises(Refusal):
+    for make in (
+        lambda: Cleaning(max_words=0),
+        lambda: Words(min_count=0),
+        lambda: Words(max_size=0),
+    ):
+        with pytest.raises(UserError):
             make()
     with pytest.raises(ValueError, match="-1"):
         Vocabulary((*SPECIAL_TOKENS, "dog")).decode([-1])
-    with pytest.raises(Refusal, match="twice"):
+    with pytest.raises(UserError, match="twice"):
         Vocabulary((*SPECIAL_TOKENS, "dog", "dog"))
-    with pytest.raises(Refusal, match="starts with"):
+    with pytest.raises(UserError, match="starts with"):
         Vocabulary(("dog",))
 
 
@@ -126,9 +143,9 @@ def test_a_file_that_is_not_what_was_saved_is_refused(tmp_path: Path) -> None:
     }
     for reason, text in changes.items():
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(Refusal, match=f"vocabulary.json: .*{reason}"):
+        with pytest.raises(UserError, match=f"vocabulary.json: .*{reason}"):
             Vocabulary.load(path)
-    with pytest.raises(Refusal, match="no such"):
+    with pytest.raises(UserError, match="no such"):
         Vocabulary.load(tmp_path / "absent.json")
 
 
@@ -162,7 +179,9 @@ def test_missing_words_get_seeded_rows_like_the_others(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     words = [f"w{place}" for place in range(600)]
     vectors = random.normal([5, -1], [0.1, 2], (300, 2))
-    text = "".join(f"{word} {first} {second}\n" for word, (first, second) in zip(words, vectors, strict=False))
+    text = "".join(
+        f"{word} {first} {second}\n" for word, (first, second) in zip(words, vectors, strict=False)
+    )
     path, vocabulary = written(tmp_path, text), Vocabulary.build(words, EVERY_WORD)
     glove = load_glove(path, vocabulary, seed=1)
     absent = glove.matrix[[vocabulary.words.index(word) for word in glove.missing]]
@@ -179,7 +198,7 @@ def test_malformed_lines_are_named_and_many_refused(tmp_path: Path) -> None:
     glove = load_glove(path, DOG_AND_CAT)
     assert glove.found == 1 and glove.malformed_count == 3
     assert [fault.split(" ")[1] for fault in glove.malformed] == ["3001", "3002", "3003"]
-    with pytest.raises(Refusal, match=r"3000 of 3001 lines .*line 2 "):
+    with pytest.raises(UserError, match=r"3000 of 3001 lines .*line 2 "):
         load_glove(written(tmp_path, "dog 1 2 3 4\n" + good), DOG_AND_CAT)
 
 
@@ -195,7 +214,7 @@ def test_malformed_lines_are_named_and_many_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_glove_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "glove.txt"
     path.write_bytes(content)
-    with pytest.raises(Refusal, match=f"glove.txt: .*{reason}"):
+    with pytest.raises(UserError, match=f"glove.txt: .*{reason}"):
         load_glove(str(path), DOG_AND_CAT)
 
 
@@ -205,7 +224,7 @@ def test_unreadable_archives_and_places_are_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK nothing")
     for place in (str(path), str(broken), str(tmp_path / "absent.txt"), "nowhere://glove.txt"):
-        with pytest.raises(Refusal, match=r"glove.txt|broken|absent"):
+        with pytest.raises(UserError, match=r"glove.txt|broken|absent"):
             load_glove(place, DOG_AND_CAT)
 
 
@@ -214,7 +233,7 @@ def test_an_archive_of_several_files_asks_for_one(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("glove.50d.txt", "dog 1 2\n")
         archive.writestr("glove.100d.txt", "dog 1 2 3\n")
-    with pytest.raises(Refusal, match=r"zip://glove\.50d\.txt::"):
+    with pytest.raises(UserError, match=r"zip://glove\.50d\.txt::"):
         load_glove(str(path), DOG_AND_CAT)
     assert load_glove(f"zip://glove.100d.txt::{path}", DOG_AND_CAT).matrix.shape == (7, 3)
 
@@ -226,7 +245,9 @@ def test_glove_is_read_from_a_uri() -> None:
 
 
 def test_real_captions_and_vectors(shared_data: Path) -> None:
-    lines = (shared_data / "flickr8k" / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (shared_data / "flickr8k" / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+    )
     vocabulary = Vocabulary.build((line.split("\t")[1] for line in lines), Words())
     glove = load_glove(str(shared_data / "glove" / "glove.6B.100d.subset.txt"), vocabulary)
     assert 2500 < len(vocabulary) < 3000 and vocabulary.words[4] == "a"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,12 +44,18 @@ class DecoderOptions:
     def __post_init__(self) -> None:
         for name in ("hidden_width", "embedding_width"):
             if getattr(self, name) < 1:
-                raise Refusal(f"decoder.{name} is {getattr(self, name)}: give a width of at least 1")
+                raise UserError(
+                    f"decoder.{name} is {getattr(self, name)}: give a width of at least 1"
+                )
         if self.projection_width < 0:
-            raise Refusal(f"decoder.projection_width is {self.projection_width}: give a width, or 0 for none")
+            raise UserError(
+                f"decoder.projection_width is {self.projection_width}: give a width, or 0 for none"
+            )
         for name in ("grid_dropout", "embedding_dropout", "layer_dropout", "output_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise Refusal(f"decoder.{name} is {getattr(self, name)}: give a share from 0 to below 1")
+                raise UserError(
+                    f"decoder.{name} is {getattr(self, name)}: give a share from 0 to below 1"
+                )
 
 
 @dataclass(frozen=True)
@@ -76,23 +82,29 @@ class Recurrent(DecoderOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.layers <= 3:
-            raise Refusal(f"decoder.layers is {self.layers}: give 1, 2 or 3")
+            raise UserError(f"decoder.layers is {self.layers}: give 1, 2 or 3")
         if self.attention == "none" and self.vector_enters == "nowhere":
-            raise Refusal(
+            raise UserError(
                 "decoder.vector_enters is nowhere and decoder.attention is none: the picture would not be seen at "
                 "all; let its vector enter as initial_state or first_input, or choose an attention"
             )
         if self.attention == "none" and self.gated_context:
-            raise Refusal("decoder.gated_context needs an attention to gate: decoder.attention is none")
+            raise UserError(
+                "decoder.gated_context needs an attention to gate: decoder.attention is none"
+            )
         if self.attention == "none" and self.projection_width:
-            raise Refusal(
+            raise UserError(
                 "decoder.projection_width is for the grid, which decoder.attention none never reads: leave it 0; "
                 "the vector is brought to embedding_width as first_input, to hidden_width as initial_state"
             )
         _check_attention(self.attention, self.attention_width, self.heads)
 
     def build(
-        self, vocabulary_size: int, positions: int, width: int, embeddings: np.ndarray | None = None
+        self,
+        vocabulary_size: int,
+        positions: int,
+        width: int,
+        embeddings: np.ndarray | None = None,
     ) -> Decoder:
         """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
         from raycap.decoders.recurrent import AttentiveRecurrent, PlainRecurrent
@@ -119,7 +131,11 @@ class TopDown(DecoderOptions):
         _check_attention(self.attention, self.attention_width, self.heads)
 
     def build(
-        self, vocabulary_size: int, positions: int, width: int, embeddings: np.ndarray | None = None
+        self,
+        vocabulary_size: int,
+        positions: int,
+        width: int,
+        embeddings: np.ndarray | None = None,
     ) -> Decoder:
         """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
         from raycap.decoders.top_down import TopDownDecoder
@@ -143,14 +159,18 @@ class Transformer(DecoderOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers < 1:
-            raise Refusal(f"decoder.layers is {self.layers}: give at least 1")
+            raise UserError(f"decoder.layers is {self.layers}: give at least 1")
         if self.heads < 1 or self.hidden_width % self.heads or self.hidden_width % 2:
-            raise Refusal(
+            raise UserError(
                 f"decoder.hidden_width {self.hidden_width} must be even and a multiple of heads, {self.heads}"
             )
 
     def build(
-        self, vocabulary_size: int, positions: int, width: int, embeddings: np.ndarray | None = None
+        self,
+        vocabulary_size: int,
+        positions: int,
+        width: int,
+        embeddings: np.ndarray | None = None,
     ) -> Decoder:
         """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
         from raycap.decoders.transformer import TransformerDecoder
@@ -160,9 +180,9 @@ class Transformer(DecoderOptions):
 
 def _check_attention(attention: str, width: int, heads: int) -> None:
     if width < 1:
-        raise Refusal(f"decoder.attention_width is {width}: give a width of at least 1")
+        raise UserError(f"decoder.attention_width is {width}: give a width of at least 1")
     if attention == "multi_head" and (heads < 1 or width % heads):
-        raise Refusal(f"decoder.attention_width {width} must be a multiple of heads, {heads}")
+        raise UserError(f"decoder.attention_width {width} must be a multiple of heads, {heads}")
 
 
 DecoderChoice = Recurrent | TopDown | Transformer

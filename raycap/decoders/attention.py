@@ -16,7 +16,9 @@ class Additive(nn.Module):
         self.context_width = grid_width
         self.key = nn.Linear(grid_width, attention_width)
         self.query = nn.Linear(query_width, attention_width, bias=False)
-        self.weigh = nn.Linear(attention_width, 1, bias=False)  # a bias would change nothing under the softmax
+        self.weigh = nn.Linear(
+            attention_width, 1, bias=False
+        )  # a bias would change nothing under the softmax
 
     def remember(self, grid: Tensor) -> dict[str, Tensor]:
         """Keys [B, P, A] and values [B, P, D']."""
@@ -24,7 +26,9 @@ class Additive(nn.Module):
 
     def forward(self, query: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Context [B, K, D'] and weights [B, K, P] for the states [B, K, H]."""
-        compared = torch.sigmoid_(memory["keys"].unsqueeze(1) + 2 * self.query(query).unsqueeze(2))  # [B, K, P, A]
+        compared = torch.sigmoid_(
+            memory["keys"].unsqueeze(1) + 2 * self.query(query).unsqueeze(2)
+        )  # [B, K, P, A]
         weights = torch.softmax(2 * self.weigh(compared).squeeze(-1), -1, dtype=torch.float32)
         return weights.to(memory["values"].dtype) @ memory["values"], weights
 
@@ -32,7 +36,9 @@ class Additive(nn.Module):
 class MultiHead(nn.Module):
     """Scaled dot products with several heads; the weights reported are the heads' mean."""
 
-    def __init__(self, grid_width: int, query_width: int, attention_width: int, heads: int) -> None:
+    def __init__(
+        self, grid_width: int, query_width: int, attention_width: int, heads: int
+    ) -> None:
         super().__init__()
         self.context_width = attention_width
         self.heads = heads

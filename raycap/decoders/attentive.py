@@ -18,7 +18,9 @@ class AttentiveDecoder(Decoder):
         """The words' share of the cell's input [..., G] from their vectors [..., E]."""
 
     @abstractmethod
-    def advance(self, entering: Tensor, state: Tensors, memory: Tensors) -> tuple[Tensor, Tensors, Tensor]:
+    def advance(
+        self, entering: Tensor, state: Tensors, memory: Tensors
+    ) -> tuple[Tensor, Tensors, Tensor]:
         """One word [B, K, G] further: what leaves the cell [B, K, L], the state, the attention [B, K, P]."""
 
     def leave(self, leaving: Tensor, embedded: Tensor) -> Tensor:
@@ -37,7 +39,9 @@ class AttentiveDecoder(Decoder):
         leaving, attention = self._walk(self.enter(embedded), memory, _boxes(words))
         return Unrolled(self.leave(leaving, embedded)[back], attention[back])
 
-    def _walk(self, entering: Tensor, memory: Tensors, boxes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def _walk(
+        self, entering: Tensor, memory: Tensors, boxes: list[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
         """The cell over all words [B, R, T, G], each only where a caption still has one."""
         state = self.begin(memory, entering.shape[1])
         left, looked = [], []

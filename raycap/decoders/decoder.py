@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raycap.decoders import DecoderOptions
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.vocabulary import PAD
 
 # Named tensors: a memory's begin with [B, ...], a state's with [B, K, ...], so that search can pick rows of either.
@@ -53,15 +53,23 @@ class Decoder(nn.Module, ABC):
         self.embedding_dropout = nn.Dropout(options.embedding_dropout)
         # Without weights of its own: every layer behind it has them, and some decoders read only grid or vector.
         normalise = options.normalise_picture
-        self.normalise = nn.LayerNorm(width, elementwise_affine=False) if normalise else nn.Identity()
-        self.projection = nn.Sequential(nn.Linear(width, projected), nn.ReLU()) if projected else nn.Identity()
+        self.normalise = (
+            nn.LayerNorm(width, elementwise_affine=False) if normalise else nn.Identity()
+        )
+        self.projection = (
+            nn.Sequential(nn.Linear(width, projected), nn.ReLU()) if projected else nn.Identity()
+        )
         self.picture_dropout = nn.Dropout(options.grid_dropout)
         self.output_dropout = nn.Dropout(options.output_dropout)
         bridged = options.tied_words and output_width != options.embedding_width
-        self.bridge = nn.Linear(output_width, options.embedding_width) if bridged else nn.Identity()
+        self.bridge = (
+            nn.Linear(output_width, options.embedding_width) if bridged else nn.Identity()
+        )
         # Tied, the weight is the embedding's own: kept under one name, so that a saved decoder holds it once.
         self.tied = options.tied_words
-        self.vocabulary = None if self.tied else nn.Linear(output_width, vocabulary_size, bias=False)
+        self.vocabulary = (
+            None if self.tied else nn.Linear(output_width, vocabulary_size, bias=False)
+        )
         self.vocabulary_bias = nn.Parameter(torch.zeros(vocabulary_size))
         self._start_from(options, embeddings)
 
@@ -71,7 +79,7 @@ class Decoder(nn.Module, ABC):
         if embeddings is None:
             nn.init.uniform_(weight, -0.1, 0.1)
         elif embeddings.shape != tuple(weight.shape):
-            raise Refusal(
+            raise UserError(
                 f"the embedding matrix is {embeddings.shape[0]} words x {embeddings.shape[1]}, the decoder's is "
                 f"{weight.shape[0]} x {weight.shape[1]}: set decoder.embedding_width to {embeddings.shape[1]}"
             )
@@ -108,7 +116,9 @@ class Decoder(nn.Module, ABC):
     def scores(self, outputs: Tensor) -> Tensor:
         """Logits [..., V] from outputs [..., O]."""
         weight = self.embedding.weight if self.vocabulary is None else self.vocabulary.weight
-        return functional.linear(self.bridge(self.output_dropout(outputs)), weight, self.vocabulary_bias)
+        return functional.linear(
+            self.bridge(self.output_dropout(outputs)), weight, self.vocabulary_bias
+        )
 
     def embed(self, words: Tensor) -> Tensor:
         """Words' vectors [..., E]."""
@@ -117,7 +127,9 @@ class Decoder(nn.Module, ABC):
 
     def read_grid(self, grid: Tensor) -> Tensor:
         """The grid [B, P, D'] as the decoder's own layers take it (in feature tables it is float16)."""
-        read: Tensor = self.picture_dropout(self.projection(self.normalise(grid.to(self.embedding.weight.dtype))))
+        read: Tensor = self.picture_dropout(
+            self.projection(self.normalise(grid.to(self.embedding.weight.dtype)))
+        )
         return read
 
     def read_vector(self, vector: Tensor) -> Tensor:

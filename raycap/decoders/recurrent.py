@@ -48,7 +48,9 @@ def _for_all(state: Tensors, captions: int) -> Tensors:
 class PlainRecurrent(Decoder):
     """torch's own LSTM or GRU: the whole caption in one fused call, a step in a call of length one."""
 
-    def __init__(self, options: Recurrent, vocabulary_size: int, width: int, embeddings: np.ndarray | None) -> None:
+    def __init__(
+        self, options: Recurrent, vocabulary_size: int, width: int, embeddings: np.ndarray | None
+    ) -> None:
         hidden, embedded = options.hidden_width, options.embedding_width
         output_width = embedded if options.deep_output else hidden
         super().__init__(options, vocabulary_size, width, output_width, embeddings)
@@ -88,20 +90,25 @@ class PlainRecurrent(Decoder):
         rows = embedded.shape[:2]
         # torch's own layout: [layers, B * K, H]
         parts = tuple(part.flatten(0, 1).transpose(0, 1).contiguous() for part in state.values())
-        outputs, after = self.recurrence(embedded.flatten(0, 1), parts if len(parts) > 1 else parts[0])
+        outputs, after = self.recurrence(
+            embedded.flatten(0, 1), parts if len(parts) > 1 else parts[0]
+        )
         after = after if len(parts) > 1 else (after,)
         outputs = outputs.unflatten(0, rows)  # [B, K, T, H]
         if self.deep is not None:
             outputs = torch.tanh(self.deep(torch.cat([outputs, embedded], -1)))
         return outputs, {
-            name: part.transpose(0, 1).unflatten(0, rows) for name, part in zip(state, after, strict=True)
+            name: part.transpose(0, 1).unflatten(0, rows)
+            for name, part in zip(state, after, strict=True)
         }
 
 
 class AttentiveRecurrent(AttentiveDecoder):
     """LSTM or GRU that looks at the grid, with its last state, before each word."""
 
-    def __init__(self, options: Recurrent, vocabulary_size: int, width: int, embeddings: np.ndarray | None) -> None:
+    def __init__(
+        self, options: Recurrent, vocabulary_size: int, width: int, embeddings: np.ndarray | None
+    ) -> None:
         hidden, embedded = options.hidden_width, options.embedding_width
         output_width = embedded if options.deep_output else hidden
         super().__init__(options, vocabulary_size, width, output_width, embeddings)
@@ -112,10 +119,14 @@ class AttentiveRecurrent(AttentiveDecoder):
         context, gates = self.attention.context_width, GATES[options.cell] * hidden
         self.word_input = nn.Linear(embedded, gates)
         self.context_input = nn.Linear(context, gates, bias=False)
-        self.layer_inputs = nn.ModuleList(nn.Linear(hidden, gates) for _ in range(options.layers - 1))
+        self.layer_inputs = nn.ModuleList(
+            nn.Linear(hidden, gates) for _ in range(options.layers - 1)
+        )
         self.layer_dropout = nn.Dropout(options.layer_dropout)
         self.gate = nn.Linear(hidden, 1) if options.gated_context else None
-        self.deep = nn.Linear(hidden + context + embedded, embedded) if options.deep_output else None
+        self.deep = (
+            nn.Linear(hidden + context + embedded, embedded) if options.deep_output else None
+        )
         # The projection of a weighted sum is the weighted sum of projections: of a wide grid it is cheaper to
         # project the positions once than what was attended at each word. Deep output needs the context itself.
         self.early = options.attention == "additive" and self.deep is None and context >= gates
@@ -123,7 +134,9 @@ class AttentiveRecurrent(AttentiveDecoder):
         self.cells = nn.ModuleList(CELLS[options.cell](hidden) for _ in range(options.layers))
 
     def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
-        memory = self.entrance.remember(self.read_vector(vector)) | self.attention.remember(self.read_grid(grid))
+        memory = self.entrance.remember(self.read_vector(vector)) | self.attention.remember(
+            self.read_grid(grid)
+        )
         if self.early:
             memory["values"] = self.context_input(memory["values"])  # [B, P, G]
         return memory
@@ -131,14 +144,18 @@ class AttentiveRecurrent(AttentiveDecoder):
     def begin(self, memory: Tensors, captions: int) -> Tensors:
         state = self.entrance.state_of_one(memory)
         if "first_input" in memory:
-            _, state, _ = self.advance(self.enter(memory["first_input"].unsqueeze(1)), state, memory)
+            _, state, _ = self.advance(
+                self.enter(memory["first_input"].unsqueeze(1)), state, memory
+            )
         return _for_all(state, captions)
 
     def enter(self, embedded: Tensor) -> Tensor:
         entering: Tensor = self.word_input(embedded)
         return entering
 
-    def advance(self, entering: Tensor, state: Tensors, memory: Tensors) -> tuple[Tensor, Tensors, Tensor]:
+    def advance(
+        self, entering: Tensor, state: Tensors, memory: Tensors
+    ) -> tuple[Tensor, Tensors, Tensor]:
         context, attention = self.attention(state["hidden"][:, :, -1], memory)
         if self.gate is not None:
             context = torch.sigmoid(self.gate(state["hidden"][:, :, -1])) * context
@@ -148,9 +165,20 @@ class AttentiveRecurrent(AttentiveDecoder):
             if layer:
                 entering = self.layer_inputs[layer - 1](self.layer_dropout(layers[-1][0]))
             layers.append(cell(entering, *(part[:, :, layer] for part in state.values())))
-        state = {name: torch.stack(parts, 2) for name, parts in zip(state, zip(*layers, strict=True), strict=True)}
+        state = {
+            name: torch.stack(parts, 2)
+            for name, parts in zip(state, zip(*layers, strict=True), strict=True)
+        }
         leaving = layers[-1][0]
-        return (leaving if self.deep is None else torch.cat([leaving, context], -1)), state, attention
+        return (
+            (leaving if self.deep is None else torch.cat([leaving, context], -1)),
+            state,
+            attention,
+        )
 
     def leave(self, leaving: Tensor, embedded: Tensor) -> Tensor:
-        return leaving if self.deep is None else torch.tanh(self.deep(torch.cat([leaving, embedded], -1)))
+        return (
+            leaving
+            if self.deep is None
+            else torch.tanh(self.deep(torch.cat([leaving, embedded], -1)))
+        )

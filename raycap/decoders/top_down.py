@@ -14,7 +14,9 @@ from raycap.decoders.decoder import Tensors
 class TopDownDecoder(AttentiveDecoder):
     """The attention LSTM reads the last word, the picture's vector and what the language LSTM said."""
 
-    def __init__(self, options: TopDown, vocabulary_size: int, width: int, embeddings: np.ndarray | None) -> None:
+    def __init__(
+        self, options: TopDown, vocabulary_size: int, width: int, embeddings: np.ndarray | None
+    ) -> None:
         hidden = options.hidden_width
         super().__init__(options, vocabulary_size, width, hidden, embeddings)
         self.attention = build_attention(
@@ -36,18 +38,28 @@ class TopDownDecoder(AttentiveDecoder):
     def begin(self, memory: Tensors, captions: int) -> Tensors:
         shape = (len(memory["vector"]), captions, self.language_cell.recurring.in_features)
         zeros = memory["vector"].new_zeros(shape)
-        return dict.fromkeys(("attention_hidden", "attention_cell", "language_hidden", "language_cell"), zeros)
+        return dict.fromkeys(
+            ("attention_hidden", "attention_cell", "language_hidden", "language_cell"), zeros
+        )
 
     def enter(self, embedded: Tensor) -> Tensor:
         entering: Tensor = self.word_input(embedded)
         return entering
 
-    def advance(self, entering: Tensor, state: Tensors, memory: Tensors) -> tuple[Tensor, Tensors, Tensor]:
-        entering = entering + memory["vector"].unsqueeze(1) + self.said_input(state["language_hidden"])
-        looking, looking_cell = self.attention_cell(entering, state["attention_hidden"], state["attention_cell"])
+    def advance(
+        self, entering: Tensor, state: Tensors, memory: Tensors
+    ) -> tuple[Tensor, Tensors, Tensor]:
+        entering = (
+            entering + memory["vector"].unsqueeze(1) + self.said_input(state["language_hidden"])
+        )
+        looking, looking_cell = self.attention_cell(
+            entering, state["attention_hidden"], state["attention_cell"]
+        )
         context, attention = self.attention(looking, memory)
         entering = self.language_input(self.layer_dropout(torch.cat([looking, context], -1)))
-        saying, saying_cell = self.language_cell(entering, state["language_hidden"], state["language_cell"])
+        saying, saying_cell = self.language_cell(
+            entering, state["language_hidden"], state["language_cell"]
+        )
         state = {
             "attention_hidden": looking,
             "attention_cell": looking_cell,

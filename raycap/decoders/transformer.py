@@ -19,15 +19,21 @@ class Block(nn.Module):
         super().__init__()
         width = options.hidden_width
         self.heads = options.heads
-        self.before_words, self.before_grid, self.before_forward = (nn.LayerNorm(width) for _ in range(3))
+        self.before_words, self.before_grid, self.before_forward = (
+            nn.LayerNorm(width) for _ in range(3)
+        )
         self.words = nn.Linear(width, 3 * width)
         self.words_out = nn.Linear(width, width)
         self.query = nn.Linear(width, width)
         self.grid_out = nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.feed = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
         self.dropout = nn.Dropout(options.layer_dropout)
 
-    def forward(self, stream: Tensor, past: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, stream: Tensor, past: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The stream [B, K, T, W] and the past [B, K, 2, heads, T, W / heads], each further, and the attention.
 
         `memory` and `past` hold keys and values, of the grid [B, 2, heads, P, W / heads] and of the words before.
@@ -41,16 +47,22 @@ class Block(nn.Module):
     def _look_at_words(self, stream: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         parts = self.words(stream).view(*stream.shape[:3], 3, self.heads, -1)
         query, key, value = parts.permute(3, 0, 1, 4, 2, 5)  # [B, K, heads, T, W / heads]
-        past = torch.cat([past, torch.stack([key, value], 2)], -2)  # [B, K, 2, heads, T0 + T, W / heads]
+        past = torch.cat(
+            [past, torch.stack([key, value], 2)], -2
+        )  # [B, K, 2, heads, T0 + T, W / heads]
         seen, new = past.shape[-2], query.shape[-2]
         causal = torch.ones(new, seen, dtype=torch.bool, device=stream.device).tril(seen - new)
-        found = functional.scaled_dot_product_attention(query, past[:, :, 0], past[:, :, 1], attn_mask=causal)
+        found = functional.scaled_dot_product_attention(
+            query, past[:, :, 0], past[:, :, 1], attn_mask=causal
+        )
         return found.transpose(2, 3).flatten(-2), past
 
     def _look_at_grid(self, stream: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         # All words of a picture's captions are one row of queries, so that the grid is never repeated for them.
         keys, values = memory.unbind(1)
-        query = self.query(stream).view(len(stream), -1, self.heads, keys.shape[-1]).transpose(1, 2)
+        query = (
+            self.query(stream).view(len(stream), -1, self.heads, keys.shape[-1]).transpose(1, 2)
+        )
         compared = query @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5  # [B, heads, K * T, P]
         weights = torch.softmax(compared, -1, dtype=torch.float32)
         found = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(stream.shape)
@@ -78,13 +90,17 @@ class TransformerDecoder(Decoder):
         start_linear(self.blocks)
 
     def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
-        both = self.grid_input(self.read_grid(grid)).view(*grid.shape[:2], len(self.blocks), 2, self.heads, -1)
+        both = self.grid_input(self.read_grid(grid)).view(
+            *grid.shape[:2], len(self.blocks), 2, self.heads, -1
+        )
         blocks = both.permute(2, 0, 3, 4, 1, 5)  # [blocks, B, 2, heads, P, W / heads]
         memory = {f"block_{place}": block for place, block in enumerate(blocks)}
         return memory | {"vector": self.vector_input(self.read_vector(vector))}
 
     def begin(self, memory: Tensors, captions: int) -> Tensors:
-        blocks = {name: part for name, part in memory.items() if name != "vector"}  # [B, 2, heads, P, W / heads]
+        blocks = {
+            name: part for name, part in memory.items() if name != "vector"
+        }  # [B, 2, heads, P, W / heads]
         return {
             name: part.new_empty(len(part), captions, *part.shape[1:3], 0, part.shape[-1])
             for name, part in blocks.items()
@@ -98,7 +114,9 @@ class TransformerDecoder(Decoder):
         outputs, _, attention = self._run(words, self.begin(memory, words.shape[1]), memory)
         return Unrolled(outputs, attention)
 
-    def _run(self, words: Tensor, state: Tensors, memory: Tensors) -> tuple[Tensor, Tensors, Tensor]:
+    def _run(
+        self, words: Tensor, state: Tensors, memory: Tensors
+    ) -> tuple[Tensor, Tensors, Tensor]:
         """Outputs [B, K, T, W] for the words [B, K, T], the state after them, the last block's attention."""
         start = state["block_0"].shape[-2]
         stream = self.word_input(self.embed(words)) + memory["vector"][:, None, None]
@@ -112,6 +130,8 @@ class TransformerDecoder(Decoder):
 def _places(start: int, count: int, like: Tensor) -> Tensor:
     """Sines and cosines [count, W] that tell the places start, start + 1, ... apart, for captions of any length."""
     half = like.shape[-1] // 2
-    place = torch.arange(start, start + count, device=like.device, dtype=torch.float32).unsqueeze(1)
+    place = torch.arange(start, start + count, device=like.device, dtype=torch.float32).unsqueeze(
+        1
+    )
     speed = torch.exp(torch.arange(half, device=like.device) * (-math.log(10_000.0) / half))
     return torch.cat([torch.sin(place * speed), torch.cos(place * speed)], -1).to(like.dtype)

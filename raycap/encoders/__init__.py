@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raycap.encoders.intake import IMAGENET_MEAN, IMAGENET_STD, Colour, Intake, check_patches
+from raycap.errors import UserError
 from raycap.images import Interpolation, Resize
-from raycap.refusal import Refusal
 
 if TYPE_CHECKING:
     from raycap.encoders.encoder import Encoder
@@ -43,7 +43,9 @@ class Torchvision:
         self.intake()
         _check(self.weights, self.grid)
         if self.size < self.smallest:
-            raise Refusal(f"size is {self.size}: {self.name} needs pictures of at least {self.smallest} pixels")
+            raise UserError(
+                f"size is {self.size}: {self.name} needs pictures of at least {self.smallest} pixels"
+            )
 
     def intake(self) -> Intake:
         """What pictures must look like at its door."""
@@ -163,9 +165,13 @@ class Timm:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise Refusal("model is empty: give timm's name of a model, such as vit_base_patch16_clip_224.openai")
+            raise UserError(
+                "model is empty: give timm's name of a model, such as vit_base_patch16_clip_224.openai"
+            )
         if self.size is not None and self.size < 1:
-            raise Refusal(f"size is {self.size}: give pixels, or leave it out for what timm says of the model")
+            raise UserError(
+                f"size is {self.size}: give pixels, or leave it out for what timm says of the model"
+            )
         _check(self.weights, self.grid)
 
     def intake(self) -> Intake:
@@ -199,12 +205,16 @@ class Pixels:
     def __post_init__(self) -> None:
         self.intake()
         if not 1 <= self.frequencies <= self.patch:
-            raise Refusal(f"frequencies is {self.frequencies}: give 1 to {self.patch}, the pixels of a patch")
+            raise UserError(
+                f"frequencies is {self.frequencies}: give 1 to {self.patch}, the pixels of a patch"
+            )
         check_patches(self.size, self.patch)
 
     def intake(self) -> Intake:
         """What pictures must look like at its door."""
-        return Intake(self.size, self.resize, self.interpolation, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        return Intake(
+            self.size, self.resize, self.interpolation, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+        )
 
     def build(self, pretrained: bool = True) -> "Encoder":
         """The same for every `pretrained`: there is nothing to load."""
@@ -232,9 +242,11 @@ ENCODERS: dict[str, type[EncoderOptions]] = {
 
 def _check(weights: str, grid: int | None) -> None:
     if weights in ("", "none"):
-        raise Refusal(
+        raise UserError(
             "an encoder without weights describes nothing: leave `weights` out to download them, give a FILE, "
             "use the encoder `pixels`, or say `random` if that is what you want"
         )
     if grid is not None and grid < 1:
-        raise Refusal(f"grid is {grid}: give the rows and columns wanted, such as 14, or leave it out")
+        raise UserError(
+            f"grid is {grid}: give the rows and columns wanted, such as 14, or leave it out"
+        )

@@ -55,5 +55,9 @@ def build(options: Torchvision, pretrained: bool) -> Encoder:
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     if pretrained and options.weights != RANDOM:
         fill(network, of_torchvision(options.name, options.weights), options.weights, (head,))
-    layers = nn.Sequential(OrderedDict(list(network.named_children())[:-2])) if residual else network.features
+    layers = (
+        nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
+        if residual
+        else network.features
+    )
     return Encoder(Convolutions(layers), options.intake(), options.grid, options.trainable)

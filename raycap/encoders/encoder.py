@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from raycap.device import Precision
 from raycap.encoders import Trainable
 from raycap.encoders.intake import Intake
-from raycap.precision import Precision
 
 
 class Features(NamedTuple):
@@ -43,8 +43,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.intake = intake
-        self.size, self.resize, self.interpolation = intake.size, intake.resize, intake.interpolation
-        self.is_own = trainable != "none"  # whether its weights are no longer those that its options name
+        self.size, self.resize, self.interpolation = (
+            intake.size,
+            intake.resize,
+            intake.interpolation,
+        )
+        self.is_own = (
+            trainable != "none"
+        )  # whether its weights are no longer those that its options name
         self._grid = grid
         self._dtype = torch.float32  # of the trunk's weights
         # pixel * scale + shift = (pixel / 255 - mean) / std; not saved, the options say it
@@ -59,7 +65,9 @@ class Encoder(nn.Module):
         for part in self._trained:
             part.requires_grad_(True)
         self.eval()
-        with torch.no_grad():  # not inference_mode: networks that keep tensors from here could not be trained later
+        with (
+            torch.no_grad()
+        ):  # not inference_mode: networks that keep tensors from here could not be trained later
             example = self(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8))
         self.positions, self.width = example.grid.shape[1:]
         self.side = round(self.positions**0.5)  # positions = side * side

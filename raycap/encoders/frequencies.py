@@ -29,7 +29,10 @@ class Frequencies(Trunk):
         patch = self.basis.shape[1]
         side = pixels.shape[2] // patch
         cells = pixels.reshape(-1, 3, side, patch, side, patch)  # [B, 3, H, patch, H, patch]
-        spectrum = torch.einsum("bchpwq,kp,lq->bcklhw", cells, self.basis, self.basis) * self.gain[:, :, None, None]
+        spectrum = (
+            torch.einsum("bchpwq,kp,lq->bcklhw", cells, self.basis, self.basis)
+            * self.gain[:, :, None, None]
+        )
         features = spectrum.flatten(1, 3)
         return features, features.mean((2, 3))
 

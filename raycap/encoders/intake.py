@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from raycap.errors import UserError
 from raycap.images import Square
-from raycap.refusal import Refusal
 
 Colour = tuple[float, float, float]
 
@@ -22,11 +22,15 @@ class Intake(Square):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.std) <= 0:
-            raise Refusal(f"std is {self.std}: the colours are divided by it, so give numbers above 0")
+            raise UserError(
+                f"std is {self.std}: the colours are divided by it, so give numbers above 0"
+            )
 
 
 def check_patches(size: int, patch: int) -> None:
     """Refuse a picture of which a strip would be cut off."""
     if size % patch:
         fits = math.ceil(size / patch) * patch
-        raise Refusal(f"size is {size}, which patches of {patch} pixels do not fill: {fits} would do")
+        raise UserError(
+            f"size is {size}, which patches of {patch} pixels do not fill: {fits} would do"
+        )

@@ -10,10 +10,17 @@ from raycap.encoders import RANDOM, Timm
 from raycap.encoders.encoder import Encoder, Trunk
 from raycap.encoders.intake import Intake, check_patches
 from raycap.encoders.weights import fill, read, repeatable, undelivered
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 RESIZE_OF_CROP_MODE = {"center": "crop", "squash": "squash", "border": "pad"}
-LAST_STAGES = ("layer4", "s4", "stages", "blocks", "layers", "levels")  # as timm's networks name their stages
+LAST_STAGES = (
+    "layer4",
+    "s4",
+    "stages",
+    "blocks",
+    "layers",
+    "levels",
+)  # as timm's networks name their stages
 
 
 class Tower(Trunk):
@@ -45,24 +52,33 @@ class Tower(Trunk):
             side = math.isqrt(patches.shape[1])
             if side * side == patches.shape[1]:
                 return patches.transpose(1, 2).reshape(-1, width, side, side)
-        raise Refusal(f"timm's {self.name} gives no square grid ({shape or 'several maps'}): take another model")
+        raise UserError(
+            f"timm's {self.name} gives no square grid ({shape or 'several maps'}): take another model"
+        )
 
     def last_stage(self) -> list[nn.Module]:
         """The last stage or block, and what follows it."""
         children = dict(self.network.named_children())
         name = next((name for name in LAST_STAGES if name in children), None)
         if name is None:
-            raise Refusal(f"no last stage is known of timm's {self.name}: train none or all of it (trainable)")
+            raise UserError(
+                f"no last stage is known of timm's {self.name}: train none or all of it (trainable)"
+            )
         stage, after = children[name], list(children)[list(children).index(name) + 1 :]
         whole = name in ("layer4", "s4")
-        return [stage if whole else list(stage.children())[-1], *(children[later] for later in after)]
+        return [
+            stage if whole else list(stage.children())[-1],
+            *(children[later] for later in after),
+        ]
 
 
 def _timm() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise Refusal(f"the encoder timm needs the package timm ({error}): pip install 'raycap[timm]'") from error
+        raise UserError(
+            f"the encoder timm needs the package timm ({error}): pip install 'raycap[timm]'"
+        ) from error
     return timm
 
 
@@ -72,7 +88,9 @@ def intake(options: Timm) -> Intake:
     config = timm.data.resolve_data_config(pretrained_cfg=_card(timm, options.model))
     height, width = config["input_size"][1:]
     if options.size is None and height != width:
-        raise Refusal(f"timm's {options.model} takes pictures of {width}x{height}: give it a square `size`")
+        raise UserError(
+            f"timm's {options.model} takes pictures of {width}x{height}: give it a square `size`"
+        )
     return Intake(
         options.size or height,
         options.resize or RESIZE_OF_CROP_MODE[config["crop_mode"]],  # type: ignore[arg-type]
@@ -86,12 +104,14 @@ def _card(timm: Any, model: str) -> dict[str, Any]:
     """What timm knows of the weights that the name stands for."""
     if not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
-        raise Refusal(f"timm has no model {model!r}{'; close: ' + ', '.join(close) if close else ''}")
+        raise UserError(
+            f"timm has no model {model!r}{'; close: ' + ', '.join(close) if close else ''}"
+        )
     try:
         card = timm.get_pretrained_cfg(model)
     except RuntimeError as error:  # the tag behind the dot
         known = timm.list_pretrained(f"{model.partition('.')[0]}.*")
-        raise Refusal(f"timm has no weights {model!r}: it has {', '.join(known)}") from error
+        raise UserError(f"timm has no weights {model!r}: it has {', '.join(known)}") from error
     return card.to_dict() if card else {}
 
 
@@ -107,7 +127,12 @@ def build(options: Timm, pretrained: bool) -> Encoder:
         raise undelivered(f"timm's {options.model}", error) from error
     if pretrained and options.weights not in ("timm", RANDOM):
         heads = card.get("classifier", "head")
-        fill(network, read(options.weights), options.weights, (heads,) if isinstance(heads, str) else tuple(heads))
+        fill(
+            network,
+            read(options.weights),
+            options.weights,
+            (heads,) if isinstance(heads, str) else tuple(heads),
+        )
     try:
         if options.size and hasattr(network, "set_input_size"):
             patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
@@ -115,4 +140,6 @@ def build(options: Timm, pretrained: bool) -> Encoder:
             network.set_input_size(img_size=options.size)  # stretches the places of the patches
         return Encoder(Tower(network, options.model), wanted, options.grid, options.trainable)
     except AssertionError as error:  # timm's way of refusing a size
-        raise Refusal(f"timm's {options.model} cannot take pictures of {wanted.size} pixels: {error}") from error
+        raise UserError(
+            f"timm's {options.model} cannot take pictures of {wanted.size} pixels: {error}"
+        ) from error

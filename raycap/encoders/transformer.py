@@ -22,7 +22,9 @@ class Patches(Trunk):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] -> [B, D, H, H], [B, D]."""
         cells = self.patches(pixels)  # [B, D, H, H]
-        tokens = torch.cat([self.class_token.expand(len(cells), -1, -1), cells.flatten(2).transpose(1, 2)], dim=1)
+        tokens = torch.cat(
+            [self.class_token.expand(len(cells), -1, -1), cells.flatten(2).transpose(1, 2)], dim=1
+        )
         tokens = self.blocks(tokens)  # [B, 1 + P, D]
         return tokens[:, 1:].transpose(1, 2).reshape(cells.shape), tokens[:, 0]
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from raycap.errors import UserError
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.options import Evaluate, Match
 from raycap.evaluation.references import References
-from raycap.refusal import Refusal
+from raycap.schema import SUCCESS
 from raycap.sources.splits import split_word
-from raycap.tables import SUCCESS
 
 # What became of a picture or a row in an evaluation.
 JUDGED = "judged"
@@ -61,10 +61,14 @@ def align(tables: Sequence[CaptionTable], references: References, options: Evalu
     ]
     keys = tuple(key for key in asked if all(key in each.captions for each in found))
     if not keys:
-        raise Refusal(_nothing(found, references, options))
+        raise UserError(_nothing(found, references, options))
     judged = set(keys)
     training = {key for key, split in references.splits.items() if split == "train"}
-    learned = () if training & judged else (text for key in training for text in references.captions[key])
+    learned = (
+        ()
+        if training & judged
+        else (text for key in training for text in references.captions[key])
+    )
     return Lineup(
         tables=tuple(tables),
         keys=keys,
@@ -92,20 +96,27 @@ class _Found:
         found: dict[str, Fate] = {}
         self._others: list[Fate] = []
         asked = set(wanted)
-        columns = [table.rows[name].to_pylist() for name in ("key", "caption", "status", "error_message")]
+        columns = [
+            table.rows[name].to_pylist() for name in ("key", "caption", "status", "error_message")
+        ]
         for row, (row_key, caption, status, reason) in enumerate(zip(*columns, strict=True)):
             key = names.get(row_key)
             if key is None:
-                self._others.append(Fate(row_key, EXTRA, caption, "no picture of the references has this key", row))
+                self._others.append(
+                    Fate(row_key, EXTRA, caption, "no picture of the references has this key", row)
+                )
             elif key in references.silent:
-                self._others.append(Fate(key, SILENT, caption, "the references hold no caption of it", row))
+                self._others.append(
+                    Fate(key, SILENT, caption, "the references hold no caption of it", row)
+                )
             elif key not in asked:
                 split = references.splits[key] or "(none)"
                 self._others.append(Fate(key, OTHER_SPLIT, caption, f"split {split}", row))
             else:
                 found[key] = fate_of(key, caption, status, reason, row)
         self._pictures = {
-            key: found.get(key) or Fate(key, MISSING, "", "the table has no row of it") for key in wanted
+            key: found.get(key) or Fate(key, MISSING, "", "the table has no row of it")
+            for key in wanted
         }
         self.captions = {
             key: fate.caption if fate.outcome == JUDGED else ""
@@ -117,7 +128,9 @@ class _Found:
         """Every wanted picture in order, then the rows that belong to none of them."""
         for key, fate in self._pictures.items():
             if fate.outcome == JUDGED and key not in judged:
-                fate = fate._replace(outcome=ELSEWHERE, reason="another table has no caption of it")
+                fate = fate._replace(
+                    outcome=ELSEWHERE, reason="another table has no caption of it"
+                )
             yield fate
         yield from self._others
 
@@ -137,7 +150,7 @@ def wanted(references: References, split: str) -> list[str]:
     found = [key for key in references.captions if references.splits[key] == split]
     if not found:
         known = sorted({name for name in references.splits.values() if name})
-        raise Refusal(
+        raise UserError(
             f"no picture of the references is of split {split!r}; they have {', '.join(known) or 'no splits'}"
         )
     return found
@@ -160,10 +173,17 @@ def _number(key: str) -> str:
     return str(int(found[1])) if found else ""
 
 
-RULES: dict[str, Callable[[str], str]] = {"key": str, "name": _name, "stem": _stem, "number": _number}
+RULES: dict[str, Callable[[str], str]] = {
+    "key": str,
+    "name": _name,
+    "stem": _stem,
+    "number": _number,
+}
 
 
-def _matched(table: CaptionTable, references: References, match: Match) -> tuple[dict[str, str], str]:
+def _matched(
+    table: CaptionTable, references: References, match: Match
+) -> tuple[dict[str, str], str]:
     """For each key of the table the picture's key in the references, and the rule that found them."""
     rows = table.rows["key"].to_pylist()
     pictures = [*references.captions, *references.silent]
@@ -193,7 +213,7 @@ def _refuse_unclear(found: Mapping[str, str], rule: str, table: CaptionTable) ->
     rows: dict[str, str] = {}
     for row, key in found.items():
         if key in rows:
-            raise Refusal(
+            raise UserError(
                 f"{table.path}: the rows {rows[key]} and {row} both mean the picture {key} when matched by {rule}: "
                 "keep one of them, or say with --match what keys and pictures have to share"
             )

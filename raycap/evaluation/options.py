@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from raycap.errors import UserError
 from raycap.metrics import METRICS
-from raycap.refusal import Refusal
 
 Match = Literal["auto", "key", "name", "stem", "number"]
 
@@ -15,7 +15,10 @@ else:
     # One field for each metric, so that an option of a metric is a flag and a key of the config by itself.
     MetricOptions = dataclasses.make_dataclass(
         "MetricOptions",
-        [(name, metric, dataclasses.field(default_factory=metric)) for name, metric in METRICS.items()],
+        [
+            (name, metric, dataclasses.field(default_factory=metric))
+            for name, metric in METRICS.items()
+        ],
         frozen=True,
         namespace={"__doc__": "Options of the metrics that have any."},
     )
@@ -60,12 +63,16 @@ class Evaluate:
 
         for name in self.metrics:
             if name not in METRICS:
-                raise Refusal(f"there is no metric '{name}'{nearest(name, METRICS)}")
+                raise UserError(f"there is no metric '{name}'{nearest(name, METRICS)}")
         if not self.metrics:
-            raise Refusal(f"metrics is empty: name some of {', '.join(METRICS)}")
+            raise UserError(f"metrics is empty: name some of {', '.join(METRICS)}")
         if not self.out.endswith(".json"):
-            raise Refusal(f"out is {self.out!r}: the scores are a JSON file, so give a name that ends in .json")
+            raise UserError(
+                f"out is {self.out!r}: the scores are a JSON file, so give a name that ends in .json"
+            )
         if self.samples < 0 or 0 < self.samples < 100:
-            raise Refusal(f"samples is {self.samples}: an interval takes at least 100; 0 leaves intervals out")
+            raise UserError(
+                f"samples is {self.samples}: an interval takes at least 100; 0 leaves intervals out"
+            )
         if not 0 < self.level < 1:
-            raise Refusal(f"level is {self.level}: give a share between 0 and 1, such as 0.95")
+            raise UserError(f"level is {self.level}: give a share between 0 and 1, such as 0.95")

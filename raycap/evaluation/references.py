@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources import Coco, Flickr, Karpathy, Source, Table, coco
 from raycap.sources.annotated import Entry
 from raycap.sources.notes import Notes
-from raycap.sources.place import existing
 from raycap.sources.splits import drawn_splits
+from raycap.storage.location import existing
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,17 @@ class References:
 
     captions: dict[str, list[str]]  # by key
     splits: dict[str, str]
-    uris: dict[str, str] = field(default_factory=dict)  # where the pictures are, if the source knows
+    uris: dict[str, str] = field(
+        default_factory=dict
+    )  # where the pictures are, if the source knows
     numbers: dict[str, int] = field(default_factory=dict)  # COCO's ids
     silent: frozenset[str] = frozenset()  # pictures without any caption
 
     def digest(self) -> str:
         """What tells them from others."""
-        return hashlib.sha256(json.dumps([self.captions, self.splits], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.captions, self.splits], sort_keys=True).encode()
+        ).hexdigest()
 
 
 def read(source: Source | None) -> References:
@@ -34,7 +38,7 @@ def read(source: Source | None) -> References:
     source = with_captions(source)
     found = _of_coco(source) if isinstance(source, Coco) else _of_source(source)
     if not found.captions:
-        raise Refusal(
+        raise UserError(
             f"{source.path} has pictures but no captions: --references takes a dataset with human captions, such "
             "as Flickr8k or COCO, or a table with a column of references (--source.references names it)"
         )
@@ -44,7 +48,9 @@ def read(source: Source | None) -> References:
 def with_captions(source: Source | None) -> Source:
     """The source, told to give what people say; a refusal where there is none."""
     if source is None or not source.path:
-        raise Refusal("which references? Give the dataset with the human captions: --references SOURCE")
+        raise UserError(
+            "which references? Give the dataset with the human captions: --references SOURCE"
+        )
     if isinstance(source, Table) and not source.references:
         return dataclasses.replace(source, references=("auto",))
     return source
@@ -53,7 +59,7 @@ def with_captions(source: Source | None) -> Source:
 def _of_source(source: Source) -> References:
     try:
         return _of_rows(source)
-    except Refusal:
+    except UserError:
         if not isinstance(source, Flickr | Karpathy) or source.pictures:
             raise
         entries = source.entries()  # says the same where it was not for want of pictures
@@ -93,7 +99,7 @@ def _of_coco(source: Coco) -> References:
     place = existing(source.path)
     files = list(place.search(coco.ANNOTATIONS)) if place.is_folder() else [place]
     if not files:
-        raise Refusal(f"no captions_*.json in {place.uri} or the folders below it")
+        raise UserError(f"no captions_*.json in {place.uri} or the folders below it")
     captions: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     numbers: dict[str, int] = {}
@@ -103,7 +109,7 @@ def _of_coco(source: Coco) -> References:
         names, spoken = coco.read_annotations(file, Notes(), needs_pictures=False)
         for number, name in names.items():
             if name in captions or name in silent:
-                raise Refusal(f"{name} stands twice in {', '.join(each.uri for each in files)}")
+                raise UserError(f"{name} stands twice in {', '.join(each.uri for each in files)}")
             if isinstance(number, int):
                 numbers[name] = number
             if number in spoken:

@@ -11,13 +11,24 @@ import pyarrow as pa
 
 from raycap.evaluation.alignment import FAILED, JUDGED, MISSING, Lineup
 from raycap.evaluation.options import Evaluate
-from raycap.metrics import METRICS, Answer, Comparison, Corpus, bounds, compared, of_true_words, resampled
-from raycap.tables import TRUE_WORDS
+from raycap.metrics import (
+    METRICS,
+    Answer,
+    Comparison,
+    Corpus,
+    bounds,
+    compared,
+    of_true_words,
+    resampled,
+)
+from raycap.schema import TRUE_WORDS
 
 # What no table wins by, and what is the better the less there is of it; of all else more is better.
 NEITHER = frozenset({"length", "vocabulary", "distinct", "novel"})
 LESS = frozenset({"cut_off", "repetitive", "loss", "perplexity"})
-_TIE = 1e-6  # nearer scores are equal: the reference BLEU adds tiny numbers that would name a winner
+_TIE = (
+    1e-6  # nearer scores are equal: the reference BLEU adds tiny numbers that would name a winner
+)
 
 
 @dataclass(frozen=True)
@@ -73,18 +84,29 @@ def _of_true_words(lineup: Lineup, number: int) -> Sequence[Answer]:
     if not table.vocabulary:
         return ()
     rows = {fate.key: fate.row for fate in lineup.fates[number] if fate.outcome == JUDGED}
-    figures = np.array([table.rows[name].to_numpy() for name in TRUE_WORDS.names], np.float64).T  # [rows, 3]
+    figures = np.array(
+        [table.rows[name].to_numpy() for name in TRUE_WORDS.names], np.float64
+    ).T  # [rows, 3]
     # Pictures that were not seen count for nothing here, whatever the other metrics make of them.
     figures = np.nan_to_num(np.append(figures, np.zeros((1, 3)), 0))
     return of_true_words(figures[[rows.get(key, -1) for key in lineup.keys]], table.vocabulary)
 
 
-def _sureness(answers: Sequence[Answers], options: Evaluate) -> tuple[tuple[Intervals, ...], dict[str, Duels]]:
+def _sureness(
+    answers: Sequence[Answers], options: Evaluate
+) -> tuple[tuple[Intervals, ...], dict[str, Duels]]:
     """Intervals by table and name, and the duels of all tables by name, from one set of resamples."""
-    each = [(table, name) for table, own in enumerate(answers) for name, answer in own.items() if answer.resamples]
+    each = [
+        (table, name)
+        for table, own in enumerate(answers)
+        for name, answer in own.items()
+        if answer.resamples
+    ]
     if not each or not options.samples:
         return tuple({} for _ in answers), {}
-    scores = resampled([answers[table][name] for table, name in each], options.samples, options.seed)
+    scores = resampled(
+        [answers[table][name] for table, name in each], options.samples, options.seed
+    )
     drawn = dict(zip(each, scores, strict=True))
     intervals: tuple[Intervals, ...] = tuple({} for _ in answers)
     for table, name in each:
@@ -94,7 +116,9 @@ def _sureness(answers: Sequence[Answers], options: Evaluate) -> tuple[tuple[Inte
         ours, theirs = answers[one][name], answers[other][same]
         if name == same and ours.signature == theirs.signature:  # others do not compare
             difference = drawn[one, name] - drawn[other, name]
-            duels.setdefault(name, {})[one, other] = compared(ours, theirs, difference, options.level)
+            duels.setdefault(name, {})[one, other] = compared(
+                ours, theirs, difference, options.level
+            )
     return intervals, duels
 
 
@@ -120,7 +144,10 @@ def _table_of(scores: Scores, number: int) -> pa.Table:
     fates = scores.lineup.fates[number]
     place = {key: row for row, key in enumerate(scores.lineup.keys)}
     # A row that belongs to no picture may have the key of one, where keys are matched by name.
-    rows = [place.get(fate.key) if fate.outcome in (JUDGED, FAILED, MISSING) else None for fate in fates]
+    rows = [
+        place.get(fate.key) if fate.outcome in (JUDGED, FAILED, MISSING) else None
+        for fate in fates
+    ]
     columns: dict[str, Iterable[Any]] = {
         "table": [scores.lineup.tables[number].name] * len(fates),
         "key": [fate.key for fate in fates],
@@ -131,5 +158,7 @@ def _table_of(scores: Scores, number: int) -> pa.Table:
     arrays = {name: pa.array(values, pa.string()) for name, values in columns.items()}
     for name, answer in scores.answers[number].items():
         each = answer.scores
-        arrays[name] = pa.array([None if row is None else float(each[row]) for row in rows], pa.float64())
+        arrays[name] = pa.array(
+            [None if row is None else float(each[row]) for row in rows], pa.float64()
+        )
     return pa.table(arrays)

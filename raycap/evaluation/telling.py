@@ -3,7 +3,16 @@
 from collections import Counter
 from typing import Any
 
-from raycap.evaluation.alignment import ELSEWHERE, EXTRA, FAILED, JUDGED, MISSING, OTHER_SPLIT, SILENT, Lineup
+from raycap.evaluation.alignment import (
+    ELSEWHERE,
+    EXTRA,
+    FAILED,
+    JUDGED,
+    MISSING,
+    OTHER_SPLIT,
+    SILENT,
+    Lineup,
+)
 from raycap.evaluation.options import Evaluate
 from raycap.evaluation.scores import Scores
 from raycap.terminal import printable
@@ -27,7 +36,10 @@ def as_data(scores: Scores, options: Evaluate) -> dict[str, Any]:
         "tables": [_table(scores, number) for number in range(len(scores.answers))],
         "comparisons": _comparisons(scores),
         "best": {
-            name: {"table": scores.lineup.tables[best.table].name, "beyond_chance": best.beyond_chance}
+            name: {
+                "table": scores.lineup.tables[best.table].name,
+                "beyond_chance": best.beyond_chance,
+            }
             for name, best in scores.best.items()
         },
     }
@@ -39,7 +51,12 @@ def _table(scores: Scores, number: int) -> dict[str, Any]:
     for name, answer in scores.answers[number].items():
         bounds = scores.intervals[number].get(name)
         low, high = bounds or (None, None)
-        found[name] = {"score": answer.score, "low": low, "high": high, "signature": answer.signature}
+        found[name] = {
+            "score": answer.score,
+            "low": low,
+            "high": high,
+            "signature": answer.signature,
+        }
     return {
         "name": table.name,
         "path": table.path,
@@ -88,10 +105,19 @@ def as_text(scores: Scores, options: Evaluate) -> str:
     lineup = scores.lineup
     columns = [["", *scores.names]]
     for number, table in enumerate(lineup.tables):
-        columns.append([printable(table.name), *(_cell(scores, number, name) for name in scores.names)])
-    lines = [f"{len(lineup.keys):,} pictures judged, {_per_picture(lineup)} each", "", *_grid(columns)]
+        columns.append(
+            [printable(table.name), *(_cell(scores, number, name) for name in scores.names)]
+        )
+    lines = [
+        f"{len(lineup.keys):,} pictures judged, {_per_picture(lineup)} each",
+        "",
+        *_grid(columns),
+    ]
     if options.samples:
-        lines += ["", f"({options.level:.0%} intervals from {options.samples:,} resamples of the pictures)"]
+        lines += [
+            "",
+            f"({options.level:.0%} intervals from {options.samples:,} resamples of the pictures)",
+        ]
     if len(lineup.tables) > 1:
         lines += ["** best, and its lead is beyond chance; * best, but its lead may be chance"]
     lines += [line for number in range(len(lineup.tables)) for line in _account(lineup, number)]
@@ -122,7 +148,10 @@ def figure(number: float) -> str:
 def _grid(columns: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in columns]
     rows = zip(*columns, strict=True)
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _account(lineup: Lineup, number: int) -> list[str]:
@@ -136,12 +165,16 @@ def _account(lineup: Lineup, number: int) -> list[str]:
         if outcome != JUDGED
     ]
     if MISSING in found and len(lineup.splits) == 1 and (split := next(iter(lineup.splits))):
-        lines.append(f"             every judged picture is of split {split}: --split {split} asks for no others")
+        lines.append(
+            f"             every judged picture is of split {split}: --split {split} asks for no others"
+        )
     lines += [f"             {note}" for note in table.notes]
     if rule != "key":
         lines.append(f"             keys of rows and pictures differ; they were matched by {rule}")
     return [
         "",
-        f"not judged of {printable(table.name)}:" if lines else f"every row of {printable(table.name)} was judged",
+        f"not judged of {printable(table.name)}:"
+        if lines
+        else f"every row of {printable(table.name)} was judged",
         *lines,
     ]

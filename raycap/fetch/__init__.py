@@ -38,13 +38,17 @@ class Fetched:
     data: bytes
     error: str  # "" for none
     requests: int = field(default=0, compare=False)  # redirects and retries included
-    seconds: float = field(default=0.0, compare=False)  # of those requests, without the waits between them
+    seconds: float = field(
+        default=0.0, compare=False
+    )  # of those requests, without the waits between them
 
 
 class _Errand:
     """One picture on its way, through redirects and retries."""
 
-    def __init__(self, fetcher: "Fetcher", uri: str, seconds: float, share: Share | None = None) -> None:
+    def __init__(
+        self, fetcher: "Fetcher", uri: str, seconds: float, share: Share | None = None
+    ) -> None:
         self.fetcher = fetcher
         self.uri = uri  # where to look next: changes with each redirect
         self.seconds = seconds  # what is left of the deadline; turns and limits of our own making cost nothing
@@ -69,7 +73,9 @@ class Fetcher:
     """
 
     def __init__(self, options: Fetch, trust: Trust) -> None:
-        from raycap.fetch.web import Web  # urllib3 takes 50 ms, which `raycap --help` should not pay
+        from raycap.fetch.web import (
+            Web,  # urllib3 takes 50 ms, which `raycap --help` should not pay
+        )
 
         self._options = options
         self._trust = trust.also(options.trusted())
@@ -104,9 +110,14 @@ class Fetcher:
         """
         budget = Budget(bytes_in_memory)
         arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
-        local = collections.deque(place for place, uri in enumerate(uris) if scheme_of(uri) in ("", *LOCAL))
+        local = collections.deque(
+            place for place, uri in enumerate(uris) if scheme_of(uri) in ("", *LOCAL)
+        )
         remote = sorted(set(range(len(uris))).difference(local))
-        errands = {place: _Errand(self, uris[place], self._options.deadline, budget.share()) for place in remote}
+        errands = {
+            place: _Errand(self, uris[place], self._options.deadline, budget.share())
+            for place in remote
+        }
         self._hire(len(errands))
         for place, errand in errands.items():
             errand.answer.add_done_callback(lambda _, place=place: arrived.put(place))  # type: ignore[misc]
@@ -145,7 +156,10 @@ class Fetcher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -153,7 +167,9 @@ class Fetcher:
         with self._hiring:
             while self._workers < min(wanted, self._options.threads):
                 self._workers += 1
-                threading.Thread(target=_work, args=(self._turns,), daemon=True, name="raycap-fetch").start()
+                threading.Thread(
+                    target=_work, args=(self._turns,), daemon=True, name="raycap-fetch"
+                ).start()
 
     def _is_permitted(self, errand: _Errand) -> bool:
         """Whether the errand may go where it wants to; it has its answer if not."""
@@ -208,7 +224,9 @@ class Fetcher:
         finally:
             took = time.monotonic() - started
             if share:
-                took -= share.waited - waited_before  # waiting for memory is not the server's fault
+                took -= (
+                    share.waited - waited_before
+                )  # waiting for memory is not the server's fault
                 if not isinstance(outcome, bytes):
                     share.release()
             errand.seconds -= took
@@ -217,7 +235,9 @@ class Fetcher:
 
     def _redirect(self, errand: _Errand, url: str) -> None:
         if errand.redirects == self._options.max_redirects:
-            return errand.finish(b"", f"more than {self._options.max_redirects} redirects (--fetch.max-redirects)")
+            return errand.finish(
+                b"", f"more than {self._options.max_redirects} redirects (--fetch.max-redirects)"
+            )
         errand.redirects += 1
         errand.uri = url
         self._line_up(errand)
@@ -226,9 +246,13 @@ class Fetcher:
         if not fault.again or errand.retries == self._options.retries:
             return errand.finish(b"", fault.reason)
         longest = self._options.backoff * 2 ** min(errand.retries, 10)
-        wait = max(fault.wait, self._random.uniform(0, longest))  # "full jitter": a crowd spreads out by itself
+        wait = max(
+            fault.wait, self._random.uniform(0, longest)
+        )  # "full jitter": a crowd spreads out by itself
         if wait >= errand.seconds:
-            return errand.finish(b"", f"{fault.reason}; the next try would miss the deadline (--fetch.deadline)")
+            return errand.finish(
+                b"", f"{fault.reason}; the next try would miss the deadline (--fetch.deadline)"
+            )
         errand.retries += 1
         errand.seconds -= wait
         self._line_up(errand, wait)

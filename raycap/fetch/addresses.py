@@ -35,7 +35,9 @@ _KINDS = {
     }.items()
 }
 _PUBLIC_IPV6 = ip_network("2000::/3")  # all that has been given out as global unicast so far
-_NAT64 = ip_network("64:ff9b::/96")  # public IPv4 hosts, as a network that speaks IPv6 only sees them
+_NAT64 = ip_network(
+    "64:ff9b::/96"
+)  # public IPv4 hosts, as a network that speaks IPv6 only sees them
 
 
 def why_refused(address: str) -> str:

@@ -117,10 +117,14 @@ class Dial:
     def __call__(self, host: str, port: int) -> TimedSocket:
         self.limits.dialled = True
         found = self._look_up(host.strip("[]"), port)
-        permitted = [entry for entry in found if self._allow_private or not why_refused(entry[-1][0])]
+        permitted = [
+            entry for entry in found if self._allow_private or not why_refused(entry[-1][0])
+        ]
         if not permitted:
             address = found[0][-1][0]
-            raise FetchError(f"refused: {address} is {why_refused(address)} (--fetch.allow-private permits it)")
+            raise FetchError(
+                f"refused: {address} is {why_refused(address)} (--fetch.allow-private permits it)"
+            )
         for place, (family, kind, protocol, _, where) in enumerate(permitted, 1):
             try:
                 return self._connect(TimedSocket(family, kind, protocol), where)
@@ -131,10 +135,16 @@ class Dial:
 
     def _look_up(self, host: str, port: int) -> list[Any]:
         try:
-            return within(self.limits.to_connect(), lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            return within(
+                self.limits.to_connect(),
+                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
+            )
         except TimeoutError as error:
             raise self._no_connection(host, error) from error
-        except (socket.gaierror, UnicodeError) as error:  # the latter for labels that are empty or too long
+        except (
+            socket.gaierror,
+            UnicodeError,
+        ) as error:  # the latter for labels that are empty or too long
             again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
             raise FetchError(f"the host name {host} does not resolve", again) from error
 
@@ -144,7 +154,9 @@ class Dial:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.settimeout(self.limits.to_connect())
             connection.connect(where)
-            connection.settimeout(self.limits.to_connect())  # for the TLS handshake, with what is left by now
+            connection.settimeout(
+                self.limits.to_connect()
+            )  # for the TLS handshake, with what is left by now
         except OSError:
             connection.close()
             raise
@@ -154,8 +166,12 @@ class Dial:
         if self.limits.left() <= 0:
             return TimeoutError()
         if isinstance(error, TimeoutError):
-            return FetchError(f"no connection to {host} in time (--fetch.connect-timeout)", again=True)
-        return FetchError(f"no connection to {host}: {error.strerror or type(error).__name__}", again=True)
+            return FetchError(
+                f"no connection to {host} in time (--fetch.connect-timeout)", again=True
+            )
+        return FetchError(
+            f"no connection to {host}: {error.strerror or type(error).__name__}", again=True
+        )
 
 
 class _Connection(HTTPConnection):
@@ -206,7 +222,9 @@ class Pools(PoolManager):
         self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
     ) -> HTTPConnectionPool:
         if scheme == "https":
-            return _TLSPool(host, port, maxsize=self._places, dial=self._dial, ssl_context=self._trust)
+            return _TLSPool(
+                host, port, maxsize=self._places, dial=self._dial, ssl_context=self._trust
+            )
         return _Pool(host, port, maxsize=self._places, dial=self._dial)
 
     @cached_property  # 30 ms, which a list without https never pays

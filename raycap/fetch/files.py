@@ -51,7 +51,9 @@ def _read_local(path: str, max_bytes: int) -> bytes:
             raise FetchError(f"not a regular file: {path}")
         if facts.st_size > max_bytes:
             raise too_large(max_bytes)
-        return file.read(facts.st_size + 1)  # + 1: room to see that it grew beyond the cap meanwhile
+        return file.read(
+            facts.st_size + 1
+        )  # + 1: room to see that it grew beyond the cap meanwhile
 
 
 def _read_store(uri: str, max_bytes: int, seconds: float, grow_to: GrowTo | None) -> bytes:
@@ -84,8 +86,12 @@ def _read_piece(uri: str, start: int, end: int) -> bytes:
         filesystem, path = filesystem_of(uri)
     except ImportError as error:
         scheme = scheme_of(uri)
-        remedy = f"pip install 'raycap[{EXTRAS[scheme]}]'" if scheme in EXTRAS else scrubbed(str(error))
-        raise FetchError(f"reading {scheme}:// needs a package that is missing: {remedy}") from error
+        remedy = (
+            f"pip install 'raycap[{EXTRAS[scheme]}]'" if scheme in EXTRAS else scrubbed(str(error))
+        )
+        raise FetchError(
+            f"reading {scheme}:// needs a package that is missing: {remedy}"
+        ) from error
     data: bytes = filesystem.cat_file(path, start=start, end=end)
     return data
 

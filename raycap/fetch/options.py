@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 
 from raycap import __version__
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust, of_prefixes
-from raycap.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,15 @@ class Fetch:
         }
         for name, value in ((field.name, getattr(self, field.name)) for field in fields(self)):
             if name in least and not value >= least[name]:
-                raise Refusal(f"fetch.{name} must be at least {least[name]}, not {value}")
-            if name in ("connect_timeout", "read_timeout", "deadline") and not 0 < value < float("inf"):
-                raise Refusal(f"fetch.{name} must be a number of seconds above 0, not {value}")
+                raise UserError(f"fetch.{name} must be at least {least[name]}, not {value}")
+            if name in ("connect_timeout", "read_timeout", "deadline") and not 0 < value < float(
+                "inf"
+            ):
+                raise UserError(f"fetch.{name} must be a number of seconds above 0, not {value}")
         if not (self.user_agent.isascii() and self.user_agent.isprintable()):
-            raise Refusal("fetch.user_agent must be plain printable ASCII: servers get it as a header")
+            raise UserError(
+                "fetch.user_agent must be plain printable ASCII: servers get it as a header"
+            )
         self.trusted()
 
     def trusted(self) -> Trust:

@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from raycap.errors import UserError
 from raycap.fetch.fault import FetchError
-from raycap.refusal import Refusal
 from raycap.uris import LOCAL, STORES, WEB, WRAPPERS, links_of, local_path, scheme_of
 
 _REMEDY = "--fetch.trust"
@@ -66,7 +66,7 @@ def of_prefixes(prefixes: Iterable[str], name: str) -> Trust:
     for prefix in prefixes:
         for link in links_of(prefix) or [prefix]:
             if scheme_of(link) == "" and not link.startswith("/"):
-                raise Refusal(
+                raise UserError(
                     f"{name} is {prefix!r}: give an absolute path such as /data/pictures, or the beginning of a "
                     "URI such as s3://bucket"
                 )
@@ -90,7 +90,9 @@ def _is_below(link: str, prefix: str) -> bool:
     if above == ":":  # s3://, every bucket
         return True
     # Stores do not resolve '..', but what stands before one may.
-    return ".." not in below.split("/") and (below.rstrip("/") == above or below.startswith(f"{above}/"))
+    return ".." not in below.split("/") and (
+        below.rstrip("/") == above or below.startswith(f"{above}/")
+    )
 
 
 def _check_local(link: str, prefixes: list[str]) -> None:
@@ -99,7 +101,9 @@ def _check_local(link: str, prefixes: list[str]) -> None:
     if "/" in folders:
         return
     if not path.startswith("/"):
-        raise FetchError("refused: a relative path (--source.local takes the paths of a list from its folder)")
+        raise FetchError(
+            "refused: a relative path (--source.local takes the paths of a list from its folder)"
+        )
     try:
         real = os.path.realpath(path)
     except ValueError as error:
@@ -107,8 +111,12 @@ def _check_local(link: str, prefixes: list[str]) -> None:
     if any(_is_inside(real, os.path.realpath(folder)) for folder in folders):
         return
     if any(_is_inside(os.path.normpath(path), folder) for folder in folders):
-        raise FetchError(f"refused: a link that leads out of the source's folder ({_REMEDY} FOLDER permits it)")
-    raise FetchError(f"refused: a local path outside of the source's folder ({_REMEDY} FOLDER permits it)")
+        raise FetchError(
+            f"refused: a link that leads out of the source's folder ({_REMEDY} FOLDER permits it)"
+        )
+    raise FetchError(
+        f"refused: a local path outside of the source's folder ({_REMEDY} FOLDER permits it)"
+    )
 
 
 def _is_inside(path: str, folder: str) -> bool:

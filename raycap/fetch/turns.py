@@ -32,7 +32,9 @@ class Turns(Generic[T]):
         self._per_host = per_host
         self._pause = 1 / host_rate if host_rate else 0.0
         self._changed = threading.Condition()
-        self._lines: dict[str, _Line[T]] = {}  # only those with something waiting, out, or a rate still to keep
+        self._lines: dict[
+            str, _Line[T]
+        ] = {}  # only those with something waiting, out, or a rate still to keep
         self._open: deque[_Line[T]] = deque()  # lines whose first may start at once
         self._calendar: list[
             tuple[float, int, str, T | None]

@@ -55,7 +55,11 @@ class Web:
         self._options = options
         self._limits = Limits(options.connect_timeout, options.read_timeout)
         self._timeout = Timeout(connect=options.connect_timeout, read=options.read_timeout)
-        self._robots = {"*", "raycap", re.split(r"[/\s]", options.user_agent.lower(), maxsplit=1)[0]}
+        self._robots = {
+            "*",
+            "raycap",
+            re.split(r"[/\s]", options.user_agent.lower(), maxsplit=1)[0],
+        }
         dial = Dial(self._limits, options.allow_private)
         self._pools = Pools(dial, hosts=2 * options.threads, places=options.per_host)
 
@@ -112,10 +116,14 @@ class Web:
             "Accept-Encoding": "identity",  # pictures are packed already
         }
         if target.auth:
-            headers["Authorization"] = "Basic " + base64.b64encode(unquote(target.auth).encode()).decode()
+            headers["Authorization"] = (
+                "Basic " + base64.b64encode(unquote(target.auth).encode()).decode()
+            )
         return headers
 
-    def _answer(self, url: str, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes | Moved:
+    def _answer(
+        self, url: str, response: BaseHTTPResponse, grow_to: GrowTo | None
+    ) -> bytes | Moved:
         status = response.status
         if 200 <= status < 300:
             if not self._options.ignore_robots_tag:
@@ -128,11 +136,17 @@ class Web:
         location = response.headers.get("Location")
         wait = asked_wait(response.headers.get("Retry-After"))
         with contextlib.suppress(HTTPError, TimeoutError, FetchError):
-            response.read(_CHUNK, decode_content=False)  # read to its end, a short page spares a new connection
+            response.read(
+                _CHUNK, decode_content=False
+            )  # read to its end, a short page spares a new connection
         if status in _MOVED and location:
             return Moved(_next_url(url, location))
-        words = http.client.responses.get(status, "")  # never the server's own, which would not count as one
-        raise FetchError(f"HTTP {status} {words}".rstrip(), again=status == 429 or status >= 500, wait=wait)
+        words = http.client.responses.get(
+            status, ""
+        )  # never the server's own, which would not count as one
+        raise FetchError(
+            f"HTTP {status} {words}".rstrip(), again=status == 429 or status >= 500, wait=wait
+        )
 
     def _body(self, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes:
         cap = self._options.max_bytes
@@ -140,7 +154,11 @@ class Web:
             raise too_large(cap)
         encoding = _encoding(response.headers.get("Content-Encoding", ""))
         unpack: zlib._Decompress | None = None
-        body, sent, size = io.BytesIO(), 0, 0  # bytes before and after unpacking, each held to the cap
+        body, sent, size = (
+            io.BytesIO(),
+            0,
+            0,
+        )  # bytes before and after unpacking, each held to the cap
         head = self._limits.received
         while True:
             self._limits.allow(head + sent + _CHUNK + _FRAMING_ROOM, framing_too_large)
@@ -176,7 +194,9 @@ class Web:
             what = getattr(inner, "reason", None) or type(inner).__name__
             return FetchError(f"TLS with {host} failed: {what}", again=True)
         if isinstance(error, (NoAnswer, TimeoutError)):
-            return FetchError(f"no byte for {self._options.read_timeout:g} s (--fetch.read-timeout)", again=True)
+            return FetchError(
+                f"no byte for {self._options.read_timeout:g} s (--fetch.read-timeout)", again=True
+            )
         if isinstance(error, zlib.error):
             return FetchError("the body is not what its Content-Encoding says")
         if isinstance(error, InvalidHeader):
@@ -212,7 +232,9 @@ def _encoding(header: str) -> str:
 def _unpacker(encoding: str, start: bytes) -> "zlib._Decompress":
     """What undoes the encoding of a body that begins with `start`. Deflate should have zlib's header, and many
     servers leave that out."""
-    has_zlib_header = len(start) > 1 and start[0] & 0x0F == 8 and int.from_bytes(start[:2], "big") % 31 == 0
+    has_zlib_header = (
+        len(start) > 1 and start[0] & 0x0F == 8 and int.from_bytes(start[:2], "big") % 31 == 0
+    )
     if encoding == "deflate" and not has_zlib_header and not start.startswith(b"\x1f\x8b"):
         return zlib.decompressobj(-zlib.MAX_WBITS)
     return zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib's header or gzip's
@@ -220,12 +242,18 @@ def _unpacker(encoding: str, start: bytes) -> "zlib._Decompress":
 
 def _check_whole(content_range: str, sent: int) -> None:
     """Accept an answer 206 with all bytes in it; raise FetchError for a part, which was not asked for."""
-    found = re.fullmatch(r"\s*bytes\s+\d+-\d+/(\d{1,18})\s*", content_range, re.ASCII | re.IGNORECASE)
+    found = re.fullmatch(
+        r"\s*bytes\s+\d+-\d+/(\d{1,18})\s*", content_range, re.ASCII | re.IGNORECASE
+    )
     if not found:
-        raise FetchError("HTTP 206 Partial Content, which was not asked for, without saying which part")
+        raise FetchError(
+            "HTTP 206 Partial Content, which was not asked for, without saying which part"
+        )
     whole = int(found[1])
     if sent != whole:
-        raise FetchError(f"HTTP 206 Partial Content, which was not asked for: {sent:,} of {whole:,} bytes")
+        raise FetchError(
+            f"HTTP 206 Partial Content, which was not asked for: {sent:,} of {whole:,} bytes"
+        )
 
 
 def forbids_ai(headers: Iterable[str], robots: Collection[str]) -> str:
@@ -262,14 +290,18 @@ def asked_wait(retry_after: str | None) -> float:
 
 def _next_url(url: str, location: str) -> str:
     with contextlib.suppress(UnicodeError):
-        location = location.encode("latin-1").decode()  # http.client reads headers as latin-1, servers write UTF-8
+        location = location.encode(
+            "latin-1"
+        ).decode()  # http.client reads headers as latin-1, servers write UTF-8
     try:
         target = urljoin(url, location)
     except ValueError as error:
         raise FetchError("redirected to something that is not a URL") from error
     scheme = scheme_of(target)
     if scheme not in WEB:
-        raise FetchError(f"refused: a redirect to '{scheme[:20]}' (only http and https are followed)")
+        raise FetchError(
+            f"refused: a redirect to '{scheme[:20]}' (only http and https are followed)"
+        )
     return target
 
 
@@ -280,7 +312,9 @@ def _broken(inner: object, response: BaseHTTPResponse | None) -> FetchError:
         if response.length_remaining is None:
             return FetchError("the connection was closed before the end of the body", again=True)
         whole = response.tell() + response.length_remaining
-        return FetchError(f"the connection was closed after {response.tell():,} of {whole:,} bytes", again=True)
+        return FetchError(
+            f"the connection was closed after {response.tell():,} of {whole:,} bytes", again=True
+        )
     no_http = (http.client.BadStatusLine, http.client.UnknownProtocol)
     if isinstance(inner, no_http) and not isinstance(inner, ConnectionError):
         return FetchError("the server does not speak HTTP", again=True)

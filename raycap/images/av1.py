@@ -53,7 +53,9 @@ def inside(data: bytes, box: Box, *path: bytes) -> Iterator[Box]:
 def coded_colours(data: bytes) -> tuple[int, int] | None:
     """The first primaries and transfer that a picture states as numbers of ITU-T H.273."""
     for meta in inside(data, (b"", 0, len(data)), b"meta"):
-        for _, start, end in inside(data, (b"meta", meta[1] + 4, meta[2]), b"iprp", b"ipco", b"colr"):
+        for _, start, end in inside(
+            data, (b"meta", meta[1] + 4, meta[2]), b"iprp", b"ipco", b"colr"
+        ):
             if data[start : start + 4] == b"nclx" and end - start >= 8:
                 return int.from_bytes(data[start + 4 : start + 6], "big"), int.from_bytes(
                     data[start + 6 : start + 8], "big"
@@ -84,7 +86,9 @@ def _starts(data: bytes) -> Iterator[int]:
         for _, start, end in inside(data, content, b"iloc"):
             yield from _item_starts(data[start:end], own)
     for kind, size in ((b"stco", 4), (b"co64", 8)):
-        for _, start, _ in inside(data, everything, b"moov", b"trak", b"mdia", b"minf", b"stbl", kind):
+        for _, start, _ in inside(
+            data, everything, b"moov", b"trak", b"mdia", b"minf", b"stbl", kind
+        ):
             yield int.from_bytes(data[start + 8 : start + 8 + size], "big")
 
 

@@ -50,7 +50,9 @@ def main() -> None:
             _limit_memory(max_memory)
             picture = _read(exchange, size, reading, square)
             _limit_memory(None)
-            answer = _answer(picture, exchange, max_memory, _mapped() - mapped_at_start > MOST_GROWTH)
+            answer = _answer(
+                picture, exchange, max_memory, _mapped() - mapped_at_start > MOST_GROWTH
+            )
             _set_alarm(0)
             outgoing.write(ANSWER.pack(len(answer)) + answer)
 
@@ -73,7 +75,9 @@ def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> b
         while written < len(pixels):
             written += os.pwrite(exchange, pixels[written:], written)
     # "too much memory" is a refusal by the header: nothing was decoded.
-    no_memory = bool(NO_MEMORY.search(picture.error)) and not picture.error.startswith("too much memory")
+    no_memory = bool(NO_MEMORY.search(picture.error)) and not picture.error.startswith(
+        "too much memory"
+    )
     # Some decoders take a refused allocation for a fault of the file. Only large pictures leave that in doubt.
     doubtful = picture.error and picture.width * picture.height * BYTES_A_PIXEL > max_memory
     fields = {
@@ -90,7 +94,9 @@ def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> b
 
 def _end_with(parent: int) -> None:
     """Die with the parent, even in the middle of a decoder that never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes the pipe
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the parent, which then closes the pipe
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":

@@ -27,7 +27,9 @@ PRIMARIES: dict[int, tuple[float, ...]] = {
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
     22: (*_D65, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),  # EBU 3213
 }
-_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
 _D50 = np.array([0.9642, 1.0, 0.8249])
 # Photos show a white sheet of paper at 203 of the 10,000 or 1,000 candelas that HDR curves reach (ITU-R BT.2408).
 _PAPER = 203.0
@@ -117,7 +119,9 @@ def coded_profile(primaries: int, transfer: int, full_range: bool = True) -> byt
 def _transfer_curve(transfer: int, level: np.ndarray) -> np.ndarray | None:
     """Light of each level. What is brighter than white in HDR is clipped to white."""
     if transfer in (1, 6, 13, 14, 15):  # browsers show BT.709 and its like with the curve of sRGB
-        light: np.ndarray = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+        light: np.ndarray = np.where(
+            level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4
+        )
         return light
     if transfer in (4, 5):
         return level ** (2.2 if transfer == 4 else 2.8)
@@ -125,7 +129,9 @@ def _transfer_curve(transfer: int, level: np.ndarray) -> np.ndarray | None:
         return level
     if transfer == 16:  # PQ
         power = level ** (1 / 78.84375)
-        light = (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (1 / 0.1593017578125)
+        light = (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (
+            1 / 0.1593017578125
+        )
         return (light * 10000 / _PAPER).clip(0, 1)
     if transfer == 18:  # HLG, on a screen of 1,000 candelas
         dark, bright = level**2 / 3, (np.exp((level - 0.55991073) / 0.17883277) + 0.28466892) / 12
@@ -146,8 +152,14 @@ def matrix_profile(chromaticity: Sequence[float], curve: np.ndarray) -> bytes | 
     white, *rest = np.stack([x / y, np.ones(4), (1 - x - y) / y], 1)
     try:
         primaries = np.stack(rest, 1)
-        primaries = primaries * np.linalg.solve(primaries, white)  # so that all three together are white
-        adapt = np.linalg.inv(_BRADFORD) @ np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white)) @ _BRADFORD
+        primaries = primaries * np.linalg.solve(
+            primaries, white
+        )  # so that all three together are white
+        adapt = (
+            np.linalg.inv(_BRADFORD)
+            @ np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white))
+            @ _BRADFORD
+        )
     except np.linalg.LinAlgError:
         return None
     columns = (adapt @ primaries).T
@@ -157,12 +169,22 @@ def matrix_profile(chromaticity: Sequence[float], curve: np.ndarray) -> bytes | 
     tags = {b"wtpt": _xyz(_D50)} | {
         name: _xyz(each) for name, each in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)
     }
-    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), b"curv\0\0\0\0" + struct.pack(">I", len(curve)) + points)
+    tags |= dict.fromkeys(
+        (b"rTRC", b"gTRC", b"bTRC"), b"curv\0\0\0\0" + struct.pack(">I", len(curve)) + points
+    )
     table, body = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
         table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
         body += content
-    head = bytes(4) + b"\2\x40\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28) + _xyz(_D50)[8:] + bytes(48)
+    head = (
+        bytes(4)
+        + b"\2\x40\0\0mntrRGB XYZ "
+        + bytes(12)
+        + b"acsp"
+        + bytes(28)
+        + _xyz(_D50)[8:]
+        + bytes(48)
+    )
     return struct.pack(">I", 128 + len(table + body)) + head + table + body
 
 

@@ -37,14 +37,24 @@ SECONDS_TO_START = 120
 # Bytes above `Reading.max_memory` that a child may map: stacks and the reserves of the allocator are not in use.
 SLACK = 64 * 2**20
 # One thread each: idle ones would cost address space, which the memory limit counts.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 def needs_guard(data: bytes, reading: Reading) -> bool:
     """Whether a picture is to be read in a child process: all but ordinary JPEGs and PNGs, and what is refused
     unopened. (The limits are POSIX: on Windows every picture is read in this process.)"""
     kind = picture_format(data)
-    return os.name == "posix" and kind in READERS and kind in reading.formats and not is_ordinary(kind, data)
+    return (
+        os.name == "posix"
+        and kind in READERS
+        and kind in reading.formats
+        and not is_ordinary(kind, data)
+    )
 
 
 def read_guarded(data: bytes, reading: Reading, square: Square | None) -> Picture:
@@ -63,7 +73,9 @@ def read_in_child(data: bytes, reading: Reading, square: Square | None) -> Pictu
             answer = child.read(data, reading, square)
         except _TooLong:
             child.close()
-            return _failed(data, f"reading it took longer than {reading.timeout:g} s (--reading.timeout)")
+            return _failed(
+                data, f"reading it took longer than {reading.timeout:g} s (--reading.timeout)"
+            )
         except _Died:
             child.close()
             reason = "reading it kills the process"
@@ -107,12 +119,21 @@ class _Child:
         self.max_memory = max_memory
         self.pictures_read = 0
         # The child opens nothing by name: it inherits two pipes and a file that has no name.
-        self._exchange = os.memfd_create("raycap") if hasattr(os, "memfd_create") else _unnamed_file()
+        self._exchange = (
+            os.memfd_create("raycap") if hasattr(os, "memfd_create") else _unnamed_file()
+        )
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         theirs = (requests, answers, self._exchange)
         # -P: no module in the working directory can take the place of one that the child imports.
-        command = [sys.executable, "-P", "-m", "raycap.images.child", *map(str, theirs), str(os.getpid())]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "raycap.images.child",
+            *map(str, theirs),
+            str(os.getpid()),
+        ]
         # A worker of Ray finds raycap by a path that its environment need not name.
         path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
         try:

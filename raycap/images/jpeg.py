@@ -12,7 +12,9 @@ from raycap.images.opened import FAULTS, Opened, Unreadable, bytes_per_pixel
 
 # Progressive photos have about ten scans. Each scan may be a few bytes that cost a pass over all pixels.
 _MOST_SCANS = 100
-_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # of a JPEG segment; the others occur inside of scans
+_MARKER = re.compile(
+    rb"\xff([^\x00\xd0-\xd7\xff])"
+)  # of a JPEG segment; the others occur inside of scans
 _END = b"\xff\xd9"
 # Bytes that no scan lacks. A restart marker before each part lets a decoder that waits for one take them too.
 _NOISE = bytes(range(7, 247, 5)) * 16
@@ -44,12 +46,16 @@ class Jpeg(Opened):
                 components = self.data[start + 7 : start + 8]
                 sampling = list(self.data[start + 9 : start + length : 3])
                 areas = [(byte >> 4) * (byte & 15) for byte in sampling]
-                most = max((byte >> 4 for byte in sampling), default=1) * max((b & 15 for b in sampling), default=1)
+                most = max((byte >> 4 for byte in sampling), default=1) * max(
+                    (b & 15 for b in sampling), default=1
+                )
                 self._coefficients = 2 * sum(areas) / max(1, most)
             if marker == 0xDA:  # start of scan
                 self._scans += 1
                 count = self.data[start + 2] if start + 2 < len(self.data) else 0
-                last, bits = self.data[start + 4 + 2 * count : start + 6 + 2 * count].ljust(2, b"\xff")
+                last, bits = self.data[start + 4 + 2 * count : start + 6 + 2 * count].ljust(
+                    2, b"\xff"
+                )
                 if last == 63 and not bits & 15:
                     refined.update(self.data[start + 3 : start + 3 + 2 * count : 2])
                 if sequential and self.data[start + 2 : start + 3] == components:
@@ -81,7 +87,9 @@ class Jpeg(Opened):
         if not salvage and (self._lacks_scans or _may_be_cut(picture)) and self._is_cut():
             raise EOFError("truncated")
         if picture.mode == "CMYK" and "adobe" not in picture.info:
-            return ImageChops.invert(picture)  # Pillow takes all for Adobe's, which store ink inverted
+            return ImageChops.invert(
+                picture
+            )  # Pillow takes all for Adobe's, which store ink inverted
         return picture
 
     def _is_cut(self) -> bool:
@@ -94,7 +102,9 @@ class Jpeg(Opened):
 
 def _may_be_cut(picture: Image.Image) -> bool:
     """What a scan lacks is left at the middle level, in all channels, down to the last pixel."""
-    corner = picture.crop((max(0, picture.width - 2), max(0, picture.height - 2), *picture.size)).tobytes()
+    corner = picture.crop(
+        (max(0, picture.width - 2), max(0, picture.height - 2), *picture.size)
+    ).tobytes()
     return all(126 <= level <= 129 for level in corner)
 
 
@@ -130,7 +140,9 @@ class Jpeg2000(Opened):
         """Sizes of the picture, its tiles and their parts: all are allocated before a pixel is decoded."""
         if len(stream) < 42 or stream[:4] != b"\xff\x4f\xff\x51":
             raise EOFError("end of file in the header")
-        right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack(">8I", stream[8:40])
+        right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack(
+            ">8I", stream[8:40]
+        )
         self._edges = left, top, right, bottom
         width, height = right - left, bottom - top
         if min(width, height, tile_width, tile_height) < 1:
@@ -140,7 +152,9 @@ class Jpeg2000(Opened):
         self._components = int.from_bytes(stream[40:42], "big")
         if self._components > 4:
             raise Unreadable(f"broken jpeg2000: {self._components} channels")
-        self._tiles = -(-(right - tile_left) // tile_width) * -(-(bottom - tile_top) // tile_height)
+        self._tiles = -(-(right - tile_left) // tile_width) * -(
+            -(bottom - tile_top) // tile_height
+        )
         self._tile = min(tile_width, width) * min(tile_height, height)
         depths = [(byte & 0x7F) + 1 for byte in stream[42 : 42 + 3 * self._components : 3]]
         self._sample = 4 + (2 if max(depths, default=8) > 8 else 1)  # as decoded, and as handed on
@@ -150,7 +164,11 @@ class Jpeg2000(Opened):
 
     def _read_coding_style(self, stream: bytes, pixels: int) -> None:
         position = 4 + int.from_bytes(stream[4:6], "big")
-        while position + 4 <= len(stream) and stream[position] == 0xFF and stream[position + 1] != 0x90:
+        while (
+            position + 4 <= len(stream)
+            and stream[position] == 0xFF
+            and stream[position + 1] != 0x90
+        ):
             length = int.from_bytes(stream[position + 2 : position + 4], "big")
             if stream[position + 1] == 0x52 and length >= 12:
                 style = stream[position + 4 : position + 2 + length]
@@ -158,7 +176,10 @@ class Jpeg2000(Opened):
                 width, height = style[6] + 2, style[7] + 2  # of a code block, as powers of two
                 precincts = style[10:] if style[0] & 1 else b""
                 for byte in precincts:
-                    width, height = min(width, max(0, (byte & 15) - 1)), min(height, max(0, (byte >> 4) - 1))
+                    width, height = (
+                        min(width, max(0, (byte & 15) - 1)),
+                        min(height, max(0, (byte >> 4) - 1)),
+                    )
                 self._blocks = 1.4 * pixels / 2 ** (width + height)
                 return
             position += 2 + length
@@ -170,7 +191,9 @@ class Jpeg2000(Opened):
             fits /= 2
             self._reduce += 1
         self.fraction = 1 / 2**self._reduce
-        self.shift = (1 - self.fraction) / 2  # wavelets keep the first of each group of pixels, not their middle
+        self.shift = (
+            1 - self.fraction
+        ) / 2  # wavelets keep the first of each group of pixels, not their middle
         # Pillow rounds reduced sizes down where OpenJPEG rounds edges up, and then refuses the picture.
         left, top, right, bottom = (-(-edge // 2**self._reduce) for edge in self._edges)
         assert isinstance(self.picture, Jpeg2KImageFile)
@@ -185,7 +208,9 @@ class Jpeg2000(Opened):
         tile = self._tile / part * self._components * self._sample
         picture = self.size[0] * self.size[1] / part * bytes_per_pixel(self.picture.mode)
         # Records of code blocks and tiles, by the sizes of OpenJPEG's structures.
-        records = self._blocks * self._components * 400 + self._tiles * (6000 + 1200 * self._components)
+        records = self._blocks * self._components * 400 + self._tiles * (
+            6000 + 1200 * self._components
+        )
         return float(2 * len(self.data) + 1.05 * (tile + picture) + records)
 
 
@@ -193,10 +218,16 @@ def _codestream(data: bytes) -> bytes:
     """The picture inside its boxes, or the bytes themselves where they have none."""
     position = 0
     while data[:2] != b"\xff\x4f" and position + 8 <= len(data):
-        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        length, kind = (
+            int.from_bytes(data[position : position + 4], "big"),
+            data[position + 4 : position + 8],
+        )
         start = position + 8
         if length == 1:
-            length, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
+            length, start = (
+                int.from_bytes(data[position + 8 : position + 16], "big"),
+                position + 16,
+            )
         if kind == b"jp2c":
             return data[start : start + 2**16]
         if length < 8:

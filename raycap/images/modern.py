@@ -53,7 +53,10 @@ class Avif(Opened):
         return AvifImageFile(BytesIO(self.data))
 
     def memory(self) -> float:
-        coded = sum(width * height for width, height in self._frames.sizes) or self.size[0] * self.size[1]
+        coded = (
+            sum(width * height for width, height in self._frames.sizes)
+            or self.size[0] * self.size[1]
+        )
         each = 7 if self._frames.deep else 3.5
         return 2 * len(self.data) + coded * each + self.size[0] * self.size[1] * 8
 
@@ -81,7 +84,9 @@ class Heif(Opened):
         try:
             from pillow_heif import HeifImageFile
         except ImportError:
-            raise Unreadable("a HEIC picture, which needs an extra: pip install 'raycap[heif]'") from None
+            raise Unreadable(
+                "a HEIC picture, which needs an extra: pip install 'raycap[heif]'"
+            ) from None
         opened: Image.Image = HeifImageFile(BytesIO(self.data))  # type: ignore[no-untyped-call, unused-ignore]
         return opened
 
@@ -102,7 +107,9 @@ class JpegXl(Opened):
         try:
             from pillow_jxl.JpegXLImagePlugin import JXLImageFile
         except ImportError:
-            raise Unreadable("a JPEG XL picture, which needs an extra: pip install 'raycap[jxl]'") from None
+            raise Unreadable(
+                "a JPEG XL picture, which needs an extra: pip install 'raycap[jxl]'"
+            ) from None
         width, height, self._each = _header_of_jpeg_xl(self.data)
         self.limits.check_size(width, height)
         self.limits.check_memory(self._memory(width, height))  # opening it decodes it
@@ -151,7 +158,9 @@ def _header_of_jpeg_xl(data: bytes) -> tuple[int, int, int]:
     height = side()
     ratio = bits.take(3)
     if ratio:
-        numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+        numerator, denominator = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[
+            ratio - 1
+        ]
         width = height * numerator // denominator
     else:
         width = side()
@@ -170,7 +179,9 @@ def _header_of_jpeg_xl(data: bytes) -> tuple[int, int, int]:
         bits.take(4)
     bits.take(1)
     extra = (
-        (0, 1)[choice] if (choice := bits.take(2)) < 2 else (2 + bits.take(4) if choice == 2 else 1 + bits.take(12))
+        (0, 1)[choice]
+        if (choice := bits.take(2)) < 2
+        else (2 + bits.take(4) if choice == 2 else 1 + bits.take(12))
     )
     return width, height, each + 8 * max(0, extra - 1)
 
@@ -179,10 +190,16 @@ def _jpeg_xl_stream(data: bytes) -> bytes:
     """The start of the codestream inside the boxes."""
     position = 0
     while position + 8 <= len(data):
-        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        length, kind = (
+            int.from_bytes(data[position : position + 4], "big"),
+            data[position + 4 : position + 8],
+        )
         start = position + 8
         if length == 1:
-            length, start = int.from_bytes(data[position + 8 : position + 16], "big"), position + 16
+            length, start = (
+                int.from_bytes(data[position + 8 : position + 16], "big"),
+                position + 16,
+            )
         if kind in (b"jxlc", b"jxlp"):
             start += 4 if kind == b"jxlp" else 0
             return data[start : start + 64]

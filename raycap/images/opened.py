@@ -44,12 +44,16 @@ class Limits:
     def check_part(self, name: str, width: int, height: int) -> None:
         """Tiles and the like, which decoders allocate whole and which may be larger than their picture."""
         if width * height > self.max_pixels:
-            raise Unreadable(f"a decompression bomb: {name} of {width}x{height} pixels (--reading.max-pixels)")
+            raise Unreadable(
+                f"a decompression bomb: {name} of {width}x{height} pixels (--reading.max-pixels)"
+            )
 
     def check_memory(self, memory: float) -> None:
         if memory > self.max_memory:
             needed = f"decoding may take {memory / 2**20:.0f} MiB"
-            raise Unreadable(f"too much memory: {needed} (--reading.max-memory is {self.max_memory / 2**20:.0f})")
+            raise Unreadable(
+                f"too much memory: {needed} (--reading.max-memory is {self.max_memory / 2**20:.0f})"
+            )
 
 
 class Opened:

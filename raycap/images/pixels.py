@@ -62,7 +62,9 @@ def _fast_resizer() -> Any:
 fast = _fast_resizer()
 
 
-def in_channels(picture: Image.Image, levels: Levels, wanted: tuple[int, int], box: Box) -> tuple[Image.Image, Box]:
+def in_channels(
+    picture: Image.Image, levels: Levels, wanted: tuple[int, int], box: Box
+) -> tuple[Image.Image, Box]:
     """In one of L, LA, RGB, RGBA and CMYK, and `box` in it: a large picture is also shrunk to near `wanted`."""
     white = _white(picture, levels)
     width, height = picture.size
@@ -106,7 +108,9 @@ def _white(picture: Image.Image, levels: Levels) -> float:
         return 65535 if picture.mode.startswith("I") else 255
     rows = max(1, _BAND_PIXELS // picture.width)
     bands = range(0, picture.height, rows)
-    crops = (picture.crop((0, top, picture.width, min(top + rows, picture.height))) for top in bands)
+    crops = (
+        picture.crop((0, top, picture.width, min(top + rows, picture.height))) for top in bands
+    )
     largest = max(float(_numbers(crop, levels).max()) for crop in crops)
     ranges: tuple[float, ...] = (1, 255, 65535) if picture.mode == "F" else (255, 65535)
     if largest >= 2**31 and levels.unsigned:
@@ -153,20 +157,28 @@ def placement(size: tuple[int, int], side: int, resize: Resize) -> tuple[tuple[i
     return (max(1, round(width * scale)), max(1, round(height * scale))), (0, 0, width, height)
 
 
-def scale_to(picture: Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation) -> Image.Image:
+def scale_to(
+    picture: Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation
+) -> Image.Image:
     """Antialiased resize of the part `box` of an L, LA, RGB, RGBA or CMYK picture; alpha weighs the colours."""
     if picture.size == size and list(box) == [0, 0, *size]:
         return picture
     if fast is None or picture.width * picture.height > _LARGE_PIXELS:
-        return picture.resize(size, _PILLOW_FILTERS[interpolation], box=box, reducing_gap=float(_GAP))
-    kernel = fast.FilterType.bilinear if interpolation == "bilinear" else fast.FilterType.catmull_rom
+        return picture.resize(
+            size, _PILLOW_FILTERS[interpolation], box=box, reducing_gap=float(_GAP)
+        )
+    kernel = (
+        fast.FilterType.bilinear if interpolation == "bilinear" else fast.FilterType.catmull_rom
+    )
     left, top, right, bottom = box
     options = fast.ResizeOptions(
         resize_alg=fast.ResizeAlg.convolution(kernel),
         use_alpha=picture.mode in ("LA", "RGBA"),  # the fourth channel of CMYK is ink
         crop_box=fast.CropBox(left, top, right - left, bottom - top),
     )
-    kind = getattr(fast.PixelType, {"L": "U8", "LA": "U8x2", "RGB": "U8x3"}.get(picture.mode, "U8x4"))
+    kind = getattr(
+        fast.PixelType, {"L": "U8", "LA": "U8x2", "RGB": "U8x3"}.get(picture.mode, "U8x4")
+    )
     # By way of bytes: its door for Pillow's own objects reads their private memory layout.
     scaled = fast.ImageData(*size, kind)
     fast.Resizer().resize(fast.ImageData(*picture.size, kind, picture.tobytes()), scaled, options)

@@ -30,7 +30,9 @@ class Gif(Opened):
         picture = super().load(salvage)
         if self._fills_canvas():
             return picture
-        canvas = Image.new("RGBA", self.size)  # around the frame, browsers show what lies behind the picture
+        canvas = Image.new(
+            "RGBA", self.size
+        )  # around the frame, browsers show what lies behind the picture
         canvas.paste(picture.crop(self._frame).convert("RGBA"), self._frame[:2])
         return canvas
 
@@ -42,13 +44,20 @@ class Bmp(Opened):
         return BmpImageFile(BytesIO(self.data))
 
     def memory(self) -> float:
-        packed = 2 if self.picture.info.get("compression") in (1, 2) else 0  # run lengths are unpacked in Python
-        return len(self.data) + self.size[0] * self.size[1] * (packed + bytes_per_pixel(self.picture.mode))
+        packed = (
+            2 if self.picture.info.get("compression") in (1, 2) else 0
+        )  # run lengths are unpacked in Python
+        return len(self.data) + self.size[0] * self.size[1] * (
+            packed + bytes_per_pixel(self.picture.mode)
+        )
 
     def load(self, salvage: bool) -> Image.Image:
         picture = super().load(salvage)
         # Programs that know of no alpha leave it zero. Then it is none, or the picture would be empty.
-        self.levels.opaque = picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (0, 0)
+        self.levels.opaque = picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (
+            0,
+            0,
+        )
         return picture
 
 
@@ -96,8 +105,12 @@ class Ppm(Opened):
         width, height = self.size
         row = width * self._channels()
         if self._kind == 4:
-            return Image.frombytes("1", self.size, self._bytes(height * ((width + 7) // 8), salvage), "raw", "1;I")
-        levels = self._text(row * height) if self._kind <= 3 else self._numbers(row * height, salvage)
+            return Image.frombytes(
+                "1", self.size, self._bytes(height * ((width + 7) // 8), salvage), "raw", "1;I"
+            )
+        levels = (
+            self._text(row * height) if self._kind <= 3 else self._numbers(row * height, salvage)
+        )
         if len(levels) < row * height:
             if not salvage:
                 raise EOFError("truncated")
@@ -107,9 +120,13 @@ class Ppm(Opened):
         for top in range(0, height, rows):
             part = levels[top * row : (top + rows) * row]
             if self._white != 255:
-                part = (np.minimum(part, self._white).astype(np.float32) * (255 / self._white)).round()
+                part = (
+                    np.minimum(part, self._white).astype(np.float32) * (255 / self._white)
+                ).round()
             shape = (-1, width, 3) if self._channels() == 3 else (-1, width)
-            picture.paste(Image.fromarray(np.ascontiguousarray(part, np.uint8).reshape(shape)), (0, top))
+            picture.paste(
+                Image.fromarray(np.ascontiguousarray(part, np.uint8).reshape(shape)), (0, top)
+            )
         return picture
 
     def _bytes(self, length: int, salvage: bool) -> bytes:

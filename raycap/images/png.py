@@ -23,7 +23,15 @@ _LARGEST_NOTE = 2**20
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Of an interlaced picture, each pass: first column, first row, and the steps.
-_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 
 
 class Png(Opened):
@@ -54,7 +62,10 @@ class Png(Opened):
         view, parts = memoryview(data), []
         kept_from, position, before_pixels = 0, 8, True
         while position + 12 <= len(data):
-            length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+            length, kind = (
+                int.from_bytes(data[position : position + 4], "big"),
+                data[position + 4 : position + 8],
+            )
             end = position + 12 + length
             if kind in _CRITICAL:
                 before_pixels = before_pixels and kind != b"IDAT"
@@ -72,14 +83,18 @@ class Png(Opened):
             return data
         return b"".join([*parts, view[kept_from:]])
 
-    def _noted(self, kind: bytes, data: bytes, position: int, length: int, before_pixels: bool) -> bool:
+    def _noted(
+        self, kind: bytes, data: bytes, position: int, length: int, before_pixels: bool
+    ) -> bool:
         """Whether the chunk is of use and whole."""
         if length > _LARGEST_NOTE or kind in self._notes:
             return False
         if kind not in _COLOUR + _KEPT or not (before_pixels or kind == b"eXIf"):
             return False
         checked = data[position + 4 : position + 8 + length]
-        if zlib.crc32(checked) != int.from_bytes(data[position + 8 + length : position + 12 + length], "big"):
+        if zlib.crc32(checked) != int.from_bytes(
+            data[position + 8 + length : position + 12 + length], "big"
+        ):
             return False
         if kind == b"tRNS" and length < {_GREY: 2, _RGB: 6}.get(self._kind, 0):
             return False
@@ -127,7 +142,9 @@ class Png(Opened):
         sizes = [(width, height)]
         if self._interlaced:
             sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _PASSES]
-        return sum(tall * (1 + -(-wide * bits // 8)) for wide, tall in sizes if wide > 0 and tall > 0)
+        return sum(
+            tall * (1 + -(-wide * bits // 8)) for wide, tall in sizes if wide > 0 and tall > 0
+        )
 
     def _bodies(self) -> Iterator[bytes]:
         position = 8
@@ -153,7 +170,9 @@ class Png(Opened):
         holes = Image.new("L", high.size)
         for top in range(0, high.height, rows):
             part = (0, top, high.width, min(top + rows, high.height))
-            same = (np.asarray(high.crop(part)) == key[:, 0]) & (np.asarray(low.crop(part)) == key[:, 1])
+            same = (np.asarray(high.crop(part)) == key[:, 0]) & (
+                np.asarray(low.crop(part)) == key[:, 1]
+            )
             holes.paste(Image.fromarray(np.where(same.all(2), 0, 255).astype(np.uint8)), part[:2])
         return holes
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageColor
 
+from raycap.errors import UserError
 from raycap.images.colours import to_srgb
 from raycap.images.formats import READERS, describe_stranger, picture_format
 from raycap.images.opened import Limits, Opened, Unreadable
@@ -22,14 +23,14 @@ from raycap.images.pixels import (
     scale_to,
     turned,
 )
-from raycap.refusal import Refusal
 
 # A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is still this many times the size wanted.
 # Less is hardly faster and softens the picture: benchmarks/decode.py prints the difference.
 _MARGIN = 1.5
 # What the readers say when bytes run out.
 _RUN_OUT = re.compile(
-    r"truncat|end of file|EOF|no more images|outside of file|buffer of at least|requires a buffer|only got", re.I
+    r"truncat|end of file|EOF|no more images|outside of file|buffer of at least|requires a buffer|only got",
+    re.I,
 )
 
 
@@ -50,7 +51,7 @@ class Square:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 8192:
-            raise Refusal(f"size is {self.size}: give a side of 1 to 8192 pixels, such as 224")
+            raise UserError(f"size is {self.size}: give a side of 1 to 8192 pixels, such as 224")
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,24 @@ class Reading:
             limit = getattr(self, name)
             if not (math.isfinite(limit) and limit >= 1):
                 option = f"--reading.{name.replace('_', '-')}"
-                raise Refusal(f"{option} is {limit}: it must be a number that is at least 1")
+                raise UserError(f"{option} is {limit}: it must be a number that is at least 1")
         if not 0 < self.timeout <= 86_400:
-            raise Refusal(f"--reading.timeout is {self.timeout}: give seconds above 0, at most a day")
+            raise UserError(
+                f"--reading.timeout is {self.timeout}: give seconds above 0, at most a day"
+            )
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
-            raise Refusal(
+            raise UserError(
                 f"--reading.background {self.background!r} is no colour: write it like #ffffff or white"
             ) from None
         for name in self.formats:
             if name not in READERS:
                 near = difflib.get_close_matches(name, READERS, 1)
                 hint = f", perhaps you meant {near[0]}" if near else ""
-                raise Refusal(f"--reading.formats {name!r} is unknown{hint}; known are {', '.join(READERS)}")
+                raise UserError(
+                    f"--reading.formats {name!r} is unknown{hint}; known are {', '.join(READERS)}"
+                )
 
 
 ANY_SQUARE = Square()
@@ -131,25 +136,36 @@ def read_whole(data: bytes, reading: Reading) -> Picture:
 
 def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
     kind = picture_format(data)
-    limits = Limits(reading.max_pixels, reading.max_side, reading.max_aspect, reading.max_memory * 2**20)
+    limits = Limits(
+        reading.max_pixels, reading.max_side, reading.max_aspect, reading.max_memory * 2**20
+    )
     interpolation = square.interpolation if square else ANY_SQUARE.interpolation
     try:
         _check_bytes(data, kind, reading)
         opened = READERS[kind](data, limits)
         size = opened.size
-        wanted, box = placement(size, square.size, square.resize) if square else (size, (0.0, 0.0, *size))
+        wanted, box = (
+            placement(size, square.size, square.resize) if square else (size, (0.0, 0.0, *size))
+        )
         decoded, box = _decode(opened, wanted, box, reading.salvage_truncated)
         channels, box = in_channels(decoded, opened.levels, wanted, box)
         scaled = scale_to(channels, wanted, box, interpolation)
         background = ImageColor.getrgb(reading.background)[:3]
         upright = turned(_on(background, scaled, opened), turn := opened.turn())
         shown = size[::-1] if turn in SIDEWAYS else size
-        return Picture(np.array(padded(upright, square.size if square else None, background)), kind, *shown, "")
+        return Picture(
+            np.array(padded(upright, square.size if square else None, background)),
+            kind,
+            *shown,
+            "",
+        )
     except Unreadable as fault:
         error = str(fault)
     except Exception as fault:  # noqa: BLE001 - decoders raise anything; it becomes the row's reason
         error = _reason(fault, data, kind, reading)
-    claimed = limits.size if max(limits.size) < 2**31 else (0, 0)  # a header may claim what no table can hold
+    claimed = (
+        limits.size if max(limits.size) < 2**31 else (0, 0)
+    )  # a header may claim what no table can hold
     return Picture(None, kind, *claimed, error)
 
 
@@ -167,14 +183,21 @@ def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
         raise Unreadable(f"format {kind!r} is not in the allow-list (--reading.formats)")
 
 
-def _decode(opened: Opened, wanted: tuple[int, int], box: Box, salvage: bool) -> tuple[Image.Image, Box]:
+def _decode(
+    opened: Opened, wanted: tuple[int, int], box: Box, salvage: bool
+) -> tuple[Image.Image, Box]:
     """The pixels, at a fraction of the size where the format allows it and that is enough; `box` in it."""
     size = opened.size
-    enough = [math.ceil(_MARGIN * wanted[axis] * size[axis] / (box[axis + 2] - box[axis])) for axis in (0, 1)]
+    enough = [
+        math.ceil(_MARGIN * wanted[axis] * size[axis] / (box[axis + 2] - box[axis]))
+        for axis in (0, 1)
+    ]
     opened.shrink((enough[0], enough[1]))
     memory = opened.memory()
     if wanted == size:
-        memory += 12 * size[0] * size[1]  # kept whole: copies in other channels, turned, and as an array
+        memory += (
+            12 * size[0] * size[1]
+        )  # kept whole: copies in other channels, turned, and as an array
     opened.limits.check_memory(memory)
     decoded = opened.load(salvage)
     left, top, right, bottom = (edge * opened.fraction + opened.shift for edge in box)

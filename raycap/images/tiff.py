@@ -16,15 +16,59 @@ from raycap.images.opened import Opened, Unreadable, bytes_per_pixel
 from raycap.images.pixels import TURNS
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_LENGTHS, PLANAR = 273, 274, 277, 278, 279, 284
+STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_LENGTHS, PLANAR = (
+    273,
+    274,
+    277,
+    278,
+    279,
+    284,
+)
 COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_LENGTHS = 320, 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, PROFILE = 338, 339, 347, 34675
 # Also: fill order, fax options, predictor, dot range, what old JPEG needs, and how YCbCr is sampled.
-_KEPT = {WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIP_OFFSETS, SAMPLES, STRIP_ROWS, STRIP_LENGTHS, PLANAR}
-_KEPT |= {COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_LENGTHS, EXTRA_SAMPLES, SAMPLE_FORMAT, PROFILE}
+_KEPT = {
+    WIDTH,
+    HEIGHT,
+    BITS,
+    COMPRESSION,
+    PHOTOMETRIC,
+    STRIP_OFFSETS,
+    SAMPLES,
+    STRIP_ROWS,
+    STRIP_LENGTHS,
+    PLANAR,
+}
+_KEPT |= {
+    COLOUR_MAP,
+    TILE_WIDTH,
+    TILE_HEIGHT,
+    TILE_OFFSETS,
+    TILE_LENGTHS,
+    EXTRA_SAMPLES,
+    SAMPLE_FORMAT,
+    PROFILE,
+}
 _KEPT |= {JPEG_TABLES, 266, 292, 293, 317, 332, 336, *range(512, 522), 529, 530, 531, 532}
 _PER_PART = (STRIP_OFFSETS, STRIP_LENGTHS, TILE_OFFSETS, TILE_LENGTHS, 519, 520, 521)
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _SHORT, _LONG, _LONG8 = 3, 4, 16
 _MOST_ENTRIES = 4096
@@ -40,7 +84,13 @@ for _key, _modes in {
     TiffImagePlugin.OPEN_INFO.setdefault(_key, _modes)
 
 # libtiff hands on numbers in the machine's own byte order. Pillow minds that only for some kinds.
-_NATIVE = {"I;16S": "I;16NS", "I;16BS": "I;16NS", "I;32S": "I;32NS", "I;32BS": "I;32NS", "I;32B": "I;32N"}
+_NATIVE = {
+    "I;16S": "I;16NS",
+    "I;16BS": "I;16NS",
+    "I;32S": "I;32NS",
+    "I;32BS": "I;32NS",
+    "I;32B": "I;32N",
+}
 _NATIVE |= {"I;16B": "I;16N", "F;32F": "F;32NF", "F;32BF": "F;32NF"}
 
 
@@ -73,7 +123,11 @@ class Tiff(Opened):
             # Pillow itself does not know of subsampled colours, libtiff does.
             picture.use_load_libtiff = True
             picture._mode = "RGB"
-            raw = "RGB" if self._number(COMPRESSION, 1) == 7 and self._number(PLANAR, 1) == 1 else "RGBX"
+            raw = (
+                "RGB"
+                if self._number(COMPRESSION, 1) == 7 and self._number(PLANAR, 1) == 1
+                else "RGBX"
+            )
             picture.tile = [_whole(picture, raw)]
         elif self._number(PLANAR, 1) == 2:
             # Pillow itself misreads planes of 16 bits and planes beside RGB, libtiff does not.
@@ -157,7 +211,9 @@ class Tiff(Opened):
         self._part_bytes = part_width * part_height * max(4, samples * bits / 8)
         for tag, found in list(self._tags.items()):
             if tag in _PER_PART and found.count > self._parts:
-                self._tags[tag] = _Tag(found.type, self._parts, found.data[: self._parts * _SIZES[found.type]])
+                self._tags[tag] = _Tag(
+                    found.type, self._parts, found.data[: self._parts * _SIZES[found.type]]
+                )
             elif tag not in _PER_PART and len(found.data) > _LARGEST_TAG:
                 del self._tags[tag]  # no tag that is needed is so large
         self._parts = min(self._parts, max(len(self._tags[tag].data) for tag in self._tags))
@@ -169,7 +225,9 @@ class Tiff(Opened):
             del self._tags[SAMPLE_FORMAT]
         self._tags.pop(ORIENTATION, None)  # turned after scaling instead, which takes less memory
         if photometric in (0, 1) and self._number(SAMPLES, 1) == 1:
-            self.levels.white = {12: 4095, 16: 65535}.get(bits) if self._number(SAMPLE_FORMAT, 1) == 1 else None
+            self.levels.white = (
+                {12: 4095, 16: 65535}.get(bits) if self._number(SAMPLE_FORMAT, 1) == 1 else None
+            )
             self.levels.unsigned = bits == 32 and self._number(SAMPLE_FORMAT, 1) == 1
             if photometric == _WHITE_IS_ZERO and bits > 8:
                 self._set(PHOTOMETRIC, (1,))
@@ -184,9 +242,13 @@ class Tiff(Opened):
                 if tag in self._tags:
                     found = self._tags[tag]
                     count = found.count * samples // (samples + len(extra))
-                    self._tags[tag] = _Tag(found.type, count, found.data[: count * _SIZES[found.type]])
+                    self._tags[tag] = _Tag(
+                        found.type, count, found.data[: count * _SIZES[found.type]]
+                    )
         colours = self._numbers(COLOUR_MAP)
-        if photometric == _PALETTE and colours and max(colours) < 256:  # 8 bits where there should be 16
+        if (
+            photometric == _PALETTE and colours and max(colours) < 256
+        ):  # 8 bits where there should be 16
             self._set(COLOUR_MAP, tuple(level * 257 for level in colours))
 
     def _rewritten(self) -> bytes:
@@ -202,8 +264,12 @@ class Tiff(Opened):
             if len(value) > 4:
                 at, values = after + len(values), values + value + bytes(len(value) % 2)
                 value = struct.pack(self._order + "I", at)
-            entries += struct.pack(self._order + "HHI", tag, found.type, found.count) + value.ljust(4, b"\0")
-        head = (b"II" if self._order == "<" else b"MM") + struct.pack(self._order + "HI", 42, start)
+            entries += struct.pack(
+                self._order + "HHI", tag, found.type, found.count
+            ) + value.ljust(4, b"\0")
+        head = (b"II" if self._order == "<" else b"MM") + struct.pack(
+            self._order + "HI", 42, start
+        )
         pad, count = bytes(start - len(self.data)), struct.pack(self._order + "H", len(self._tags))
         return b"".join([head, memoryview(self.data)[8:], pad, count, entries, bytes(4), values])
 

@@ -2,7 +2,15 @@
 
 from typing import Protocol
 
-from raycap.metrics.answers import Answer, Comparison, bounds, compare, compared, interval, resampled
+from raycap.metrics.answers import (
+    Answer,
+    Comparison,
+    bounds,
+    compare,
+    compared,
+    interval,
+    resampled,
+)
 from raycap.metrics.bleu import Bleu
 from raycap.metrics.cider import Cider, CiderD, CiderReward
 from raycap.metrics.corpus import Corpus

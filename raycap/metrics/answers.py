@@ -21,9 +21,7 @@ class Answer:
     parts: Floats  # [pictures, K]
     whole: Callable[[Floats], Floats]  # [..., K] -> [...]
     signature: str  # two scores may be compared where it is the same
-    resamples: bool = (
-        True  # False where a resample with doubled pictures would not mean the same (distinct captions)
-    )
+    resamples: bool = True  # False where a resample with doubled pictures would not mean the same (distinct captions)
 
     @property
     def score(self) -> float:
@@ -38,14 +36,18 @@ class Answer:
 
 def mean_answer(name: str, scores: Floats, signature: str, resamples: bool = True) -> Answer:
     """The answer of a metric whose corpus score is the mean over pictures."""
-    return Answer(name, np.column_stack([scores, np.ones(len(scores))]), _mean, signature, resamples)
+    return Answer(
+        name, np.column_stack([scores, np.ones(len(scores))]), _mean, signature, resamples
+    )
 
 
 def _mean(sums: Floats) -> Floats:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def interval(answer: Answer, samples: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float] | None:
+def interval(
+    answer: Answer, samples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float] | None:
     """Bootstrap interval of the corpus score over the pictures; None where resampling makes no sense."""
     if not answer.resamples:
         return None
@@ -62,7 +64,9 @@ class Comparison:
     chance: float  # two-sided: how often a difference of this size would come by chance
 
 
-def compare(ours: Answer, theirs: Answer, samples: int = 1000, level: float = 0.95, seed: int = 0) -> Comparison:
+def compare(
+    ours: Answer, theirs: Answer, samples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Comparison:
     """Paired bootstrap: both corpora are resampled alike, so what is hard for both does not blur it."""
     _refuse_unlike(ours, theirs)
     first, second = resampled([ours, theirs], samples, seed)
@@ -74,12 +78,16 @@ def compared(ours: Answer, theirs: Answer, differences: Floats, level: float = 0
     _refuse_unlike(ours, theirs)
     low, high = bounds(differences, level)
     tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    return Comparison(ours.score - theirs.score, low, high, min(1.0, 2 * (tail + 1) / (len(differences) + 1)))
+    return Comparison(
+        ours.score - theirs.score, low, high, min(1.0, 2 * (tail + 1) / (len(differences) + 1))
+    )
 
 
 def _refuse_unlike(ours: Answer, theirs: Answer) -> None:
     if (ours.name, ours.signature) != (theirs.name, theirs.signature):
-        raise ValueError(f"{ours.name} ({ours.signature}) and {theirs.name} ({theirs.signature}) do not compare")
+        raise ValueError(
+            f"{ours.name} ({ours.signature}) and {theirs.name} ({theirs.signature}) do not compare"
+        )
 
 
 def resampled(answers: Sequence[Answer], samples: int = 1000, seed: int = 0) -> Floats:
@@ -88,7 +96,9 @@ def resampled(answers: Sequence[Answer], samples: int = 1000, seed: int = 0) -> 
     random = np.random.default_rng(seed)
     scores = np.empty((len(answers), samples))
     for sample in range(samples):
-        times = np.bincount(random.integers(0, pictures, pictures), minlength=pictures)  # [pictures]
+        times = np.bincount(
+            random.integers(0, pictures, pictures), minlength=pictures
+        )  # [pictures]
         sums: dict[int, Floats] = {}  # by the parts, which BLEU-1 to -4 share
         for place, answer in enumerate(answers):
             if id(answer.parts) not in sums:

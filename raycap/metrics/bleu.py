@@ -21,7 +21,9 @@ class Bleu:
         """One answer for each length of n-gram."""
         parts = counted(corpus.numbers, corpus.grams, corpus.reference_grams)
         signature = corpus.signature(length="closest")
-        return tuple(Answer(f"bleu_{n}", parts, _up_to(n), signature) for n in range(1, LONGEST + 1))
+        return tuple(
+            Answer(f"bleu_{n}", parts, _up_to(n), signature) for n in range(1, LONGEST + 1)
+        )
 
 
 def counted(captions: Captions, grams: list[Grams], references: ReferenceGrams) -> Floats:
@@ -35,7 +37,9 @@ def counted(captions: Captions, grams: list[Grams], references: ReferenceGrams) 
         np.maximum.at(most, rows, references.grams[n - 1].count[theirs])
         found.append(np.bincount(ours.caption, np.minimum(ours.count, most), captions.count))
     written = [np.maximum(lengths - n, 0) for n in range(LONGEST)]
-    return np.column_stack([*found, *written, lengths, _closest(lengths, references)]).astype(np.float64)
+    return np.column_stack([*found, *written, lengths, _closest(lengths, references)]).astype(
+        np.float64
+    )
 
 
 def _closest(lengths: Ints, references: ReferenceGrams) -> Ints:

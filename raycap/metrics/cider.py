@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from raycap.errors import UserError
 from raycap.metrics.answers import Answer, Floats, mean_answer
 from raycap.metrics.corpus import Corpus
 from raycap.metrics.ngrams import Captions, Grams, Ints, ReferenceGrams
-from raycap.refusal import Refusal
 from raycap.vocabulary.words import END, PAD, START
 
 LONGEST = 4
@@ -21,7 +21,11 @@ class Cider:
 
     def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
         """The mean over pictures."""
-        return (mean_answer("cider", _of_corpus(corpus, None), corpus.signature(frequencies="references")),)
+        return (
+            mean_answer(
+                "cider", _of_corpus(corpus, None), corpus.signature(frequencies="references")
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class CiderD:
 
     def __post_init__(self) -> None:
         if self.sigma <= 0:
-            raise Refusal(f"sigma is {self.sigma}: it must be above 0")
+            raise UserError(f"sigma is {self.sigma}: it must be above 0")
 
     def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
         """The mean over pictures."""
@@ -50,7 +54,10 @@ class CiderReward:
     """CIDEr-D of sampled captions, with the references' n-grams and document frequencies prepared once."""
 
     def __init__(
-        self, references: Sequence[Sequence[Sequence[int]]], count_end: bool = True, sigma: float = 6.0
+        self,
+        references: Sequence[Sequence[Sequence[int]]],
+        count_end: bool = True,
+        sigma: float = 6.0,
     ) -> None:
         """`references`: for each picture its encoded captions, of which `<start>` and `<pad>` are ignored.
 
@@ -59,16 +66,20 @@ class CiderReward:
         """
         bare = sum(not captions for captions in references)
         if bare:
-            raise Refusal(f"{bare} picture(s) have no captions to reward by: leave them out")
+            raise UserError(f"{bare} picture(s) have no captions to reward by: leave them out")
         self.count_end = count_end
-        self._grams = ReferenceGrams([[self._counted(caption) for caption in captions] for captions in references])
+        self._grams = ReferenceGrams(
+            [[self._counted(caption) for caption in captions] for captions in references]
+        )
         self._agreement = _Agreement(self._grams, sigma)
 
     def _counted(self, caption: Sequence[int]) -> list[int]:
         dropped = (PAD, START) if self.count_end else (PAD, START, END)
         return [number for number in caption if number not in dropped]
 
-    def __call__(self, captions: npt.NDArray[np.integer], pictures: Ints) -> npt.NDArray[np.float32]:
+    def __call__(
+        self, captions: npt.NDArray[np.integer], pictures: Ints
+    ) -> npt.NDArray[np.float32]:
         """The reward [B] of `captions` [B, T], each judged by the references of its picture in `pictures` [B].
 
         Only the tokens up to the first `<end>` count.
@@ -80,7 +91,9 @@ class CiderReward:
             counts &= captions != END
         flat = Captions(captions[counts], np.nonzero(counts)[0], len(captions))
         grams = list(self._grams.look_up(flat))
-        return self._agreement.scores(grams, flat.lengths, np.asarray(pictures, np.int64)).astype(np.float32)
+        return self._agreement.scores(grams, flat.lengths, np.asarray(pictures, np.int64)).astype(
+            np.float32
+        )
 
 
 class _Agreement:
@@ -89,14 +102,22 @@ class _Agreement:
     def __init__(self, references: ReferenceGrams, sigma: float | None) -> None:
         """`sigma` None for CIDEr: no penalty for length, and counts are not clipped to the reference's."""
         self._references, self._sigma = references, sigma
-        self._rarity, self._weights, self._norms = [], [], []  # for each n: [table + 1], [references' grams], [R]
+        self._rarity, self._weights, self._norms = (
+            [],
+            [],
+            [],
+        )  # for each n: [table + 1], [references' grams], [R]
         for n, grams in enumerate(references.grams, start=1):
-            documents = np.append(references.documents(n), 1)  # one more, for n-grams without a place (-1)
+            documents = np.append(
+                references.documents(n), 1
+            )  # one more, for n-grams without a place (-1)
             rarity = np.log(len(references.per_picture)) - np.log(documents)
             weights = grams.count * rarity[grams.place]
             self._rarity.append(rarity)
             self._weights.append(weights)
-            self._norms.append(np.sqrt(np.bincount(grams.caption, weights**2, len(references.picture))))
+            self._norms.append(
+                np.sqrt(np.bincount(grams.caption, weights**2, len(references.picture)))
+            )
 
     def scores(self, grams: list[Grams], lengths: Ints, pictures: Ints) -> Floats:
         """Each caption's score, from its n-grams for each n, its length and its picture."""
@@ -109,10 +130,14 @@ class _Agreement:
             caption, reference = ours.caption[rows], references.grams[n - 1].caption[theirs]
             mine, other = weights[rows], self._weights[n - 1][theirs]
             value = (mine if self._sigma is None else np.minimum(mine, other)) * other
-            value /= np.maximum(norms[caption] * self._norms[n - 1][reference], np.finfo(float).tiny)
+            value /= np.maximum(
+                norms[caption] * self._norms[n - 1][reference], np.finfo(float).tiny
+            )
             if self._sigma is not None:
                 # The reference implementation measures length in pairs of tokens: 0 and 1 token are as long.
-                apart = np.maximum(lengths[caption], 1) - np.maximum(references.lengths[reference], 1)
+                apart = np.maximum(lengths[caption], 1) - np.maximum(
+                    references.lengths[reference], 1
+                )
                 value *= np.exp(-(apart**2) / (2 * self._sigma**2))
             total += np.bincount(caption, value, len(lengths))
         return 10 * total / LONGEST / references.per_picture[pictures]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 
+from raycap.errors import UserError
 from raycap.metrics.ngrams import Captions, Grams, ReferenceGrams
 from raycap.metrics.tokenise import tokenise
-from raycap.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -16,16 +16,22 @@ class Corpus:
 
     captions: Sequence[str]  # one for each picture
     references: Sequence[Sequence[str]]  # at least one for each picture
-    learned: frozenset[str] = frozenset()  # training captions, to tell novel captions; none when not known
+    learned: frozenset[str] = (
+        frozenset()
+    )  # training captions, to tell novel captions; none when not known
 
     def __post_init__(self) -> None:
         if not self.captions:
-            raise Refusal("no captions to judge")
+            raise UserError("no captions to judge")
         if len(self.captions) != len(self.references):
-            raise Refusal(f"{len(self.captions)} captions, but references for {len(self.references)} pictures")
+            raise UserError(
+                f"{len(self.captions)} captions, but references for {len(self.references)} pictures"
+            )
         bare = [str(place) for place, references in enumerate(self.references) if not references]
         if bare:
-            raise Refusal(f"{len(bare)} picture(s) have no references (rows {', '.join(bare[:5])}): leave them out")
+            raise UserError(
+                f"{len(bare)} picture(s) have no references (rows {', '.join(bare[:5])}): leave them out"
+            )
 
     @cached_property
     def tokens(self) -> list[str]:
@@ -43,7 +49,8 @@ class Corpus:
         numbers: dict[str, int] = {}
         ours = [numbered(caption.split(), numbers) for caption in self.tokens]
         theirs = [
-            [numbered(caption.split(), numbers) for caption in captions] for captions in self.reference_tokens
+            [numbered(caption.split(), numbers) for caption in captions]
+            for captions in self.reference_tokens
         ]
         return ours, theirs
 
@@ -65,8 +72,16 @@ class Corpus:
     def signature(self, tokens: str = "ptb", **more: object) -> str:
         """How a score was made; scores with the same signature compare."""
         counts = [len(references) for references in self.references]
-        references = f"{min(counts)}-{max(counts)}" if min(counts) != max(counts) else str(counts[0])
-        parts = {"tokens": tokens, "end": "no", "references": references, "pictures": len(self.captions), **more}
+        references = (
+            f"{min(counts)}-{max(counts)}" if min(counts) != max(counts) else str(counts[0])
+        )
+        parts = {
+            "tokens": tokens,
+            "end": "no",
+            "references": references,
+            "pictures": len(self.captions),
+            **more,
+        }
         return "|".join(f"{name}:{value}" for name, value in parts.items())
 
 

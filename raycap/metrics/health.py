@@ -29,7 +29,9 @@ class Health:
         signature = f"tokens:ptb|end:no|pictures:{len(captions)}"
         times = Counter(captions)
         pictures = Counter(word for caption in captions for word in set(caption.split()))
-        shares = [[sum(1 / pictures[word] for word in set(caption.split()))] for caption in captions]
+        shares = [
+            [sum(1 / pictures[word] for word in set(caption.split()))] for caption in captions
+        ]
         marks = {
             "length": [len(caption.split()) for caption in captions],
             "cut_off": [bool(_UNFINISHED.search(caption)) for caption in captions],
@@ -39,10 +41,18 @@ class Health:
             learned = set(tokenise(corpus.learned))
             marks["novel"] = [caption not in learned for caption in captions]
         return (
-            mean_answer("distinct", np.array([1 / times[caption] for caption in captions]), signature, False),
+            mean_answer(
+                "distinct",
+                np.array([1 / times[caption] for caption in captions]),
+                signature,
+                False,
+            ),
             # A word's 1 is shared among the pictures that use it, so that the sum is the vocabulary's size.
             Answer("vocabulary", np.array(shares, np.float64), _total, signature, resamples=False),
-            *(mean_answer(name, np.array(values, np.float64), signature) for name, values in marks.items()),
+            *(
+                mean_answer(name, np.array(values, np.float64), signature)
+                for name, values in marks.items()
+            ),
         )
 
 

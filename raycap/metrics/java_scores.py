@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from raycap.errors import UserError
 from raycap.metrics.answers import Answer, Floats, mean_answer
 from raycap.metrics.corpus import Corpus
-from raycap.refusal import Refusal
 
 _STATISTICS = 23  # that METEOR 1.5 keeps of one caption
 # Its parameters for English: how recall and precision share, what fragments cost, what a content word counts.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
-_STAGES = np.array([1.0, 0.6, 0.8, 0.6])  # the worth of exact, stem, synonym and paraphrase matches
+_STAGES = np.array(
+    [1.0, 0.6, 0.8, 0.6]
+)  # the worth of exact, stem, synonym and paraphrase matches
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,28 @@ class Meteor:
         """Of the whole corpus' counts, not a mean over pictures."""
         folder = _java_part("meteor") / "meteor"
         pairs = zip(corpus.tokens, corpus.reference_tokens, strict=True)
-        lines = [" ||| ".join(["SCORE", *map(_plain, theirs), _plain(ours)]) for ours, theirs in pairs]
-        command = ["java", "-jar", "-Xmx2G", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
+        lines = [
+            " ||| ".join(["SCORE", *map(_plain, theirs), _plain(ours)]) for ours, theirs in pairs
+        ]
+        command = [
+            "java",
+            "-jar",
+            "-Xmx2G",
+            "meteor-1.5.jar",
+            "-",
+            "-",
+            "-stdio",
+            "-l",
+            "en",
+            "-norm",
+        ]
         written = "".join(line + "\n" for line in lines)
-        ended = subprocess.run(command, cwd=folder, input=written, capture_output=True, encoding="utf-8")
+        ended = subprocess.run(
+            command, cwd=folder, input=written, capture_output=True, encoding="utf-8"
+        )
         counted = [line.split() for line in ended.stdout.splitlines()]
         if len(counted) != len(lines) or any(len(numbers) != _STATISTICS for numbers in counted):
-            raise Refusal(
+            raise UserError(
                 f"meteor: the Java program did not answer as METEOR 1.5 does: {ended.stderr.strip()[-300:]}"
             )
         parts = np.array(counted, np.float64)  # [pictures, 23]
@@ -52,7 +69,9 @@ def _meteor(sums: Floats) -> Floats:
     """The score from sums of statistics [..., 23]: Denkowski and Lavie, "Meteor Universal" (2014), section 2."""
     # Each pair is of the caption and of the reference.
     lengths, function_words, matched = sums[..., 0:2], sums[..., 2:4], sums[..., 21:23]
-    stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)  # [..., stage, content or function word, pair]
+    stages = sums[..., 4:20].reshape(
+        *sums.shape[:-1], 4, 2, 2
+    )  # [..., stage, content or function word, pair]
     worth = np.einsum("...swo,s->...wo", stages, _STAGES)
     found = _DELTA * worth[..., 0, :] + (1 - _DELTA) * worth[..., 1, :]
     written = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
@@ -73,7 +92,7 @@ class Spice:
         """The mean over pictures."""
         library = _java_part("spice") / "spice" / "lib"
         if not (library / "stanford-corenlp-3.6.0-models.jar").exists():
-            raise Refusal(
+            raise UserError(
                 "spice needs Stanford CoreNLP 3.6.0, some 400 MB that pycocoevalcap fetches once:\n"
                 f"  python -m pycocoevalcap.spice.get_stanford_models\nor put its two jar files into {library}"
             )
@@ -85,7 +104,9 @@ class Spice:
             with contextlib.redirect_stdout(io.StringIO()):
                 _, found = Reference().compute_score(theirs, ours)
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            raise Refusal(f"spice: the Java program failed ({error}); it was made for Java 8") from error
+            raise UserError(
+                f"spice: the Java program failed ({error}); it was made for Java 8"
+            ) from error
         scores = np.nan_to_num(np.array([each["All"]["f"] for each in found], np.float64))
         return (mean_answer("spice", scores, corpus.signature(version="1.0")),)
 
@@ -94,7 +115,9 @@ def _java_part(name: str) -> Path:
     """Where pycocoevalcap lies; a refusal where it or Java is not there."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise Refusal(f"{name} needs pycocoevalcap: pip install 'raycap[coco-metrics]'")
+        raise UserError(f"{name} needs pycocoevalcap: pip install 'raycap[coco-metrics]'")
     if not shutil.which("java"):
-        raise Refusal(f"{name} is a Java program: install a Java runtime (such as openjdk-17-jre-headless)")
+        raise UserError(
+            f"{name} is a Java program: install a Java runtime (such as openjdk-17-jre-headless)"
+        )
     return Path(found.submodule_search_locations[0])

@@ -55,20 +55,30 @@ class Grams:
 
     def small(self, order: Ints) -> "Grams":
         """In another order, in half the memory: references may be half a million."""
-        return Grams(*(column[order].astype(np.int32) for column in (self.caption, self.place, self.count)))
+        return Grams(
+            *(column[order].astype(np.int32) for column in (self.caption, self.place, self.count))
+        )
 
 
 class ReferenceGrams:
     """The n-grams of the references of many pictures, in tables that captions can be matched with."""
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]], longest: int = 4) -> None:
-        self.per_picture = np.fromiter(map(len, references), np.int64, len(references))  # [pictures]
-        self.picture = np.repeat(np.arange(len(references)), self.per_picture)  # [R], of each reference
+        self.per_picture = np.fromiter(
+            map(len, references), np.int64, len(references)
+        )  # [pictures]
+        self.picture = np.repeat(
+            np.arange(len(references)), self.per_picture
+        )  # [R], of each reference
         captions = Captions.of(list(chain.from_iterable(references)))
         self.lengths = captions.lengths  # [R]
         self.grams: list[Grams] = []  # for each n, in the order of (picture, place)
-        self._tables: list[Ints] = []  # for each n, the sorted n-grams: first n - 1 tokens' place and last token
-        self._keys: list[Ints] = []  # for each n, picture and place of each of `grams` in one number, rising
+        self._tables: list[
+            Ints
+        ] = []  # for each n, the sorted n-grams: first n - 1 tokens' place and last token
+        self._keys: list[
+            Ints
+        ] = []  # for each n, picture and place of each of `grams` in one number, rising
         self._base = int(captions.tokens.max(initial=0)) + 1
         place = np.zeros(len(captions.tokens), np.int64)  # of the n-gram that starts here
         for n in range(1, longest + 1):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raycap.errors import UserError
 from raycap.metrics.answers import Answer, Floats, mean_answer
 from raycap.metrics.bleu import LONGEST, counted
 from raycap.metrics.corpus import Corpus, numbered
 from raycap.metrics.ngrams import Captions, ReferenceGrams
-from raycap.refusal import Refusal
 from raycap.vocabulary.cleaning import Cleaning
 
 
@@ -22,15 +22,24 @@ class BleuNltk:
         """One answer for each length of n-gram."""
         numbers: dict[str, int] = {}
         cleaning = Cleaning(keep_joined=False, max_words=None)
-        ours = Captions.of([numbered(cleaning.words(caption), numbers) for caption in corpus.captions])
+        ours = Captions.of(
+            [numbered(cleaning.words(caption), numbers) for caption in corpus.captions]
+        )
         theirs = ReferenceGrams(
-            [[numbered(cleaning.words(caption), numbers) for caption in captions] for captions in corpus.references]
+            [
+                [numbered(cleaning.words(caption), numbers) for caption in captions]
+                for captions in corpus.references
+            ]
         )
         parts = counted(ours, list(theirs.look_up(ours)), theirs)
         written = slice(LONGEST, 2 * LONGEST)
-        parts[:, written] = np.maximum(parts[:, written], 1)  # NLTK counts one for captions shorter than n
+        parts[:, written] = np.maximum(
+            parts[:, written], 1
+        )  # NLTK counts one for captions shorter than n
         signature = corpus.signature("words", length="closest", smoothing="none")
-        return tuple(Answer(f"bleu_nltk_{n}", parts, _up_to(n), signature) for n in range(1, LONGEST + 1))
+        return tuple(
+            Answer(f"bleu_nltk_{n}", parts, _up_to(n), signature) for n in range(1, LONGEST + 1)
+        )
 
 
 def _up_to(n: int) -> Callable[[Floats], Floats]:
@@ -40,7 +49,9 @@ def _up_to(n: int) -> Callable[[Floats], Floats]:
         precision = np.where(found > 0, found / written, sys.float_info.min)
         length, closest = sums[..., -2], sums[..., -1]
         penalty = np.exp(np.minimum(0, 1 - closest / np.maximum(length, 1)))
-        return np.asarray(np.where(sums[..., 0] > 0, penalty * np.exp(np.log(precision).mean(axis=-1)), 0))
+        return np.asarray(
+            np.where(sums[..., 0] > 0, penalty * np.exp(np.log(precision).mean(axis=-1)), 0)
+        )
 
     return bleu
 
@@ -57,11 +68,14 @@ class MeteorNltk:
         try:
             wordnet.ensure_loaded()
         except LookupError as error:
-            raise Refusal(
+            raise UserError(
                 "meteor_nltk needs WordNet, which is not on this machine: get it with\n"
                 f"  {sys.executable} -m nltk.downloader wordnet\n"
                 "or set NLTK_DATA to the folder that has it, or leave this metric out"
             ) from error
         pairs = zip(corpus.tokens, corpus.reference_tokens, strict=True)
-        scores = [meteor_score([theirs.split() for theirs in every], ours.split()) for ours, every in pairs]
+        scores = [
+            meteor_score([theirs.split() for theirs in every], ours.split())
+            for ours, every in pairs
+        ]
         return (mean_answer("meteor_nltk", np.array(scores, np.float64), corpus.signature()),)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raycap.errors import UserError
 from raycap.metrics.answers import Answer, mean_answer
 from raycap.metrics.corpus import Corpus
-from raycap.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class RougeL:
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
-            raise Refusal(f"beta is {self.beta}: it must be above 0")
+            raise UserError(f"beta is {self.beta}: it must be above 0")
 
     def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
         """The mean over pictures."""
@@ -28,7 +28,9 @@ class RougeL:
         return (mean_answer("rouge_l", scores, corpus.signature(beta=self.beta)),)
 
     def _score(self, caption: str, references: Sequence[str]) -> float:
-        ours = caption.split(" ")  # as there: a caption without tokens is one empty token, "1 1/2" is one
+        ours = caption.split(
+            " "
+        )  # as there: a caption without tokens is one empty token, "1 1/2" is one
         precision = recall = 0.0
         for reference in references:
             theirs = reference.split(" ")

@@ -6,9 +6,9 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from raycap.errors import UserError
 from raycap.metrics.answers import Answer, Floats, mean_answer
 from raycap.metrics.corpus import Corpus
-from raycap.refusal import Refusal
 from raycap.vocabulary import SPECIAL_TOKENS, Vocabulary, load_glove
 
 
@@ -22,12 +22,18 @@ class GloveSimilarity:
     def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
         """`glove_mean` and `glove_best`; a caption or reference without a known word has similarity 0."""
         if not self.glove:
-            raise Refusal("glove_similarity needs a GloVe file: name it with the metric's option `glove`")
+            raise UserError(
+                "glove_similarity needs a GloVe file: name it with the metric's option `glove`"
+            )
         texts = [*corpus.tokens, *chain.from_iterable(corpus.reference_tokens)]
-        vocabulary = Vocabulary((*SPECIAL_TOKENS, *sorted({word for text in texts for word in text.split()})))
+        vocabulary = Vocabulary(
+            (*SPECIAL_TOKENS, *sorted({word for text in texts for word in text.split()}))
+        )
         loaded = load_glove(self.glove, vocabulary)
         unknown = {*SPECIAL_TOKENS, *loaded.missing}  # their vectors are random
-        places = {word: place for place, word in enumerate(vocabulary.words) if word not in unknown}
+        places = {
+            word: place for place, word in enumerate(vocabulary.words) if word not in unknown
+        }
         units = _units(texts, places, loaded.matrix)
         ours, theirs = units[: len(corpus.captions)], units[len(corpus.captions) :]
         counts = np.array([len(references) for references in corpus.references])

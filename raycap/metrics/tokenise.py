@@ -24,9 +24,7 @@ _NOT = rf"(?i:n){_ANY_QUOTE}(?i:t)"
 _NUMBER = r"(?:\d*(?:[.:,]\d+)+|\d+)"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+|(?i:(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\.R))"
 _PART = rf"(?:[dDoOlL]{_ANY_QUOTE}{_LETTER_OR_DIGIT})?{_LETTER_OR_DIGIT}+"
-_HYPHENED = (
-    rf"{_LETTER_OR_DIGIT}(?:{_LETTER_OR_DIGIT}|[.,])*(?:-(?:(?:{_ACRONYM})\.|{_LETTER_OR_DIGIT}+(?:\.\d+)?))+"
-)
+_HYPHENED = rf"{_LETTER_OR_DIGIT}(?:{_LETTER_OR_DIGIT}|[.,])*(?:-(?:(?:{_ACRONYM})\.|{_LETTER_OR_DIGIT}+(?:\.\d+)?))+"
 _PARTS = rf"{_PART}(?:[-_֊‐‑]{_PART})*"
 _SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _NAME = r"[A-Za-z][A-Za-z0-9_:.-]*"
@@ -101,10 +99,18 @@ _CLITIC = re.compile(rf"{_ENDING}|{_NOT}")
 _PLAIN = re.compile(r"(?!(?i:cannot|gonna|wanna|gotta|gimme|lemme)\b)([A-Za-z]{2,})[,;:!?]?")
 # Numbers and mark-up may have spaces within; what follows "A." matters.
 _NEEDS_NEIGHBOURS = re.compile(r"[\d<]|(?<![A-Za-z])[A-Za-z]\.$")
-_PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""])
+_PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""]
+)
 _BRACKETS = {"{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-"}
 _WRITTEN = str.maketrans(
-    dict(zip("()\xa0 ¢£€¤¼½¾", ["-lrb-", "-rrb-", *"\xa0\xa0", "cents", *"#$$", "1/4", "1/2", "3/4"], strict=True))
+    dict(
+        zip(
+            "()\xa0 ¢£€¤¼½¾",
+            ["-lrb-", "-rrb-", *"\xa0\xa0", "cents", *"#$$", "1/4", "1/2", "3/4"],
+            strict=True,
+        )
+    )
 )
 
 
@@ -115,7 +121,9 @@ def _compiled() -> list[re.Pattern[str]]:
 
 def tokenise(captions: Iterable[str]) -> list[str]:
     """Each caption's tokens, joined by spaces (a number of two parts, "1 1/2", holds a no-break space)."""
-    known: dict[str, str | None] = {}  # text between spaces -> its tokens, None where the neighbours matter
+    known: dict[
+        str, str | None
+    ] = {}  # text between spaces -> its tokens, None where the neighbours matter
     answers = []
     for caption in captions:
         chunks = caption.split()
@@ -123,7 +131,9 @@ def tokenise(captions: Iterable[str]) -> list[str]:
             if chunk not in known:
                 known[chunk] = None if _NEEDS_NEIGHBOURS.search(chunk) else _tokens(chunk)
         pieces = [known[chunk] for chunk in chunks]
-        answers.append(_tokens(" ".join(chunks)) if None in pieces else " ".join(filter(None, pieces)))
+        answers.append(
+            _tokens(" ".join(chunks)) if None in pieces else " ".join(filter(None, pieces))
+        )
     return answers
 
 
@@ -134,7 +144,8 @@ def _tokens(text: str) -> str:
     place, tokens = 0, []
     while place < len(text):
         match = max(
-            (found for rule in _compiled() if (found := rule.match(text, place))), key=lambda found: found.end()
+            (found for rule in _compiled() if (found := rule.match(text, place))),
+            key=lambda found: found.end(),
         )
         place = match.end(1)
         if match.lastgroup != "drop" and (token := _written(match[1])) not in _PUNCTUATION:
@@ -145,5 +156,7 @@ def _tokens(text: str) -> str:
 def _written(token: str) -> str:
     if _CLITIC.fullmatch(token):
         return re.sub(_ANY_QUOTE, "'", token).lower()
-    token = token.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">").replace("\xad", "")
+    token = (
+        token.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">").replace("\xad", "")
+    )
     return _BRACKETS.get(token, token.translate(_WRITTEN).lower())

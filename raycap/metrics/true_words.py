@@ -11,7 +11,9 @@ def of_true_words(figures: Floats, vocabulary: str) -> tuple[Answer, ...]:
     The signature names the vocabulary, for a captioner that knows fewer words is surprised less by those it knows.
     """
     judged = int((figures[:, 2] > 0).sum())
-    signature = f"tokens:vocabulary {vocabulary}|end:yes|words:{figures[:, 2].sum():.0f}|pictures:{judged}"
+    signature = (
+        f"tokens:vocabulary {vocabulary}|end:yes|words:{figures[:, 2].sum():.0f}|pictures:{judged}"
+    )
     return (
         Answer("loss", figures, _loss, signature),
         Answer("perplexity", figures, _perplexity, signature),

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 from raycap import plainjson, shipped
 from raycap.config import part_from_plain
+from raycap.errors import UserError
 from raycap.evaluation.captions import CaptionTable, files_of
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.fetch.fault import FetchError
 from raycap.images import Reading, Square
 from raycap.images.guard import read_guarded
 from raycap.plots import attention_panel
-from raycap.refusal import Refusal
 from raycap.report.thumbnails import Room
-from raycap.sources.place import Place, locate
+from raycap.schema import SUCCESS
 from raycap.sources.rows import counted
-from raycap.tables import SUCCESS
+from raycap.storage.location import Place, locate
 from raycap.uris import is_web, read_regular
 
 COLUMNS = ["key", "uri", "caption", "words", "attention"]
@@ -66,7 +66,7 @@ def panels(
                     unlike = counted(len(rows) - len(good), "row has", "rows have")
                     notes.append(f"{unlike} maps of attention in {table.name} that are no squares")
                 square = _square_of(table.path, model, trust) if good else None
-            except Refusal as refusal:
+            except UserError as refusal:
                 notes.append(f"no maps of attention of {table.name}: {refusal}")
                 continue
             if square is not None:
@@ -80,16 +80,30 @@ def maps_of(row: Mapping[str, Any]) -> NDArray[np.float32] | None:
         words, maps = row["words"], np.array(row["attention"], np.float32)
     except (KeyError, ValueError, TypeError, OverflowError):  # ragged lists among others
         return None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not words:
+    if (
+        not isinstance(words, list)
+        or not all(isinstance(word, str) for word in words)
+        or not words
+    ):
         return None
-    if maps.ndim != 2 or len(maps) != len(words) or not maps.shape[1] or not np.isfinite(maps).all():
+    if (
+        maps.ndim != 2
+        or len(maps) != len(words)
+        or not maps.shape[1]
+        or not np.isfinite(maps).all()
+    ):
         return None
     side = math.isqrt(maps.shape[1])
     return maps if side * side == maps.shape[1] and side <= MOST_CELLS else None
 
 
 def drawn(
-    name: str, rows: Iterable[Mapping[str, Any]], square: Square, room: Room, fetcher: Fetcher, reading: Reading
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    square: Square,
+    room: Room,
+    fetcher: Fetcher,
+    reading: Reading,
 ) -> Iterator[Panel]:
     """The panels of those rows of a table or run whose pictures can be read, as long as there is room."""
     for row in rows:
@@ -97,10 +111,17 @@ def drawn(
         if maps is None:
             continue
         fetched = fetcher.fetch(row["uri"])
-        picture = read_guarded(fetched.data, reading, square)  # of no bytes where they could not be fetched
+        picture = read_guarded(
+            fetched.data, reading, square
+        )  # of no bytes where they could not be fetched
         if picture.pixels is not None:
             aspect = picture.height / picture.width if square.resize == "squash" else 1.0
-            panel = Panel(name, row["key"], row["caption"], _as_jpeg(row["words"], maps, picture.pixels, aspect))
+            panel = Panel(
+                name,
+                row["key"],
+                row["caption"],
+                _as_jpeg(row["words"], maps, picture.pixels, aspect),
+            )
             if not room.takes(panel.data):
                 return
             yield panel
@@ -120,7 +141,7 @@ def _rows(table: CaptionTable, most: int) -> list[dict[str, Any]]:
                     keys = batch["key"].cast(pa.string())
                     found += batch.filter(pc.is_in(keys, chosen.combine_chunks())).to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise Refusal(f"cannot read {file.place.uri}: {error}") from error
+            raise UserError(f"cannot read {file.place.uri}: {error}") from error
     return [row for row in found if row["attention"]]
 
 
@@ -128,10 +149,13 @@ def _square_of(path: str, model: str, trust: Trust) -> Square:
     """What the captioner saw of a picture: by its own config, which the facts of the table's run lead to."""
     folder = locate(path)
     if not model:
-        facts = next((place for up in (folder, folder.parent) if (place := up / "facts.json").is_file()), None)
+        facts = next(
+            (place for up in (folder, folder.parent) if (place := up / "facts.json").is_file()),
+            None,
+        )
         model = _json_of(facts).get("model", "") if facts else ""
         if not isinstance(model, str) or not model:
-            raise Refusal("say with --model which captioner wrote them")
+            raise UserError("say with --model which captioner wrote them")
         # facts.json may be somebody else's, too. (http(s) is guarded where pictures are fetched, and not here.)
         if model != shipped.NAME:
             try:
@@ -139,7 +163,9 @@ def _square_of(path: str, model: str, trust: Trust) -> Square:
                 if is_web(model):
                     raise FetchError("refused: a captioner on the web")
             except FetchError:
-                raise Refusal(f"if it was {model[:200]!r} that wrote them, say so with --model") from None
+                raise UserError(
+                    f"if it was {model[:200]!r} that wrote them, say so with --model"
+                ) from None
     return square_of(model)
 
 
@@ -147,14 +173,18 @@ def square_of(model: str) -> Square:
     """What a captioner sees of a picture."""
     config = locate(shipped.place_of(model)) / "config.json"
     if not config.is_file():
-        raise Refusal(f"there is no captioner in {model}: say with --model which one wrote them")
+        raise UserError(f"there is no captioner in {model}: say with --model which one wrote them")
     try:
         encoder = part_from_plain("encoder", _json_of(config)["encoder"], config.uri)
         square: Square = encoder.intake()
     except (KeyError, RecursionError) as error:
-        raise Refusal(f"{config.uri} is not of a captioner: say with --model which one wrote them") from error
+        raise UserError(
+            f"{config.uri} is not of a captioner: say with --model which one wrote them"
+        ) from error
     if square.size > MOST_SIDE:
-        raise Refusal(f"{config.uri} asks for pictures of {square.size} pixels: the page takes up to {MOST_SIDE}")
+        raise UserError(
+            f"{config.uri} asks for pictures of {square.size} pixels: the page takes up to {MOST_SIDE}"
+        )
     return square
 
 
@@ -162,7 +192,7 @@ def _json_of(place: Place) -> dict[str, Any]:
     try:
         data = plainjson.loads(read_regular(place.uri, MOST_BYTES))
     except (OSError, ValueError, ImportError) as error:
-        raise Refusal(f"cannot read {place.uri}: {error}") from error
+        raise UserError(f"cannot read {place.uri}: {error}") from error
     return data if isinstance(data, dict) else {}
 
 

@@ -59,7 +59,9 @@ def told(
     """What the template asks for."""
     gallery = Collection(tables, references, scores).gallery(options.pictures, options.seed)
     uris = [None if entry.is_unreadable else entry.uri for entry in gallery.entries]
-    panels, notes = attention.panels(tables, options.panels, options.model, room, fetch, trust, reading)
+    panels, notes = attention.panels(
+        tables, options.panels, options.model, room, fetch, trust, reading
+    )
     pictures = thumbnails(uris, options.thumbnail, room, fetch, trust, reading)
     return {
         "panels": panels,
@@ -85,7 +87,11 @@ def _histograms(gallery: Gallery) -> list[dict[str, Any]]:
     """One for each measure, the tables over one another, with what it shows in words."""
     found = []
     for name in dict.fromkeys(measure.name for measure in gallery.measures):
-        series = {each.table or NAMES[name]: each.values for each in gallery.measures if each.name == name}
+        series = {
+            each.table or NAMES[name]: each.values
+            for each in gallery.measures
+            if each.name == name
+        }
         known = {table: values[np.isfinite(values)] for table, values in series.items()}
         middles = [
             f"{table}: half of {len(values):,} pictures between {_quantiles(values)}"
@@ -94,9 +100,17 @@ def _histograms(gallery: Gallery) -> list[dict[str, Any]]:
         ]
         if middles:
             whole = name == LENGTH
-            bins = int(min(40, max(float(np.ptp(np.concatenate(list(known.values())))), 1))) if whole else 40
+            bins = (
+                int(min(40, max(float(np.ptp(np.concatenate(list(known.values())))), 1)))
+                if whole
+                else 40
+            )
             found.append(
-                {"name": NAMES[name], "plot": histogram(series, NAMES[name], bins), "words": "; ".join(middles)}
+                {
+                    "name": NAMES[name],
+                    "plot": histogram(series, NAMES[name], bins),
+                    "words": "; ".join(middles),
+                }
             )
     return found
 
@@ -113,7 +127,9 @@ def _table_of_scores(scores: Scores) -> list[dict[str, Any]]:
         cells = []
         for number, answers in enumerate(scores.answers):
             bounds = scores.intervals[number].get(name)
-            between = f"{telling.figure(bounds[0])} to {telling.figure(bounds[1])}" if bounds else ""
+            between = (
+                f"{telling.figure(bounds[0])} to {telling.figure(bounds[1])}" if bounds else ""
+            )
             won = best is not None and best.table == number
             score = answers[name].score if name in answers else math.nan
             cells.append(

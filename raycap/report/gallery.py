@@ -13,11 +13,20 @@ from raycap.evaluation.alignment import EXTRA, FAILED, MISSING, OTHER_SPLIT, Fat
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import Scores
-from raycap.tables import FAILED_TO_DECODE, SUCCESS
+from raycap.schema import FAILED_TO_DECODE, SUCCESS
 
 Floats = npt.NDArray[np.float64]
 # The per-picture scores worth sorting by; the first one that was judged decides who is best and worst.
-SORTED_BY = ("cider_d", "glove_mean", "meteor", "spice", "bleu_4", "rouge_l", "cider", "meteor_nltk")
+SORTED_BY = (
+    "cider_d",
+    "glove_mean",
+    "meteor",
+    "spice",
+    "bleu_4",
+    "rouge_l",
+    "cider",
+    "meteor_nltk",
+)
 SURENESS = "sureness"  # the captioner's own: length-normalised log-probability
 LENGTH = "length"  # in words
 DISPUTE = "dispute"  # how far the tables' scores are apart
@@ -82,7 +91,11 @@ class Collection:
         fates = scores.lineup.fates if scores else [list(_unjudged(table)) for table in tables]
         # A row that belongs to no picture may have the key of one.
         self._by_key = [
-            {(fate.outcome == EXTRA, fate.key): fate for fate in own if fate.outcome != OTHER_SPLIT}
+            {
+                (fate.outcome == EXTRA, fate.key): fate
+                for fate in own
+                if fate.outcome != OTHER_SPLIT
+            }
             for own in fates
         ]
         self._keys = list(dict.fromkeys(key for own in self._by_key for key in own))
@@ -95,7 +108,9 @@ class Collection:
         shown = self._chosen(most, seed)
         entries = [self._entry(place) for place in shown]
         statuses = {
-            table.name: dict(Counter(self._status(number, fate) for fate in own.values()).most_common())
+            table.name: dict(
+                Counter(self._status(number, fate) for fate in own.values()).most_common()
+            )
             for number, (table, own) in enumerate(zip(self._tables, self._by_key, strict=True))
         }
         return Gallery(self.measures, entries, len(self._keys), statuses, self._reasons())
@@ -108,14 +123,20 @@ class Collection:
             own = self._by_key[number]
             answers = self._scores.answers[number] if self._scores else {}
             told = [own.get(key) for key in self._keys]
-            told = [fate if fate and fate.outcome not in (FAILED, MISSING) else None for fate in told]
+            told = [
+                fate if fate and fate.outcome not in (FAILED, MISSING) else None for fate in told
+            ]
             there = np.array([fate is not None for fate in told])
             for name in (name for name in SORTED_BY if name in answers):
                 values = np.append(answers[name].scores, np.nan)[rows]
                 yield Measure(name, table.name, np.where(there, values, np.nan))
-            sure = np.append(table.rows["score"].to_numpy(zero_copy_only=False).astype(np.float64), np.nan)
+            sure = np.append(
+                table.rows["score"].to_numpy(zero_copy_only=False).astype(np.float64), np.nan
+            )
             if np.isfinite(sure).any():
-                yield Measure(SURENESS, table.name, sure[[fate.row if fate else -1 for fate in told]])
+                yield Measure(
+                    SURENESS, table.name, sure[[fate.row if fate else -1 for fate in told]]
+                )
             words = [len(fate.caption.split()) if fate else np.nan for fate in told]
             yield Measure(LENGTH, table.name, np.array(words, np.float64))
 
@@ -144,7 +165,9 @@ class Collection:
             for place, key in enumerate(self._keys)
             if any(key in own and own[key].outcome == FAILED for own in self._by_key)
         ]
-        order = np.argsort(np.where(known, each.mean(axis=0), np.nan), kind="stable")[: int(known.sum())]
+        order = np.argsort(np.where(known, each.mean(axis=0), np.nan), kind="stable")[
+            : int(known.sum())
+        ]
         disputed = np.argsort(np.where(known, np.ptp(each, axis=0), -1), kind="stable")[::-1]
         drawn = np.random.default_rng(seed).permutation(len(self._keys))
         kinds: list[Iterable[int]] = [failed[:share], order[:share], order[::-1][:share]]
@@ -159,25 +182,39 @@ class Collection:
             for number, own in enumerate(self._by_key)
             if (extra, key) in own
         ]
-        rows = [(table, own.get((extra, key))) for table, own in zip(self._tables, self._by_key, strict=True)]
-        uris = [table.rows["uri"][fate.row].as_py() for table, fate in rows if fate and fate.row >= 0]
+        rows = [
+            (table, own.get((extra, key)))
+            for table, own in zip(self._tables, self._by_key, strict=True)
+        ]
+        uris = [
+            table.rows["uri"][fate.row].as_py() for table, fate in rows if fate and fate.row >= 0
+        ]
         known = self._references
         references = known.captions.get(key, []) if known and not extra else []
         uri = next(filter(None, uris), known.uris.get(key, "") if known and not extra else "")
         values = [float(measure.values[place]) for measure in self.measures]
-        return Entry(key, uri, said, references, [value if np.isfinite(value) else None for value in values])
+        return Entry(
+            key, uri, said, references, [value if np.isfinite(value) else None for value in values]
+        )
 
     def _said(self, number: int, fate: Fate, place: int) -> Said:
         table = self._tables[number]
         row = table.rows.slice(fate.row, 1).to_pylist()[0] if fate.row >= 0 else {}
         chips = {SURENESS, *(measure.name for measure in self.main)} - {LENGTH}
         own = {
-            measure.name: float(measure.values[place]) for measure in self.measures if measure.table == table.name
+            measure.name: float(measure.values[place])
+            for measure in self.measures
+            if measure.table == table.name
         }
         told = {name: value for name, value in own.items() if name in chips and np.isfinite(value)}
         reason = row.get("error_message", fate.reason)
         return Said(
-            table.name, fate.caption, self._status(number, fate), reason, row.get("alternatives") or [], told
+            table.name,
+            fate.caption,
+            self._status(number, fate),
+            reason,
+            row.get("alternatives") or [],
+            told,
         )
 
     def _status(self, number: int, fate: Fate) -> str:
@@ -195,6 +232,8 @@ class Collection:
 
 
 def _unjudged(table: CaptionTable) -> Iterable[Fate]:
-    columns = [table.rows[name].to_pylist() for name in ("key", "caption", "status", "error_message")]
+    columns = [
+        table.rows[name].to_pylist() for name in ("key", "caption", "status", "error_message")
+    ]
     for row, (key, caption, status, reason) in enumerate(zip(*columns, strict=True)):
         yield fate_of(key, caption, status, reason, row)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.uris import has_scheme
 
 
@@ -35,15 +35,17 @@ class Report:
 
     def __post_init__(self) -> None:
         if not self.out.endswith((".html", ".htm")):
-            raise Refusal(f"out is {self.out!r}: the report is a page, so give a name that ends in .html")
+            raise UserError(
+                f"out is {self.out!r}: the report is a page, so give a name that ends in .html"
+            )
         if has_scheme(self.out):
-            raise Refusal(f"out is {self.out}: the report goes to a disc, so give a path")
+            raise UserError(f"out is {self.out}: the report goes to a disc, so give a path")
         if self.pictures < 1:
-            raise Refusal(f"pictures is {self.pictures}: give at least 1")
+            raise UserError(f"pictures is {self.pictures}: give at least 1")
         for name in ("panels", "extremes"):
             if getattr(self, name) < 0:
-                raise Refusal(f"{name} is {getattr(self, name)}: give 0 for none, or more")
+                raise UserError(f"{name} is {getattr(self, name)}: give 0 for none, or more")
         if not 32 <= self.thumbnail <= 1024:
-            raise Refusal(f"thumbnail is {self.thumbnail}: give a side of 32 to 1024 pixels")
+            raise UserError(f"thumbnail is {self.thumbnail}: give a side of 32 to 1024 pixels")
         if not self.megabytes >= 0:
-            raise Refusal(f"megabytes is {self.megabytes}: give 0 (no pictures) or more")
+            raise UserError(f"megabytes is {self.megabytes}: give 0 (no pictures) or more")

@@ -56,4 +56,6 @@ def _plot(drawn: Figure) -> Markup:
 
 def _plain(text: str) -> str:
     """Without control characters and halves of characters, which HTML does not allow."""
-    return "".join("�" if _FORBIDDEN.fullmatch(character) else character for character in str(text))
+    return "".join(
+        "�" if _FORBIDDEN.fullmatch(character) else character for character in str(text)
+    )

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from raycap.config import loads
+from raycap.errors import UserError
 from raycap.evaluation.references import References, read
 from raycap.fetch import Trust
-from raycap.refusal import Refusal
 from raycap.report.training import Run
 from raycap.sources import Shapes, Source
 from raycap.sources.records import root_of
@@ -34,7 +34,7 @@ def references_of_runs(runs: Sequence[Run], folder: Path) -> tuple[References, T
                 known = _with_files(source, known, recorded.keys(), folder)
             else:
                 trust = trust.also(Trust.below(root_of(source.path).uri))
-        except Refusal as refusal:
+        except UserError as refusal:
             notes.append(f"pictures of {run.name}: {refusal}; --references SOURCE shows them")
             continue
         for key, recorded_captions in recorded.items():
@@ -59,16 +59,20 @@ def _source_of(run: Run) -> Source:
     """The source in the run's config."""
     try:
         source = loads(run.settings, "config.yaml").source if run.settings else None
-    except Refusal as refusal:
-        raise Refusal(f"its config cannot be read ({refusal})") from refusal
+    except UserError as refusal:
+        raise UserError(f"its config cannot be read ({refusal})") from refusal
     if source is None:
-        raise Refusal("it learned from a feature table, which does not say where the pictures are")
+        raise UserError(
+            "it learned from a feature table, which does not say where the pictures are"
+        )
     if not isinstance(source, Shapes) and not is_local(source.path):
-        raise Refusal(f"its source, {source.path}, is not on this machine")
+        raise UserError(f"its source, {source.path}, is not on this machine")
     return source
 
 
-def _with_files(source: Source, known: References, keys: Collection[str], folder: Path) -> References:
+def _with_files(
+    source: Source, known: References, keys: Collection[str], folder: Path
+) -> References:
     """The same references; the wanted pictures, which the source draws itself, are in files now."""
     uris: dict[str, str] = {}
     for rows in source.tables():

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
+from raycap.errors import UserError
 from raycap.plots import bundle, scatter
-from raycap.refusal import Refusal
 from raycap.report.captions import NAMES
 from raycap.tuning.trials import FAILED, MEASURE, TABLE
 
@@ -48,11 +48,16 @@ def read_sweep(name: str, path: str) -> Sweep:
         best = Path(path) / "best.yaml"
         settings = best.read_text(encoding="utf-8") if best.exists() else ""
     except (OSError, pa.ArrowInvalid) as error:
-        raise Refusal(f"cannot read the sweep in {path}: {error}") from error
+        raise UserError(f"cannot read the sweep in {path}: {error}") from error
     measure = (table.schema.metadata or {}).get(MEASURE.encode(), b"score").decode()
     rows = [{**row, "parameters": json.loads(row["parameters"])} for row in table.to_pylist()]
     scored = [row for row in rows if row["score"] is not None]
-    scored.sort(key=lambda row: (row["status"] == FAILED, row["score"] if measure == LOSS else -row["score"]))
+    scored.sort(
+        key=lambda row: (
+            row["status"] == FAILED,
+            row["score"] if measure == LOSS else -row["score"],
+        )
+    )
     statuses = [row["status"] for row in rows]
     return Sweep(
         name,
@@ -67,12 +72,20 @@ def read_sweep(name: str, path: str) -> Sweep:
 
 def _charts(trials: Sequence[Mapping[str, Any]], measure: str) -> list[tuple[str, Figure]]:
     curves = {trial["trial"]: trial["curve"] for trial in trials}
-    drawn = [(f"{measure} of every trial, epoch by epoch", bundle(curves, trials[0]["trial"], "epoch", measure))]
+    drawn = [
+        (
+            f"{measure} of every trial, epoch by epoch",
+            bundle(curves, trials[0]["trial"], "epoch", measure),
+        )
+    ]
     for key in dict.fromkeys(key for trial in trials for key in trial["parameters"]):
         having = [trial for trial in trials if key in trial["parameters"]]
         places = [trial["parameters"][key] for trial in having]
         # The best of those that have it stands first.
         drawn.append(
-            (f"{measure} by {key}", scatter(places, [trial["score"] for trial in having], 0, key, measure))
+            (
+                f"{measure} by {key}",
+                scatter(places, [trial["score"] for trial in having], 0, key, measure),
+            )
         )
     return drawn

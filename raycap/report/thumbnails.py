@@ -50,7 +50,11 @@ def thumbnails(
             there = [uri for uri in batch if uri is not None]
             fetched = iter(fetcher.fetch_all(there) if room.left > 0 else [None] * len(there))
             for answer in (NOTHING if uri is None else next(fetched) for uri in batch):
-                thumbnail = _left_out() if answer is None else _made(answer.data, answer.error, side, reading)
+                thumbnail = (
+                    _left_out()
+                    if answer is None
+                    else _made(answer.data, answer.error, side, reading)
+                )
                 made.append(thumbnail if room.takes(thumbnail.data) else _left_out())
     return made
 
@@ -67,7 +71,9 @@ def _made(data: bytes, error: str, side: int, reading: Reading) -> Thumbnail:
     file = io.BytesIO()
     small = Image.fromarray(picture.pixels[top : top + height, left : left + width])
     small.save(file, "JPEG", quality=QUALITY, optimize=True, progressive=True)
-    return Thumbnail("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), width, height)
+    return Thumbnail(
+        "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode(), width, height
+    )
 
 
 def _left_out() -> Thumbnail:

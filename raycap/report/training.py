@@ -7,11 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from raycap.errors import UserError
 from raycap.evaluation.references import References
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.images import Reading
 from raycap.plots import curves
-from raycap.refusal import Refusal
 from raycap.report.attention import Panel, drawn, square_of
 from raycap.report.options import Report
 from raycap.report.thumbnails import Room, Thumbnail, thumbnails
@@ -22,7 +22,10 @@ Lines = Sequence[Mapping[str, Any]]
 # What is drawn, over the steps of the run: for each chart its lines, as kind of journal line and name in it.
 CHARTS: dict[str, dict[str, tuple[str, str]]] = {
     "loss": {"training": ("step", "training_loss"), "validation": ("epoch", "validation_loss")},
-    "token accuracy": {"training": ("step", "training_accuracy"), "validation": ("epoch", "accuracy")},
+    "token accuracy": {
+        "training": ("step", "training_accuracy"),
+        "validation": ("epoch", "accuracy"),
+    },
     "CIDEr-D": {"validation": ("epoch", "cider_d")},
     "BLEU-4": {"validation": ("epoch", "bleu_4")},
     "reward": {"training": ("step", "reward")},
@@ -62,7 +65,11 @@ class Run:
     @property
     def columns(self) -> dict[str, str]:
         """What its table of epochs shows, with the heading of each."""
-        return {name: heading for name, heading in COLUMNS.items() if any(name in line for line in self.epochs)}
+        return {
+            name: heading
+            for name, heading in COLUMNS.items()
+            if any(name in line for line in self.epochs)
+        }
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -93,9 +100,9 @@ def read_run(name: str, path: str) -> Run:
         settings = config.read_text(encoding="utf-8") if config.exists() else ""
         pictures = read_log(Path(path) / PICTURES)
     except (OSError, ValueError) as error:
-        raise Refusal(f"cannot read the training run in {path}: {error}") from error
+        raise UserError(f"cannot read the training run in {path}: {error}") from error
     if not found:
-        raise Refusal(f"{path}/{METRICS} has no line yet: the run has only begun")
+        raise UserError(f"{path}/{METRICS} has no line yet: the run has only begun")
     finished = (Path(path) / "facts.json").exists()
     return Run(name, found, settings, finished, pictures, str(Path(path) / "captioner"))
 
@@ -115,7 +122,12 @@ def told(
     keys = [each["key"] for _, pictures in extremes for each in pictures] + list(said)
     shown = _shown(list(dict.fromkeys(keys)), references, options, room, fetch, trust, reading)
     samples = [
-        Sample(key, references.captions.get(key, [first]) if references else [first], grown, shown[key])
+        Sample(
+            key,
+            references.captions.get(key, [first]) if references else [first],
+            grown,
+            shown[key],
+        )
         for key, (first, grown) in said.items()
     ]
     panels, notes = _panels(runs, references, options, room, fetch, trust, reading)
@@ -137,7 +149,10 @@ def _extremes(runs: Sequence[Run], most: int) -> list[tuple[str, Lines]]:
         count = min(most, len(order) // 2)
         whose = f" of {run.name}" if len(runs) > 1 else ""
         if count:
-            chosen += [(f"Best{whose}", order[:count]), (f"Worst{whose}", order[: -count - 1 : -1])]
+            chosen += [
+                (f"Best{whose}", order[:count]),
+                (f"Worst{whose}", order[: -count - 1 : -1]),
+            ]
     return chosen
 
 
@@ -156,14 +171,22 @@ def _panels(
     uris = references.uris if references else {}
     with Fetcher(fetch, trust) as fetcher:
         for run in runs:
-            rows = [each for each in run.pictures if "attention" in each][: options.panels // len(runs)]
+            rows = [each for each in run.pictures if "attention" in each][
+                : options.panels // len(runs)
+            ]
             seen = [{**each, "uri": uris[each["key"]]} for each in rows if each["key"] in uris]
             try:
-                made += drawn(run.name, seen, square_of(run.captioner), room, fetcher, reading) if seen else ()
-            except Refusal as refusal:
+                made += (
+                    drawn(run.name, seen, square_of(run.captioner), room, fetcher, reading)
+                    if seen
+                    else ()
+                )
+            except UserError as refusal:
                 notes.append(f"no maps of attention of {run.name}: {refusal}")
             if rows and not seen:
-                notes.append(f"maps of attention of {run.name}: give --references SOURCE, which has the pictures")
+                notes.append(
+                    f"maps of attention of {run.name}: give --references SOURCE, which has the pictures"
+                )
     return made, notes
 
 
@@ -177,7 +200,9 @@ def _shown(
     reading: Reading,
 ) -> dict[str, Thumbnail]:
     """Each picture by its key, or why there is none."""
-    uris = {key: references.uris[key] for key in keys if key in references.uris} if references else {}
+    uris = (
+        {key: references.uris[key] for key in keys if key in references.uris} if references else {}
+    )
     made = thumbnails(list(uris.values()), options.thumbnail, room, fetch, trust, reading)
     lacking = Thumbnail("", 0, 0, "give --references SOURCE, with the pictures, to see this one")
     return dict.fromkeys(keys, lacking) | dict(zip(uris, made, strict=True))
@@ -209,7 +234,10 @@ def _said(runs: Sequence[Run]) -> dict[str, tuple[str, list[tuple[str, str, str]
     said: dict[str, tuple[str, list[tuple[str, str, str]]]] = {}
     for run, when, sample in _told(runs):
         _, grown = said.setdefault(sample["key"], (sample["reference"], []))
-        if not grown or (grown[-1][0], grown[-1][2]) != (run, sample["caption"]):  # else nothing new was said
+        if not grown or (grown[-1][0], grown[-1][2]) != (
+            run,
+            sample["caption"],
+        ):  # else nothing new was said
             grown.append((run, when, sample["caption"]))
     return said
 
@@ -217,6 +245,8 @@ def _said(runs: Sequence[Run]) -> dict[str, tuple[str, list[tuple[str, str, str]
 def _told(runs: Sequence[Run]) -> Iterable[tuple[str, str, Mapping[str, str]]]:
     for run in runs:
         for line in run.lines:
-            when = f"epoch {line['epoch']}" if line["kind"] == "epoch" else f"step {line['step']:,}"
+            when = (
+                f"epoch {line['epoch']}" if line["kind"] == "epoch" else f"step {line['step']:,}"
+            )
             for sample in line.get("samples", ()):
                 yield run.name, when, sample

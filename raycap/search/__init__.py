@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,13 +54,13 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
-            raise Refusal(f"search.max_length is {self.max_length}: give at least 1")
+            raise UserError(f"search.max_length is {self.max_length}: give at least 1")
         if not 0 <= self.min_length < self.max_length:
-            raise Refusal(
+            raise UserError(
                 f"search.min_length is {self.min_length}: give 0 to {self.max_length - 1}, below max_length"
             )
         if self.no_repeat_ngram < 0:
-            raise Refusal(
+            raise UserError(
                 f"search.no_repeat_ngram is {self.no_repeat_ngram}: give a number of words, or 0 for none"
             )
 
@@ -70,7 +70,12 @@ class Greedy(SearchOptions):
     """The best next word, each time."""
 
     def search(
-        self, decoder: Decoder, memory: Tensors, *, seeds: Sequence[int] | None = None, attention: bool = False
+        self,
+        decoder: Decoder,
+        memory: Tensors,
+        *,
+        seeds: Sequence[int] | None = None,
+        attention: bool = False,
     ) -> Found:
         """One caption of each picture in `memory`; nothing is drawn, so `seeds` change nothing."""
         from raycap.search.draw import draw
@@ -96,14 +101,21 @@ class Beam(SearchOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width < 1:
-            raise Refusal(f"search.width is {self.width}: give at least 1")
+            raise UserError(f"search.width is {self.width}: give at least 1")
         if not 1 <= self.best <= self.width:
-            raise Refusal(f"search.best is {self.best}: give 1 to {self.width}, the width, or widen the beam")
+            raise UserError(
+                f"search.best is {self.best}: give 1 to {self.width}, the width, or widen the beam"
+            )
         if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
-            raise Refusal(f"search.length_penalty is {self.length_penalty}: give 0 or more")
+            raise UserError(f"search.length_penalty is {self.length_penalty}: give 0 or more")
 
     def search(
-        self, decoder: Decoder, memory: Tensors, *, seeds: Sequence[int] | None = None, attention: bool = False
+        self,
+        decoder: Decoder,
+        memory: Tensors,
+        *,
+        seeds: Sequence[int] | None = None,
+        attention: bool = False,
     ) -> Found:
         """The `best` captions of each picture in `memory`; nothing is drawn, so `seeds` change nothing."""
         from raycap.search.beam import beam
@@ -129,16 +141,23 @@ class Sample(SearchOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples < 1:
-            raise Refusal(f"search.samples is {self.samples}: give at least 1")
+            raise UserError(f"search.samples is {self.samples}: give at least 1")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise Refusal(f"search.temperature is {self.temperature}: give more than 0, or use greedy search")
+            raise UserError(
+                f"search.temperature is {self.temperature}: give more than 0, or use greedy search"
+            )
         if self.top_k < 0:
-            raise Refusal(f"search.top_k is {self.top_k}: give a number of words, or 0 for all")
+            raise UserError(f"search.top_k is {self.top_k}: give a number of words, or 0 for all")
         if not 0 < self.top_p <= 1:
-            raise Refusal(f"search.top_p is {self.top_p}: give more than 0 and at most 1")
+            raise UserError(f"search.top_p is {self.top_p}: give more than 0 and at most 1")
 
     def search(
-        self, decoder: Decoder, memory: Tensors, *, seeds: Sequence[int] | None = None, attention: bool = False
+        self,
+        decoder: Decoder,
+        memory: Tensors,
+        *,
+        seeds: Sequence[int] | None = None,
+        attention: bool = False,
     ) -> Found:
         """`samples` captions of each picture in `memory`, drawn by the picture's own seed, whatever its batch."""
         from raycap.search.draw import draw

@@ -6,7 +6,16 @@ from torch.nn import functional
 
 from raycap.decoders.decoder import Decoder, Step, Tensors
 from raycap.search import Beam
-from raycap.search.found import Found, best_first, blank, found, pick, reorder, watch, worth_leaving
+from raycap.search.found import (
+    Found,
+    best_first,
+    blank,
+    found,
+    pick,
+    reorder,
+    watch,
+    worth_leaving,
+)
 from raycap.search.rules import next_words
 from raycap.vocabulary import END, START
 
@@ -17,10 +26,16 @@ def beam(options: Beam, decoder: Decoder, memory: Tensors, *, attention: bool) -
     some = next(iter(memory.values()))
     state = decoder.begin(memory, options.width)
     growing = blank(len(some), options.width, options.max_length, some.device)
-    growing["total"][:, 0] = 0.0  # before their first word a picture's captions are all the same: one may grow
+    growing["total"][:, 0] = (
+        0.0  # before their first word a picture's captions are all the same: one may grow
+    )
     ended = blank(len(some), options.best, options.max_length, some.device)
     row = torch.arange(len(some), device=some.device)
-    pictures = {"row": row, "count": torch.zeros_like(row), "done": torch.zeros_like(row, dtype=torch.bool)}
+    pictures = {
+        "row": row,
+        "count": torch.zeros_like(row),
+        "done": torch.zeros_like(row, dtype=torch.bool),
+    }
     last, gone = torch.full_like(growing["words"][..., 0], START), []
     for said in range(options.max_length):
         step = decoder.step(last, state, memory)
@@ -50,14 +65,18 @@ def _continue(options: Beam, growing: Tensors, step: Step, said: int) -> tuple[T
 
     Each caption has one `<end>`, so of twice the width at least `width` go on.
     """
-    allowed = growing["total"].unsqueeze(2) + next_words(options, step.scores, growing["words"][..., :said])
+    allowed = growing["total"].unsqueeze(2) + next_words(
+        options, step.scores, growing["words"][..., :said]
+    )
     total, place = _highest(allowed.flatten(1), 2 * options.width)
     parent = place // allowed.shape[2]
     more = reorder(growing, parent)
     more["words"][..., said] = place % allowed.shape[2]
     more["total"], more["score"] = total, total / (said + 1) ** options.length_penalty
     if "attention" in more and step.attention is not None:
-        more["attention"][:, :, said] = torch.take_along_dim(step.attention, parent.unsqueeze(2), 1)
+        more["attention"][:, :, said] = torch.take_along_dim(
+            step.attention, parent.unsqueeze(2), 1
+        )
     return more, parent
 
 
@@ -72,10 +91,19 @@ def _highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     They lie in the `count` blocks with the highest maxima, so that only those are sorted.
     """
     size = 64
-    blocks = functional.pad(values, (0, -values.shape[1] % size), value=-torch.inf).view(len(values), -1, size)
-    best = torch.sort(blocks.amax(2), dim=1, descending=True, stable=True).indices[:, :count].sort(1).values
+    blocks = functional.pad(values, (0, -values.shape[1] % size), value=-torch.inf).view(
+        len(values), -1, size
+    )
+    best = (
+        torch.sort(blocks.amax(2), dim=1, descending=True, stable=True)
+        .indices[:, :count]
+        .sort(1)
+        .values
+    )
     candidates = torch.take_along_dim(blocks, best.unsqueeze(2), 1).flatten(1)  # [B, count * size]
-    highest, order = (part[:, :count] for part in torch.sort(candidates, dim=1, descending=True, stable=True))
+    highest, order = (
+        part[:, :count] for part in torch.sort(candidates, dim=1, descending=True, stable=True)
+    )
     return highest, best.gather(1, order // size) * size + order % size
 
 
@@ -87,7 +115,9 @@ def _collect(options: Beam, ended: Tensors, more: Tensors, pictures: Tensors) ->
     new["score"] = new["score"].masked_fill(~new["finished"], -torch.inf)
     new["total"] = new["total"].masked_fill(~new["finished"], -torch.inf)
     pictures["count"] += new["finished"].sum(1)
-    return best_first({name: torch.cat([ended[name], new[name]], 1) for name in ended}, options.best)
+    return best_first(
+        {name: torch.cat([ended[name], new[name]], 1) for name in ended}, options.best
+    )
 
 
 def _done(options: Beam, growing: Tensors, ended: Tensors, pictures: Tensors) -> Tensor:

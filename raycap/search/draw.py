@@ -44,7 +44,9 @@ def draw(
         done, state = captions["finished"].all(1), step.state
         if worth_leaving(done):
             gone.append(pick(best_first(captions, count) | pictures, done))
-            memory, state, captions, pictures = (pick(part, ~done) for part in (memory, state, captions, pictures))
+            memory, state, captions, pictures = (
+                pick(part, ~done) for part in (memory, state, captions, pictures)
+            )
             last = last[~done]
             if not len(last):
                 return found(gone)
@@ -66,7 +68,9 @@ def _chances(options: Sample, seeds: Sequence[int]) -> Tensor:
     """A number from 0 to 1 for each word [B, K, T], made on the CPU so that every device draws the same."""
     shape = (options.samples, options.max_length)
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.rand(shape, dtype=torch.float64, generator=source) for source in sources])
+    return torch.stack(
+        [torch.rand(shape, dtype=torch.float64, generator=source) for source in sources]
+    )
 
 
 def _drawn(options: Sample, allowed: Tensor, chance: Tensor) -> Tensor:
@@ -83,5 +87,9 @@ def _drawn(options: Sample, allowed: Tensor, chance: Tensor) -> Tensor:
         scaled = scaled.masked_fill(probable < least, -torch.inf)
     # float64, so that a chance below 1 never falls behind the last possible word.
     reached = torch.softmax(scaled.double(), 2).cumsum(2)
-    drawn = torch.searchsorted(reached, (chance * reached[..., -1]).unsqueeze(2), right=True).squeeze(2)
-    return drawn.clamp(max=reached.shape[2] - 1)  # of scores that are NaN it falls behind the last word
+    drawn = torch.searchsorted(
+        reached, (chance * reached[..., -1]).unsqueeze(2), right=True
+    ).squeeze(2)
+    return drawn.clamp(
+        max=reached.shape[2] - 1
+    )  # of scores that are NaN it falls behind the last word

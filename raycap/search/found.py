@@ -31,7 +31,9 @@ class Found(NamedTuple):
                     continue
                 said = tuple(token for token in tokens if token not in (END, PAD))
                 looked = None if attention is None else attention[b, n, : len(said)]
-                found[b].append(Hypothesis(said, log_probability[b][n], score[b][n], finished[b][n], looked))
+                found[b].append(
+                    Hypothesis(said, log_probability[b][n], score[b][n], finished[b][n], looked)
+                )
         return found
 
 

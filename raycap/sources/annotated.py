@@ -7,14 +7,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources.notes import MISSING, SILENT, Kind, Notes
-from raycap.sources.place import Place, existing
 from raycap.sources.rows import Row
 from raycap.sources.text import utf8_name
+from raycap.storage.location import Place, existing
 
 # Folders that datasets keep their pictures in are looked at first.
-_USUAL = ("images", "flicker8k_dataset", "flickr8k_dataset", "flickr30k_images", "flickr30k-images", "photos")
+_USUAL = (
+    "images",
+    "flicker8k_dataset",
+    "flickr8k_dataset",
+    "flickr30k_images",
+    "flickr30k-images",
+    "photos",
+)
 _NAMES_TRIED = 8
 OUTSIDE = "a picture has to lie below the picture folder"
 
@@ -36,13 +43,15 @@ class Album(NamedTuple):
     file: Place  # where the entries stand
 
 
-def picture_folder(given: str, roots: Sequence[Place], entries: Sequence[Entry], file: Place) -> Place:
+def picture_folder(
+    given: str, roots: Sequence[Place], entries: Sequence[Entry], file: Place
+) -> Place:
     """The folder `given`, or the one at or below the roots that holds most of a few pictures of the entries."""
     if not entries:
-        raise Refusal(f"{file.uri} names no picture")
+        raise UserError(f"{file.uri} names no picture")
     inside = [entry.name for entry in entries if not leads_out(entry.name)]
     if not inside:
-        raise Refusal(f"{file.uri} names {entries[0].name!r}: {OUTSIDE}")
+        raise UserError(f"{file.uri} names {entries[0].name!r}: {OUTSIDE}")
     tried = inside[:: max(1, len(inside) // _NAMES_TRIED)][:_NAMES_TRIED]
     if given:
         folders = [existing(given)]
@@ -55,7 +64,7 @@ def picture_folder(given: str, roots: Sequence[Place], entries: Sequence[Entry],
         names = set(inside)
         there = [len(names - missing(folder, names)) for folder in folders]
     if not any(there):
-        raise Refusal(
+        raise UserError(
             f"none of the pictures of {file.uri} ({', '.join(tried[:3])}, ...) is in "
             f"{', '.join(folder.uri for folder in folders[:8])}: say where they are with --source.pictures"
         )
@@ -94,17 +103,24 @@ def listed(folder: Place) -> list[str]:
     """Names in a folder; an OSError where it cannot be listed."""
     if folder.filesystem is None:
         return os.listdir(folder.path)  # noqa: PTH208
-    return [name.rstrip("/").rpartition("/")[2] for name in folder.filesystem.ls(folder.path, detail=False)]
+    return [
+        name.rstrip("/").rpartition("/")[2]
+        for name in folder.filesystem.ls(folder.path, detail=False)
+    ]
 
 
 def rows(albums: Iterable[Album], notes: Notes) -> Iterator[Row]:
     """A row for each entry; one whose picture is not there says so. A key that occurs twice is refused."""
     files: dict[str, str] = {}
     for album in albums:
-        absent = missing(album.folder, [entry.name for entry in album.entries if not leads_out(entry.name)])
+        absent = missing(
+            album.folder, [entry.name for entry in album.entries if not leads_out(entry.name)]
+        )
         for entry in album.entries:
             if entry.key in files:
-                raise Refusal(f"{entry.key} stands twice: in {files[entry.key]} and in {album.file.uri}")
+                raise UserError(
+                    f"{entry.key} stands twice: in {files[entry.key]} and in {album.file.uri}"
+                )
             files[entry.key] = album.file.uri
             uri, error = (album.folder / entry.name).uri, ""
             if leads_out(entry.name):
@@ -124,20 +140,29 @@ def read_json(place: Place) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Refusal(f"{place.uri} is not JSON: {error}") from error
+        raise UserError(f"{place.uri} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise Refusal(f"{place.uri} holds a JSON {type(value).__name__}, not an object with 'images'")
+        raise UserError(
+            f"{place.uri} holds a JSON {type(value).__name__}, not an object with 'images'"
+        )
     return value
 
 
 def records_of(
-    document: dict[str, Any], name: str, fields: Sequence[str], place: Place, kind: Kind, notes: Notes
+    document: dict[str, Any],
+    name: str,
+    fields: Sequence[str],
+    place: Place,
+    kind: Kind,
+    notes: Notes,
 ) -> list[dict[str, Any]]:
     """The records of the list `name` of a document that have these fields; the others are noted as `kind`. Where
     all lack one, it is another kind of file: refused."""
     records = document.get(name)
     if not isinstance(records, list):
-        raise Refusal(f"{place.uri} has no list '{name}'; it has {', '.join(itertools.islice(document, 10))}")
+        raise UserError(
+            f"{place.uri} has no list '{name}'; it has {', '.join(itertools.islice(document, 10))}"
+        )
     usable, faults = [], 0
     for number, record in enumerate(records):
         fields_there = record if isinstance(record, dict) else {}
@@ -148,5 +173,7 @@ def records_of(
         notes.add(kind, f"{place.name}: '{name}' number {number} has no {', '.join(lacking)}")
         faults += 1
         if faults == len(records):
-            raise Refusal(f"{place.uri}: '{name}' number 0 has no {', '.join(lacking)}; nor has any other")
+            raise UserError(
+                f"{place.uri}: '{name}' number 0 has no {', '.join(lacking)}; nor has any other"
+            )
     return usable

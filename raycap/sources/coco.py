@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
     Entry,
@@ -19,10 +19,10 @@ from raycap.sources.annotated import (
     rows,
 )
 from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
-from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.text import brief
+from raycap.storage.location import Place, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,7 +72,9 @@ class Coco:
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        return tables(rows(self._albums(notes), notes), lambda: nothing(f"no picture in {self.path}", notes))
+        return tables(
+            rows(self._albums(notes), notes), lambda: nothing(f"no picture in {self.path}", notes)
+        )
 
     def _files(self) -> list[Place]:
         place = existing(self.path)
@@ -80,7 +82,9 @@ class Coco:
             return [place]
         found = list(place.search(ANNOTATIONS))
         if not found:
-            raise Refusal(f"no captions_*.json in {place.uri} or the folders below it, such as annotations/")
+            raise UserError(
+                f"no captions_*.json in {place.uri} or the folders below it, such as annotations/"
+            )
         return found
 
     def _albums(self, notes: Notes) -> Iterator[Album]:
@@ -111,9 +115,13 @@ def read_annotations(
     file does not list them, the id is the name."""
     document = read_json(file)
     references: dict[int | str, list[str]] = defaultdict(list)
-    if "annotations" in document or "images" not in document:  # image_info_test*.json has no annotations
+    if (
+        "annotations" in document or "images" not in document
+    ):  # image_info_test*.json has no annotations
         fields = ["image_id", "caption"]
-        for annotation in records_of(document, "annotations", fields, file, UNUSABLE_CAPTION, notes):
+        for annotation in records_of(
+            document, "annotations", fields, file, UNUSABLE_CAPTION, notes
+        ):
             if isinstance(annotation["caption"], str):
                 references[_id(annotation["image_id"])].append(annotation["caption"].strip())
             else:
@@ -128,7 +136,9 @@ def read_annotations(
             continue
         number = _id(picture["id"])
         if number in names:
-            raise Refusal(f"{file.uri}: two pictures have the id {number}: {names[number]} and {name}")
+            raise UserError(
+                f"{file.uri}: two pictures have the id {number}: {names[number]} and {name}"
+            )
         names[number] = name
     return names, references
 
@@ -141,7 +151,9 @@ def _id(given: object) -> int | str:
         try:
             return json.dumps(given, sort_keys=True)
         except RecursionError as error:
-            raise Refusal("an id in a file of COCO's form is a list of lists, too deep to read") from error
+            raise UserError(
+                "an id in a file of COCO's form is a list of lists, too deep to read"
+            ) from error
     if isinstance(given, str):
         return int(given) if given.isdecimal() and len(given) <= _LONGEST_NUMBER else given
     return given

@@ -4,10 +4,10 @@ import csv
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources.lines import LONGEST_LINE, Lines, LongLine, first_line, name_unpacked
 from raycap.sources.notes import MALFORMED_LINE, Notes
-from raycap.sources.place import Place
+from raycap.storage.location import Place
 from raycap.uris import has_scheme
 
 _DELIMITERS = ",;\t|"
@@ -18,13 +18,17 @@ def header(place: Place) -> list[str]:
     try:
         header: list[str] = next(filter(None, _reader(_RowLines(place))), [])
     except csv.Error as error:
-        raise Refusal(f"{place.uri}: its first line cannot be the header of a table: {error}") from error
+        raise UserError(
+            f"{place.uri}: its first line cannot be the header of a table: {error}"
+        ) from error
     if _is_headless(header):
         return [str(index + 1) for index in range(len(header))]
     return [name.strip() for name in header]
 
 
-def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) -> Iterator[tuple[str, list[Any]]]:
+def read(
+    place: Place, names: list[str], wanted: Sequence[str], notes: Notes
+) -> Iterator[tuple[str, list[Any]]]:
     """Rows of as many values as the table has columns, each with its line; of the values those that are wanted."""
     lines = _RowLines(place)
     reader = _reader(lines)
@@ -36,7 +40,7 @@ def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) ->
             values = next(reader, None)
         except LongLine as error:
             if lines.number > start:  # it would take all that follows with it
-                raise Refusal(
+                raise UserError(
                     f"{place.uri}: the row that begins in line {start} is longer than {LONGEST_LINE:,} characters: "
                     "a quote in it is never closed (close or double it), or a picture stands in it (leave it out)"
                 ) from error
@@ -44,7 +48,7 @@ def read(place: Place, names: list[str], wanted: Sequence[str], notes: Notes) ->
             continue
         except csv.Error as error:
             if "unexpected end" in str(error):  # this too
-                raise Refusal(
+                raise UserError(
                     f"{place.uri}: the quote opened in line {start} is never closed; close or double it"
                 ) from error
             notes.add(MALFORMED_LINE, f"{place.name} line {start}: {error}")
@@ -96,7 +100,9 @@ class _RowLines:
 def _reader(lines: _RowLines) -> Any:
     csv.field_size_limit(LONGEST_LINE)  # the csv module's own limit is 128 KB
     # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
-    return csv.reader(lines, delimiter=_delimiter(lines.place, first_line(lines.place)), strict=True)
+    return csv.reader(
+        lines, delimiter=_delimiter(lines.place, first_line(lines.place)), strict=True
+    )
 
 
 def _delimiter(place: Place, line: str) -> str:

@@ -2,11 +2,11 @@
 
 import re
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources import coco, flickr_captions, huggingface, karpathy
 from raycap.sources.lines import first_line, head, name_unpacked
-from raycap.sources.place import PICTURE_NAME, Place, existing, locate
 from raycap.sources.records import Records, format_of
+from raycap.storage.location import PICTURE_NAME, Place, existing, locate
 from raycap.uris import is_web
 
 _LISTS = (".txt", ".list", ".lst", ".urls")
@@ -18,7 +18,9 @@ _FOLDERS_WITH = {
     "huggingface": huggingface.METADATA,
     "parquet": huggingface.PARQUET,
 }
-_ANNOTATIONS = re.compile("|".join(f"(?:{pattern.pattern})" for pattern in _FOLDERS_WITH.values()), re.IGNORECASE)
+_ANNOTATIONS = re.compile(
+    "|".join(f"(?:{pattern.pattern})" for pattern in _FOLDERS_WITH.values()), re.IGNORECASE
+)
 # JSON files are told by the words near their beginning.
 _HEAD_BYTES = 1 << 16
 
@@ -36,7 +38,7 @@ def detect(path: str) -> str:
     kind = _of_folder(place) if place.is_folder() else _of_file(place)
     if kind:
         return kind
-    raise Refusal(
+    raise UserError(
         f"cannot tell what {place.uri} is: pictures, lists ({', '.join(_LISTS)}), tables ({', '.join(_TABLES)}), "
         "COCO and Karpathy JSON and Flickr caption files are known by name and first lines; --source KIND says it"
     )
@@ -47,7 +49,9 @@ def _of_folder(folder: Place) -> str:
     tables that an earlier run wrote there."""
     found: dict[str, Place] = {}
     for file in folder.search(_ANNOTATIONS):
-        kind = next(kind for kind, pattern in _FOLDERS_WITH.items() if pattern.fullmatch(file.name))
+        kind = next(
+            kind for kind, pattern in _FOLDERS_WITH.items() if pattern.fullmatch(file.name)
+        )
         if kind not in found and (kind != "flickr" or flickr_captions.form_of(file)):
             found[kind] = file
     picture = next(folder.search(PICTURE_NAME), None)
@@ -55,7 +59,9 @@ def _of_folder(folder: Place) -> str:
     near = {kind: file for kind, file in found.items() if not (picture and _deeper(file, picture))}
     if len(near) > 1:
         listed = ", ".join(f"{file.uri} ({kind})" for kind, file in near.items())
-        raise Refusal(f"{folder.uri} may be several things: {listed}; say which with --source KIND")
+        raise UserError(
+            f"{folder.uri} may be several things: {listed}; say which with --source KIND"
+        )
     if near:
         return next(iter(near))
     return _of_parquet(parquet) if parquet and not picture else "folder"
@@ -66,7 +72,9 @@ def _deeper(file: Place, than: Place) -> bool:
 
 
 def _of_parquet(file: Place) -> str:
-    return "huggingface" if huggingface.picture_column(Records(file, "parquet").schema()) else "table"
+    return (
+        "huggingface" if huggingface.picture_column(Records(file, "parquet").schema()) else "table"
+    )
 
 
 def _of_file(file: Place) -> str:

@@ -6,16 +6,16 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.annotated import Album, Entry, listed, picture_folder, rows
 from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
 from raycap.sources.folder import key_of
 from raycap.sources.lines import Lines, LongLine
 from raycap.sources.notes import UNKNOWN, UNLISTED_FOLDER, Notes, nothing
-from raycap.sources.place import PICTURE_NAME, Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, seeded_split, split_in
+from raycap.storage.location import PICTURE_NAME, Place, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,11 +64,13 @@ class Flickr:
     def check(self) -> None:
         album = self._album(Notes())
         if not album.entries:
-            raise Refusal(f"{album.file.uri} holds no caption")
+            raise UserError(f"{album.file.uri} holds no caption")
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        return tables(rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes))
+        return tables(
+            rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes)
+        )
 
     def entries(self) -> list[Entry]:
         """What people say of each picture, whether it is there or not."""
@@ -81,11 +83,17 @@ class Flickr:
         folder = picture_folder(self.pictures, [root], entries, file)
         names = {entry.name for entry in entries}
         try:
-            silent = sorted(name for name in listed(folder) if PICTURE_NAME.fullmatch(name) and name not in names)
+            silent = sorted(
+                name
+                for name in listed(folder)
+                if PICTURE_NAME.fullmatch(name) and name not in names
+            )
         except OSError as error:
             notes.add(UNLISTED_FOLDER, f"{folder.uri}: {error.strerror or error}")
             silent = []
-        silent_entries = [Entry(key_of(name), name, "", ()) for name in silent if not name.startswith(".")]
+        silent_entries = [
+            Entry(key_of(name), name, "", ()) for name in silent if not name.startswith(".")
+        ]
         return Album([*entries, *silent_entries], folder, file)
 
     def _entries(self, file: Place, root: Place, notes: Notes) -> list[Entry]:
@@ -95,7 +103,9 @@ class Flickr:
         listed_splits = self._listed_splits(root, captions, notes)
         entries = []
         for name, own in captions.items():
-            references = [caption.text for caption in sorted(own, key=lambda caption: caption.number)]
+            references = [
+                caption.text for caption in sorted(own, key=lambda caption: caption.number)
+            ]
             drawn = "" if listed_splits else seeded_split(name, self.fractions, self.seed)
             entries.append(Entry(name, name, listed_splits.get(name, drawn), references))
         return entries
@@ -109,7 +119,7 @@ class Flickr:
             return place, place.parent.parent if beside else place.parent
         found = next((file for file in place.search(CAPTION_FILES) if form_of(file)), None)
         if found is None:
-            raise Refusal(
+            raise UserError(
                 f"no Flickr caption file in {place.uri} or two folders down: Flickr8k.token.txt, captions.txt, "
                 "results_20130124.token and results.csv were looked for"
             )
@@ -126,9 +136,11 @@ class Flickr:
                     notes.add(UNKNOWN, str(line))
                     continue
                 name = line.strip()
-                name = name if name in known or not name else f"{name}.jpg"  # some lists have no endings
+                name = (
+                    name if name in known or not name else f"{name}.jpg"
+                )  # some lists have no endings
                 if name in known and splits.setdefault(name, split) != split:
-                    raise Refusal(
+                    raise UserError(
                         f"{name} is in the split files of {splits[name]} and of {split}; so says {file.uri}"
                     )
                 if name and name not in known:

@@ -4,14 +4,15 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources.lines import Lines, LongLine, first_line
 from raycap.sources.notes import MALFORMED_CAPTION, REPAIRED_LINE, Notes
-from raycap.sources.place import Place
+from raycap.storage.location import Place
 
 # Names alone do not tell (results.csv may be anything): `form_of` looks inside.
 CAPTION_FILES = re.compile(
-    r"(flickr_?(8|30)k\.token(\.txt)?|captions\.(txt|csv)|results(_\d+)?\.(token|csv))", re.IGNORECASE
+    r"(flickr_?(8|30)k\.token(\.txt)?|captions\.(txt|csv)|results(_\d+)?\.(token|csv))",
+    re.IGNORECASE,
 )
 # Python reads no number of more than 4,300 digits; these are 0 to 4.
 _NUMBERED = re.compile(r"(?P<name>.+)#(?P<number>\d{1,9})\t(?P<text>.*)")  # name#0<TAB>caption
@@ -59,7 +60,7 @@ def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
     """The captions in the file's order; a line with a lost bar is repaired, others not of the form are left out."""
     form = form_of(place)
     if form is None:
-        raise Refusal(
+        raise UserError(
             f"{place.uri} is no Flickr caption file: its first line is {first_line(place)[:80]!r}; 'name#0', a tab "
             "and a caption, or a header 'image,caption' or 'image_name| comment_number| comment' were looked for"
         )

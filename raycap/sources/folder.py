@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.listing import walk
 from raycap.sources.notes import LINK, Notes, nothing
-from raycap.sources.place import PICTURE_ENDINGS, PICTURE_NAME, existing, locate
 from raycap.sources.rows import Row, tables
+from raycap.storage.location import PICTURE_ENDINGS, PICTURE_NAME, existing, locate
 from raycap.uris import uri_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Folder:
 
     def __post_init__(self) -> None:
         if self.glob.startswith("/"):
-            raise Refusal(
+            raise UserError(
                 f"the glob {self.glob!r} begins with '/': it is matched below the folder, so leave that out"
             )
         pattern_of(self.glob)
@@ -58,12 +58,20 @@ class Folder:
 
     def check(self) -> None:
         place = existing(self.path)
-        if place.filesystem is None and place.is_folder() and not os.access(place.path, os.R_OK | os.X_OK):
-            raise Refusal(f"may not list the folder {place.uri}: give yourself the right to read it")
+        if (
+            place.filesystem is None
+            and place.is_folder()
+            and not os.access(place.path, os.R_OK | os.X_OK)
+        ):
+            raise UserError(
+                f"may not list the folder {place.uri}: give yourself the right to read it"
+            )
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes, other_files = notes or Notes(), Counter[str]()
-        return tables(self._rows(notes, other_files), lambda: nothing(self._nothing(other_files), notes))
+        return tables(
+            self._rows(notes, other_files), lambda: nothing(self._nothing(other_files), notes)
+        )
 
     def _rows(self, notes: Notes, other_files: Counter[str]) -> Iterator[Row]:
         place = existing(self.path)
@@ -74,8 +82,12 @@ class Folder:
         local_root = f"{place.path.rstrip('/')}/" if place.filesystem is None else ""
         for found in walk(place, notes):
             # '*' means files: a folder counts as a picture that cannot be read only where its name says picture.
-            if wanted.fullmatch(found.path) and (not found.is_folder or PICTURE_NAME.fullmatch(found.path)):
-                uri = uri_of(local_root + found.path) if local_root else f"{place.uri}/{found.path}"
+            if wanted.fullmatch(found.path) and (
+                not found.is_folder or PICTURE_NAME.fullmatch(found.path)
+            ):
+                uri = (
+                    uri_of(local_root + found.path) if local_root else f"{place.uri}/{found.path}"
+                )
                 yield Row(key_of(found.path), uri, error=found.error and f"{found.error}: {uri}")
             elif found.error:
                 if found.is_link:
@@ -85,9 +97,13 @@ class Folder:
 
     def _nothing(self, other_files: Counter[str]) -> str:
         wanted = f"named {self.glob}" if self.glob else f"that ends in {' '.join(PICTURE_ENDINGS)}"
-        others = ", ".join(f"{count} with {ending}" for ending, count in other_files.most_common(3))
+        others = ", ".join(
+            f"{count} with {ending}" for ending, count in other_files.most_common(3)
+        )
         seen = (
-            f"; other files are there: {others} (--source.glob '*' takes every file)" if others else "; it is empty"
+            f"; other files are there: {others} (--source.glob '*' takes every file)"
+            if others
+            else "; it is empty"
         )
         return f"no file {wanted} in {existing(self.path).uri} or below{seen}"
 
@@ -110,7 +126,7 @@ def pattern_of(glob: str) -> re.Pattern[str]:
     try:
         return re.compile(glob_translate(glob if "/" in glob else f"**/{glob}"), re.IGNORECASE)
     except (ValueError, re.error) as error:
-        raise Refusal(
+        raise UserError(
             f"the glob {glob!r} cannot be understood ({error}): '*.png' means any depth, 'holiday/**/*.jpg' below "
             "a folder"
         ) from error

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.annotated import leads_out
 from raycap.sources.folder import key_of
 from raycap.sources.keys import Keys
 from raycap.sources.listing import walk
 from raycap.sources.notes import UNUSABLE_FILE, Notes, nothing
-from raycap.sources.place import Place, existing
 from raycap.sources.records import Piece, Records, format_of, references_of, texts
 from raycap.sources.rows import FIRST_ROWS, Row, tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
 from raycap.sources.urls import note_repeats
+from raycap.storage.location import Place, existing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,34 +103,46 @@ class HuggingFace:
                 inside.append(place / found.path)
         if not beside and not inside:
             looked_for = "metadata.jsonl, metadata.csv or *.parquet"
-            raise Refusal(nothing(f"no {looked_for} in {place.uri} or the folders below it", notes))
+            raise UserError(
+                nothing(f"no {looked_for} in {place.uri} or the folders below it", notes)
+            )
         return sorted(beside or inside, key=lambda file: file.path)
 
-    def _beside(self, file: Place, below: str, split: str, notes: Notes, keys: Keys) -> Iterator[Row]:
+    def _beside(
+        self, file: Place, below: str, split: str, notes: Notes, keys: Keys
+    ) -> Iterator[Row]:
         """Rows of a metadata file, which names pictures relative to its own folder."""
         records = Records(file, format_of(file.name))
         names = records.names()
         name_column = next((name for name in _FILE_NAMES if name in names), None)
         if name_column is None:
-            raise Refusal(f"{file.uri} has no column {' or '.join(_FILE_NAMES)}; it has {', '.join(names)}")
+            raise UserError(
+                f"{file.uri} has no column {' or '.join(_FILE_NAMES)}; it has {', '.join(names)}"
+            )
         references = self._references(names)
         wanted = dict.fromkeys([name_column, *self._own_split(names), *references])
         for piece in records.pieces(list(wanted), references, notes):
             pictures = texts(piece, name_column)
             paths = [key_of(below + name) for name in pictures]
             named = zip(keys.of(paths), pictures, strict=True)
-            facts = zip(self._splits(piece, split, paths), references_of(piece, references), strict=True)
+            facts = zip(
+                self._splits(piece, split, paths), references_of(piece, references), strict=True
+            )
             for (key, name), (word, said) in zip(named, facts, strict=True):
                 uri, error = _uri_and_error(file, name)
                 yield Row(key, uri, word, said, error=error)
 
-    def _inside(self, file: Place, below: str, split: str, notes: Notes, keys: Keys) -> Iterator[Row]:
+    def _inside(
+        self, file: Place, below: str, split: str, notes: Notes, keys: Keys
+    ) -> Iterator[Row]:
         """Rows of a Parquet file with the pictures' bytes."""
         records = Records(file, "parquet")
         names = records.names()
         column = self.picture_column or picture_column(records.schema())
         if column not in names:
-            raise Refusal(f"{file.uri} has no column {column or 'with pictures'}; it has {', '.join(names)}")
+            raise UserError(
+                f"{file.uri} has no column {column or 'with pictures'}; it has {', '.join(names)}"
+            )
         name_column = [name for name in _PICTURE_NAMES if name in names][:1]
         references = self._references(names)
         wanted = dict.fromkeys([column, *name_column, *self._own_split(names), *references])
@@ -140,10 +152,14 @@ class HuggingFace:
             places = [f"{file.name}/{row.removeprefix('row ')}" for row in piece.where]
             by_place = [key_of(below + place) for place in places]
             names_of = [name or place for name, place in zip(given, by_place, strict=True)]
-            shown = given if not self.fractions else _told_apart(given, [data for data, _ in pictures])
+            shown = (
+                given if not self.fractions else _told_apart(given, [data for data, _ in pictures])
+            )
             splits = self._splits(piece, split, shown)
             facts = zip(keys.of(names_of), splits, references_of(piece, references), strict=True)
-            for (data, path), place, (key, word, said) in zip(pictures, places, facts, strict=True):
+            for (data, path), place, (key, word, said) in zip(
+                pictures, places, facts, strict=True
+            ):
                 if data is None:
                     uri, error = _uri_and_error(file, path)
                 else:
@@ -193,7 +209,10 @@ def _bytes_and_path(value: Any) -> tuple[bytes | None, str]:
 
 def _told_apart(names: Sequence[str], pictures: Sequence[bytes | None]) -> list[str]:
     """Pictures without a name by their bytes: one may have a row for each of its captions."""
-    return [name or hashlib.sha256(data or b"").hexdigest() for name, data in zip(names, pictures, strict=True)]
+    return [
+        name or hashlib.sha256(data or b"").hexdigest()
+        for name, data in zip(names, pictures, strict=True)
+    ]
 
 
 def _uri_and_error(file: Place, name: str) -> tuple[str, str]:

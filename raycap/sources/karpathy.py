@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.annotated import (
     Album,
     Entry,
@@ -17,10 +17,10 @@ from raycap.sources.annotated import (
     rows,
 )
 from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
-from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import tables
 from raycap.sources.splits import split_word
 from raycap.sources.text import brief, utf8_name
+from raycap.storage.location import Place, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +60,9 @@ class Karpathy:
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        return tables(rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes))
+        return tables(
+            rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes)
+        )
 
     def _file(self) -> Place:
         place = existing(self.path)
@@ -68,8 +70,10 @@ class Karpathy:
             return place
         found = list(place.search(ANNOTATIONS))
         if len(found) != 1:
-            several = f"several: {', '.join(file.name for file in found)}; give one" if found else "none"
-            raise Refusal(
+            several = (
+                f"several: {', '.join(file.name for file in found)}; give one" if found else "none"
+            )
+            raise UserError(
                 f"one dataset_*.json is wanted in {place.uri} or the folders below it; there are {several}"
             )
         return found[0]
@@ -95,7 +99,7 @@ class Karpathy:
         # The folders train2014/ and val2014/ may be kept, or all pictures may lie in one.
         try:
             folder = picture_folder(self.pictures, [file.parent], nested, file)
-        except Refusal:
+        except UserError:
             return Album(flat, picture_folder(self.pictures, [file.parent], flat, file), file)
         return Album(nested, folder, file)
 
@@ -127,4 +131,8 @@ def _caption(sentence: Any) -> str:
     raw, tokens = sentence.get("raw"), sentence.get("tokens")
     if isinstance(raw, str):
         return raw.strip()
-    return " ".join(token for token in tokens if isinstance(token, str)) if isinstance(tokens, list) else ""
+    return (
+        " ".join(token for token in tokens if isinstance(token, str))
+        if isinstance(tokens, list)
+        else ""
+    )

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 if TYPE_CHECKING:
-    from raycap.sources.place import Place
+    from raycap.storage.location import Place
 
 # Characters of one line of a table. Pictures in base64 fit; a JSON value of that length takes up to 400 MB.
 LONGEST_LINE = 16_000_000
@@ -34,7 +34,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
 
 
-class LongLine(Refusal):
+class LongLine(UserError):
     """A line that is longer than the limit. It was passed over in bounded memory."""
 
     def __init__(self, uri: str, number: int, longest: int) -> None:
@@ -131,9 +131,11 @@ def opened_unpacked(place: "Place") -> Iterator[io.BufferedReader]:
             stream = stack.enter_context(_unpacked(raw, kind))
             yield stack.enter_context(io.BufferedReader(stream, _BLOCK))
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _Damaged) as error:
-            raise Refusal(f"{place.uri} is a damaged {kind} file ({error}): fetch it again") from error
+            raise UserError(
+                f"{place.uri} is a damaged {kind} file ({error}): fetch it again"
+            ) from error
         except OSError as error:
-            raise Refusal(f"cannot read {place.uri}: {error.strerror or error}") from error
+            raise UserError(f"cannot read {place.uri}: {error.strerror or error}") from error
 
 
 def _compression(start: bytes) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from raycap.sources.notes import UNLISTED_FOLDER, Notes
-from raycap.sources.place import Place
+from raycap.storage.location import Place
 from raycap.uris import uri_of
 
 # Names sorted at a time: an ordinary folder comes in order of name, a huge one streams in the order of the disc.
@@ -19,7 +19,15 @@ SORTED_NAMES = 4096
 PAUSES = (0.1, 0.5, 2.0)
 MOST_SECONDS_WAITED = 60.0
 # Another try changes nothing about these; other faults (EIO, ESTALE, a lost connection) may pass.
-_PERMANENT = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+_PERMANENT = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+}
 
 
 class Found(NamedTuple):
@@ -50,7 +58,9 @@ class Patience:
     def waits(self, error: Exception, tries: int) -> bool:
         """Whether another try makes sense after so many; waits before it says yes."""
         permanent = isinstance(error, OSError) and error.errno in _PERMANENT
-        permanent = permanent or isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        permanent = permanent or isinstance(
+            error, FileNotFoundError | PermissionError | NotADirectoryError
+        )
         if permanent or tries > len(PAUSES) or PAUSES[tries - 1] > self._seconds_left:
             return False
         self._seconds_left -= PAUSES[tries - 1]
@@ -96,9 +106,13 @@ def _link(path: str, whole: str, true_root: str) -> Found:
         return Found(path, "a link to a directory, not to a file", is_folder=True, is_link=True)
     if os.path.commonpath([true_root, target]) != true_root:
         return Found(
-            path, "a link that leads out of the folder (not followed: copy the picture itself)", is_link=True
+            path,
+            "a link that leads out of the folder (not followed: copy the picture itself)",
+            is_link=True,
         )
-    return Found(path, "" if stat.S_ISREG(mode) else "a link to what is not a regular file", is_link=True)
+    return Found(
+        path, "" if stat.S_ISREG(mode) else "a link to what is not a regular file", is_link=True
+    )
 
 
 def _entries(folder: str, notes: Notes, patience: Patience) -> "Iterator[os.DirEntry[str]]":
@@ -128,7 +142,9 @@ def _walk_s3(root: Place, notes: Notes) -> Iterator[Found]:
     patience, given, tries = Patience(), 0, 0
     while True:
         try:
-            page = root.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
+            page = root.filesystem.call_s3(
+                "list_objects_v2", Bucket=bucket, Prefix=prefix, **token
+            )
         except Exception as error:  # noqa: BLE001 - the client has errors of its own besides OSError
             tries += 1
             if patience.waits(error, tries):
@@ -161,7 +177,9 @@ def _walk_remote(root: Place, notes: Notes) -> Iterator[Found]:
         waiting.extend(reversed(below))
 
 
-def _remote_entries(root: Place, below: str, notes: Notes, patience: Patience) -> list[tuple[str, bool]]:
+def _remote_entries(
+    root: Place, below: str, notes: Notes, patience: Patience
+) -> list[tuple[str, bool]]:
     folder, tries = f"{root.path}/{below}".rstrip("/"), 0
     while True:
         try:

@@ -26,23 +26,35 @@ class Kind(NamedTuple):
 MALFORMED_LINE = Kind("malformed line left out", "malformed lines left out", True)
 UNLISTED_FOLDER = Kind("folder could not be listed", "folders could not be listed", True)
 DAMAGED_ROW = Kind(
-    "row left out: that part of the file is damaged", "rows left out: those parts of the files are damaged", True
+    "row left out: that part of the file is damaged",
+    "rows left out: those parts of the files are damaged",
+    True,
 )
 UNUSABLE_FILE = Kind("file of rows left out", "files of rows left out", True)
-NAMELESS = Kind("picture without a file name left out", "pictures without a file name left out", True)
+NAMELESS = Kind(
+    "picture without a file name left out", "pictures without a file name left out", True
+)
 
 LINK = Kind(
     "link left out: it leads to a folder, nowhere or out of the root",
     "links left out: they lead to folders, nowhere or out of the root",
     False,
 )
-REPAIRED_LINE = Kind("line with a lost bar was repaired", "lines with a lost bar were repaired", False)
+REPAIRED_LINE = Kind(
+    "line with a lost bar was repaired", "lines with a lost bar were repaired", False
+)
 # Pictures come from the folder too, so such a line costs a caption, not a row.
 MALFORMED_CAPTION = Kind("malformed line was left out", "malformed lines were left out", False)
-UNUSABLE_CAPTION = Kind("caption that is no text was left out", "captions that are no text were left out", False)
+UNUSABLE_CAPTION = Kind(
+    "caption that is no text was left out", "captions that are no text were left out", False
+)
 MISSING = Kind("picture that is not there", "pictures that are not there", False)
 SILENT = Kind("picture without captions", "pictures without captions", False)
-UNKNOWN = Kind("picture of the split files has no caption", "pictures of the split files have no caption", False)
+UNKNOWN = Kind(
+    "picture of the split files has no caption",
+    "pictures of the split files have no caption",
+    False,
+)
 
 
 @dataclass
@@ -77,7 +89,10 @@ class Notes:
 
     def remarks(self) -> list[str]:
         """Oddities that cost no row, as lines for a report."""
-        return [*(line_of(self._plain(kind)) for kind in self._counts if not kind.costs_rows), *self._remarks]
+        return [
+            *(line_of(self._plain(kind)) for kind in self._counts if not kind.costs_rows),
+            *self._remarks,
+        ]
 
     def lines(self) -> list[str]:
         """Everything, as lines for a report."""
@@ -89,7 +104,11 @@ class Notes:
 
     def _plain(self, kind: Kind) -> dict[str, Any]:
         count = self._counts[kind]
-        return {"count": count, "what": kind.one if count == 1 else kind.many, "examples": self._examples[kind]}
+        return {
+            "count": count,
+            "what": kind.one if count == 1 else kind.many,
+            "examples": self._examples[kind],
+        }
 
 
 def line_of(counted: dict[str, Any]) -> str:

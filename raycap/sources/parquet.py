@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources.notes import DAMAGED_ROW, Notes
-from raycap.sources.place import Place
 from raycap.sources.text import utf8
+from raycap.storage.location import Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +25,9 @@ def schema_of(place: Place) -> "pa.Schema":
         return schema
 
 
-def read(place: Place, wanted: Sequence[str], most_rows: int, notes: Notes) -> "Iterator[tuple[int, pa.Table]]":
+def read(
+    place: Place, wanted: Sequence[str], most_rows: int, notes: Notes
+) -> "Iterator[tuple[int, pa.Table]]":
     """Tables of the wanted columns, each with the number of its first row in the file.
 
     Rows of a damaged row group are noted, and reading goes on behind it. A file that does not say how many rows it
@@ -37,7 +39,10 @@ def read(place: Place, wanted: Sequence[str], most_rows: int, notes: Notes) -> "
         with _refusing_damage(place):
             # Small reads: a column of inline pictures would otherwise be held for a whole row group.
             parquet = pq.ParquetFile(file, buffer_size=1 << 20)
-            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+            sizes = [
+                parquet.metadata.row_group(group).num_rows
+                for group in range(parquet.num_row_groups)
+            ]
             if min(sizes, default=0) < 0 or sum(sizes) != parquet.metadata.num_rows:
                 raise ValueError("its row groups do not add up to its rows")
         ends = list(itertools.accumulate(sizes))
@@ -56,13 +61,23 @@ def read(place: Place, wanted: Sequence[str], most_rows: int, notes: Notes) -> "
             done, own = yield from _rows(place, parquet, [group], first, done, wanted, most_rows)
             if done < ends[group]:
                 why = own or fault or "the data ends before the last row"
-                notes.add(DAMAGED_ROW, f"{place.name} rows {done} to {ends[group] - 1}: {why}", ends[group] - done)
+                notes.add(
+                    DAMAGED_ROW,
+                    f"{place.name} rows {done} to {ends[group] - 1}: {why}",
+                    ends[group] - done,
+                )
             done = ends[group]
             group += 1
 
 
 def _rows(
-    place: Place, parquet: Any, groups: list[int], row: int, done: int, wanted: Sequence[str], most_rows: int
+    place: Place,
+    parquet: Any,
+    groups: list[int],
+    row: int,
+    done: int,
+    wanted: Sequence[str],
+    most_rows: int,
 ) -> "Generator[tuple[int, pa.Table], None, tuple[int, str]]":
     """Rows of the groups, the first of which begins with row number `row`, without those before `done`. The answer
     is how many rows of the file are done now, and what stopped the reading."""
@@ -77,8 +92,10 @@ def _rows(
                 done = row
                 yield row - len(fresh), table
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disc's fault, not the file's
-            raise Refusal(f"cannot read {place.uri}: {error.strerror}") from error
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # the disc's fault, not the file's
+            raise UserError(f"cannot read {place.uri}: {error.strerror}") from error
         return done, _first_line(error)
     return done, ""
 
@@ -88,7 +105,9 @@ def _refusing_damage(place: Place) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Refusal(f"{place.uri} is not a whole Parquet file: {_first_line(error)}") from error
+        raise UserError(
+            f"{place.uri} is not a whole Parquet file: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

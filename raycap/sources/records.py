@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources import delimited, parquet
 from raycap.sources.lines import Lines, LongLine, name_unpacked
 from raycap.sources.listing import walk
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
-from raycap.sources.place import Place, existing, locate
 from raycap.sources.rows import FIRST_ROWS, MOST_BYTES, MOST_ROWS
 from raycap.sources.text import as_text, as_texts
+from raycap.storage.location import Place, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,12 +69,18 @@ class Records:
         columns named in `lists`; Parquet gives what it holds. What cannot be read is left out and noted."""
         names = self.names()
         if lacking := [name for name in wanted if name not in names]:
-            raise Refusal(f"{self.place.uri} has no column {', '.join(lacking)}; it has {', '.join(names)}")
+            raise UserError(
+                f"{self.place.uri} has no column {', '.join(lacking)}; it has {', '.join(names)}"
+            )
         if repeated := [name for name in wanted if names.count(name) > 1]:
-            raise Refusal(f"{self.place.uri} has several columns {repeated[0]!r}: rename all but one")
+            raise UserError(
+                f"{self.place.uri} has several columns {repeated[0]!r}: rename all but one"
+            )
         if self.format == "parquet":
             for row, table in parquet.read(self.place, wanted, most_rows, notes):
-                yield Piece(table, [f"row {row + index}" for index in range(len(table))], self.place)
+                yield Piece(
+                    table, [f"row {row + index}" for index in range(len(table))], self.place
+                )
             return
         import pyarrow as pa  # here, so that `raycap --help` stays quick
 
@@ -100,12 +106,17 @@ class Records:
                 continue
             values = _json_object(line)
             if values is None:
-                notes.add(MALFORMED_LINE, f"{self.place.name} line {number}: {line.strip()[:60]!r}")
+                notes.add(
+                    MALFORMED_LINE, f"{self.place.name} line {number}: {line.strip()[:60]!r}"
+                )
             else:
                 # As text at once: a JSON value takes many times the memory of its text.
                 yield (
                     f"line {number}",
-                    [(as_texts if name in lists else as_text)(values.get(name)) for name in wanted],
+                    [
+                        (as_texts if name in lists else as_text)(values.get(name))
+                        for name in wanted
+                    ],
                 )
 
 
@@ -129,7 +140,9 @@ def _size(value: str | list[str | None] | None) -> int:
 
 
 def records(
-    path: str, format: Literal["auto", "csv", "jsonl", "parquet"] = "auto", notes: Notes | None = None
+    path: str,
+    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto",
+    notes: Notes | None = None,
 ) -> list[Records]:
     """The files that a path means: one file, a glob, or a folder of Parquet."""
     if any(mark in path for mark in "*?") and not locate(path).exists():
@@ -137,7 +150,9 @@ def records(
     else:
         place = existing(path)
         places = _parquet_files(place, notes or Notes()) if place.is_folder() else [place]
-    return [Records(place, format_of(place.name) if format == "auto" else format) for place in places]
+    return [
+        Records(place, format_of(place.name) if format == "auto" else format) for place in places
+    ]
 
 
 def root_of(path: str) -> Place:
@@ -160,7 +175,7 @@ def format_of(name: str) -> Format:
     for ending, format in _ENDINGS.items():
         if plain.endswith(ending):
             return format
-    raise Refusal(f"{name} does not say its format: {', '.join(_ENDINGS)} (or --source.format)")
+    raise UserError(f"{name} does not say its format: {', '.join(_ENDINGS)} (or --source.format)")
 
 
 def texts(piece: Piece, name: str) -> list[str]:
@@ -171,8 +186,14 @@ def texts(piece: Piece, name: str) -> list[str]:
     try:
         return [(text or "").strip() for text in column.cast(pa.string()).to_pylist()]
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        hint = "; --source huggingface reads embedded pictures" if pa.types.is_struct(column.type) else ""
-        raise Refusal(f"column {name} of {piece.file.uri} holds {column.type}, not text{hint}") from error
+        hint = (
+            "; --source huggingface reads embedded pictures"
+            if pa.types.is_struct(column.type)
+            else ""
+        )
+        raise UserError(
+            f"column {name} of {piece.file.uri} holds {column.type}, not text{hint}"
+        ) from error
 
 
 def references_of(piece: Piece, names: Sequence[str]) -> list[list[str]]:
@@ -182,7 +203,9 @@ def references_of(piece: Piece, names: Sequence[str]) -> list[list[str]]:
         for row, value in zip(rows, piece.columns[name].to_pylist(), strict=True):
             said = value if isinstance(value, list) else [value]
             if not all(text is None or isinstance(text, str) for text in said):
-                raise Refusal(f"column {name} of {piece.file.uri} holds {piece.columns[name].type}, no captions")
+                raise UserError(
+                    f"column {name} of {piece.file.uri} holds {piece.columns[name].type}, no captions"
+                )
             row.extend(text for text in said if text)
     return rows
 
@@ -197,7 +220,9 @@ def _parquet_files(folder: Place, notes: Notes) -> list[Place]:
         else:
             files.append(folder / found.path)
     if not files:
-        raise Refusal(nothing(f"no *.parquet file in {folder.uri} or the folders below it", notes))
+        raise UserError(
+            nothing(f"no *.parquet file in {folder.uri} or the folders below it", notes)
+        )
     return sorted(files, key=lambda file: file.path)
 
 
@@ -206,10 +231,14 @@ def _globbed(path: str) -> list[Place]:
 
     place = locate(path)
     system = place.filesystem or filesystem("file")
-    fixed = place.uri[: len(place.uri) - len(place.path)]  # "s3://" and such, which globbed paths lack
-    found = [Place(fixed + name, name, place.filesystem) for name in sorted(system.glob(place.path))]
+    fixed = place.uri[
+        : len(place.uri) - len(place.path)
+    ]  # "s3://" and such, which globbed paths lack
+    found = [
+        Place(fixed + name, name, place.filesystem) for name in sorted(system.glob(place.path))
+    ]
     if not found:
-        raise Refusal(f"no file matches {path}")
+        raise UserError(f"no file matches {path}")
     return found
 
 

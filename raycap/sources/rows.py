@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.sources.text import utf8
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def tables(rows: Iterable[Row], nothing: Callable[[], str]) -> "Iterator[pa.Tabl
         empty = False
         yield from _within_bytes(piece)
     if empty:
-        raise Refusal(nothing())
+        raise UserError(nothing())
 
 
 def _within_bytes(piece: list[Row]) -> "Iterator[pa.Table]":
@@ -65,7 +65,7 @@ def _within_bytes(piece: list[Row]) -> "Iterator[pa.Table]":
 def _table(rows: list[Row]) -> "pa.Table":
     import pyarrow as pa  # here, so that `raycap --help` stays quick
 
-    from raycap.tables import MANIFEST
+    from raycap.schema import MANIFEST
 
     columns = [
         [utf8(row.key) for row in rows],
@@ -76,7 +76,8 @@ def _table(rows: list[Row]) -> "pa.Table":
         [row.error and utf8(row.error) for row in rows],
     ]
     return pa.table(
-        [pa.array(column, wanted.type) for column, wanted in zip(columns, MANIFEST, strict=True)], MANIFEST
+        [pa.array(column, wanted.type) for column, wanted in zip(columns, MANIFEST, strict=True)],
+        MANIFEST,
     )
 
 

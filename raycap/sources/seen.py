@@ -40,5 +40,8 @@ class Seen:
 
 
 def _digests(keys: Sequence[str]) -> NDArray[np.uint64]:
-    digests = (hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest() for key in keys)
+    digests = (
+        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for key in keys
+    )
     return np.frombuffer(b"".join(digests), np.uint64)

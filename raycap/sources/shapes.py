@@ -6,15 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.notes import Notes
 from raycap.sources.rows import Row, tables
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-COLOURS = {"red": (214, 39, 40), "green": (44, 160, 44), "blue": (31, 80, 200), "yellow": (240, 200, 20)}
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "blue": (31, 80, 200),
+    "yellow": (240, 200, 20),
+}
 SHAPES = ("circle", "square", "triangle")
 SIDE = 96  # pixels
 
@@ -32,7 +37,7 @@ class Shapes:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise Refusal(f"count is {self.count}: make at least 1 picture")
+            raise UserError(f"count is {self.count}: make at least 1 picture")
 
     @property
     def trust(self) -> Trust:
@@ -56,7 +61,9 @@ class Shapes:
         for number in range(self.count):
             split = {8: "dev", 9: "test"}.get(number % 10, "train")
             chance = random.Random(f"{self.seed}/{number}")
-            upper, lower = ((chance.choice(list(COLOURS)), chance.choice(SHAPES)) for _ in range(2))
+            upper, lower = (
+                (chance.choice(list(COLOURS)), chance.choice(SHAPES)) for _ in range(2)
+            )
             yield Row(
                 key=f"{number:06}.png",
                 uri=f"shapes:{self.seed}/{number:06}.png",
@@ -68,7 +75,11 @@ class Shapes:
 
 def _captions(upper: tuple[str, str], lower: tuple[str, str]) -> list[str]:
     above, below = (f"a {colour} {shape}" for colour, shape in (upper, lower))
-    return [f"{above} above {below}", f"{below} below {above}", f"{above} on top and {below} at the bottom"]
+    return [
+        f"{above} above {below}",
+        f"{below} below {above}",
+        f"{above} on top and {below} at the bottom",
+    ]
 
 
 def _drawn(upper: tuple[str, str], lower: tuple[str, str], chance: random.Random) -> bytes:

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 # Of train, dev and test.
 Fractions = tuple[float, float, float]
@@ -35,8 +35,10 @@ def split_in(name: str) -> str:
 
 def check_fractions(fractions: Fractions | None) -> None:
     """Refuse what cannot be a split."""
-    if fractions and (any(not 0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6):
-        raise Refusal(
+    if fractions and (
+        any(not 0 <= fraction <= 1 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6
+    ):
+        raise UserError(
             f"fractions are {fractions}: give train, dev and test as numbers from 0 to 1 that add up to 1"
         )
 
@@ -47,7 +49,9 @@ def seeded_split(key: str, fractions: Fractions, seed: int) -> str:
     Counts are therefore near the fractions, not equal to them; in return a picture never moves from dev to train
     when others are added, which would show a trained captioner its own test.
     """
-    digest = hashlib.blake2b(f"{seed}:{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{seed}:{key}".encode("utf-8", "surrogatepass"), digest_size=8
+    ).digest()
     draw = int.from_bytes(digest, "big") / 2**64
     train, dev, _ = fractions
     return "train" if draw < train else "dev" if draw < train + dev else "test"

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
 from raycap.sources.notes import Notes, nothing
 from raycap.sources.records import Piece, records, references_of, root_of, texts
@@ -18,8 +18,29 @@ from raycap.uris import has_scheme
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_URL_NAMES = ("url", "image_url", "img_url", "uri", "image_uri", "link", "href", "src", "image", "img", "picture")
-_FILE_NAMES = ("path", "file_path", "filepath", "image_path", "file", "file_name", "filename", "image_name")
+_URL_NAMES = (
+    "url",
+    "image_url",
+    "img_url",
+    "uri",
+    "image_uri",
+    "link",
+    "href",
+    "src",
+    "image",
+    "img",
+    "picture",
+)
+_FILE_NAMES = (
+    "path",
+    "file_path",
+    "filepath",
+    "image_path",
+    "file",
+    "file_name",
+    "filename",
+    "image_name",
+)
 _REFERENCE_NAMES = ("references", "captions", "caption")
 
 
@@ -54,9 +75,11 @@ class Table:
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
         if self.columns and (taken := sorted(set(self.columns) & _reserved_names())):
-            raise Refusal(f"cannot carry {', '.join(taken)}: raycap has columns of that name; rename yours first")
+            raise UserError(
+                f"cannot carry {', '.join(taken)}: raycap has columns of that name; rename yours first"
+            )
         if len(set(self.columns)) < len(self.columns):
-            raise Refusal(f"a column is to be carried twice: {', '.join(self.columns)}")
+            raise UserError(f"a column is to be carried twice: {', '.join(self.columns)}")
 
     @property
     def trust(self) -> Trust:
@@ -82,10 +105,10 @@ class Table:
         first = next(self._pieces(notes), None)
         if first is None:
             usable = "usable " if notes.left_out() else ""
-            raise Refusal(nothing(f"{self.path} has no {usable}rows", notes))
+            raise UserError(nothing(f"{self.path} has no {usable}rows", notes))
         tried = [uri for uri in texts(first, column)[:FIRST_ROWS] if uri]
         if tried and not self._holds_paths() and not any(map(has_scheme, tried)):
-            raise Refusal(
+            raise UserError(
                 f"column {column} of {first.file.uri} holds no URLs (the first: {tried[0][:100]!r}); "
                 "--source.local True if they are paths of files of yours, --source.column for another column"
             )
@@ -112,7 +135,7 @@ class Table:
             if len(table):
                 yield table
         if types is None:
-            raise Refusal(nothing(f"no row in {self.path}", notes))
+            raise UserError(nothing(f"no row in {self.path}", notes))
         note_repeats(keys, "URL", notes)
 
     def _splits(self, piece: Piece, uris: list[str]) -> list[str]:
@@ -134,16 +157,24 @@ class Table:
         for usual in (*_URL_NAMES, *_FILE_NAMES):
             if usual in by_plain_name:
                 return by_plain_name[usual]
-        raise Refusal(
+        raise UserError(
             f"{self.path} has no column named as usual for URLs ({', '.join(_URL_NAMES[:4])}, ..., "
             f"{', '.join(_FILE_NAMES[:2])}, ...); it has {', '.join(names) or 'none'}: --source.column names one"
         )
 
     def _wanted(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
         """The columns to read, and those of them that hold human captions."""
-        usual = [name for name in _REFERENCE_NAMES if name in names] if "auto" in self.references else []
-        references = list(dict.fromkeys([*usual, *(name for name in self.references if name != "auto")]))
-        single = [name for name in (self._column(names), self.key_column, self.split_column) if name]
+        usual = (
+            [name for name in _REFERENCE_NAMES if name in names]
+            if "auto" in self.references
+            else []
+        )
+        references = list(
+            dict.fromkeys([*usual, *(name for name in self.references if name != "auto")])
+        )
+        single = [
+            name for name in (self._column(names), self.key_column, self.split_column) if name
+        ]
         return list(dict.fromkeys([*single, *references, *self.columns])), references
 
     def _unique_keys(self, piece: Piece, seen: Seen) -> list[str]:
@@ -151,10 +182,12 @@ class Table:
         for key, where, came_before in zip(keys, piece.where, seen.add(keys), strict=True):
             here = f"{piece.file.uri} {where}"
             if not key:
-                raise Refusal(f"{here} has an empty {self.key_column}: every row needs a key of its own")
+                raise UserError(
+                    f"{here} has an empty {self.key_column}: every row needs a key of its own"
+                )
             # Looking the first one up also tells two keys with one digest from one key met twice.
             if came_before and (first := self._first_with(key)) != here:
-                raise Refusal(
+                raise UserError(
                     f"the key {key!r} stands twice: {first} and {here}; --source.key-column takes unique keys"
                 )
         return keys
@@ -164,11 +197,11 @@ class Table:
             for found, where in zip(texts(piece, self.key_column), piece.where, strict=True):
                 if found == key:
                     return f"{piece.file.uri} {where}"
-        raise Refusal(f"{self.path} changed while it was read")
+        raise UserError(f"{self.path} changed while it was read")
 
 
 def _reserved_names() -> set[str]:
-    from raycap.tables import CAPTIONS, MANIFEST  # here, so that `raycap --help` stays quick
+    from raycap.schema import CAPTIONS, MANIFEST  # here, so that `raycap --help` stays quick
 
     return {*MANIFEST.names, *CAPTIONS.names}
 
@@ -184,25 +217,35 @@ def _carried(piece: Piece, names: Sequence[str], types: "pa.Schema | None") -> "
     columns = piece.columns.select(list(names))
     if types is None:
         types = pa.schema(
-            [pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in columns.schema]
+            [
+                pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type)
+                for f in columns.schema
+            ]
         )
     try:
         return columns.cast(types)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise Refusal(
+        raise UserError(
             f"columns of {piece.file.uri} are of other types than in the files before: {error}"
         ) from error
 
 
 def _manifest(
-    keys: list[str], uris: list[str], splits: list[str], references: list[list[str]], carried: "pa.Table"
+    keys: list[str],
+    uris: list[str],
+    splits: list[str],
+    references: list[list[str]],
+    carried: "pa.Table",
 ) -> "pa.Table":
     import pyarrow as pa
 
-    from raycap.tables import MANIFEST, fit
+    from raycap.schema import MANIFEST, fit
 
     none = pa.nulls(len(keys), pa.large_binary())
     columns = (keys, uris, splits, references, none, [""] * len(keys))
-    named = {field.name: pa.array(column, field.type) for field, column in zip(MANIFEST, columns, strict=True)}
+    named = {
+        field.name: pa.array(column, field.type)
+        for field, column in zip(MANIFEST, columns, strict=True)
+    }
     named |= dict(zip(carried.column_names, carried.columns, strict=True))
     return fit(pa.table(named), MANIFEST, carried.column_names)

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.refusal import Refusal
 from raycap.sources.keys import Keys
 from raycap.sources.lines import LONGEST_URL, Lines, LongLine
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
-from raycap.sources.place import existing, locate
 from raycap.sources.rows import Row, counted, pieces, tables
+from raycap.storage.location import existing, locate
 from raycap.uris import has_scheme, is_web
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raycap.sources.place import Place
+    from raycap.storage.location import Place
 
 # Lines looked at before the start: none of them a URL means that the file is something else.
 _LINES_TRIED = 20
@@ -54,17 +54,17 @@ class Urls:
             return
         place = existing(self.path)
         if place.is_folder():
-            raise Refusal(
+            raise UserError(
                 f"{place.uri} is a folder: a list of URLs is a text file (for its pictures: --source folder)"
             )
         notes = Notes()
         tried = list(itertools.islice(self._lines(notes), _LINES_TRIED))
         if any("\0" in line for line in tried):
-            raise Refusal(f"{place.uri} is not a text file: a list has one URL a line")
+            raise UserError(f"{place.uri} is not a text file: a list has one URL a line")
         if not tried:
-            raise Refusal(self._nothing(notes))
+            raise UserError(self._nothing(notes))
         if not self.local and not any(map(has_scheme, tried)):
-            raise Refusal(
+            raise UserError(
                 f"the first lines of {place.uri} are no URLs (the first: {tried[0][:100]!r}); "
                 "--source.local if they are paths of files of yours"
             )

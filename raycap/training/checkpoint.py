@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raycap.refusal import Refusal
-from raycap.runs import write_json
+from raycap.errors import UserError
+from raycap.storage import write_json
 
 FOLDER, STATE, TENSORS = "checkpoints", "state.json", "state.safetensors"
 KEPT = 2
@@ -60,7 +60,7 @@ def save_checkpoint(
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except OSError as error:
-        raise Refusal(f"cannot save a checkpoint in {run}: {error}") from error
+        raise UserError(f"cannot save a checkpoint in {run}: {error}") from error
     for old in _checkpoints(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -75,7 +75,7 @@ def load_checkpoint(run: Path, device: torch.device) -> Checkpoint | None:
         numbers = json.loads((newest / STATE).read_text(encoding="utf-8"))
         tensors = safetensors.torch.load_file(newest / TENSORS, device=str(device))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise Refusal(
+        raise UserError(
             f"the checkpoint {newest} is damaged ({error}): delete it to continue from an older "
             "one"
         ) from error

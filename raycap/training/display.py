@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 from tqdm import tqdm
 
 from raycap import plots
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.terminal import lines_of, printable, write_out
 from raycap.training.options import Tracker
 from raycap.training.run_files import METRICS, LogReader, read_epochs
@@ -206,8 +206,10 @@ def open_tracker(name: Tracker, out: Path) -> OpenTracker:
     try:
         return TRACKERS[name](out)  # type: ignore[call-arg]
     except ImportError as error:
-        raise Refusal(
+        raise UserError(
             f"the tracker {name} needs a package: pip install 'raycap[{name}]' ({error})"
         ) from error
     except Exception as error:  # any error of a package, a server or a key
-        raise Refusal(f"the tracker {name} cannot be opened (train.trackers): {error}") from error
+        raise UserError(
+            f"the tracker {name} cannot be opened (train.trackers): {error}"
+        ) from error

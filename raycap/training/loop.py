@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from raycap.captioner import folder
-from raycap.precision import Precision
+from raycap.captioners.trained import folder
+from raycap.device import Precision
 from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from raycap.captioner import folder
+from raycap.captioners.trained import folder
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.encoders.encoder import Encoder
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 
 class Network(nn.Module):
@@ -46,7 +46,7 @@ def load_weights(network: Network, captioner: str) -> None:
         if network.encoder is not None and encoder:
             network.encoder.load_state_dict(encoder)
     except RuntimeError as error:
-        raise Refusal(f"cannot start from the weights of {captioner}: {error}") from error
+        raise UserError(f"cannot start from the weights of {captioner}: {error}") from error
 
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

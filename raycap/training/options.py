@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raycap.precision import PrecisionName
-from raycap.refusal import Refusal
+from raycap.device import PrecisionName
+from raycap.errors import UserError
 
 # What the best epoch is chosen by. The lowest loss is best; of the others, the highest score.
 Measure = Literal["cider_d", "bleu_4", "rouge_l", "accuracy", "loss"]
@@ -29,11 +29,11 @@ class Objective:
     def __post_init__(self) -> None:
         for name in ("label_smoothing", "scheduled_sampling"):
             if not 0 <= getattr(self, name) < 1:
-                raise Refusal(
+                raise UserError(
                     f"objective.{name} is {getattr(self, name)}: give a share from 0 to below 1"
                 )
         if not (math.isfinite(self.attention_penalty) and self.attention_penalty >= 0):
-            raise Refusal(
+            raise UserError(
                 f"objective.attention_penalty is {self.attention_penalty}: give a weight, or 0 "
                 "for none"
             )
@@ -57,14 +57,14 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
-            raise Refusal(f"optimiser.accumulate is {self.accumulate}: give 1 or more parts")
+            raise UserError(f"optimiser.accumulate is {self.accumulate}: give 1 or more parts")
         if not 0 <= self.averaging < 1:
-            raise Refusal(
+            raise UserError(
                 f"optimiser.averaging is {self.averaging}: give a decay below 1, or 0 for none"
             )
         for name in ("weight_decay", "clip"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise Refusal(f"optimiser.{name} is {getattr(self, name)}: give 0 or more")
+                raise UserError(f"optimiser.{name} is {getattr(self, name)}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or self.patience < 0:
-            raise Refusal(
+            raise UserError(
                 "schedule.warmup and schedule.patience count steps and epochs: give 0 or more"
             )
         if not (0 <= self.floor <= 1 and 0 < self.factor < 1):
-            raise Refusal(
+            raise UserError(
                 "schedule.floor is a share from 0 to 1, schedule.factor one between 0 and 1"
             )
 
@@ -112,9 +112,9 @@ class Validation:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise Refusal(f"validation.batch is {self.batch}: give at least 1 picture")
+            raise UserError(f"validation.batch is {self.batch}: give at least 1 picture")
         if min(self.patience, self.samples, self.samples_every) < 0:
-            raise Refusal(
+            raise UserError(
                 "validation.patience, samples and samples_every are counts: give 0 or more"
             )
 
@@ -141,19 +141,19 @@ class SelfCritical:
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
-            raise Refusal(f"self_critical.epochs is {self.epochs}: give a count, or 0 for none")
+            raise UserError(f"self_critical.epochs is {self.epochs}: give a count, or 0 for none")
         if self.samples < 2:
-            raise Refusal(
+            raise UserError(
                 f"self_critical.samples is {self.samples}: draws are compared, so give at least 2"
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise Refusal(
+            raise UserError(
                 f"self_critical.temperature is {self.temperature}: give more than 0, such as 0.5"
             )
         if not 0 <= self.bleu_4 <= 1:
-            raise Refusal(f"self_critical.bleu_4 is {self.bleu_4}: give a share from 0 to 1")
+            raise UserError(f"self_critical.bleu_4 is {self.bleu_4}: give a share from 0 to 1")
         if not self.lr > 0 or self.max_length < 2:
-            raise Refusal("self_critical.lr must be above 0, and max_length at least 2")
+            raise UserError("self_critical.lr must be above 0, and max_length at least 2")
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.crop < 1:
-            raise Refusal(f"augmentation.crop is {self.crop}: give a share from 0 to below 1")
+            raise UserError(f"augmentation.crop is {self.crop}: give a share from 0 to below 1")
         if self.views < 0 or (self.views and not self.on):
-            raise Refusal(
+            raise UserError(
                 f"augmentation.views is {self.views}: give a count, and augmentation.crop or flip "
                 "to change them by"
             )
@@ -204,13 +204,13 @@ class Workers:
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 0:
-            raise Refusal(
+            raise UserError(
                 f"workers.count is {self.count}: give 1 or more, or 0 to train in this process"
             )
         if not 0 < self.gpus <= 1:
-            raise Refusal(f"workers.gpus is {self.gpus}: give 1, or a share of one above 0")
+            raise UserError(f"workers.gpus is {self.gpus}: give 1, or a share of one above 0")
         if self.cpus <= 0 or self.failures < 0 or (self.threads is not None and self.threads < 1):
-            raise Refusal(
+            raise UserError(
                 "workers.cpus must be above 0, workers.threads at least 1 and workers.failures at "
                 "least 0"
             )
@@ -273,36 +273,36 @@ class Train:
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.epochs + self.self_critical.epochs < 1:
-            raise Refusal(
+            raise UserError(
                 f"train.epochs is {self.epochs}: give at least 1, or self_critical.epochs and "
                 "start_from"
             )
         if self.epochs == 0 and not self.start_from:
-            raise Refusal(
+            raise UserError(
                 "train.epochs is 0, and self-critical training needs a captioner: give "
                 "train.start_from"
             )
         if self.batch < 1:
-            raise Refusal(f"train.batch is {self.batch}: give at least 1 picture")
+            raise UserError(f"train.batch is {self.batch}: give at least 1 picture")
         for name in ("lr", "encoder_lr", "embedding_lr"):
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
-                raise Refusal(
+                raise UserError(
                     f"train.{name} is {rate}: give more than 0; a part that must not learn is "
                     "frozen by its own option (encoder.trainable, decoder.embedding_trainable)"
                 )
         if self.log_steps < 1 or self.checkpoint_minutes < 0:
-            raise Refusal(
+            raise UserError(
                 "train.log_steps must be at least 1 and train.checkpoint_minutes at least 0"
             )
         if not self.training_splits or not self.validation_split:
-            raise Refusal("train.training_splits and train.validation_split must name splits")
+            raise UserError("train.training_splits and train.validation_split must name splits")
         if self.validation_split in self.training_splits:
-            raise Refusal(
+            raise UserError(
                 f"the split {self.validation_split} is in train.training_splits and is "
                 "train.validation_split: use it for one of them"
             )
         if self.workers.count and self.batch < self.workers.count:
-            raise Refusal(
+            raise UserError(
                 f"train.batch is {self.batch}: {self.workers.count} workers need a picture each"
             )

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from raycap.runs import whole_file
+from raycap.storage import whole_file
 
 METRICS = "metrics.jsonl"
 PICTURES = "validation.jsonl"

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from raycap.captioner import Plan
-from raycap.captioner.folder import digest_of, encoder_of, plan_of, words_of
+from raycap.captioners.trained import Plan
+from raycap.captioners.trained.folder import digest_of, encoder_of, plan_of, words_of
 from raycap.config import part_to_plain, without_removed
 from raycap.encoders import EncoderOptions
 from raycap.encoders.encoder import Encoder
+from raycap.errors import UserError
 from raycap.images.reading import LIMITS
-from raycap.refusal import Refusal
-from raycap.runs import RunFolder, differences
 from raycap.search import SearchChoice
 from raycap.sources import Source
+from raycap.storage import RunFolder, differences
 from raycap.training.options import Train
 from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
 from raycap.vocabulary import Vocabulary, Words, load_glove
@@ -67,23 +67,23 @@ def needs_pixels(encoder: EncoderOptions, options: Train) -> bool:
 def check_options(encoder: EncoderOptions, options: Train) -> None:
     """Refuse options that do not go together, before anything is read."""
     if not RunFolder(options.out).is_local:
-        raise Refusal(
+        raise UserError(
             f"train.out is {options.out}: train into a folder that all machines share, then copy "
             "it"
         )
     views = options.augmentation.views
     if views and getattr(encoder, "trainable", "none") != "none":
-        raise Refusal(
+        raise UserError(
             "augmentation.views are encoded once, and this encoder is trained: set views to 0, or "
             "encoder.trainable to none"
         )
     if views and options.features:
-        raise Refusal(
+        raise UserError(
             "augmentation.views are made from the pictures: give a source instead of "
             "train.features"
         )
     if needs_pixels(encoder, options) and options.features:
-        raise Refusal(
+        raise UserError(
             "a trainable encoder, or augmentation, needs the pictures at every step, and "
             "train.features were made with a frozen encoder: give a source instead of "
             "train.features"
@@ -123,7 +123,7 @@ def check_same(
         if isinstance(options, Mapping):
             earlier[section] = without_removed(section, options)
     if different := differences(earlier, identity):
-        raise Refusal(
+        raise UserError(
             f"{folder} holds another {what} ({'; '.join(different)}): give another --out, or "
             "--fresh to start over there"
         )
@@ -136,17 +136,17 @@ def given_features(features: str, encoder: Encoder) -> PictureTables:
     facts = folder.read_json(FACTS)
     if facts is None:
         if folder.names(TABLE):
-            raise Refusal(
+            raise UserError(
                 f"the features in {features} are not finished: run the same `raycap extract` again"
             )
         if not any(name.endswith(".parquet") for name in folder.names()):
-            raise Refusal(
+            raise UserError(
                 f"there are no features in {features}: make them with `raycap extract SOURCE "
                 f"--out {features}`"
             )
         return PictureTables((features,))
     if facts.get("identity", {}).get("encoder_sha256") != digest_of(encoder):
-        raise Refusal(
+        raise UserError(
             f"the features in {features} were made with another encoder, or with other weights, "
             "than this run's: give the same encoder and weights, or make the features again with "
             "`raycap extract`"
@@ -170,7 +170,7 @@ def build_encoder(plan: Plan, start_from: str) -> Encoder:
         },
     )
     if wrong:
-        raise Refusal(
+        raise UserError(
             f"{start_from} has other options than this run ({'; '.join(wrong)}): give the same "
             "ones, or another train.start_from"
         )
@@ -200,7 +200,7 @@ def gather_setup(
     table = pictures.tables[0]
     shapes = row_shapes(table)
     if "grid" in shapes and shapes["grid"] != (encoder.positions, encoder.width):
-        raise Refusal(
+        raise UserError(
             f"{table} holds grids of {shapes['grid']} (positions, width), the encoder makes "
             f"{(encoder.positions, encoder.width)}: they were made with another encoder"
         )
@@ -230,7 +230,7 @@ def check_splits(table: str, options: Train, described: Counter[str]) -> None:
     """Refuse a table or source without pictures for a split; `described` counts pictures with
     captions by split."""
     if not sum(described.values()):
-        raise Refusal(
+        raise UserError(
             f"no picture of {table} has a caption: training needs pictures that people have "
             "described"
         )
@@ -244,13 +244,13 @@ def check_splits(table: str, options: Train, described: Counter[str]) -> None:
     named.append(("validation_split", options.validation_split))
     for option, split in named:
         if not described[split]:
-            raise Refusal(
+            raise UserError(
                 f"train.{option} names {split!r}, which has no picture with a caption; there are "
                 f"{known}"
             )
     count = sum(described[split] for split in options.training_splits)
     if options.workers.count and count < options.workers.count:
-        raise Refusal(
+        raise UserError(
             f"{options.workers.count} workers, but only {count} pictures to learn from: take "
             "fewer (--train.workers.count)"
         )

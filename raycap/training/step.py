@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raycap.precision import Precision
+from raycap.device import Precision
 from raycap.training.augmentation import DRAWS, augment
 from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from raycap.training.dataset import Batch

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raycap.refusal import Refusal
-from raycap.runs import stores, write_json
+from raycap.errors import UserError
+from raycap.schema import MANIFEST, SUCCESS
 from raycap.sources import Source
-from raycap.tables import MANIFEST, SUCCESS
+from raycap.storage import stores, write_json
 from raycap.uris import is_local
 
 LISTING = "pictures.arrow"
@@ -154,7 +154,7 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
                 pictures.update(counted.to_pylist())
         part.rename(file)
     except OSError as error:
-        raise Refusal(f"cannot write {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
     return pictures
@@ -180,7 +180,9 @@ def unpack_table(table: str, cache: Path) -> PictureStore:
             with contextlib.suppress(OSError):  # another run was quicker, with the same rows
                 part.rename(folder)
         except OSError as error:
-            raise Refusal(f"cannot unpack {table} into {cache} (train.cache): {error}") from error
+            raise UserError(
+                f"cannot unpack {table} into {cache} (train.cache): {error}"
+            ) from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -202,7 +204,7 @@ def _unpack(table: str, folder: Path) -> None:
                 form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
                 captions.append(piece.select(CAPTION_COLUMNS))
     if form is None:
-        raise Refusal(f"{table} holds no readable picture")
+        raise UserError(f"{table} holds no readable picture")
     whole = pa.concat_tables(captions).combine_chunks()
     with (
         pa.OSFile(str(folder / CAPTIONS), "wb") as file,
@@ -234,7 +236,7 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
         if name in schema.names
     }
     if not shapes:
-        raise Refusal(
+        raise UserError(
             f"{table} is no feature table: it has no column `grid`; make one with `raycap extract`"
         )
     return shapes
@@ -247,7 +249,7 @@ def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
             parquet = pq.ParquetFile(file)
             missing = [name for name in columns if name not in parquet.schema_arrow.names]
             if missing:
-                raise Refusal(
+                raise UserError(
                     f"{name} lacks {', '.join(missing)}: it is no table that `raycap extract` made"
                 )
             for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*columns, "status"]):
@@ -264,9 +266,9 @@ def _parquet_files(table: str) -> list[tuple[str, int, Any]]:
         names = sorted(str(one["name"]) for one in listed if one["name"].endswith(".parquet"))
         found = [info for name in names if (info := filesystem.info(name))["type"] == "file"]
     except (OSError, ValueError, ImportError) as error:
-        raise Refusal(f"cannot read the feature table {table}: {error}") from error
+        raise UserError(f"cannot read the feature table {table}: {error}") from error
     if not found:
-        raise Refusal(
+        raise UserError(
             f"there is no feature table at {table}: no *.parquet in it; make one with `raycap "
             "extract`"
         )
@@ -284,4 +286,4 @@ def _opened(name: str, table: str) -> Iterator[Any]:
         with stores.open_file(name) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
-        raise Refusal(f"{name} of the table {table} cannot be read: {error}") from error
+        raise UserError(f"{name} of the table {table} cannot be read: {error}") from error

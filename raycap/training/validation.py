@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from raycap.decoders.decoder import Tensors
+from raycap.device import Precision
 from raycap.metrics import METRICS, Corpus
-from raycap.precision import Precision
 from raycap.search import SearchChoice
 from raycap.training.dataset import CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup

@@ -4,7 +4,7 @@ early, `trials` what is known of each trial."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.tuning.schedulers import SCHEDULERS as SCHEDULERS
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ class Tune:
     def __post_init__(self) -> None:
         for name in ("trials", "grace"):
             if getattr(self, name) < 1:
-                raise Refusal(f"tune.{name} is {getattr(self, name)}: give at least 1")
+                raise UserError(f"tune.{name} is {getattr(self, name)}: give at least 1")
         if self.reduction < 2:
-            raise Refusal(
+            raise UserError(
                 f"tune.reduction is {self.reduction}: give at least 2, or tune.scheduler none"
             )
         if self.concurrent is not None and self.concurrent < 1:
-            raise Refusal(
+            raise UserError(
                 f"tune.concurrent is {self.concurrent}: give at least 1, or leave it out"
             )
         if not self.cpus > 0 or (self.gpus is not None and not self.gpus >= 0):
-            raise Refusal("tune.cpus must be above 0 and tune.gpus at least 0")
+            raise UserError("tune.cpus must be above 0 and tune.gpus at least 0")
         if self.retries < 0:
-            raise Refusal(f"tune.retries is {self.retries}: give 0 or more")
+            raise UserError(f"tune.retries is {self.retries}: give 0 or more")

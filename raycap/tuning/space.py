@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from raycap.config import nearest, parse
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 Kind = Literal["choice", "uniform", "log_uniform", "integer"]
 Parameters = dict[str, Any]  # of one trial: dotted names of options, and their values
@@ -44,18 +44,18 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise Refusal(f"{self.key} has no value to choose from")
+            raise UserError(f"{self.key} has no value to choose from")
         if self.kind == "choice":
             return
         number = int if self.kind == "integer" else float
         given = f"{self.key}: {self.kind} is {list(self.values)}"
         if len(self.values) != 2 or any(type(value) is not number for value in self.values):
-            raise Refusal(f"{given}: give the lowest and the highest number")
+            raise UserError(f"{given}: give the lowest and the highest number")
         low, high = self.values
         if not low < high or not math.isfinite(high - low):
-            raise Refusal(f"{given}: the lowest comes first")
+            raise UserError(f"{given}: the lowest comes first")
         if self.kind == "log_uniform" and low <= 0:
-            raise Refusal(
+            raise UserError(
                 f"{self.key}: log_uniform begins at {low}: its logarithm needs more than 0"
             )
 
@@ -122,7 +122,7 @@ class Space:
         """Every combination."""
         for one in self.ranges:
             if one.kind not in ("choice", "integer"):
-                raise Refusal(
+                raise UserError(
                     f"{one.key} is {one.kind}: a grid needs a choice there, or take another "
                     "searcher"
                 )
@@ -181,14 +181,16 @@ def read_space(path: str, try_point: Callable[[Parameters], object]) -> Space:
     that would come to it.
     """
     if not path:
-        raise Refusal("what is to be searched? Give --space FILE.yaml; configs/space.yaml is one")
+        raise UserError(
+            "what is to be searched? Give --space FILE.yaml; configs/space.yaml is one"
+        )
     try:
         data = parse(Path(path).read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"cannot read the search space {path}: {error}") from error
+        raise UserError(f"cannot read the search space {path}: {error}") from error
     try:
         if not isinstance(data, Mapping) or not data:
-            raise Refusal(
+            raise UserError(
                 "give a mapping of options to ranges, as 'train.lr: {log_uniform: [1e-4, 1e-2]}'"
             )
         ranges: list[Range] = []
@@ -201,8 +203,8 @@ def read_space(path: str, try_point: Callable[[Parameters], object]) -> Space:
             _check_option(one)
         for corner in space.corners():
             try_point(corner)
-    except Refusal as refusal:
-        raise Refusal(f"{path}: {refusal}") from refusal
+    except UserError as refusal:
+        raise UserError(f"{path}: {refusal}") from refusal
     return space
 
 
@@ -216,13 +218,13 @@ def _range(key: str, given: Any) -> Range:
         reason = "give one range"
         if unknown:
             reason = f"{unknown[0]!r} is no range{nearest(unknown[0], known)}"
-        raise Refusal(
+        raise UserError(
             f"{key} is {given!r}: {reason}, as '{{choice: [16, 32]}}' or '{{uniform: [0.1, 0.5]}}'"
         )
     kind = cast(Kind, kinds[0])
     values, when = given[kind], given.get("when", {})
     if not isinstance(values, list) or not isinstance(when, Mapping):
-        raise Refusal(
+        raise UserError(
             f"{key} is {given!r}: a range is a list, and `when` a mapping of options to values"
         )
     if kind in ("uniform", "log_uniform"):  # [1, 8] includes numbers such as 3.7
@@ -243,13 +245,13 @@ def _in_order(ranges: list[Range]) -> tuple[Range, ...]:
     for one in ranges:
         for key, wanted in one.when.items():
             if key not in choices:
-                raise Refusal(
+                raise UserError(
                     f"{one.key} is tried when {key} has a value, which is not searched"
                     f"{nearest(key, choices)}"
                 )
             wrong = [value for value in wanted if value not in choices[key]]
             if wrong:
-                raise Refusal(
+                raise UserError(
                     f"{one.key} is tried when {key} is {wrong[0]!r}, which is none of its choices"
                 )
     ordered: list[Range] = []
@@ -258,7 +260,7 @@ def _in_order(ranges: list[Range]) -> tuple[Range, ...]:
         waiting = {one.key for one in left}
         ready = [one for one in left if not waiting & set(one.when)]
         if not ready:
-            raise Refusal(f"{left[0].key} and {left[-1].key} decide about each other")
+            raise UserError(f"{left[0].key} and {left[-1].key} decide about each other")
         ordered += ready
         left = [one for one in left if one not in ready]
     return tuple(ordered)
@@ -268,11 +270,11 @@ def _check_option(one: Range) -> None:
     """Refuse an option that cannot be searched."""
     for section, reason in FIXED.items():
         if is_under(one.key, (section,)):
-            raise Refusal(f"{one.key} cannot be searched: {reason}")
+            raise UserError(f"{one.key} cannot be searched: {reason}")
     if not is_under(one.key, SECTIONS):
         section = one.key.split(".")[0]
-        raise Refusal(f"{one.key} is no option of a training run{nearest(section, SECTIONS)}")
+        raise UserError(f"{one.key} is no option of a training run{nearest(section, SECTIONS)}")
     if is_under(one.key, OF_FEATURES) and one.kind not in ("choice", "integer"):
-        raise Refusal(
+        raise UserError(
             f"{one.key} is {one.kind}: features are made for each value, so give a choice"
         )

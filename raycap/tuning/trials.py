@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raycap.runs import RunFolder, write_json
+from raycap.storage import RunFolder, write_json
 from raycap.terminal import printable
 from raycap.training.options import Measure
 from raycap.training.run_files import METRICS, read_epochs

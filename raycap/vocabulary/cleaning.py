@@ -3,7 +3,7 @@
 import unicodedata
 from dataclasses import dataclass
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 
 # Endings that already tokenised captions (Flickr8k: "a man 's dog") carry as words of their own.
 _ENDINGS = frozenset({"'s", "'re", "'ve", "'ll", "'d", "'m"})
@@ -29,11 +29,15 @@ class Cleaning:
 
     def __post_init__(self) -> None:
         if self.max_words is not None and self.max_words < 1:
-            raise Refusal(f"max_words is {self.max_words}: keep at least 1 word of a caption, or None for no limit")
+            raise UserError(
+                f"max_words is {self.max_words}: keep at least 1 word of a caption, or None for no limit"
+            )
 
     def words(self, caption: str) -> list[str]:
         """The words of `caption` in their order."""
-        text = unicodedata.normalize("NFC", caption.lower() if self.lowercase else caption)  # one spelling per word
+        text = unicodedata.normalize(
+            "NFC", caption.lower() if self.lowercase else caption
+        )  # one spelling per word
         words = self._split(text.replace("\u2019", "'"))  # ' for ’
         if self.drop_single_letters:
             words = [word for word in words if len(word) > 1]
@@ -46,7 +50,9 @@ class Cleaning:
         marks = {character for character in text if unicodedata.category(character)[0] in "PS"}
         if self.keep_joined:
             marks -= {"-", "'"}
-        gap = " " if self.keep_joined else ""  # "red,blue" is two words, unless asked to do as the tutorials do
+        gap = (
+            " " if self.keep_joined else ""
+        )  # "red,blue" is two words, unless asked to do as the tutorials do
         words = text.translate(
             {ord(mark): gap if self.remove_punctuation else f" {mark} " for mark in marks}
         ).split()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.uris import filesystem_of
 from raycap.vocabulary.words import PAD, SPECIAL_TOKENS, Vocabulary
 
@@ -43,11 +43,16 @@ def load_glove(path: str, vocabulary: Vocabulary, seed: int = 0) -> Glove:
         with ExitStack() as stack:
             reader.read(_opened(path, stack))
     except FileNotFoundError as error:
-        raise Refusal(f"{path}: no such GloVe file") from error
+        raise UserError(f"{path}: no such GloVe file") from error
     except (EOFError, zlib.error, zipfile.BadZipFile, OSError) as error:
-        raise Refusal(f"{path}: cannot be read to its end ({error}): is the file whole?") from error
-    except (ImportError, ValueError) as error:  # fsspec: a protocol that is unknown or not installed
-        raise Refusal(f"{path}: {error}") from error
+        raise UserError(
+            f"{path}: cannot be read to its end ({error}): is the file whole?"
+        ) from error
+    except (
+        ImportError,
+        ValueError,
+    ) as error:  # fsspec: a protocol that is unknown or not installed
+        raise UserError(f"{path}: {error}") from error
     return reader.result(seed)
 
 
@@ -69,7 +74,7 @@ class _Reader:
         for line in iter(lambda: buffered.readline(_LONGEST_LINE), b""):
             self.lines += 1
             if len(line) == _LONGEST_LINE:
-                raise Refusal(
+                raise UserError(
                     f"{self.path}: line {self.lines} is longer than {_LONGEST_LINE} bytes: not GloVe text"
                 )
             if self.lines == 1 and _is_header(line):  # word2vec's "how many, how wide"
@@ -80,14 +85,19 @@ class _Reader:
     def _width(self, line: bytes) -> int:
         fields = line.split(b" ")
         if len(fields) < 2 or _numbers(fields[1:]) is None:
-            raise Refusal(f"{self.path}: not GloVe text: its first line is not a word and its numbers")
+            raise UserError(
+                f"{self.path}: not GloVe text: its first line is not a word and its numbers"
+            )
         return len(fields) - 1
 
     def _take(self, line: bytes) -> None:
         self.width = self.width or self._width(line)
         if line.count(b" ") != self.width:
             # More fields are a word with spaces ("at name@domain.com", ". . ."), which no vocabulary holds.
-            if line.count(b" ") < self.width or _numbers(line.rsplit(b" ", self.width)[1:]) is None:
+            if (
+                line.count(b" ") < self.width
+                or _numbers(line.rsplit(b" ", self.width)[1:]) is None
+            ):
                 self._fault(line, f"{line.count(b' ')} numbers, not {self.width}")
             return
         place = self.wanted.get(line[: line.index(b" ")])
@@ -102,27 +112,44 @@ class _Reader:
     def _fault(self, line: bytes, reason: str) -> None:
         self.fault_count += 1
         if len(self.faults) < _MALFORMED_NAMED:
-            self.faults.append(f"line {self.lines} ({line[:20].decode(errors='replace')!r}): {reason}")
+            self.faults.append(
+                f"line {self.lines} ({line[:20].decode(errors='replace')!r}): {reason}"
+            )
 
     def result(self, seed: int) -> Glove:
-        if self.fault_count > self.lines * _MALFORMED_SHARE and self.fault_count > _MALFORMED_NAMED:
+        if (
+            self.fault_count > self.lines * _MALFORMED_SHARE
+            and self.fault_count > _MALFORMED_NAMED
+        ):
             faults = "; ".join(self.faults)
-            raise Refusal(f"{self.path}: {self.fault_count} of {self.lines} lines are malformed: {faults}")
+            raise UserError(
+                f"{self.path}: {self.fault_count} of {self.lines} lines are malformed: {faults}"
+            )
         if not self.rows:
-            raise Refusal(f"{self.path}: none of the vocabulary's {len(self.words)} words is in it")
+            raise UserError(
+                f"{self.path}: none of the vocabulary's {len(self.words)} words is in it"
+            )
         known = np.stack(list(self.rows.values()))  # [found, E]
         shape = (len(SPECIAL_TOKENS) + len(self.words), self.width)
-        matrix = np.random.default_rng(seed).normal(known.mean(0), known.std(0), shape).astype(np.float32)
+        matrix = (
+            np.random.default_rng(seed)
+            .normal(known.mean(0), known.std(0), shape)
+            .astype(np.float32)
+        )
         matrix[PAD] = 0
         matrix[np.array(list(self.rows)) + len(SPECIAL_TOKENS)] = known
         missing = tuple(word for place, word in enumerate(self.words) if place not in self.rows)
-        return Glove(matrix, len(self.rows), len(self.words), missing, tuple(self.faults), self.fault_count)
+        return Glove(
+            matrix, len(self.rows), len(self.words), missing, tuple(self.faults), self.fault_count
+        )
 
 
 def _opened(path: str, stack: ExitStack) -> Any:
     # Not fsspec.open, which takes '::' in a name for a chain of protocols.
     filesystem, inner = filesystem_of(path)
-    stack.callback(lambda kept: None, filesystem)  # fsspec's zip closes its file when nobody refers to it
+    stack.callback(
+        lambda kept: None, filesystem
+    )  # fsspec's zip closes its file when nobody refers to it
     file = stack.enter_context(filesystem.open(inner, "rb"))
     if not path.endswith(".zip") or path.startswith("zip://"):
         return stack.enter_context(gzip.open(file)) if path.endswith(".gz") else file
@@ -130,7 +157,9 @@ def _opened(path: str, stack: ExitStack) -> Any:
     members = [name for name in archive.namelist() if not name.endswith("/")]
     if len(members) != 1:
         chosen = f"zip://{members[0] if members else 'NAME'}::{path}"
-        raise Refusal(f"{path}: holds {len(members)} files ({', '.join(members)}): choose one, as in {chosen}")
+        raise UserError(
+            f"{path}: holds {len(members)} files ({', '.join(members)}): choose one, as in {chosen}"
+        )
     return stack.enter_context(archive.open(members[0]))
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from raycap.refusal import Refusal
+from raycap.errors import UserError
 from raycap.vocabulary.cleaning import Cleaning
 
 # Fixed for good: captioner folders, search and training rely on these numbers.
@@ -33,9 +33,13 @@ class Words:
 
     def __post_init__(self) -> None:
         if self.min_count < 1:
-            raise Refusal(f"min_count is {self.min_count}: it must be at least 1, which keeps every word")
+            raise UserError(
+                f"min_count is {self.min_count}: it must be at least 1, which keeps every word"
+            )
         if self.max_size is not None and self.max_size < 1:
-            raise Refusal(f"max_size is {self.max_size}: keep at least 1 word, or None for no limit")
+            raise UserError(
+                f"max_size is {self.max_size}: keep at least 1 word, or None for no limit"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.words[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
-            raise Refusal(f"a vocabulary starts with {' '.join(SPECIAL_TOKENS)}, not with {self.words[:4]}")
+            raise UserError(
+                f"a vocabulary starts with {' '.join(SPECIAL_TOKENS)}, not with {self.words[:4]}"
+            )
         if len(self._numbers) != len(self.words):
-            raise Refusal("a word occurs twice in the vocabulary")
+            raise UserError("a word occurs twice in the vocabulary")
 
     @classmethod
     def build(cls, captions: Iterable[str], options: Words) -> Self:
@@ -58,17 +64,19 @@ class Vocabulary:
         for caption in captions:
             counts.update(options.cleaning.words(caption))
         if not counts:
-            raise Refusal(
+            raise UserError(
                 "no words to build a vocabulary from: the captions are missing, or cleaning leaves nothing"
             )
         common = [(word, count) for word, count in counts.items() if count >= options.min_count]
         if not common:
-            raise Refusal(
+            raise UserError(
                 f"no word occurs {options.min_count} times (the commonest, {counts.most_common(1)[0][0]!r}, "
                 f"{max(counts.values())} times): lower the vocabulary's min_count or give more captions"
             )
         common.sort(key=lambda entry: (-entry[1], entry[0]))
-        return cls((*SPECIAL_TOKENS, *(word for word, _ in common[: options.max_size])), options.cleaning)
+        return cls(
+            (*SPECIAL_TOKENS, *(word for word, _ in common[: options.max_size])), options.cleaning
+        )
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -79,7 +87,11 @@ class Vocabulary:
 
     def encode(self, caption: str) -> list[int]:
         """`<start>`, a number for each word of the cleaned caption (`<unk>` for unknown ones), `<end>`."""
-        return [START, *(self._numbers.get(word, UNK) for word in self.cleaning.words(caption)), END]
+        return [
+            START,
+            *(self._numbers.get(word, UNK) for word in self.cleaning.words(caption)),
+            END,
+        ]
 
     def decode(self, numbers: Iterable[int]) -> str:
         """The words up to the first `<end>`, joined by spaces, special tokens left out."""
@@ -88,7 +100,9 @@ class Vocabulary:
             if number == END:
                 break
             if not 0 <= number < len(self.words):  # -1 would quietly be the last word
-                raise ValueError(f"{number} is not the number of a word: there are {len(self.words)} words")
+                raise ValueError(
+                    f"{number} is not the number of a word: there are {len(self.words)} words"
+                )
             if number >= len(SPECIAL_TOKENS):
                 words.append(self.words[number])
         return " ".join(words)
@@ -104,17 +118,21 @@ class Vocabulary:
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
-            raise Refusal(f"the vocabulary is not whole JSON ({error}): take it from its source again") from error
+            raise UserError(
+                f"the vocabulary is not whole JSON ({error}): take it from its source again"
+            ) from error
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-            raise Refusal("this JSON is not a vocabulary: it has no format version")
+            raise UserError("this JSON is not a vocabulary: it has no format version")
         if content["format"] != FORMAT:
-            raise Refusal(
+            raise UserError(
                 f"the vocabulary has format {content['format']}, this version reads {FORMAT}: "
                 "use the version of raycap that wrote it, or train again"
             )
         digest = content.pop("sha256", None)
         if digest != _digest(content):
-            raise Refusal("the vocabulary was changed since it was written (its digest differs): take it anew")
+            raise UserError(
+                "the vocabulary was changed since it was written (its digest differs): take it anew"
+            )
         return cls(tuple(content["words"]), Cleaning(**content["cleaning"]))
 
     def save(self, path: str | Path) -> None:
@@ -130,11 +148,11 @@ class Vocabulary:
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise Refusal(f"{path}: no such vocabulary file") from error
+            raise UserError(f"{path}: no such vocabulary file") from error
         except UnicodeDecodeError as error:
-            raise Refusal(f"{path}: not a vocabulary: it is not UTF-8 text") from error
-        except Refusal as refusal:
-            raise Refusal(f"{path}: {refusal}") from refusal
+            raise UserError(f"{path}: not a vocabulary: it is not UTF-8 text") from error
+        except UserError as refusal:
+            raise UserError(f"{path}: {refusal}") from refusal
 
 
 def _digest(content: dict[str, Any]) -> str:

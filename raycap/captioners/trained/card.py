@@ -1,0 +1,62 @@
+"""The model card: a captioner folder's README, filled from facts and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raycap.captioners.trained.plan import Plan
+from raycap.config import kind_of
+from raycap.vocabulary import Vocabulary
+
+# The facts a card shows, in order: what training knows goes in by these names.
+SECTIONS = {
+    "data": "Training data",
+    "licence": "Licence",
+    "training": "Training",
+    "scores": "Scores",
+    "limits": "What it is bad at",
+    "failures": "Some of its failures",
+    "use": "Intended use",
+}
+
+USE = """\
+```python
+from raycap import Captioner
+
+captioner = Captioner.load("this/folder")
+print(captioner.caption(["photo.jpg"])[0])
+```
+"""
+
+
+def card(
+    plan: Plan, vocabulary: Vocabulary, facts: Mapping[str, Any], encoder_included: bool
+) -> str:
+    """Markdown. A section without facts says so: a card that is silent looks complete."""
+    intake = plan.encoder.intake()
+    where = (
+        "in this folder"
+        if encoder_included
+        else f"apart: {getattr(plan.encoder, 'weights', 'none needed')}"
+    )
+    lines = [
+        f"# {facts.get('name', 'A raycap captioner')}",
+        "",
+        f"- encoder: {kind_of('encoder', plan.encoder)} on {intake.size}x{intake.size} pixels ({intake.resize}); "
+        f"its weights are {where}",
+        f"- decoder: {kind_of('decoder', plan.decoder)}",
+        f"- vocabulary: {len(vocabulary):,} words",
+        f"- search: {kind_of('search', plan.search)}",
+        "",
+        USE,
+    ]
+    for name, title in SECTIONS.items():
+        lines += [f"## {title}", "", *_said(facts.get(name, "not recorded")), ""]
+    return "\n".join(lines)
+
+
+def _said(fact: Any) -> list[str]:
+    if isinstance(fact, Mapping):
+        return [f"- {name}: {value}" for name, value in fact.items()]
+    if isinstance(fact, list | tuple):
+        return [f"- {value}" for value in fact]
+    return [str(fact)]

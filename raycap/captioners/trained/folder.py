@@ -1,0 +1,447 @@
+"""The captioner folder: config.json, model.safetensors, vocabulary.json and a model card; read with suspicion."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from raycap import __version__, plainjson
+from raycap.captioners.trained.card import card
+from raycap.captioners.trained.plan import Plan
+from raycap.config import part_from_plain, part_to_plain
+from raycap.decoders.decoder import Decoder
+from raycap.encoders import RANDOM, EncoderOptions, Pixels, Torchvision
+from raycap.encoders.encoder import Encoder
+from raycap.errors import UserError
+from raycap.images import Reading
+from raycap.shipped import place_of
+from raycap.uris import read_regular
+from raycap.vocabulary import Vocabulary
+
+FORMAT = 1  # of the folder; raise it when the meaning of its files changes
+CONFIG, MODEL, WORDS, CARD = "config.json", "model.safetensors", "vocabulary.json", "README.md"
+PARTS = ("encoder", "decoder", "reading", "search")
+# What config.json must hold besides its format, and of which type.
+WANTED = {
+    **dict.fromkeys(PARTS, dict),
+    "encoder_included": bool,
+    "encoder_sha256": str,
+    "facts": dict,
+    "sha256": dict,
+}
+
+# The most that is read of each file, in bytes.
+MOST_BYTES = {CONFIG: 2**24, WORDS: 2**26, MODEL: 16 * 2**30}
+MOST_WORDS = 1_000_000
+LONGEST_WORD = 200
+MOST_POSITIONS = 128 * 128  # of an encoder's grid
+USUAL_SIZE = 512  # pixels; up to it, a network of torchvision takes less than a gigabyte, whatever its options
+# The largest numbers that a folder may ask for: it may be from anybody, and each of them costs memory or time.
+MOST = {"size": 2048, "patch": 2048, "grid": 128, "layers": 256, "heads": 1024}
+MOST |= {"width": 256, "best": 256, "samples": 256, "max_length": 1000, "min_length": 1000}
+MOST_OTHERWISE = 1_000_000
+
+Shapes = dict[str, tuple[int, ...]]
+Parts = tuple[Plan, Vocabulary, Encoder, Decoder, dict[str, Any]]
+
+
+def save(
+    path: Path,
+    plan: Plan,
+    vocabulary: Vocabulary,
+    encoder: Encoder,
+    decoder: Decoder,
+    facts: Mapping[str, Any],
+    include_encoder: bool,
+    half: bool,
+) -> None:
+    """Write a new folder beside `path`, then rename it there: no reader sees half of one."""
+    include_encoder = include_encoder or encoder.is_own
+    if include_encoder and not isinstance(
+        plan.encoder, Pixels
+    ):  # where they came from matters no more
+        plan = replace(plan, encoder=_with_weights(plan.encoder, type(plan.encoder).weights))
+    tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
+    if include_encoder:
+        tensors |= {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    numbers = torch.float16 if half else torch.float32
+    files = {
+        MODEL: safetensors.torch.save(
+            {name: _as(tensor, numbers) for name, tensor in tensors.items()}
+        ),
+        WORDS: vocabulary.to_json().encode(),
+    }
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "raycap": __version__,
+        **{section: part_to_plain(section, getattr(plan, section)) for section in PARTS},
+        "encoder_included": include_encoder,
+        "encoder_sha256": digest_of(encoder),
+        "facts": dict(facts),
+    }
+    config["sha256"] = {
+        name: hashlib.sha256(content).hexdigest() for name, content in files.items()
+    }
+    config["sha256"][CONFIG] = _digest_of_config(config)
+    files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    files[CARD] = card(plan, vocabulary, facts, include_encoder).encode()
+    _put(path, files)
+
+
+def load(path: str, encoder_weights: str) -> Parts:
+    """Rebuild the parts; what is not as it was written is refused.
+
+    The folder may be from anybody. Nothing outside of it is opened and nothing is downloaded, unless the caller
+    says so with `encoder_weights`; and nothing is made of a size that its weights do not have.
+    """
+    path = place_of(path)
+    config = _config(path)
+    plan = _plan(path, config)
+    options = _with_weights(plan.encoder, encoder_weights) if encoder_weights else plan.encoder
+    named = getattr(options, "weights", RANDOM)
+    if not config["encoder_included"] and not encoder_weights and named != RANDOM:
+        raise UserError(
+            f"{path} does not hold its encoder's weights. It names {named[:200]!r} for them, but what a folder "
+            "names is not opened by itself. Say where they are: --encoder-weights torchvision (or timm) downloads "
+            "them, --encoder-weights FILE reads them (of `evaluate` --caption.encoder-weights, in Python "
+            "encoder_weights=...)"
+        )
+    vocabulary = _words(path, config)
+    shapes = _shapes(path)
+    encoder = _new_encoder(path, config, options, shapes)
+    with _on_paper(path):
+        sketch = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
+    _check_shapes(sketch, shapes, "decoder.", path)
+    state = _state(path, config)
+    _complete(encoder, path, config, options, state)
+    decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
+    _fill(decoder, state, "decoder.", path)
+    return plan, vocabulary, encoder, decoder, config["facts"]
+
+
+def plan_of(path: str) -> Plan:
+    """How the captioner there is made."""
+    path = place_of(path)
+    return _plan(path, _config(path))
+
+
+def _plan(path: str, config: Mapping[str, Any]) -> Plan:
+    name = f"{path}/{CONFIG}"
+    try:
+        parts = {section: part_from_plain(section, config[section], name) for section in PARTS}
+    except UserError as refusal:  # it quotes values, which may be long
+        raise UserError(_shortened(str(refusal))) from None
+    except RecursionError:
+        raise UserError(f"{name} is not of a captioner: it is nested too deeply") from None
+    for section in ("encoder", "decoder", "search"):
+        _check_numbers(section, parts[section], name)
+    # Which pictures are accepted is for whoever reads them to say, not for the folder: it may only ask for less.
+    usual, theirs = Reading(), parts["reading"]
+    limits = ("max_bytes", "max_pixels", "max_side", "max_aspect")
+    least = {limit: min(getattr(usual, limit), getattr(theirs, limit)) for limit in limits}
+    parts["reading"] = replace(theirs, **least)
+    return Plan(**parts)
+
+
+def _check_numbers(section: str, part: Any, name: str) -> None:
+    for option in fields(part):
+        value = getattr(part, option.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, int | float)
+                or option.name == "seed"
+            ):
+                continue
+            most = MOST.get(option.name, MOST_OTHERWISE)
+            if abs(number) > most or 0 < abs(number) < 1e-6:
+                raise UserError(
+                    f"{name}: {section}.{option.name} is {number!s:.30}: a captioner folder may ask for at most "
+                    f"{most:,} there, and for nothing below 0.000001"
+                )
+
+
+@contextmanager
+def _on_paper(path: str) -> Iterator[None]:
+    """What is built inside has shapes and takes no memory; what cannot be built is refused."""
+    try:
+        with torch.device("meta"):
+            yield
+    except UserError:
+        raise
+    except (RuntimeError, ArithmeticError, TypeError, ValueError, AssertionError) as error:
+        kind = type(error).__name__
+        raise UserError(
+            f"{path}/{CONFIG} describes a captioner that cannot be built ({kind})"
+        ) from error
+
+
+def _new_encoder(
+    path: str, config: Mapping[str, Any], options: EncoderOptions, shapes: Shapes
+) -> Encoder:
+    """The encoder without the weights that the folder holds. One that could be large is first built on paper."""
+    named_size = (
+        isinstance(options, Torchvision) and options.size <= USUAL_SIZE and not options.grid
+    )
+    if not named_size:
+        with _on_paper(path):
+            sketch = options.build(pretrained=False)
+        if sketch.positions > MOST_POSITIONS:
+            raise UserError(
+                f"{path}/{CONFIG}: the encoder's grid would have {sketch.positions:,} cells, and a captioner "
+                f"folder may ask for {MOST_POSITIONS:,}"
+            )
+        if config["encoder_included"]:
+            _check_shapes(sketch, shapes, "encoder.", path)
+    return options.build(pretrained=not config["encoder_included"])
+
+
+def _check_shapes(network: torch.nn.Module, shapes: Shapes, prefix: str, path: str) -> None:
+    wanted = {
+        f"{prefix}{name}": tuple(tensor.shape) for name, tensor in network.state_dict().items()
+    }
+    found = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
+    wrong = next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path}/{MODEL} does not fit the {prefix[:-1]} that {CONFIG} describes: in the weights "
+            f"{wrong[:100]!r} is {_said(found.get(wrong))}, by the config {_said(wanted.get(wrong))}"
+        )
+
+
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
+
+
+def _shapes(path: str) -> Shapes:
+    """Of every tensor in the weights, from their header alone: its length in 8 bytes, then JSON."""
+    length = int.from_bytes(_read(path, MODEL, 0, 8), "little")
+    if not 2 <= length <= MOST_BYTES[CONFIG]:
+        raise UserError(
+            f"{path}/{MODEL} is no whole safetensors file: take the captioner folder anew"
+        )
+    try:
+        header = plainjson.loads(_read(path, MODEL, 8, length))
+        return {
+            name: tuple(map(int, of["shape"]))
+            for name, of in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}/{MODEL} is no whole safetensors file: take the captioner folder anew"
+        ) from error
+
+
+def encoder_of(path: str, options: EncoderOptions) -> Encoder:
+    """What the captioner there looks with, built with `options`."""
+    path = place_of(path)
+    config = _config(path)
+    encoder = options.build(pretrained=not config["encoder_included"])
+    _complete(encoder, path, config, options, _state(path, config))
+    return encoder
+
+
+def words_of(path: str) -> Vocabulary:
+    """The words of the captioner there."""
+    path = place_of(path)
+    return _words(path, _config(path))
+
+
+def state_of(path: str) -> dict[str, Tensor]:
+    """The weights of the captioner there, under `decoder.` and, if they are in it, `encoder.`."""
+    path = place_of(path)
+    return _state(path, _config(path))
+
+
+def _words(path: str, config: Mapping[str, Any]) -> Vocabulary:
+    try:
+        content = _checked(path, WORDS, config["sha256"])
+        plainjson.loads(content)
+        words = Vocabulary.from_json(content.decode())
+        if not all(isinstance(word, str) and len(word) <= LONGEST_WORD for word in words.words):
+            raise ValueError(f"a word of it is no text of at most {LONGEST_WORD} letters")
+        "".join(
+            words.words
+        ).encode()  # halves of characters, which JSON may hold, are a UnicodeEncodeError
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}/{WORDS} is not a vocabulary: take the captioner folder anew"
+        ) from error
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}/{WORDS} holds a word that is no text: take the captioner folder anew"
+        ) from None
+    except ValueError as error:  # a UserError is one too
+        raise UserError(_shortened(f"{path}: {error}")) from None
+    if len(words) > MOST_WORDS:
+        raise UserError(
+            f"{path}/{WORDS} has {len(words):,} words: a captioner folder may have {MOST_WORDS:,}"
+        )
+    return words
+
+
+def _state(path: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    content = _checked(path, MODEL, config["sha256"])
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path}/{MODEL} is no whole safetensors file: take the captioner folder anew"
+        ) from error
+    broken = next((name for name, part in state.items() if not torch.isfinite(part).all()), None)
+    if broken is not None:
+        raise UserError(
+            f"{path}/{MODEL}: {broken[:100]!r} holds values that are no numbers; take the folder anew"
+        )
+    return state
+
+
+def _complete(
+    encoder: Encoder,
+    path: str,
+    config: Mapping[str, Any],
+    options: EncoderOptions,
+    state: Mapping[str, Tensor],
+) -> None:
+    """Give the encoder the folder's weights or, where they are not in it, see that it has the right ones."""
+    if config["encoder_included"]:
+        _fill(encoder, state, "encoder.", path)
+        encoder.is_own = True
+    elif digest_of(encoder) != config["encoder_sha256"]:
+        raise UserError(
+            f"{path} was trained on other weights of its encoder than {getattr(options, 'weights', 'these')}: "
+            "its captions would be nonsense. Say where the right ones are (to caption: encoder_weights; to train: "
+            "encoder.weights)"
+        )
+
+
+def digest_of(network: torch.nn.Module) -> str:
+    """The weights by name, as float32: what tells one encoder from another."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if not name.endswith("num_batches_tracked"):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _as(tensor: Tensor, numbers: torch.dtype) -> Tensor:
+    return (
+        tensor.detach()
+        .cpu()
+        .to(numbers if tensor.is_floating_point() else tensor.dtype)
+        .contiguous()
+    )
+
+
+def _put(path: Path, files: Mapping[str, bytes]) -> None:
+    beside, old = (
+        path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("part", "old")
+    )
+    try:
+        beside.mkdir(parents=True)
+        for name, content in files.items():
+            (beside / name).write_bytes(content)
+        if path.exists():
+            path.rename(old)  # a folder cannot be renamed over a full one
+        beside.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write the captioner {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _config(path: str) -> dict[str, Any]:
+    try:
+        config = plainjson.loads(_read(path, CONFIG))
+    except ValueError as error:
+        raise UserError(f"{path}/{CONFIG} is not whole JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise UserError(f"{path}/{CONFIG} is not of a captioner: it has no format number")
+    if config["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {config['format']!s:.20}, this raycap {__version__} reads {FORMAT}: "
+            f"use raycap {config.get('raycap', '(unknown)')!s:.20}, which wrote it, or train it again"
+        )
+    wrong = [name for name, kind in WANTED.items() if not isinstance(config.get(name), kind)]
+    if wrong:
+        raise UserError(
+            f"{path}/{CONFIG} is not what was written: {', '.join(wrong)} missing or of another type"
+        )
+    try:
+        digest = _digest_of_config(config)
+    except RecursionError:
+        raise UserError(
+            f"{path}/{CONFIG} is not of a captioner: it is nested too deeply"
+        ) from None
+    if config["sha256"].get(CONFIG) != digest:
+        raise UserError(
+            f"{path}/{CONFIG} is not what was written: it is damaged or was changed; take the folder anew"
+        )
+    return config
+
+
+def _digest_of_config(config: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in config.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _with_weights(options: EncoderOptions, weights: str) -> EncoderOptions:
+    if isinstance(options, Pixels):
+        raise UserError(
+            "encoder_weights is given, but this captioner's encoder, pixels, has no weights: leave it out"
+        )
+    return replace(options, weights=weights)
+
+
+def _checked(path: str, name: str, digests: Mapping[str, str]) -> bytes:
+    content = _read(path, name)
+    if hashlib.sha256(content).hexdigest() != digests.get(name):
+        raise UserError(
+            f"{path}/{name} is not what was written: it is damaged or was changed; take the folder anew"
+        )
+    return content
+
+
+def _read(path: str, name: str, start: int = 0, length: int | None = None) -> bytes:
+    """A file of the folder, or a part of it: a regular file that lies in the folder, and is not too large."""
+    try:
+        return read_regular(
+            f"{path.rstrip('/')}/{name}", MOST_BYTES[name], start, length, inside=path
+        )
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} is no captioner folder: it has no {name}") from error
+    except (OSError, ValueError, ImportError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
+        raise UserError(f"cannot read {path}/{name} of the captioner: {reason}") from error
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= 500 else message[:499] + "…"
+
+
+def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], prefix: str, path: str) -> None:
+    own = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+    try:
+        network.load_state_dict(own)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}/{MODEL} does not fit the {prefix[:-1]} that {CONFIG} describes: {error}"
+        ) from error

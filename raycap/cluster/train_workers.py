@@ -1,0 +1,140 @@
+"""The processes that a captioner is trained in: this one, or Ray Train's workers, of which any may be lost."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import TrainingFailedError
+from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+
+from raycap.cluster import Cluster
+from raycap.cluster.needs import Need, provide
+from raycap.cluster.nodes import capacity, check_seen, selector
+from raycap.cluster.session import refusal_within
+from raycap.device import derive
+from raycap.errors import UserError
+from raycap.training import Train
+from raycap.training.distributed import WorkerGroup
+from raycap.training.loop import train_captioner
+from raycap.training.run_files import EpochLimit
+from raycap.training.setup import TrainingSetup
+from raycap.training.store import cache_folder, open_store
+
+RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
+
+
+def train_here(setup: TrainingSetup, out: Path, name: str, epoch_token: str = "") -> None:
+    """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit of that token."""
+    workers = setup.options.workers
+    torch.set_num_threads(workers.threads or _processors())
+    device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
+    store = open_store(setup.pictures, cache_folder(setup.options.cache))
+    precision = derive(device, setup.options.precision)
+    limit = EpochLimit(out, epoch_token) if epoch_token else None
+    train_captioner(setup, store, out, precision, WorkerGroup(), epoch_limit=limit)
+
+
+def train_on_workers(
+    setup: TrainingSetup,
+    out: Path,
+    name: str,
+    epoch_token: str = "",
+    cluster: Cluster | None = None,
+) -> None:
+    """Train on Ray Train's workers, where the cluster's options say. A lost one is replaced, and all continue from
+    the last checkpoint."""
+    cluster = cluster or Cluster()
+    options = setup.options
+    count, gpu = _placed(options, cluster)
+    nodes = selector(cluster.model_on)
+    check_seen({str(out): "train.out"})  # also by nodes that came for this
+    resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
+    # A worker's folder is the driver's: paths in the config stay what they are.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    failures = options.workers.failures
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"setup": ray.put(setup), "out": str(out), "epoch_token": epoch_token},
+        scaling_config=ScalingConfig(
+            num_workers=count, use_gpu=gpu, resources_per_worker=resources, label_selector=nodes
+        ),
+        run_config=RunConfig(  # type: ignore[arg-type]  # typed as the old one, and wants the new one
+            # A name of its own for each start: under a name that has finished, Ray would train nothing.
+            name=name,
+            storage_path=str(out / RAYS_OWN),
+            failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        for failure in (error, *getattr(error, "worker_failures", {}).values()):
+            if refusal := refusal_within(failure):
+                raise refusal from error
+        raise
+    finally:
+        shutil.rmtree(out / RAYS_OWN, ignore_errors=True)
+
+
+def _work(given: dict[str, Any]) -> None:
+    """What each worker runs."""
+    setup: TrainingSetup = ray.get(given["setup"])
+    context, options = ray.train.get_context(), setup.options
+    torch.set_num_threads(
+        options.workers.threads or max(1, _processors() // context.get_local_world_size())
+    )
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    group, cache = WorkerGroup(), cache_folder(options.cache)
+    if context.get_local_rank() == 0:  # once on each machine
+        open_store(setup.pictures, cache)
+    group.wait()
+    store = open_store(setup.pictures, cache)
+    precision, out = derive(str(device), options.precision), Path(given["out"])
+    limit = EpochLimit(out, given["epoch_token"]) if given["epoch_token"] else None
+    train_captioner(setup, store, out, precision, group, ray.train.report, limit)
+
+
+def _placed(options: Train, cluster: Cluster) -> tuple[int, bool]:
+    """How many workers, and whether on GPUs; refused where the cluster has no room, for Ray would wait for ever.
+    Where an autoscaler has to bring the nodes, this waits for them."""
+    workers, label = options.workers, cluster.model_on
+    least = workers.count or 1
+    each: dict[str, float] = {"CPU": workers.cpus}
+    on_gpu = {**each, "GPU": workers.gpus}
+    need = Need("to train", label, on_gpu if workers.gpu else each, least, least)
+    provide([need], cluster.wait)
+    if workers.gpu is None and capacity(label).get("GPU"):
+        provide([replace(need, resources=on_gpu)], cluster.wait)
+    selector(label)  # which may be refused
+    there = capacity(label)
+    gpus, processors = int(there.get("GPU", 0)), there.get("CPU", 0)
+    gpu = gpus > 0 if workers.gpu is None else workers.gpu
+    if gpu and not gpus:
+        raise UserError(
+            "train.workers.gpu asks for GPUs, but Ray sees none here: leave it out, or join a cluster"
+        )
+    count = workers.count or (min(gpus, options.batch) if gpu else 1)
+    if gpu and count > gpus:
+        raise UserError(
+            f"train.workers.count is {count}, but there are {gpus} GPUs: take as many workers, or gpu false"
+        )
+    if count * workers.cpus > processors:
+        raise UserError(
+            f"{count} workers with {workers.cpus} processors each (train.workers) are more than the {processors:g} "
+            "that Ray has: take fewer, or give each less"
+        )
+    return count, gpu
+
+
+def _processors() -> int:
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )

@@ -1,0 +1,247 @@
+"""`raycap train`: a captioner from pictures that people have described, on one process or many,
+resumable."""
+
+import contextlib
+import dataclasses
+import functools
+import shlex
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import ray
+import torch
+
+from raycap import __version__
+from raycap.bulk.features import Change, features_work, pixels_work
+from raycap.bulk.passes import perform
+from raycap.bulk.run_precision import choose, with_precision
+from raycap.bulk.work import kept, source_of
+from raycap.captioners.trained import Plan
+from raycap.cluster.nodes import check_seen
+from raycap.cluster.session import session
+from raycap.cluster.train_workers import RAYS_OWN, train_here, train_on_workers
+from raycap.config import Config, dumps
+from raycap.encoders.encoder import Encoder
+from raycap.errors import UserError
+from raycap.evaluation.references import with_captions
+from raycap.search import Beam
+from raycap.storage import Lease, output_folder
+from raycap.storage.lease import LEASE
+from raycap.terminal import write_out
+from raycap.training.display import CURVE, RunDisplay
+from raycap.training.run_files import CAPTIONER, METRICS, PICTURES, STOP, read_epochs
+from raycap.training.setup import (
+    FACTS,
+    build_encoder,
+    check_options,
+    check_same,
+    check_splits,
+    gather_setup,
+    given_features,
+    needs_pixels,
+    run_identity,
+)
+from raycap.training.store import LISTING, PictureTables, write_listing
+from raycap.vocabulary import Vocabulary
+
+RUN, CONFIG, WORDS = "run.json", "config.yaml", "vocabulary.json"
+# What a run writes into its folder.
+FILES = (
+    RUN,
+    FACTS,
+    METRICS,
+    PICTURES,
+    WORDS,
+    LISTING,
+    CAPTIONER,
+    "checkpoints",
+    "tensorboard",
+    RAYS_OWN,
+)
+PRECISION = "features_precision"  # in run.json
+UPDATES_PER_SECOND = 2
+
+
+def train(config: Config) -> int:
+    """Exit code 0 when the run is finished, 130 when it was stopped before."""
+    out = Path(config.train.out).expanduser().absolute()
+    if not run_training(config):
+        write_out(f"stopped and saved; the same command continues it: {out}\n")
+        return 130
+    best = [line for line in read_epochs(out / METRICS) if line["best"]][-1]
+    names = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "validation_loss", "accuracy")
+    scores = ", ".join(f"{name} {best[name]:.4f}" for name in names)
+    captioner = f"{config.train.out}/{CAPTIONER}"
+    write_out(
+        f"kept: epoch {best['epoch']} ({scores})\n"
+        f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
+        f"caption pictures with it: raycap caption photos/ --model {captioner}"
+        f"{_weights_option(config)} --out captions\n"
+    )
+    return 0
+
+
+def run_training(
+    config: Config, pictures: PictureTables | None = None, epoch_token: str = ""
+) -> bool:
+    """One training run from beginning to end; False when it was stopped before, with everything
+    saved.
+
+    `pictures` are the tables to learn from, if they exist already. With `epoch_token`, the token
+    of an EpochLimit, the run waits before each epoch until it may train it.
+    """
+    config = dataclasses.replace(config, search=config.search or Beam())
+    options, words = config.train, config.vocabulary
+    plan = Plan(config.encoder, config.decoder, config.reading, config.search or Beam())
+    check_options(plan.encoder, options)
+    identity = run_identity(plan, words, options, config.source)
+    out = Path(options.out).expanduser().absolute()
+    folder = output_folder(str(out))
+
+    with Lease(folder) as lease:
+        # Is there a run in the folder already, and is it this one?
+        if options.fresh:
+            for name in FILES:
+                folder.remove(name)
+        check_same(folder, folder.read_json(RUN), identity, "run")
+        if folder.exists(FACTS):
+            write_out(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
+            return True
+
+        # What can be refused without Ray is refused before it starts.
+        if pictures is None:
+            list_pictures(config, out / LISTING, is_resumed=folder.exists(RUN))
+        encoder = build_encoder(plan, options.start_from)
+        if pictures is None and options.features:
+            pictures = given_features(options.features, encoder)
+
+        is_here = options.workers.count == 0
+        needs_ray = not is_here or pictures is None
+        with (
+            session(config.cluster, workers_heard=False) if needs_ray else contextlib.nullcontext()
+        ):
+            if ray.is_initialized():
+                check_seen({str(out / LEASE): "train.out"})
+            if pictures is None:
+                pictures = make_tables(config, encoder, out / LISTING, folder.read_json(RUN))
+            vocabulary = Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
+            setup = gather_setup(plan, words, options, encoder, pictures, vocabulary)
+
+            # Written only now, so that a run that was refused does not claim the folder.
+            record = {"raycap": __version__, "act": "train", "identity": identity}
+            if pictures.precision:
+                record[PRECISION] = pictures.precision
+            folder.write_json(RUN, record)
+            folder.write(CONFIG, dumps(config).encode())
+            setup.vocabulary.save(out / WORDS)
+            (out / STOP).unlink(missing_ok=True)
+
+            if is_here:
+                work = functools.partial(train_here, setup, out, lease.run, epoch_token)
+            else:
+                work = functools.partial(
+                    train_on_workers, setup, out, lease.run, epoch_token, config.cluster
+                )
+            with RunDisplay(out, options.trackers) as display:
+                run_and_display(work, out, display)
+
+    if (out / STOP).exists():
+        (out / STOP).unlink()
+        return False
+    log = read_epochs(out / METRICS)
+    best = [line for line in log if line["best"]][-1]
+    folder.write_json(
+        FACTS,
+        {
+            "raycap": __version__,
+            "act": "train",
+            "epochs": len(log),
+            "kept": {
+                name: value
+                for name, value in best.items()
+                if name not in ("kind", "best", "samples")
+            },
+            "seconds": log[-1]["seconds"],
+            "identity": identity,
+            "config": dumps(config),
+            "versions": {"ray": ray.__version__, "torch": torch.__version__},
+        },
+    )
+    return True
+
+
+def _weights_option(config: Config) -> str:
+    """The option that names the weights of a frozen encoder: the captioner's folder does not hold them."""
+    weights = getattr(config.encoder, "weights", "random")
+    is_in_folder = getattr(config.encoder, "trainable", "none") != "none"
+    return (
+        "" if is_in_folder or weights == "random" else f" --encoder-weights {shlex.quote(weights)}"
+    )
+
+
+def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
+    """Write what the source says of its pictures, once for the whole run, and refuse a source that
+    lacks a split."""
+    if config.train.features or (is_resumed and listing.exists()):
+        return
+    source = with_captions(source_of(config, "train"))
+    check_splits(source.path, config.train, write_listing(source, listing))
+
+
+def make_tables(
+    config: Config, encoder: Encoder, listing: Path, record: Mapping[str, Any] | None = None
+) -> PictureTables:
+    """The tables to learn from, made from the source, or found where an earlier run has made the same.
+
+    `record` is the run.json of a run that continues: it keeps the precision of its features.
+    """
+    source = with_captions(source_of(config, "train"))
+    augmentation = config.train.augmentation
+    if needs_pixels(config.encoder, config.train):
+        works = [pixels_work(config, source, encoder)]
+    else:
+        recorded, asked = (record or {}).get(PRECISION), config.extract.precision
+        if recorded and asked not in ("auto", recorded):
+            raise UserError(
+                f"this run learns from features in {recorded}, and extract.precision is {asked}: leave it out, or "
+                "give --fresh to start over"
+            )
+        precision = recorded or choose(config.extract, config.cluster)
+        views = [Change(augmentation, number) for number in range(1, augmentation.views + 1)]
+        works = [features_work(config, source, encoder, view) for view in (None, *views)]
+        works = [with_precision(work, precision) for work in works]
+    works = [kept(work, config.train.cache, "train.cache") for work in works]
+    for work in works:
+        perform(work, {})
+    tables = tuple(f"{work.options.out}/{work.table}" for work in works)
+    return PictureTables(tables, str(listing), works[0].identity.get("precision", ""))
+
+
+def run_and_display(work: Callable[[], object], out: Path, display: RunDisplay) -> None:
+    """Run `work` in a thread and show its progress. The first Ctrl-C lets it save and stop, the
+    second does not wait."""
+    # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving
+    # it. Not in a pool either: Python waits for a pool's threads before it exits.
+    result: Future[None] = Future()
+
+    def target() -> None:
+        try:
+            work()
+            result.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            result.set_exception(error)
+
+    Thread(target=target, daemon=True).start()
+    while not result.done():
+        try:
+            wait([result], 1 / UPDATES_PER_SECOND)
+            display.update()
+        except KeyboardInterrupt:
+            if (out / STOP).exists():
+                raise
+            (out / STOP).touch()
+            write_out("saving after this step; Ctrl-C again does not wait for it\n")
+    result.result()

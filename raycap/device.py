@@ -1,0 +1,130 @@
+"""Where a model runs and in which numbers: derived from the device, said in one line, forced by whoever asks."""
+
+import socket
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from raycap.errors import UserError
+
+if TYPE_CHECKING:  # so that the command line can name the choices without loading torch
+    import torch
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A device, the numbers that its arithmetic uses, and why these."""
+
+    device: "torch.device"
+    dtype: "torch.dtype"
+    reason: str
+
+    @property
+    def name(self) -> PrecisionName:
+        """As options call it."""
+        names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+        return next(name for name in names if str(self.dtype) == f"torch.{_DTYPES[name]}")
+
+    def __str__(self) -> str:
+        return f"{self.device} in {str(self.dtype).removeprefix('torch.')}: {self.reason}"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """For a model that trains: float32 weights, arithmetic in `dtype`. float16 needs a gradient scaler."""
+        import torch
+
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def derive(device: str = "auto", precision: PrecisionName = "auto") -> Precision:
+    """The fastest numbers that `device` has in hardware, unless `precision` says which. Refused where the device
+    cannot compute in these at all; emulated ones are slow, and allowed."""
+    import torch
+
+    place = _device(device)
+    if precision != "auto":
+        asked = Precision(place, getattr(torch, _DTYPES[precision]), "as asked for")
+        check_computes(asked)
+        return asked
+    name, reason = _fastest(place)
+    return Precision(place, getattr(torch, _DTYPES[name]), reason)
+
+
+def check_computes(precision: Precision) -> None:
+    """Refuse a device that has no convolution or product in these numbers."""
+    import torch
+
+    if precision.dtype == torch.float32:
+        return
+    try:
+        picture = torch.zeros(1, 8, 8, 8, device=precision.device, dtype=precision.dtype)
+        kernel = torch.zeros(8, 8, 3, 3, device=precision.device, dtype=precision.dtype)
+        torch.nn.functional.conv2d(picture, kernel)
+        picture[0, 0] @ picture[0, 0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        numbers = str(precision.dtype).removeprefix("torch.")
+        raise UserError(
+            f"the device {precision.device} of {socket.gethostname()} cannot compute in {numbers} "
+            f"({str(error).splitlines()[0]}): give --precision fp32, or keep the model to nodes that can "
+            "(--cluster.model-on)"
+        ) from error
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f"there is no device {name!r}: give auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    seen = torch.cuda.device_count()
+    if place.type == "cuda" and (place.index or 0) >= seen:
+        raise UserError(
+            f"device {name} was asked for, but torch sees {seen} CUDA device(s): give auto or cpu"
+        )
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(
+            "device mps was asked for, but torch cannot use one on this machine: give auto or cpu"
+        )
+    return place
+
+
+def _fastest(device: "torch.device") -> tuple[str, str]:
+    import torch
+
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        chip = f"{torch.cuda.get_device_name(device)} (capability {major}.{minor})"
+        if major >= 8:  # Ampere
+            return "bf16", f"{chip} computes in bf16"
+        if major == 7:  # Volta, Turing: float16 has tensor cores, bfloat16 is emulated
+            return "fp16", f"{chip} computes in fp16, not in bf16"
+        return "fp32", f"{chip} has no fast half precision"
+    if device.type == "cpu":
+        units = sorted({"avx512_bf16", "amx_bf16"} & _processor_flags())
+        if units:
+            return "bf16", f"the processor has {' and '.join(units)}"
+        return "fp32", "the processor has neither avx512_bf16 nor amx_bf16"
+    return "fp32", "half precision was not tried on this kind of device"
+
+
+def _processor_flags() -> set[str]:
+    """What an x86 processor under Linux says it can do; nothing elsewhere: emulated bf16 is slower than fp32."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return next(
+        (set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set()
+    )

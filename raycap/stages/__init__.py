@@ -1,1 +1,0 @@
-"""The acts: extract, train, tune, caption, evaluate, inspect. Only these, and the sinks, know Ray."""
