@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from raycap.captioners.trained import Captioner, Plan
+from raycap import Captioner
+from raycap.captioners.trained import Plan, TrainedCaptioner
 from raycap.decoders import Recurrent
 from raycap.device import derive
 from raycap.encoders import ResNet50
@@ -58,7 +59,7 @@ def make_model(path: Path, weights: str) -> None:
     encoder = plan.encoder.build()
     torch.manual_seed(0)
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
-    Captioner(plan, vocabulary, encoder, decoder).save(path, include_encoder=True)
+    TrainedCaptioner(plan, vocabulary, encoder, decoder).save(path, include_encoder=True)
 
 
 def make_photos(source: Path, folder: Path, pictures: int) -> None:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,18 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
+from raycap.bulk.commit import FileLayout
+from raycap.bulk.job import TableJob
 from raycap.bulk.options import Caption
-from raycap.bulk.passes import perform
+from raycap.bulk.pending import PendingRows
 from raycap.bulk.pictures import manifest
-from raycap.bulk.publish import Parts
-from raycap.bulk.shape import on_actors, shape
-from raycap.bulk.todo import Todo
-from raycap.bulk.work import Work
-from raycap.cluster import Cluster
+from raycap.bulk.pool import model_pool, through_model
+from raycap.bulk.run import run_job
 from raycap.cluster.session import session
 from raycap.config import Config
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.schema import CAPTIONS
-from raycap.sources import Folder, Notes
+from raycap.sources import Notes
 from raycap.sources.rows import Row, tables
 
 ROWS_IN_BATCH = 4096
@@ -80,20 +79,19 @@ class Pretends:
         return table.drop_columns(["bytes", "split", "references"])
 
 
-def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> Work:
+def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> TableJob:
     options = Caption(
         out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000, part_seconds=5
     )
     source = Numbers(rows)
 
-    def stream(todo: Todo) -> Dataset:
-        return on_actors(
-            manifest(todo, batch), Pretends, shape(options, Cluster()), batch, {"rest": rest}
-        )
+    def captioned(job: TableJob, pending: PendingRows) -> Dataset:
+        pool = model_pool(options, job.cluster)
+        return through_model(manifest(pending, batch), Pretends, pool, batch, {"rest": rest})
 
-    config = replace(Config(), source=Folder("numbers"), caption=options)
-    parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})
-    return Work("caption", "captions", config, source, options, {"rows": "numbers"}, parts, stream)
+    layout = FileLayout(options.part_rows, options.part_seconds, CAPTIONS, (), {})
+    identity = {"rows": "numbers"}
+    return TableJob("caption", "captions", source, options, identity, layout, captioned)
 
 
 class Memory(threading.Thread):
@@ -116,13 +114,13 @@ def million(folder: Path, rows: int) -> None:
     for count in (rows // 10, rows):
         memory.seen.clear()
         began = time.monotonic()
-        perform(work(folder / "out", count, ROWS_IN_BATCH, 1, 0.0), {})
+        run_job(work(folder / "out", count, ROWS_IN_BATCH, 1, 0.0), {})
         took = time.monotonic() - began
         print(
             f"{count:,} rows in {took:.1f} s; driver {memory.seen[0]} MiB at first, {max(memory.seen)} MiB at most"
         )
     began = time.monotonic()
-    perform(work(folder / "out", rows, ROWS_IN_BATCH, 1, 0.0), {})
+    run_job(work(folder / "out", rows, ROWS_IN_BATCH, 1, 0.0), {})
     print(f"again, with nothing to do: {time.monotonic() - began:.1f} s")
 
 
@@ -134,7 +132,7 @@ def scaling(folder: Path, rounds: int = 3) -> None:
             seconds = []
             for batches in (actors, 60 * actors):
                 began = time.monotonic()
-                perform(
+                run_job(
                     work(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4),
                     {},
                 )

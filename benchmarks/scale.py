@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +27,16 @@ from million import Numbers  # type: ignore[import-not-found]  # beside this fil
 from ray._private.internal_api import node_stats
 from ray.data import Dataset
 
+from raycap.bulk.commit import FileLayout
+from raycap.bulk.job import TableJob
 from raycap.bulk.options import Caption
-from raycap.bulk.passes import perform
+from raycap.bulk.pending import PendingRows
 from raycap.bulk.pictures import manifest
-from raycap.bulk.publish import Parts
-from raycap.bulk.shape import Shape, on_actors
-from raycap.bulk.todo import Todo
-from raycap.bulk.work import Work
+from raycap.bulk.pool import ModelPool, through_model
+from raycap.bulk.run import run_job
 from raycap.cluster import Cluster
 from raycap.cluster.session import session
-from raycap.config import Config
 from raycap.schema import CAPTIONS
-from raycap.sources import Folder
 
 BATCH, REST = 64, 0.2
 
@@ -67,17 +65,18 @@ class Sleeps:
         return table.drop_columns(["bytes", "split", "references"])
 
 
-def work(out: Path, rows: int, batch: int, gpus: int) -> Work:
+def work(out: Path, rows: int, batch: int, gpus: int) -> TableJob:
     options = Caption(out=str(out), batch=batch, part_seconds=2)
     source = Numbers(rows)
 
-    def stream(todo: Todo) -> Dataset:
-        read = manifest(todo, batch).map_batches(decoded, batch_format="pyarrow", batch_size=batch)
-        return on_actors(read, Sleeps, Shape(gpus, 1, 1.0), batch, {})
+    def captioned(job: TableJob, pending: PendingRows) -> Dataset:
+        read = manifest(pending, batch)
+        read = read.map_batches(decoded, batch_format="pyarrow", batch_size=batch)
+        return through_model(read, Sleeps, ModelPool(gpus, 1, 1.0), batch, {})
 
-    config = replace(Config(), source=Folder("numbers"), caption=options)
-    parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})
-    return Work("caption", "captions", config, source, options, {"rows": "numbers"}, parts, stream)
+    layout = FileLayout(options.part_rows, options.part_seconds, CAPTIONS, (), {})
+    identity = {"rows": "numbers"}
+    return TableJob("caption", "captions", source, options, identity, layout, captioned)
 
 
 @dataclass
@@ -103,7 +102,7 @@ def measured(folder: Path, gpus: int, rows: int, batch: int) -> str:
     looking = threading.Thread(target=watch.look)
     looking.start()
     began, used = time.time(), time.process_time()
-    perform(work(folder, rows, batch, gpus), {})
+    run_job(work(folder, rows, batch, gpus), {})
     seconds, used = time.time() - began, time.process_time() - used
     watch.on = False
     looking.join()

@@ -20,20 +20,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
 
-from raycap.bulk.passes import perform
-from raycap.bulk.publish import Parts
-from raycap.bulk.shape import Shape, on_actors, pictures
-from raycap.bulk.todo import Todo
-from raycap.bulk.work import Work
+from raycap.bulk.commit import FileLayout
+from raycap.bulk.job import TableJob
+from raycap.bulk.options import Caption
+from raycap.bulk.pending import PendingRows
+from raycap.bulk.pictures import pending_pictures
+from raycap.bulk.pool import ModelPool, through_model
+from raycap.bulk.run import run_job
+from raycap.cluster import Cluster
 from raycap.cluster.session import session
-from raycap.config import Config
 from raycap.fetch import Fetch
 from raycap.images import Square
 from raycap.schema import CAPTIONS
@@ -106,21 +107,18 @@ class Brightness:
 
 def child(addresses: Path, out: Path) -> None:
     """A captioning job without a model."""
-    config = Config(
-        source=Urls(path=str(addresses)), fetch=Fetch(allow_private=True, per_host=128)
-    )
-    config = replace(config, caption=replace(config.caption, out=str(out)))
-    options, source = config.caption, config.source
-    assert source is not None
+    options, source = Caption(out=str(out)), Urls(path=str(addresses))
     square = Square(224, "squash", "bilinear")
 
-    def stream(todo: Todo) -> Dataset:
-        rows = pictures(todo, config, options.batch, config.reading, square)
-        return on_actors(rows, Brightness, Shape(1, 1, 0.0), options.batch, {})
+    def rows(job: TableJob, pending: PendingRows) -> Dataset:
+        pictures = pending_pictures(job, pending, options.batch, square)
+        return through_model(pictures, Brightness, ModelPool(1, 1, 0.0), options.batch, {})
 
-    parts = Parts(options.part_rows, options.part_seconds, CAPTIONS, (), {})
-    with session(config.cluster):
-        perform(Work("caption", "captions", config, source, options, {}, parts, stream), {})
+    layout = FileLayout(options.part_rows, options.part_seconds, CAPTIONS, (), {})
+    fetch = Fetch(allow_private=True, per_host=128)
+    job = TableJob("caption", "captions", source, options, {}, layout, rows, fetch)
+    with session(Cluster()):
+        run_job(job, {})
 
 
 def seconds(command: list[str]) -> float:

@@ -78,7 +78,8 @@ def _run(arguments: list[str]) -> int:
         return 2
     parsed = parser.parse_args(arguments)
     # Only now, so that `raycap --help` starts at once.
-    from raycap.config import dumps, nearest
+    from raycap.config import dumps
+    from raycap.options import nearest
 
     if parsed.command not in COMMANDS:
         raise UserError(
@@ -149,7 +150,8 @@ def _leading_words(arguments: list[str]) -> list[str]:
 
 def _choose(config: "Config", section: str, kind: str | None, path: str | None) -> "Config":
     """Another part of a room, by name or, for a source, by what is found at `path`; same kind keeps its options."""
-    from raycap.config import kind_of, part_named
+    from raycap.config import CHOICES
+    from raycap.options import choose, kind_of
     from raycap.sources import detect
 
     present = getattr(config, section)
@@ -158,8 +160,8 @@ def _choose(config: "Config", section: str, kind: str | None, path: str | None) 
     if kind is None and path is not None:
         kind = detect(path)
     kind, _, model = str(kind).partition(":")  # timm:NAME is timm with that model
-    part = part_named(section, kind)
-    if present is None or kind_of(section, present) != kind:
+    part = choose(CHOICES[section], kind, section)
+    if present is None or kind_of(present, CHOICES[section]) != kind:
         options = {"path": path or getattr(present, "path", "")} if section == "source" else {}
         present = part(**options)
     elif path is not None:

@@ -1,23 +1,19 @@
-"""Every knob of a run: one frozen, typed tree, loaded from YAML and changed by dotted flags.
+"""The config: all options of a run as one frozen, typed tree, read from YAML and changed by dotted flags.
 
-The sections are the rooms' own option classes. Where a room has alternatives, the choice *is* the options of the
-thing chosen, and a YAML file names it with `kind`. Nothing here belongs to one command: one file serves them all.
+Each section is the option class of a package. Where a package has alternatives (sources, encoders, ...), the section
+holds the options of the one chosen, and a YAML file names it with `kind`. One file serves all commands.
 """
 
 import dataclasses
-import difflib
-import functools
-import json
 import re
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
+from raycap import options
 from raycap.bulk.options import Caption, Extract
 from raycap.cluster import Cluster
 from raycap.decoders import DECODERS, DecoderChoice, TopDown
@@ -62,7 +58,7 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Config:
-    """The tree. Each field is a section, a YAML key and a family of flags."""
+    """All options. Each field is a section: a key of the YAML file and a family of flags."""
 
     source: Source | None = None
     fetch: Fetch = field(default_factory=Fetch)
@@ -70,9 +66,8 @@ class Config:
     vocabulary: Words = field(default_factory=Words)
     encoder: EncoderOptions = field(default_factory=ResNet50)
     decoder: DecoderChoice = field(default_factory=TopDown)
-    search: SearchChoice | None = (
-        None  # none: the captioner's own; where one is trained, a beam search
-    )
+    # None: the captioner's own search; when a captioner is trained, a beam search.
+    search: SearchChoice | None = None
     train: Train = field(default_factory=Train)
     tune: Tune = field(default_factory=Tune)
     cluster: Cluster = field(default_factory=Cluster)
@@ -84,13 +79,7 @@ class Config:
     report: Report = field(default_factory=Report)
 
 
-# Options that no longer exist: the default that they had, and why they were removed. Files of earlier versions name
-# them: the default is ignored, any other value is refused.
-REMOVED: dict[str, tuple[Any, str]] = {
-    "decoder.scaled_words": (False, "it lowered the loss and made captions no better"),
-}
-
-# The rooms with alternatives: section -> kind -> options.
+# The sections with alternatives: section -> kind -> option class.
 CHOICES: dict[str, Mapping[str, Any]] = {
     "source": SOURCES,
     "encoder": ENCODERS,
@@ -99,27 +88,8 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def kind_of(section: str, options: object) -> str:
-    """The name under which a part stands in its room's dict."""
-    return next(name for name, part in CHOICES[section].items() if part is type(options))
-
-
-def part_named(section: str, kind: str) -> Any:
-    """The option class of that name, or a refusal that lists what there is."""
-    if kind not in CHOICES[section]:
-        raise UserError(f"there is no {section} '{kind}'{nearest(kind, CHOICES[section])}")
-    return CHOICES[section][kind]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a refusal: the closest known name, and all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"; did you mean '{close[0]}'?" if close else ";") + f" known: {', '.join(known)}"
-
-
 def load(path: str, run: str = "") -> Config:
-    """Read a YAML file into the tree, refusing what it does not know; `run` chooses one where it holds several."""
+    """Read a YAML file. `run` chooses one of the runs in it, if it holds several. Raises UserError for unknown options."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -128,16 +98,16 @@ def load(path: str, run: str = "") -> Config:
 
 
 def loads(text: str, name: str = "the config", run: str = "") -> Config:
-    """As `load`, from text; `name` is what messages call it."""
+    """As `load`, from text. `name` is what messages call the file."""
     data = parse(text, name)
     try:
         return from_plain(chosen({} if data is None else data, run))
-    except UserError as refusal:
-        raise UserError(f"{name}: {refusal}") from refusal
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def parse(text: str, name: str) -> Any:
-    """What a YAML text says."""
+    """The data in a YAML text."""
     try:
         return yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
@@ -145,30 +115,38 @@ def parse(text: str, name: str) -> Any:
 
 
 def dumps(config: Config) -> str:
-    """The tree as YAML that `loads` reads back to the same tree."""
+    """The config as YAML, which `loads` reads back to the same config."""
     return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=116)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
-    """The tree as mappings of words, numbers and lists."""
-    sections = {
-        section.name: getattr(config, section.name) for section in dataclasses.fields(config)
-    }
-    return {
-        name: part_to_plain(name, options)
-        for name, options in sections.items()
-        if options is not None
-    }
+    """The config as mappings of words, numbers and lists."""
+    plain = {}
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        if part is not None:
+            plain[section.name] = options.to_plain(part, CHOICES.get(section.name))
+    return plain
 
 
 def from_plain(data: Any) -> Config:
-    """What `to_plain` made, or a part of it; the rest gets its defaults."""
-    return typing.cast(Config, _build(Config, data, ""))
+    """The config that `to_plain` wrote, or a part of it; the rest gets its defaults."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"the top level is {data!r}: a mapping of option to value belongs there")
+    shapes = options.hints_of(Config)
+    sections = {}
+    for name, value in data.items():
+        if name not in shapes:
+            raise UserError(f"there is no option '{name}'{options.nearest(str(name), shapes)}")
+        sections[name] = options.from_plain(CHOICES.get(name, shapes[name]), value, name)
+    return Config(**sections)
 
 
 def with_parameters(config: Config, parameters: Mapping[str, Any]) -> Config:
-    """The config with other values of some options, by their dotted names, as in {"train.lr": 0.01}. A part of
-    another kind begins from that kind's defaults."""
+    """The config with other values of some options, by their dotted names: {"train.lr": 0.01}.
+
+    A part of another kind begins with that kind's defaults.
+    """
     changed: dict[str, Any] = {}
     for key, value in parameters.items():
         *sections, name = key.split(".")
@@ -178,113 +156,13 @@ def with_parameters(config: Config, parameters: Mapping[str, Any]) -> Config:
         inner[name] = value
     try:
         return from_plain(merged(to_plain(config), changed))
-    except UserError as refusal:
+    except UserError as error:
         point = ", ".join(f"{key} {value}" for key, value in parameters.items())
-        raise UserError(f"{refusal} (at {point})") from refusal
-
-
-def part_to_plain(section: str, options: Any) -> dict[str, Any]:
-    """One section as a mapping of words, numbers and lists, with its `kind` where it was a choice."""
-    kind = {"kind": kind_of(section, options)} if section in CHOICES else {}
-    # Through JSON: tuples become lists, which safe YAML can say.
-    return kind | typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(options))))
-
-
-def part_from_plain(section: str, data: Any, name: str) -> Any:
-    """What `part_to_plain` wrote, as options again; `name` is what messages call the file."""
-    try:
-        return _value(_hints(Config)[section], data, section)
-    except UserError as refusal:
-        raise UserError(f"{name}: {refusal}") from refusal
-
-
-def without_removed(section: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a section that an earlier version wrote, without those that no longer exist and had their
-    default."""
-    kept = dict(data)
-    for dotted, (default, _) in REMOVED.items():
-        name = dotted.removeprefix(f"{section}.")
-        if name != dotted and name in kept and kept[name] == default:
-            del kept[name]
-    return kept
-
-
-def _build(part: Any, data: Any, place: str) -> Any:
-    """A dataclass from a mapping; `place` is the dotted path so far."""
-    if not isinstance(data, Mapping):
-        raise UserError(
-            f"{place or 'the top level'} is {data!r}: a mapping of option to value belongs there"
-        )
-    hints = _hints(part)
-    values = {}
-    for key, value in data.items():
-        dotted = f"{place}.{key}" if place else str(key)
-        if dotted in REMOVED:
-            default, reason = REMOVED[dotted]
-            if value != default:
-                raise UserError(
-                    f"{dotted} is {value!r}, and this version no longer has that option ({reason}): leave it out, "
-                    "or use raycap 0.1 for what was trained with it"
-                )
-            continue
-        if key not in hints:
-            raise UserError(f"there is no option '{dotted}'{nearest(str(key), hints)}")
-        values[key] = _value(hints[key], value, dotted)
-    missing = [f.name for f in dataclasses.fields(part) if _required(f) and f.name not in values]
-    if missing:
-        raise UserError(f"{place} lacks {', '.join(missing)}")
-    try:
-        return part(**values)
-    except UserError as refusal:
-        named = not place or str(refusal).startswith(f"{place}.")
-        raise UserError(str(refusal) if named else f"{place}: {refusal}") from refusal
-
-
-def _value(hint: Any, value: Any, dotted: str) -> Any:
-    if dotted in CHOICES:
-        if value is None:
-            return None
-        kind, options = _split_kind(value, dotted)
-        return _build(part_named(dotted, kind), options, dotted)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, dotted)
-    try:
-        # Strict as JSON is strict: no "5" for 5, no yes for a word, but a list for a tuple and 1 for 1.0.
-        return _adapter(hint).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        wanted = "; ".join(dict.fromkeys(detail["msg"].lower() for detail in error.errors()))
-        raise UserError(f"{dotted} is {value!r}: {wanted}") from error
-    except TypeError as error:  # a YAML date, for one, has no JSON form
-        raise UserError(
-            f"{dotted} is {value!r}, a {type(value).__name__}: put it in quotes if it is a word"
-        ) from error
-
-
-def _split_kind(value: Any, section: str) -> tuple[str, dict[str, Any]]:
-    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
-        raise UserError(
-            f"{section} must name its kind, as in '{section}: {{kind: {next(iter(CHOICES[section]))}}}'"
-        )
-    return value["kind"], {key: option for key, option in value.items() if key != "kind"}
-
-
-def _required(option: dataclasses.Field[Any]) -> bool:
-    return option.default is dataclasses.MISSING and option.default_factory is dataclasses.MISSING
-
-
-@functools.cache
-def _hints(part: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(part)
-    return {option.name: hints[option.name] for option in dataclasses.fields(part) if option.init}
-
-
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+        raise UserError(f"{error} (at {point})") from error
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as people mean it: 3e-4 is a number, and a key given twice is a mistake."""
+    """YAML as people mean it: 3e-4 is a number, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""What a row is: the Arrow schemas of all that travels between acts, and `fit`, the door each table passes."""
+"""The Arrow schemas of all tables, and `fit`, which casts a table to its schema before it is written."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,12 @@ import pyarrow as pa
 
 from raycap.errors import UserError
 
-# What became of one picture. Errors are strings, "" for none: a null-typed column would break Parquet later.
+# The status of a row. Errors are strings, "" for none: a column of nulls would break Parquet later.
 SUCCESS = "success"
 FAILED_TO_FETCH = "failed_to_fetch"
 FAILED_TO_DECODE = "failed_to_decode"
 FAILED_TO_CAPTION = "failed_to_caption"
+FAILURES = (FAILED_TO_FETCH, FAILED_TO_DECODE, FAILED_TO_CAPTION)
 
 MANIFEST = pa.schema(
     [
@@ -19,10 +20,8 @@ MANIFEST = pa.schema(
         ("split", pa.string()),  # "" where the source has none
         ("references", pa.list_(pa.string())),  # human captions, [] for none
         ("bytes", pa.large_binary()),  # inline picture, null where `uri` is to be read
-        (
-            "error",
-            pa.string(),
-        ),  # why the source knows that the row cannot be fetched, "" for a usable row
+        # Why the source knows that the row cannot be fetched; "" for a usable row.
+        ("error", pa.string()),
     ]
 )
 
@@ -63,8 +62,8 @@ CAPTIONS = pa.schema(
     ]
 )
 
-# Behind those, where asked for: how well the captioner foretells the picture's own captions when it reads the true
-# words so far. Null where it did not see the picture.
+# Behind those, where asked for: how well the captioner predicts the picture's own captions, word by word, given the
+# true words before. Null where it did not see the picture.
 TRUE_WORDS = pa.schema(
     [
         ("true_surprise", pa.float64()),  # cross-entropy in nats, summed over the words

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from raycap.captioners.trained import Captioner, Plan
+from raycap.captioners.trained import Plan, TrainedCaptioner
 from raycap.decoders import Recurrent
 from raycap.encoders import Pixels
 from raycap.vocabulary import Vocabulary, Words
@@ -19,7 +19,7 @@ SENTENCES = (
 )
 
 
-def save_captioner(path: Path, seed: int = 0) -> Captioner:
+def save_captioner(path: Path, seed: int = 0) -> TrainedCaptioner:
     """Write the folder; the same seed gives the same captioner."""
     vocabulary = Vocabulary.build(SENTENCES, Words(min_count=1))
     options = Recurrent(hidden_width=32, embedding_width=16, attention_width=16)
@@ -31,7 +31,7 @@ def save_captioner(path: Path, seed: int = 0) -> Captioner:
         with torch.no_grad():
             for parameter in decoder.parameters():
                 parameter.mul_(4)  # surer of its words, so that pictures differ in their captions
-    captioner = Captioner(plan, vocabulary, encoder, decoder, device="cpu")
+    captioner = TrainedCaptioner(plan, vocabulary, encoder, decoder, device="cpu")
     captioner.save(path)
     return captioner
 

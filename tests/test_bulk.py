@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raycap.bulk import anew
-from raycap.bulk.digests import are_among, digests_of, in_order
-from raycap.bulk.options import Bulk
-from raycap.bulk.publish import Parts, Pass, Report, write_part
-from raycap.bulk.standing import Counts
-from raycap.bulk.todo import TICKET, Todo, survey
+from raycap.bulk.commit import Committer, FileLayout, StagedFile, write_staged
+from raycap.bulk.contents import RowCounts, are_among, digests_of, sorted_digests
+from raycap.bulk.options import BulkOptions
+from raycap.bulk.overwrite import NEW, finish_overwrite
+from raycap.bulk.pending import TICKET, PendingRows, count_pending
 from raycap.errors import UserError
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.progress import Progress
@@ -32,15 +31,15 @@ def test_a_key_is_found_where_it_stands_and_nowhere_else(
     first: list[str], second: list[str], asked: list[str]
 ) -> None:
     groups = [
-        in_order([digests_of(first[:3]), digests_of(first[3:])]),
-        in_order([digests_of(second)]),
+        sorted_digests([digests_of(first[:3]), digests_of(first[3:])]),
+        sorted_digests([digests_of(second)]),
     ]
     found = are_among(digests_of(asked), groups)
     assert found.tolist() == [key in {*first, *second} for key in asked]
 
 
 def test_two_keys_that_share_half_a_digest() -> None:
-    group = in_order([np.array([[5, 5, 7], [1, 2, 3]], np.uint64)])
+    group = sorted_digests([np.array([[5, 5, 7], [1, 2, 3]], np.uint64)])
     asked = np.array([[5, 5, 5, 7, 8], [1, 2, 3, 3, 3]], np.uint64)
     assert are_among(asked, [group]).tolist() == [True, True, False, True, False]
 
@@ -63,17 +62,18 @@ class Numbers:
 
 @pytest.mark.parametrize("rows", [1, 64, 65, 1064, 5000])
 @pytest.mark.parametrize(
-    "options", [Bulk(), Bulk(limit=70), Bulk(sample=0.4), Bulk(shuffle_seed=1)]
+    "options",
+    [BulkOptions(), BulkOptions(limit=70), BulkOptions(sample=0.4)],
 )
-def test_a_listing_numbers_its_rows_and_marks_the_last(rows: int, options: Bulk) -> None:
-    todo = Todo(Numbers(rows), options)
+def test_a_listing_numbers_its_rows_and_marks_the_last(rows: int, options: BulkOptions) -> None:
+    todo = PendingRows(Numbers(rows), options)
     listed = pa.concat_tables(list(todo.tables()))
     keys = listed["key"].to_pylist()
     assert listed["place"].to_pylist() == list(range(len(listed)))
     assert listed["last"].to_pylist() == [False] * (len(listed) - 1) + [True] * bool(len(listed))
     assert len(set(listed["listing"].to_pylist())) <= 1 and len(set(keys)) == len(keys)
-    assert survey(todo, None)[0] == len(listed) and min(1, len(listed)) == min(
-        1, survey(todo, 1)[0]
+    assert count_pending(todo, None)[0] == len(listed) and min(1, len(listed)) == min(
+        1, count_pending(todo, 1)[0]
     )
     if options.limit:
         assert keys == [str(number) for number in range(min(rows, options.limit))]
@@ -87,11 +87,11 @@ def test_a_listing_numbers_its_rows_and_marks_the_last(rows: int, options: Bulk)
 def test_no_row_is_published_twice_whatever_is_made_again(
     reports: list[tuple[int, list[int]]],
 ) -> None:
-    one = Pass(None, "captions", None, None, lambda counts: None)  # type: ignore[arg-type]
+    one = Committer(None, "captions", None, None)  # type: ignore[arg-type]
     published: list[int] = []
     for listing, places in reports:
         last = 40 if 40 in places else None
-        report = Report("", "", (listing,), np.array(places), last, Counts())
+        report = StagedFile("", "", (listing,), np.array(places), last, RowCounts())
         if one._is_new(report):
             one._remember(report)
             published += places
@@ -116,15 +116,13 @@ def test_the_same_rows_make_the_same_file(tmp_path: Path) -> None:
         pa.Table.from_pylist(some, pa.schema([*CAPTIONS, *TICKET]))
         for some in (rows[:2], rows[2:])
     ]
-    parts = Parts(10, 1.0, CAPTIONS, (), {"raycap": "x"})
-    reports = [
-        write_part(RunFolder(str(tmp_path)), "captions", "run", parts, *blocks) for _ in range(2)
-    ]
+    parts = FileLayout(10, 1.0, CAPTIONS, (), {"raycap": "x"})
+    reports = [write_staged(RunFolder(str(tmp_path)), "run", parts, *blocks) for _ in range(2)]
     assert reports[0].notes == {"left_out": [], "notes": []}
     assert (
         reports[0].name == reports[1].name and reports[0].last == 4 and reports[0].counts.rows == 5
     )
-    other = write_part(RunFolder(str(tmp_path)), "captions", "run", parts, blocks[0])
+    other = write_staged(RunFolder(str(tmp_path)), "run", parts, blocks[0])
     assert other.name != reports[0].name and other.last is None and other.notes is None
 
 
@@ -200,7 +198,7 @@ class Crashing(RunFolder):
 @pytest.mark.parametrize("changes", range(14))
 def test_a_swap_of_tables_ends_well_wherever_it_was_cut_off(changes: int, tmp_path: Path) -> None:
     out = Crashing(str(tmp_path / "out"))
-    for folder, word in ((out, b"old"), (out / anew.NEW, b"new")):
+    for folder, word in ((out, b"old"), (out / NEW, b"new")):
         folder.write("captions/part", word)
         folder.write("captions/part-only-" + word.decode(), word)
         folder.write_json("run.json", {"table": "captions", "word": word.decode()})
@@ -208,12 +206,12 @@ def test_a_swap_of_tables_ends_well_wherever_it_was_cut_off(changes: int, tmp_pa
     out.write("jsonl/part.jsonl", b"of the old rows")
     object.__setattr__(out, "left", changes)
     try:
-        anew.finish(out)
+        finish_overwrite(out)
     except KeyboardInterrupt:
         seen = {path.read_bytes() for path in (tmp_path / "out" / "captions").glob("*")}
         assert len(seen) <= 1, "old or new, never both"
         object.__setattr__(out, "left", None)
-        anew.finish(out)
+        finish_overwrite(out)
     assert out.names("captions") == ["captions/part", "captions/part-only-new"]
     assert out.read_json("run.json") == {"table": "captions", "word": "new"}
     assert out.read_json("facts.json") == {"word": "new"}
@@ -247,4 +245,4 @@ def test_progress_says_what_a_person_would_ask(capsys: pytest.CaptureFixture[str
     "said, rows, allowed", [("", 9, float("inf")), ("500", 9, 500), ("10%", 200, 20)]
 )
 def test_failures_allowed(said: str, rows: int, allowed: float) -> None:
-    assert Bulk(max_failed=said).failures_allowed(rows) == allowed
+    assert BulkOptions(max_failed=said).failures_allowed(rows) == allowed

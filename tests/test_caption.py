@@ -15,7 +15,7 @@ from PIL import Image
 from server import HTML, serving
 from small_captioner import photos, save_captioner
 
-from raycap.captioners.trained import Captioner
+from raycap import Captioner
 from raycap.cli import main
 from raycap.schema import CAPTIONS
 from raycap.storage import Lease, RunFolder

@@ -15,9 +15,9 @@ from PIL import Image
 from torch.nn import functional
 
 from raycap import Captioner
-from raycap.captioners.trained import Plan
+from raycap.captioners.trained import Plan, TrainedCaptioner
+from raycap.captioners.trained.batches import FittingBatch
 from raycap.captioners.trained.folder import _digest_of_config, state_of, words_of
-from raycap.captioners.trained.room import Room
 from raycap.decoders import DecoderChoice, Recurrent, TopDown, Transformer
 from raycap.encoders import Pixels, ResNet18
 from raycap.errors import UserError
@@ -39,7 +39,7 @@ DECODERS: dict[str, DecoderChoice] = {
 
 def taught(
     plan: Plan, pictures: Sequence[bytes], captions: Sequence[str], steps: int, rate: float = 1e-2
-) -> tuple[Captioner, list[float]]:
+) -> tuple[TrainedCaptioner, list[float]]:
     """A captioner that has seen only these pictures, one caption each, until it knows them; and its losses."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.build(captions, Words(min_count=1))
@@ -70,7 +70,7 @@ def taught(
         losses.append(loss.item())
         if losses[-1] < 0.02:
             break
-    captioner = Captioner(
+    captioner = TrainedCaptioner(
         plan, vocabulary, encoder, decoder, {"data": "made pictures"}, "cpu", "fp32"
     )
     return captioner, losses
@@ -85,7 +85,7 @@ def shapes() -> tuple[list[bytes], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def captioner(shapes: tuple[list[bytes], list[str]]) -> Captioner:
+def captioner(shapes: tuple[list[bytes], list[str]]) -> TrainedCaptioner:
     plan = Plan(Pixels(size=96, patch=16, frequencies=4), DECODERS["lstm-attention"])
     return taught(plan, *shapes, steps=120)[0]
 
@@ -120,7 +120,7 @@ def test_a_captioner_says_the_same_after_save_and_load(
 
 
 def test_one_picture_alone_is_that_picture_in_a_batch(
-    captioner: Captioner, shapes: tuple[list[bytes], list[str]]
+    captioner: TrainedCaptioner, shapes: tuple[list[bytes], list[str]]
 ) -> None:
     for search in (Greedy(), Beam(width=3, best=2)):
         together = captioner.caption(shapes[0], search=search)
@@ -132,7 +132,7 @@ def test_one_picture_alone_is_that_picture_in_a_batch(
 
 
 def test_a_picture_is_the_same_as_path_bytes_pil_and_array(
-    captioner: Captioner, shapes: tuple[list[bytes], list[str]], tmp_path: Path
+    captioner: TrainedCaptioner, shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:
     data = shapes[0][0]
     path = tmp_path / "picture.png"
@@ -147,7 +147,7 @@ def test_a_picture_is_the_same_as_path_bytes_pil_and_array(
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]
 )
-def test_pil_pictures_of_every_mode_are_taken(captioner: Captioner, mode: str) -> None:
+def test_pil_pictures_of_every_mode_are_taken(captioner: TrainedCaptioner, mode: str) -> None:
     picture = Image.new("RGB", (40, 30), (200, 40, 40))
     if mode == "I;16":
         picture = Image.new("I;16", (40, 30), 30000)
@@ -160,7 +160,7 @@ def test_pil_pictures_of_every_mode_are_taken(captioner: Captioner, mode: str) -
 
 
 def test_bad_pictures_cost_their_own_row(
-    captioner: Captioner, shapes: tuple[list[bytes], list[str]]
+    captioner: TrainedCaptioner, shapes: tuple[list[bytes], list[str]]
 ) -> None:
     good = shapes[0][0]
     answers = captioner.caption(["no-such-picture.jpg", good, b"nonsense", good])
@@ -176,13 +176,15 @@ def test_bad_pictures_cost_their_own_row(
 
 
 @pytest.mark.parametrize("wrong", ["photo.jpg", b"bytes", np.zeros((4, 4, 3), np.float32)])
-def test_what_is_no_list_of_pictures_is_refused(captioner: Captioner, wrong: object) -> None:
+def test_what_is_no_list_of_pictures_is_refused(
+    captioner: TrainedCaptioner, wrong: object
+) -> None:
     with pytest.raises(UserError):
         captioner.caption(wrong if isinstance(wrong, str | bytes) else [wrong])  # type: ignore[arg-type, list-item]
 
 
 def test_search_can_be_chosen_for_one_call(
-    captioner: Captioner, shapes: tuple[list[bytes], list[str]]
+    captioner: TrainedCaptioner, shapes: tuple[list[bytes], list[str]]
 ) -> None:
     greedy = captioner.caption(shapes[0], search=Greedy())
     assert [caption.caption for caption in captioner.caption(shapes[0], beam=1)] == [
@@ -194,7 +196,7 @@ def test_search_can_be_chosen_for_one_call(
 
 
 def test_explaining_gives_a_map_for_each_word(
-    captioner: Captioner, shapes: tuple[list[bytes], list[str]], tmp_path: Path
+    captioner: TrainedCaptioner, shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:
     explanation = captioner.explain(shapes[0][0])
     maps = explanation.caption.attention
@@ -215,7 +217,7 @@ def test_explaining_without_attention_says_so(shapes: tuple[list[bytes], list[st
         taught(plan, *shapes, steps=1)[0].explain(shapes[0][0])
 
 
-def test_explaining_what_cannot_be_read_says_why(captioner: Captioner) -> None:
+def test_explaining_what_cannot_be_read_says_why(captioner: TrainedCaptioner) -> None:
     with pytest.raises(UserError, match="not a picture"):
         captioner.explain(b"nonsense")
 
@@ -260,7 +262,7 @@ def test_a_frozen_encoder_must_be_the_one_that_was_there(
     with torch.no_grad():
         next(other.parameters()).add_(1)
     folder = tmp_path / "trained"
-    trained = Captioner(plan, captioner.vocabulary, other, captioner.decoder)
+    trained = TrainedCaptioner(plan, captioner.vocabulary, other, captioner.decoder)
     trained.save(folder)
     with pytest.raises(UserError, match="other weights of its encoder"):
         Captioner.load(folder)
@@ -281,7 +283,7 @@ def test_a_folder_with_a_trained_encoder_holds_it(
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["encoder_included"]
 
 
-def test_a_folder_is_read_from_a_uri(captioner: Captioner, tmp_path: Path) -> None:
+def test_a_folder_is_read_from_a_uri(captioner: TrainedCaptioner, tmp_path: Path) -> None:
     captioner.save(tmp_path / "captioner")
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "captioner"), "/captioners/shapes", recursive=True)
@@ -292,7 +294,9 @@ def test_a_folder_is_read_from_a_uri(captioner: Captioner, tmp_path: Path) -> No
     assert state_of("memory://captioners/shapes").keys() == named
 
 
-def test_saving_again_replaces_the_folder_whole(captioner: Captioner, tmp_path: Path) -> None:
+def test_saving_again_replaces_the_folder_whole(
+    captioner: TrainedCaptioner, tmp_path: Path
+) -> None:
     captioner.save(tmp_path / "captioner")
     (tmp_path / "captioner" / "stray.txt").write_text("from before")
     captioner.save(tmp_path / "captioner")
@@ -301,10 +305,10 @@ def test_saving_again_replaces_the_folder_whole(captioner: Captioner, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["captioner"]
 
 
-def test_the_card_shows_the_facts(captioner: Captioner, tmp_path: Path) -> None:
+def test_the_card_shows_the_facts(captioner: TrainedCaptioner, tmp_path: Path) -> None:
     facts = {"data": "made pictures", "scores": {"bleu_4": 0.5}, "limits": ["knows shapes only"]}
     plan, vocabulary = captioner.plan, captioner.vocabulary
-    Captioner(plan, vocabulary, captioner.encoder, captioner.decoder, facts).save(
+    TrainedCaptioner(plan, vocabulary, captioner.encoder, captioner.decoder, facts).save(
         tmp_path / "captioner"
     )
     card = (tmp_path / "captioner" / "README.md").read_text()
@@ -321,7 +325,7 @@ def test_the_card_shows_the_facts(captioner: Captioner, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary.json"])
 @pytest.mark.parametrize("harm", ["missing", "truncated", "flipped"])
 def test_harmed_folders_are_refused(
-    captioner: Captioner, tmp_path: Path, name: str, harm: str
+    captioner: TrainedCaptioner, tmp_path: Path, name: str, harm: str
 ) -> None:
     folder = tmp_path / "captioner"
     captioner.save(folder)
@@ -346,7 +350,9 @@ def changed(folder: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_another_format_says_what_to_do(captioner: Captioner, tmp_path: Path, number: int) -> None:
+def test_another_format_says_what_to_do(
+    captioner: TrainedCaptioner, tmp_path: Path, number: int
+) -> None:
     captioner.save(tmp_path / "captioner")
     changed(tmp_path / "captioner", format=number, raycap="9.9.9")
     with pytest.raises(UserError, match=rf"format {number}.*use raycap 9\.9\.9"):
@@ -368,7 +374,7 @@ def test_another_format_says_what_to_do(captioner: Captioner, tmp_path: Path, nu
     ],
 )
 def test_a_config_that_was_tampered_with_is_refused(
-    captioner: Captioner, tmp_path: Path, values: dict[str, object], named: str
+    captioner: TrainedCaptioner, tmp_path: Path, values: dict[str, object], named: str
 ) -> None:
     captioner.save(tmp_path / "captioner")
     changed(tmp_path / "captioner", **values)
@@ -377,7 +383,7 @@ def test_a_config_that_was_tampered_with_is_refused(
 
 
 def test_a_pickle_in_place_of_the_weights_is_not_opened(
-    captioner: Captioner, tmp_path: Path
+    captioner: TrainedCaptioner, tmp_path: Path
 ) -> None:
     import hashlib
 
@@ -391,7 +397,7 @@ def test_a_pickle_in_place_of_the_weights_is_not_opened(
         Captioner.load(folder)
 
 
-def test_a_fact_that_was_changed_is_noticed(captioner: Captioner, tmp_path: Path) -> None:
+def test_a_fact_that_was_changed_is_noticed(captioner: TrainedCaptioner, tmp_path: Path) -> None:
     captioner.save(tmp_path / "captioner")
     config = tmp_path / "captioner" / "config.json"
     config.write_text(config.read_text().replace("made pictures", "flickr8k"))
@@ -400,7 +406,7 @@ def test_a_fact_that_was_changed_is_noticed(captioner: Captioner, tmp_path: Path
 
 
 def test_weights_for_an_encoder_without_any_are_refused(
-    captioner: Captioner, tmp_path: Path
+    captioner: TrainedCaptioner, tmp_path: Path
 ) -> None:
     captioner.save(tmp_path / "captioner")
     with pytest.raises(UserError, match="has no weights"):
@@ -429,17 +435,17 @@ class Device:
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered() -> None:
-    device, room = Device(fits=5), Room(64)
+    device, room = Device(fits=5), FittingBatch(64)
     items = [f"item {number}" for number in range(40)]
-    assert room.each(items, device.act) == [item.upper() for item in items]
-    assert room.pictures == 5 and device.batches[:4] == [40, 20, 10, 5]
+    assert room.run(items, device.act) == [item.upper() for item in items]
+    assert room.size == 5 and device.batches[:4] == [40, 20, 10, 5]
     device.batches.clear()
-    room.each(items, device.act)
+    room.run(items, device.act)
     assert max(device.batches) == 5
 
 
 def test_an_item_too_large_alone_gets_the_reason_and_the_others_their_answers() -> None:
-    answers = Room(4).each(["a", "b", "giant", "c", "d"], Device(fits=8).act)
+    answers = FittingBatch(4).run(["a", "b", "giant", "c", "d"], Device(fits=8).act)
     assert [answer for answer in answers if isinstance(answer, str)] == ["A", "B", "C", "D"]
     assert isinstance(answers[2], MemoryError)
 
@@ -449,11 +455,13 @@ def test_other_errors_are_not_swallowed() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Room(4).each(["a"], broken)
+        FittingBatch(4).run(["a"], broken)
 
 
 def test_captioning_goes_on_when_memory_runs_out(
-    captioner: Captioner, shapes: tuple[list[bytes], list[str]], monkeypatch: pytest.MonkeyPatch
+    captioner: TrainedCaptioner,
+    shapes: tuple[list[bytes], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = captioner.caption(shapes[0])
     encode = captioner._encode
@@ -466,10 +474,10 @@ def test_captioning_goes_on_when_memory_runs_out(
         return encode(pixels)
 
     monkeypatch.setattr(captioner, "_encode", cramped)
-    monkeypatch.setattr(captioner, "room", Room(16))
+    monkeypatch.setattr(captioner, "_fitting", FittingBatch(16))
     answers = captioner.caption(shapes[0])
     assert [answer.words for answer in answers] == [answer.words for answer in expected]
-    assert captioner.room.pictures == 2 and sizes[:4] == [16, 8, 4, 2]
+    assert captioner._fitting.size == 2 and sizes[:4] == [16, 8, 4, 2]
 
     def full(pixels: torch.Tensor) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -480,9 +488,11 @@ def test_captioning_goes_on_when_memory_runs_out(
     assert "memory" in answers[0].error_message
 
 
-def test_reading_options_travel_with_the_folder(captioner: Captioner, tmp_path: Path) -> None:
+def test_reading_options_travel_with_the_folder(
+    captioner: TrainedCaptioner, tmp_path: Path
+) -> None:
     plan = dataclasses.replace(captioner.plan, reading=Reading(formats=("jpeg",)))
-    Captioner(plan, captioner.vocabulary, captioner.encoder, captioner.decoder).save(
+    TrainedCaptioner(plan, captioner.vocabulary, captioner.encoder, captioner.decoder).save(
         tmp_path / "captioner"
     )
     [answer] = Captioner.load(tmp_path / "captioner").caption([Image.new("RGB", (9, 9))])
@@ -490,7 +500,7 @@ def test_reading_options_travel_with_the_folder(captioner: Captioner, tmp_path: 
     shutil.rmtree(tmp_path / "captioner")
 
 
-def test_strings_of_a_program_open_no_chains(captioner: Captioner, tmp_path: Path) -> None:
+def test_strings_of_a_program_open_no_chains(captioner: TrainedCaptioner, tmp_path: Path) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (96, 96)).save(picture, "png")
     for name in ("a::b.png", "c.png"):

@@ -1,4 +1,4 @@
-"""Captioner folders from anybody: nothing outside of them is opened, nothing large is made, nothing is printed."""
+"""TrainedCaptioner folders from anybody: nothing outside of them is opened, nothing large is made, nothing is printed."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from server import Server, serving
 from small_captioner import SENTENCES, save_captioner
 
 from raycap import Captioner
-from raycap.captioners.trained import Plan
+from raycap.captioners.trained import Plan, TrainedCaptioner
 from raycap.captioners.trained.folder import _digest_of_config
 from raycap.decoders import Recurrent
 from raycap.encoders import ENCODERS, Pixels, ResNet18
@@ -155,7 +155,7 @@ def test_weights_that_the_user_names_are_read(tmp_path: Path) -> None:
     vocabulary = Vocabulary.build(SENTENCES, Words(min_count=1))
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
-    Captioner(plan, vocabulary, encoder, decoder).save(tmp_path / "captioner")
+    TrainedCaptioner(plan, vocabulary, encoder, decoder).save(tmp_path / "captioner")
     with pytest.raises(UserError, match=r"resnet18\.safetensors.*is not opened by itself"):
         Captioner.load(tmp_path / "captioner")
     loaded = Captioner.load(

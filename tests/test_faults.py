@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 from small_captioner import photos, save_captioner
 
-from raycap.bulk import passes
+from raycap.bulk import run as bulk_run
 from raycap.cli import main
 from raycap.commands import pictures
 
@@ -306,7 +306,7 @@ def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
     save_captioner(model)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 2)
-    monkeypatch.setattr(passes, "SECONDS_TO_FREE", 1)
+    monkeypatch.setattr(bulk_run, "SECONDS_TO_FREE", 1)
     flags = ["--batch", "8", "--actors", "1", "--reading.timeout", "0.5"]
     command = [
         "caption",
@@ -329,5 +329,5 @@ def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
     waits = [
         lost for lost in facts["passes_lost"] if "the cluster has no free processor for it" in lost
     ]
-    assert len(waits) > passes.FRUITLESS_PASSES
+    assert len(waits) > bulk_run.FRUITLESS_PASSES
     assert len(faults.read(tmp_path / "out")) == 8

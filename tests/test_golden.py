@@ -26,8 +26,9 @@ import ray
 import torch
 from small_captioner import save_captioner
 
+from raycap import Captioner
 from raycap.bulk.features import pixels_schema
-from raycap.captioners.trained import Captioner, folder
+from raycap.captioners.trained import folder
 from raycap.cli import main
 from raycap.commands import COMMANDS
 from raycap.schema import CAPTIONS, MANIFEST, TRUE_WORDS, features_schema

@@ -19,15 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from raycap.bulk.options import Bulk
-from raycap.bulk.passes import perform
+from raycap.bulk.commit import FileLayout
+from raycap.bulk.job import TableJob
+from raycap.bulk.options import BulkOptions
+from raycap.bulk.pending import TICKET
 from raycap.bulk.pictures import manifest
-from raycap.bulk.publish import Parts
-from raycap.bulk.todo import TICKET
-from raycap.bulk.work import Work
+from raycap.bulk.run import run_job
 from raycap.cluster import Cluster
 from raycap.cluster.session import session
-from raycap.config import Config
 from raycap.errors import UserError
 from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
 from raycap.sources.rows import Row, tables
@@ -101,7 +100,7 @@ class Command:
         return " ".join([self.model, *flags, str(self.rows)])
 
     def run(self, out: Path) -> None:
-        options = Bulk(
+        options = BulkOptions(
             out=str(out),
             batch=4,
             part_rows=4,
@@ -109,19 +108,18 @@ class Command:
             overwrite=self.overwrite,
         )
         told = {"model": self.model, "fail": self.fail}
-        work = Work(
-            act="caption",
+        work = TableJob(
+            command="caption",
             table="captions",
-            config=Config(),
             source=Numbers(self.rows),  # type: ignore[arg-type]
             options=options,
             identity={"captioner": self.model},
-            parts=Parts(4, 30.0, CAPTIONS, (), {"captioner": self.model}),
-            stream=lambda todo: manifest(todo, 4).map_batches(
+            layout=FileLayout(4, 30.0, CAPTIONS, (), {"captioner": self.model}),
+            rows=lambda job, pending: manifest(pending, 4).map_batches(
                 caption, batch_format="pyarrow", fn_kwargs=told
             ),
         )
-        perform(work, {})
+        run_job(work, {})
 
 
 @dataclass

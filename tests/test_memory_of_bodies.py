@@ -29,14 +29,14 @@ import pyarrow as pa
 from raycap.fetch import BYTES_IN_MEMORY, Fetch
 from raycap.fetch.trust import ANYTHING
 from raycap.images import Reading, Square
-from raycap.bulk.pictures import open_pictures
+from raycap.bulk.pictures import load_table
 from raycap.schema import MANIFEST
 
 uris = json.load(open(sys.argv[1]))
 row = {"key": "", "split": "", "references": [], "bytes": None, "error": ""}
 table = pa.Table.from_pylist([{**row, "uri": uri} for uri in uris], MANIFEST)
 options = Fetch(allow_private=True, deadline=600, read_timeout=600)
-opened = open_pictures(table, options, Reading(), Square(64), ANYTHING, keep_pixels=True)
+opened = load_table(table, options, ANYTHING, Reading(), Square(64), keep_pixels=True)
 peak = open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]
 print(json.dumps([int(peak) * 1024, BYTES_IN_MEMORY, Counter(opened["status"].to_pylist())]))
 """

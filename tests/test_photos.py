@@ -12,7 +12,7 @@ from PIL import Image, ImageFont
 from server import serving
 from small_captioner import photos, save_captioner
 
-from raycap.captioners.trained import Captioner
+from raycap import Captioner
 from raycap.cli import main
 from raycap.report import drawing as captioned
 

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from raycap.captioners.trained import Captioner
+from raycap import Captioner
 from raycap.captioners.trained.folder import digest_of
 from raycap.cli import main
 from raycap.config import load

@@ -23,12 +23,12 @@ from server import serving
 
 from raycap import plots
 from raycap.cli import main
-from raycap.config import part_to_plain
-from raycap.encoders import Pixels
+from raycap.encoders import ENCODERS, Pixels
 from raycap.evaluation import captions
 from raycap.evaluation.captions import CaptionTable
 from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
+from raycap.options import to_plain
 from raycap.report.gallery import Collection
 from raycap.report.thumbnails import Room, thumbnails
 from raycap.schema import CAPTIONS
@@ -432,7 +432,7 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
         "".join(json.dumps(picture) + "\n" for picture in pictures)
     )
     (run / "captioner").mkdir()
-    encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
+    encoder = to_plain(Pixels(size=32, patch=16), ENCODERS)
     (run / "captioner" / "config.json").write_text(json.dumps({"encoder": encoder}))
     out = tmp_path / "page.html"
     source = ["--references", str(made / "references.jsonl"), "--source.key-column", "key"]
@@ -537,7 +537,7 @@ def test_where_the_captioner_looked_is_drawn(
         pa.Table.from_pylist(rows, LOOKED), tmp_path / "run" / "captions" / "part.parquet"
     )
     (tmp_path / "model").mkdir()
-    encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
+    encoder = to_plain(Pixels(size=32, patch=16), ENCODERS)
     (tmp_path / "model" / "config.json").write_text(json.dumps({"encoder": encoder}))
     out = tmp_path / "page.html"
     arguments = ["report", str(tmp_path / "run"), "--panels", "4", "--out", str(out)]
@@ -770,7 +770,7 @@ def square_model(folder: Path) -> Path:
     """As much of a captioner as the maps need."""
     folder.mkdir()
     (folder / "config.json").write_text(
-        json.dumps({"encoder": part_to_plain("encoder", Pixels(size=64))})
+        json.dumps({"encoder": to_plain(Pixels(size=64), ENCODERS)})
     )
     return folder
 

@@ -14,17 +14,20 @@ import torch
 from small_captioner import photos, save_captioner
 
 from raycap import precision
-from raycap.bulk.captions import captions_work
-from raycap.bulk.features import features_work, pixels_work
-from raycap.bulk.options import Bulk, Caption, Extract
-from raycap.bulk.run_precision import choose, with_precision
-from raycap.bulk.work import FORMATS_OF_OLDER_VERSIONS, kept
+from raycap.bulk.captions import captions_job
+from raycap.bulk.features import features_job, pixels_job
+from raycap.bulk.identity import FORMATS_OF_OLDER_VERSIONS
+from raycap.bulk.job import in_cache
+from raycap.bulk.options import BulkOptions, Caption, Extract
+from raycap.bulk.precision import choose_run_precision, with_precision
+from raycap.captioners.trained import TrainedOptions
 from raycap.cli import main
 from raycap.cluster import Cluster
-from raycap.config import Config
 from raycap.device import Precision, PrecisionName, derive
 from raycap.encoders import Pixels
 from raycap.errors import UserError
+from raycap.fetch import Fetch
+from raycap.images import Reading
 from raycap.sources import Folder
 
 pytestmark = pytest.mark.ray
@@ -139,30 +142,30 @@ def test_caches_of_different_precision_are_different_folders(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Folder(str(photos(tmp_path / "photos", range(1))))
-    config = Config(
-        source=source,
-        caption=Caption(model=str(model)),
-        encoder=Pixels(size=64),
-        extract=Extract(),
-    )
-    encoder = config.encoder.build()
-    for work in (captions_work(config, source), features_work(config, source, encoder)):
+    captioner = TrainedOptions.read(str(model), "", None, batch=64)
+    how = (Fetch(), Reading(), Cluster())
+    encoder = Pixels(size=64).build()
+    features = features_job(Pixels(size=64), encoder, source, Extract(), *how)
+    for work in (captions_job(captioner, source, Caption(), *how), features):
         folders = []
         names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
         for name in names:
             found = with_precision(work, name)
-            assert found.parts.metadata["precision"] == found.identity["precision"] == name
-            folders.append(kept(found, str(tmp_path), "cache").options.out)
+            assert found.layout.metadata["precision"] == found.identity["precision"] == name
+            folders.append(in_cache(found, str(tmp_path), "cache").options.out)
         other = replace(work, options=replace(work.options, batch=7))
         folders += [
-            kept(with_precision(other, name), str(tmp_path), "cache").options.out
+            in_cache(with_precision(other, name), str(tmp_path), "cache").options.out
             for name in names[1:]
         ]
         assert len(set(folders)) == 5
         assert (
-            kept(with_precision(other, "fp32"), str(tmp_path), "cache").options.out == folders[0]
+            in_cache(with_precision(other, "fp32"), str(tmp_path), "cache").options.out
+            == folders[0]
         )
-    assert "precision" not in pixels_work(config, source, encoder).identity, "pixels have none"
+    assert "precision" not in pixels_job(encoder, source, Extract(), *how).identity, (
+        "pixels have none"
+    )
 
 
 def test_a_node_is_asked_where_the_model_does_not_run_here(
@@ -170,12 +173,12 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # this driver, to itself
     monkeypatch.setattr(precision, "_fastest", lambda device: ("fp16", "of the driver"))
-    found = choose(Bulk(), Cluster())
+    found = choose_run_precision(BulkOptions(), Cluster())
     monkeypatch.undo()
     assert found == derive().name and f"precision {found}: {derive().reason}" in errors()
     with pytest.raises(UserError, match="64 GPU"):
-        choose(Bulk(gpus=64), Cluster())
-    assert choose(Bulk(precision="fp16", gpus=64), Cluster()) == "fp16", (
+        choose_run_precision(BulkOptions(gpus=64), Cluster())
+    assert choose_run_precision(BulkOptions(precision="fp16", gpus=64), Cluster()) == "fp16", (
         "what is given is not asked for"
     )
 

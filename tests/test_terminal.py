@@ -131,7 +131,7 @@ def test_photos_and_refusals(
 def test_captions_of_a_hostile_vocabulary(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from raycap.captioners.trained import Captioner, Plan
+    from raycap.captioners.trained import Plan, TrainedCaptioner
     from raycap.decoders import Recurrent
     from raycap.encoders import Pixels
     from raycap.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -140,7 +140,7 @@ def test_captions_of_a_hostile_vocabulary(
     plan = Plan(Pixels(size=64), Recurrent(hidden_width=8, embedding_width=8, attention_width=8))
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(words), encoder.positions, encoder.width)
-    Captioner(plan, words, encoder, decoder).save(tmp_path / "model")
+    TrainedCaptioner(plan, words, encoder, decoder).save(tmp_path / "model")
     Image.new("RGB", (60, 48)).save(tmp_path / "a.png")
     said = said_by(["caption", str(tmp_path / "a.png"), "--model", str(tmp_path / "model")], capfd)
     assert "pwned" in said and said.count("\n") == 1

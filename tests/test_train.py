@@ -16,7 +16,7 @@ import pytest
 import ray
 from feature_tables import features, write
 
-from raycap.captioners.trained import Captioner
+from raycap import Captioner
 from raycap.cli import main
 from raycap.training.run_files import read_epochs, read_log
 

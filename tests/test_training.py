@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_captioner import save_captioner
 
-from raycap.captioners.trained import Captioner, Plan
+from raycap import Captioner
+from raycap.captioners.trained import Plan
 from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder

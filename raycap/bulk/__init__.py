@@ -1,1 +1,4 @@
-"""How a whole pile of pictures goes through a model, each exactly once: what extract and caption share."""
+"""The table job: every picture of a source through a model, into a table with one row for each.
+
+`run.run_job` shows the steps in their order.
+"""

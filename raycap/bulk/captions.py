@@ -1,272 +1,171 @@
-"""Every picture of a source through a trained captioner, into a table with a row for each."""
+"""Every picture of a source through a captioner, into a table with a row for each."""
 
-import dataclasses
-import hashlib
+import functools
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
+from numpy.typing import NDArray
 from ray.data import Dataset
 
 from raycap import __version__
-from raycap.bulk.also import write_also
+from raycap.bulk.commit import FileLayout
+from raycap.bulk.job import TableJob, reading_identity, source_identity
 from raycap.bulk.options import Caption
-from raycap.bulk.passes import perform
-from raycap.bulk.publish import Parts
-from raycap.bulk.shape import on_actors, pictures, shape
-from raycap.bulk.shown import show
-from raycap.bulk.todo import Todo
-from raycap.bulk.work import Work, reading_identity, source_identity, source_of
-from raycap.captioners.trained import Captioner, folder
-from raycap.captioners.trained.caption import Seen
-from raycap.captioners.trained.folder import CONFIG, WORDS
+from raycap.bulk.pending import TICKET, PendingRows
+from raycap.bulk.pictures import pending_pictures
+from raycap.bulk.pool import model_pool, through_model
+from raycap.captioners import CaptionerOptions, Prediction
+from raycap.captioners.protocol import caption_row
+from raycap.cluster import Cluster
 from raycap.cluster.nodes import signed
-from raycap.cluster.session import session
-from raycap.config import Config, part_to_plain
-from raycap.errors import UserError
-from raycap.images import Square
-from raycap.schema import CAPTIONS, FAILED_TO_CAPTION, SUCCESS, TRUE_WORDS
-from raycap.search import Hypothesis, SearchChoice
-from raycap.shipped import place_of
-from raycap.sinks import Sinks
+from raycap.fetch import Fetch
+from raycap.images import Reading
+from raycap.schema import CAPTIONS, SUCCESS
 from raycap.sources import Source
-from raycap.storage import RunFolder
 
-ALTERNATIVES = CAPTIONS.field("alternatives").type
-LOOKED = pa.schema(
-    [("words", pa.list_(pa.string())), ("attention", pa.list_(pa.list_(pa.float16())))]
-)  # [T, P]
 MARKED = pa.schema([("low_score", pa.bool_())])
-# Captions that an actor remembers by the digest of their pictures.
+# Captions that a worker remembers by the digest of their pictures, for --dedup.
 REMEMBERED = 100_000
 
-Answer = Seen | MemoryError
 
-
-def caption_pile(config: Config) -> int:
-    """Exit code 0 when every picture has a caption, 1 when some have none."""
-    options = config.caption
-    config = dataclasses.replace(config, source=_carrying(config.source, options.columns))
-    source = source_of(config, "caption")
-    work = captions_work(config, source)
-    with session(config.cluster):
-        code = perform(work, {"model": options.model})
-    if not options.dry_run:
-        show(config)
-    return code
-
-
-def captions_work(config: Config, source: Source) -> Work:
-    """The captions of the captioner that the options name."""
-    options = config.caption
-    parts = folder.load(options.model, options.encoder_weights)
-    # How pictures are shown is a part of what was learned; which are accepted is for this run to say.
-    reading = dataclasses.replace(config.reading, background=parts[0].reading.background)
-    config, search = (
-        dataclasses.replace(config, reading=reading),
-        options.search(config.search, parts[0].search),
-    )
-    config_file = RunFolder(place_of(options.model)).read(CONFIG) or b"{}"
-    digest = hashlib.sha256(config_file).hexdigest()
-    vocabulary = json.loads(config_file)["sha256"][WORDS]
-    return Work(
-        act="caption",
+def captions_job(
+    captioner: CaptionerOptions,
+    source: Source,
+    options: Caption,
+    fetch: Fetch,
+    reading: Reading,
+    cluster: Cluster,
+) -> TableJob:
+    """The captions that a captioner writes for the pictures of a source."""
+    # The rows of a run that has a precision of its own depend on it: see `precision`.
+    precision = captioner.placement().precision
+    if precision is not None:
+        options = replace(options, precision=precision)
+    reading = captioner.reading(reading)
+    marked = MARKED if options.min_score is not None else ()
+    return TableJob(
+        command="caption",
         table="captions",
-        config=config,
         source=source,
         options=options,
+        fetch=fetch,
+        reading=reading,
+        cluster=cluster,
         identity={
-            "source": source_identity(source, options),
+            "source": source_identity(source, options.split),
             "reading": reading_identity(reading),
-            "captioner": digest,
-            "search": part_to_plain("search", search),
-            "attention": options.attention,
             "min_score": options.min_score,
-            **({"true_words": True} if options.true_words else {}),
+            **captioner.identity(),
         },
-        parts=Parts(
+        layout=FileLayout(
             rows=options.part_rows,
             seconds=options.part_seconds,
-            schema=_schema(options),
+            schema=pa.schema([*CAPTIONS, *captioner.columns(), *marked]),
             carry=source.carried,
-            metadata={"raycap": __version__, "captioner": digest, "vocabulary": vocabulary},
+            metadata={"raycap": __version__, **captioner.metadata()},
         ),
-        stream=lambda todo: _stream(config, parts, search, todo),
-        runs_model=True,
-        also=lambda out: write_also(out, "captions", options.also, _sinks(config, source, out)),
+        rows=functools.partial(caption_rows, captioner),
+        runs_model=precision is not None,
     )
 
 
-def _sinks(config: Config, source: Source, folder: RunFolder) -> Sinks:
-    options = config.caption
-    return Sinks(folder, options.txt_mode, options.txt_beside, config.fetch, source.trust)
-
-
-def _carrying(source: Source | None, columns: tuple[str, ...]) -> Source | None:
-    if source is None or not columns:
-        return source
-    if not hasattr(source, "columns"):
-        raise UserError(
-            "--columns carries columns of a table through, and this source is none: leave it out"
-        )
-    return dataclasses.replace(source, columns=columns)  # type: ignore[type-var]
-
-
-def _schema(options: Caption) -> pa.Schema:
-    asked = {
-        LOOKED: options.attention,
-        TRUE_WORDS: options.true_words,
-        MARKED: options.min_score is not None,
-    }
-    return pa.schema(
-        [*CAPTIONS, *(column for schema, wanted in asked.items() if wanted for column in schema)]
-    )
-
-
-def _stream(config: Config, parts: folder.Parts, search: SearchChoice, todo: Todo) -> Dataset:
-    options, intake = (
-        dataclasses.replace(config.caption, precision=todo.choice.precision),
-        parts[2].intake,
-    )
-    square = Square(intake.size, intake.resize, intake.interpolation)
-    pool = shape(options, config.cluster, todo.few)
-    rows = pictures(todo, config, options.batch, config.reading, square)
+def caption_rows(captioner: CaptionerOptions, job: TableJob, pending: PendingRows) -> Dataset:
+    """The pending rows with their captions."""
+    options = job.options
+    assert isinstance(options, Caption)
+    if job.runs_model:
+        captioner = captioner.in_precision(options.precision)
+    pool = model_pool(options, job.cluster, pending.few)
+    rows = pending_pictures(job, pending, options.batch, captioner.intake())
     arguments = {
-        "parts": ray.put(parts),
-        "search": search,
-        "options": options,
+        "captioner": ray.put(captioner),
+        "device": options.device,
         "threads": pool.threads,
+        "dedup": options.dedup,
+        "min_score": options.min_score,
+        "extra_columns": captioner.columns(),
     }
-    return on_actors(rows, Describe, pool, options.batch, arguments)
+    return through_model(rows, CaptionWorker, pool, options.batch, arguments)
 
 
-class Describe:
-    """An actor: opened pictures in; out the same rows with captions instead of pixels."""
+class CaptionWorker:
+    """An actor: loaded pictures in; out the same rows with captions instead of pixels."""
 
-    def __init__(self, parts: Any, search: SearchChoice, options: Caption, threads: int) -> None:
-        torch.set_num_threads(threads)  # Ray gives an actor one
-        held: folder.Parts = ray.get(parts)
-        where = {"device": options.device, "precision": options.precision, "batch": options.batch}
-        self._captioner = Captioner(*held, **where)  # type: ignore[arg-type]
-        self._search, self._options = search, options
-        self._known: dict[str, Seen] = {}
+    def __init__(
+        self,
+        captioner: Any,
+        device: str,
+        threads: int,
+        dedup: bool,
+        min_score: float | None,
+        extra_columns: pa.Schema,
+    ) -> None:
+        options: CaptionerOptions = ray.get(captioner)
+        self._captioner = options.open(device, threads)
+        self._dedup, self._min_score, self._extra_columns = dedup, min_score, extra_columns
+        self._known: dict[str, Prediction] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
+        table = table.drop_columns(["pixels"])
         readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
-        chosen = table.take(readable)
-        digests, references = chosen["sha256"].to_pylist(), chosen["references"].to_pylist()
-        answers: list[Answer | None] = [None] * len(table)
-        for row, answer in zip(
-            readable, self._found(pixels[readable], digests, references), strict=True
-        ):
-            answers[row] = answer
-        return signed(self._told(table.drop_columns(["pixels"]), answers))
+        shown = table.take(readable).drop_columns(TICKET.names).to_pylist()
+        predict = self._predict_once if self._dedup else self._captioner.predict
+        predictions: list[Prediction | None] = [None] * len(table)
+        for row, prediction in zip(readable, predict(list(pixels[readable]), shown), strict=True):
+            predictions[row] = prediction
+        return signed(self._with_captions(table, predictions))
 
-    def _found(
-        self, pixels: np.ndarray, digests: Sequence[str], references: Sequence[Sequence[str]]
-    ) -> list[Answer]:
-        """What is seen in each picture [R, S, S, 3]; where asked for, once for the same bytes."""
-        if not self._options.dedup:
-            return self._searched(pixels, references)
-        new = {digest: row for row, digest in enumerate(digests) if digest not in self._known}
-        for digest, answer in zip(
-            new, self._searched(pixels[list(new.values())], ()), strict=True
-        ):
-            if not isinstance(answer, MemoryError):
-                self._known[digest] = answer
-        again: list[Answer] = [
-            self._known.get(digest) or MemoryError("too little memory for this picture")
-            for digest in digests
-        ]
-        for digest in list(itertools.islice(self._known, max(0, len(self._known) - REMEMBERED))):
-            del self._known[digest]
-        return again
-
-    def _searched(self, pixels: np.ndarray, references: Sequence[Sequence[str]]) -> list[Answer]:
-        """Batches have always the same size: arithmetic that rounds by it would let a caption depend on company."""
-        if not len(pixels):
-            return []
-        missing = -len(pixels) % self._options.batch
-        squares = [*pixels, *np.zeros((missing, *pixels.shape[1:]), np.uint8)]
-        own = [*references, *[()] * missing] if self._options.true_words else None
-        answers = self._captioner.look(squares, self._search, self._options.attention, own)[
-            : len(pixels)
-        ]
-        if (
-            self._options.precision != "fp32"
-            and self._captioner.room.pictures < self._options.batch
-        ):
-            raise UserError(
-                f"the device's memory is too small for batches of {self._options.batch}, and in "
-                f"{self._options.precision} captions depend on the size of the batch: give a smaller one, such as "
-                f"--batch {self._captioner.room.pictures}, or --precision fp32"
-            )
-        return list(answers)
-
-    def _told(self, table: pa.Table, answers: Sequence[Answer | None]) -> pa.Table:
-        seen = [answer if isinstance(answer, Seen) else Seen([]) for answer in answers]
-        found = [each.hypotheses for each in seen]
-        words = self._captioner.vocabulary
-        said: list[list[dict[str, Any]]] = [
-            [{"caption": words.decode(one.words), "score": one.score} for one in each]
-            for each in found
-        ]
-        best: list[dict[str, Any]] = [
-            each[0] if each else {"caption": "", "score": None} for each in said
-        ]
-        columns: dict[str, pa.Array] = {
-            "caption": pa.array([one["caption"] for one in best], pa.string()),
-            "score": pa.array([one["score"] for one in best], pa.float32()),
-            "alternatives": pa.array([each[1:] for each in said], ALTERNATIVES),
-        }
-        if self._options.attention:
-            columns["words"] = pa.array(
-                [_words(each, words.words) for each in found], LOOKED.field("words").type
-            )
-            columns["attention"] = pa.array(
-                [_looked(each) for each in found], LOOKED.field("attention").type
-            )
-        if self._options.true_words:
-            for place, kind in enumerate(TRUE_WORDS):
-                figures = [each.foretold[place] if each.foretold else None for each in seen]
-                columns[kind.name] = pa.array(figures, kind.type)
-        if self._options.min_score is not None:
-            low = [
-                one["score"] is not None and one["score"] < self._options.min_score for one in best
-            ]
-            columns["low_score"] = pa.array(low, pa.bool_())
-        for name, column in columns.items():
-            table = table.append_column(name, column)
-        return _with_faults(table, answers)
-
-
-def _with_faults(table: pa.Table, answers: Sequence[Answer | None]) -> pa.Table:
-    """Pictures that were readable and could not be captioned say why."""
-    status, reason = table["status"].to_pylist(), table["error_message"].to_pylist()
-    for row, answer in enumerate(answers):
-        if answer is not None and not (isinstance(answer, Seen) and answer.hypotheses):
-            fault = (
-                str(answer) if isinstance(answer, MemoryError) else "the search found no caption"
-            )
-            status[row], reason[row] = FAILED_TO_CAPTION, fault
-    for name, column in (("status", status), ("error_message", reason)):
-        table = table.set_column(
-            table.column_names.index(name), name, pa.array(column, pa.string())
+    def _predict_once(
+        self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
+    ) -> list[Prediction]:
+        """As `predict`; pictures with the same bytes are captioned once."""
+        digests = [row["sha256"] for row in rows]
+        new = {digest: place for place, digest in enumerate(digests) if digest not in self._known}
+        places = list(new.values())
+        predictions = self._captioner.predict(
+            [pictures[place] for place in places], [rows[place] for place in places]
         )
-    return table
+        answers = self._known | dict(zip(new, predictions, strict=True))
+        # What failed may have failed for lack of memory: it is tried again.
+        self._known = {digest: answer for digest, answer in answers.items() if not answer.error}
+        excess = max(0, len(self._known) - REMEMBERED)
+        for digest in list(itertools.islice(self._known, excess)):
+            del self._known[digest]
+        return [answers[digest] for digest in digests]
+
+    def _with_captions(
+        self, table: pa.Table, predictions: Sequence[Prediction | None]
+    ) -> pa.Table:
+        loaded = zip(table["status"].to_pylist(), table["error_message"].to_pylist(), strict=True)
+        rows = [
+            caption_row(status, error, prediction)
+            for (status, error), prediction in zip(loaded, predictions, strict=True)
+        ]
+        table = table.drop_columns(["status", "error_message"])
+        decided = ("caption", "score", "alternatives", "status", "error_message")
+        for column in (*(CAPTIONS.field(name) for name in decided), *self._extra_columns):
+            values = [_arrow_value(row.get(column.name), column.type) for row in rows]
+            table = table.append_column(column.name, pa.array(values, column.type))
+        if self._min_score is not None:
+            scores = [row["score"] for row in rows]
+            low = [score is not None and score < self._min_score for score in scores]
+            table = table.append_column(MARKED.field(0).name, pa.array(low, MARKED.field(0).type))
+        return table
 
 
-def _words(found: list[Hypothesis], words: Sequence[str]) -> list[str]:
-    return [words[word] for word in found[0].words] if found else []
-
-
-def _looked(found: list[Hypothesis]) -> list[list[np.float16]]:
-    if not found or found[0].attention is None:
+def _arrow_value(value: Any, kind: pa.DataType) -> Any:
+    """A value as its column takes it: arrays as lists of their own numbers, an empty list where there is none."""
+    if value is None and pa.types.is_list(kind):
         return []
-    return [list(row) for row in found[0].attention.half().numpy()]
+    if isinstance(value, np.ndarray):
+        numbers: Any = kind
+        while pa.types.is_list(numbers):
+            numbers = numbers.value_type
+        return list(value.astype(numbers.to_pandas_dtype()))
+    return value

@@ -1,6 +1,7 @@
-"""What training looks at, as tables: encoded pictures, or their pixels where the encoder itself is to learn."""
+"""What training learns from, as tables: encoded pictures, or their pixels if the encoder itself is to learn."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,139 +11,157 @@ import torch
 from ray.data import Dataset
 
 from raycap import __version__
+from raycap.bulk.commit import FileLayout
+from raycap.bulk.job import TableJob, reading_identity, source_identity
 from raycap.bulk.options import Extract
-from raycap.bulk.publish import Parts
-from raycap.bulk.shape import on_actors, pictures, shape
-from raycap.bulk.todo import Todo
-from raycap.bulk.work import Work, reading_identity, source_identity
+from raycap.bulk.pending import PendingRows
+from raycap.bulk.pictures import pending_pictures
+from raycap.bulk.pool import model_pool, through_model
 from raycap.captioners.trained.folder import digest_of
+from raycap.cluster import Cluster
 from raycap.cluster.nodes import signed
-from raycap.config import Config, part_to_plain
 from raycap.device import derive
+from raycap.encoders import ENCODERS, EncoderOptions
 from raycap.encoders.encoder import Encoder
-from raycap.images import Square
+from raycap.fetch import Fetch
+from raycap.images import Reading, Square
+from raycap.options import to_plain
 from raycap.schema import SUCCESS, features_schema
 from raycap.sources import Source
 from raycap.training import Augmentation
 from raycap.training.augmentation import augment, draws_of, names_sides
 
 
-class Change(NamedTuple):
-    """How pictures are changed before they are encoded: by these options, in the way of this number."""
+class View(NamedTuple):
+    """One way in which pictures are changed before they are encoded: by these options, drawn with this number."""
 
     options: Augmentation
     number: int
 
     def identity(self) -> dict[str, Any]:
-        """What decides what it shows."""
+        """What determines what the view shows."""
         return {"crop": self.options.crop, "flip": self.options.flip, "number": self.number}
 
 
-def features_work(
-    config: Config, source: Source, encoder: Encoder, change: Change | None = None
-) -> Work:
-    """A grid and a vector for each picture, as it is or changed."""
-    options, sha256 = config.extract, digest_of(encoder)
-    return Work(
-        act="extract",
+def features_job(
+    encoder_options: EncoderOptions,
+    encoder: Encoder,
+    source: Source,
+    options: Extract,
+    fetch: Fetch,
+    reading: Reading,
+    cluster: Cluster,
+    view: View | None = None,
+) -> TableJob:
+    """A grid and a vector for each picture, as it is or in a changed view."""
+    sha256 = digest_of(encoder)
+    identity: dict[str, Any] = {
+        "source": source_identity(source, options.split),
+        "reading": reading_identity(reading),
+        "encoder": to_plain(encoder_options, ENCODERS),
+        "encoder_sha256": sha256,
+    }
+    if options.int8:
+        identity["int8"] = True
+    if view is not None:
+        identity["view"] = view.identity()
+    return TableJob(
+        command="extract",
         table="features",
-        config=config,
         source=source,
         options=options,
-        identity={
-            **_seen(config, source),
-            "encoder": part_to_plain("encoder", config.encoder),
-            "encoder_sha256": sha256,
-            **({"int8": True} if options.int8 else {}),
-            **({"view": change.identity()} if change else {}),
-        },
-        parts=Parts(
+        fetch=fetch,
+        reading=reading,
+        cluster=cluster,
+        identity=identity,
+        layout=FileLayout(
             rows=options.part_rows,
             seconds=options.part_seconds,
             schema=features_schema(encoder.positions, encoder.width, options.int8),
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
         ),
+        rows=functools.partial(feature_rows, encoder, view),
         runs_model=True,
-        stream=lambda todo: _encoded(config, encoder, change, todo),
     )
 
 
-def pixels_work(config: Config, source: Source, encoder: Encoder) -> Work:
+def pixels_job(
+    encoder: Encoder,
+    source: Source,
+    options: Extract,
+    fetch: Fetch,
+    reading: Reading,
+    cluster: Cluster,
+) -> TableJob:
     """Each picture as it enters the encoder: read and resized once, for all epochs."""
-    options, square = config.extract, square_of(encoder)
-    return Work(
-        act="extract",
+    square = square_of(encoder)
+    return TableJob(
+        command="extract",
         table="pixels",
-        config=config,
         source=source,
         options=options,
-        identity={**_seen(config, source), "square": dataclasses.asdict(square)},
-        parts=Parts(
+        fetch=fetch,
+        reading=reading,
+        cluster=cluster,
+        identity={
+            "source": source_identity(source, options.split),
+            "reading": reading_identity(reading),
+            "square": dataclasses.asdict(square),
+        },
+        layout=FileLayout(
             rows=options.part_rows,
             seconds=options.part_seconds,
             schema=pixels_schema(square.size),
             carry=(),
             metadata={"raycap": __version__},
         ),
-        stream=lambda todo: _pixels(config, square, todo),
+        rows=functools.partial(pixel_rows, square),
     )
 
 
 def pixels_schema(size: int) -> pa.Schema:
     """One picture's pixels [S, S, 3], red, green, blue."""
     names = ("key", "split", "references", "status", "error_message")
-    told = features_schema(1, 1)
-    return pa.schema(
-        [
-            *(told.field(name) for name in names),
-            ("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))),
-        ]
-    )
+    features = features_schema(1, 1)
+    pixels = pa.field("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)))
+    return pa.schema([*(features.field(name) for name in names), pixels])
 
 
-def _seen(config: Config, source: Source) -> dict[str, Any]:
-    return {
-        "source": source_identity(source, config.extract),
-        "reading": reading_identity(config.reading),
-    }
+def pixel_rows(square: Square, job: TableJob, pending: PendingRows) -> Dataset:
+    """The pending rows with their pixels."""
+    return pending_pictures(job, pending, job.options.batch, square)
 
 
-def _pixels(config: Config, square: Square, todo: Todo) -> Dataset:
-    return pictures(todo, config, config.extract.batch, config.reading, square)
-
-
-def _encoded(config: Config, encoder: Encoder, change: Change | None, todo: Todo) -> Dataset:
-    options, square = (
-        dataclasses.replace(config.extract, precision=todo.choice.precision),
-        square_of(encoder),
-    )
-    pool = shape(options, config.cluster, todo.few)
-    rows = pictures(todo, config, options.batch, config.reading, square)
+def feature_rows(
+    encoder: Encoder, view: View | None, job: TableJob, pending: PendingRows
+) -> Dataset:
+    """The pending rows with their features."""
+    options = job.options
+    pool = model_pool(options, job.cluster, pending.few)
+    rows = pending_pictures(job, pending, options.batch, square_of(encoder))
     arguments = {
         "encoder": ray.put(encoder),
         "threads": pool.threads,
         "options": options,
-        "change": change,
+        "view": view,
     }
-    return on_actors(rows, Encode, pool, options.batch, arguments)
+    return through_model(rows, EncodeWorker, pool, options.batch, arguments)
 
 
 def square_of(encoder: Encoder) -> Square:
-    """What pictures must be to enter."""
+    """The shape of the pictures that the encoder takes."""
     return Square(encoder.size, encoder.resize, encoder.interpolation)
 
 
-class Encode:
-    """An actor: opened pictures in; out the same rows with grids and vectors instead of pixels."""
+class EncodeWorker:
+    """An actor: loaded pictures in; out the same rows with grids and vectors instead of pixels."""
 
-    def __init__(
-        self, encoder: Any, threads: int, options: Extract, change: Change | None
-    ) -> None:
+    def __init__(self, encoder: Any, threads: int, options: Extract, view: View | None) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
         whole: Encoder = ray.get(encoder)
         self._encode = whole.for_inference(derive(options.device, options.precision))
-        self._batch, self._int8, self._change = options.batch, options.int8, change
+        self._batch, self._int8, self._view = options.batch, options.int8, view
 
     def __call__(self, table: pa.Table) -> pa.Table:
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
@@ -162,35 +181,31 @@ class Encode:
 
     def _features(self, pixels: np.ndarray, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
-            squares = torch.from_numpy(padded(pixels, self._batch)).permute(
-                0, 3, 1, 2
-            )  # [B, 3, S, S]
-            if self._change is not None:
-                draws = draws_of(rows["key"].to_pylist(), self._change.number)
+            batch = torch.from_numpy(padded(pixels, self._batch))
+            squares = batch.permute(0, 3, 1, 2)  # [B, 3, S, S]
+            if self._view is not None:
+                draws = draws_of(rows["key"].to_pylist(), self._view.number)
                 sides = names_sides(rows["references"].to_pylist())
-                squares[: len(rows)] = augment(
-                    squares[: len(rows)], self._change.options, draws, sides
-                )
+                changed = augment(squares[: len(rows)], self._view.options, draws, sides)
+                squares[: len(rows)] = changed
             features = self._encode(squares)
         grid, vector = (part[: len(pixels)].to(torch.float16).cpu().numpy() for part in features)
         return grid, vector
 
 
 def in_int8(grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grids [R, P, D] in 8 bits, and what each channel is to be multiplied by [R, D]."""
+    """Grids [R, P, D] in 8 bits, and the scales [R, D] by which each channel is to be multiplied."""
     scales = (np.abs(grids).max(1) / 127).astype(np.float16)
-    steps = np.divide(
-        grids, scales[:, None], out=np.zeros(grids.shape, np.float32), where=scales[:, None] > 0
-    )
+    divisors = scales[:, None]  # [R, 1, D]
+    steps = np.zeros(grids.shape, np.float32)
+    np.divide(grids, divisors, out=steps, where=divisors > 0)
     return steps.round().clip(-127, 127).astype(np.int8), scales
 
 
 def padded(pixels: np.ndarray, batch: int) -> np.ndarray:
-    """Black squares behind the pictures [R, S, S, 3], up to `batch`: arithmetic that rounds by the size of the
-    batch would let a picture's features depend on its company."""
+    """The pictures [R, S, S, 3] with black ones behind them, up to `batch`. Arithmetic rounds by the size of the
+    batch; with one size, a picture's features do not depend on its neighbours."""
     missing = batch - len(pixels)
-    return (
-        np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
-        if missing > 0
-        else pixels
-    )
+    if missing <= 0:
+        return pixels
+    return np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])

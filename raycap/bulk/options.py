@@ -10,7 +10,7 @@ from raycap.search import Beam, SearchChoice
 
 
 @dataclass(frozen=True)
-class Bulk:
+class BulkOptions:
     """The options that such acts share."""
 
     out: str = ""
@@ -21,8 +21,6 @@ class Bulk:
     """Take the first so many rows of the source only."""
     sample: float = 1.0
     """Take this share of the rows, drawn by their keys: the same ones each time."""
-    shuffle_seed: int | None = None
-    """Take the rows in random order (among 10,000 neighbours), so that what is done first is typical."""
     dry_run: bool = False
     """Count what would be made and what would be passed over; make nothing."""
     overwrite: bool = False
@@ -82,7 +80,7 @@ class Bulk:
 
 
 @dataclass(frozen=True)
-class Extract(Bulk):
+class Extract(BulkOptions):
     """What `raycap extract` writes: OUT/features, a table of encoded pictures, for training."""
 
     part_rows: int = 1000
@@ -92,7 +90,7 @@ class Extract(Bulk):
 
 
 @dataclass(frozen=True)
-class Caption(Bulk):
+class Caption(BulkOptions):
     """What `raycap caption` writes: OUT/captions, a table with a row for every picture. Single photos are
     captioned at once and printed, without a table."""
 

@@ -1,5 +1,12 @@
-"""Who writes captions. The trained captioner is the first kind."""
+"""Who writes captions: the protocol of every captioner, and its implementations."""
 
-from raycap.captioners.trained import Alternative, Caption, Captioner, Explanation, Plan
+from raycap.captioners.protocol import (
+    Alternative,
+    Caption,
+    Captioner,
+    CaptionerOptions,
+    Placement,
+    Prediction,
+)
 
-__all__ = ["Alternative", "Caption", "Captioner", "Explanation", "Plan"]
+__all__ = ["Alternative", "Caption", "Captioner", "CaptionerOptions", "Placement", "Prediction"]

@@ -35,7 +35,7 @@ def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
         try:
             yield
         except RayError as error:
-            refusal = refusal_within(error)
+            refusal = user_error_within(error)
             if refusal is None:
                 raise
             raise refusal from error
@@ -96,7 +96,7 @@ def _quieten() -> None:
     DataContext.get_current().enable_progress_bars = False
 
 
-def innermost(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """What went wrong at the bottom of Ray's wrappers, in one line; a wrapper's word where the bottom has none."""
     said = ""
     seen: BaseException | None = error
@@ -108,7 +108,7 @@ def innermost(error: BaseException) -> str:
     return said[:300] or type(error).__name__
 
 
-def refusal_within(error: BaseException) -> UserError | None:
+def user_error_within(error: BaseException) -> UserError | None:
     """Ray wraps what a task raised, sometimes twice."""
     seen: BaseException | None = error
     while seen is not None:

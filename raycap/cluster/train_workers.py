@@ -16,7 +16,7 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from raycap.cluster import Cluster
 from raycap.cluster.needs import Need, provide
 from raycap.cluster.nodes import capacity, check_seen, selector
-from raycap.cluster.session import refusal_within
+from raycap.cluster.session import user_error_within
 from raycap.device import derive
 from raycap.errors import UserError
 from raycap.training import Train
@@ -75,7 +75,7 @@ def train_on_workers(
         trainer.fit()
     except TrainingFailedError as error:
         for failure in (error, *getattr(error, "worker_failures", {}).values()):
-            if refusal := refusal_within(failure):
+            if refusal := user_error_within(failure):
                 raise refusal from error
         raise
     finally:

@@ -1,39 +1,43 @@
-"""`raycap caption`: a pile of pictures into a table, on Ray; or single photos, in this process, and said."""
+"""`raycap caption`: all pictures of a source into a table, on Ray; or single photos, in this process, printed."""
 
 import dataclasses
-import hashlib
+import functools
 import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raycap import __version__
-from raycap.config import Config
+from raycap.commands.source import checked_source
+from raycap.config import Config, dumps
 from raycap.errors import UserError
-from raycap.fetch import Fetched, Fetcher
+from raycap.fetch import Fetcher
 from raycap.fetch.trust import ANYTHING
-from raycap.sources import Folder, Urls
-from raycap.storage import check_stays, output_folder
+from raycap.schema import SUCCESS
+from raycap.sources import Folder, Source, Urls
+from raycap.storage import RunFolder, check_stays, output_folder
 from raycap.storage.location import locate
 from raycap.terminal import printable, write_err, write_out
 from raycap.uris import is_web
 
 if TYPE_CHECKING:
-    from raycap.captioners.trained import Caption, Captioner
+    from raycap.captioners import Caption
+    from raycap.captioners.trained import TrainedCaptioner, TrainedOptions
+    from raycap.images.loading import LoadedPicture
 
-OUT = "captions"  # in the working folder, for piles without --out
+OUT = "captions"  # in the working folder, for tables without --out
 # What only a table can have.
 OF_TABLES = ("also", "columns", "retry", "overwrite", "dry_run", "true_words")
 
 
 def caption(config: Config) -> int:
-    """Exit code 0 when every picture has a caption, 1 when some have none."""
+    """Returns 0 if every picture has a caption, 1 if some have none."""
     options = config.caption
     if not options.model:
         raise UserError(
             "which captioner? Give --model DIR, or leave it out for the one that ships with raycap"
         )
-    if not options.out and (photos := _photos(config)):
+    if not options.out and (photos := _single_photos(config)):
         return _caption_photos(config, photos)
     if options.photos:
         raise UserError(
@@ -43,33 +47,82 @@ def caption(config: Config) -> int:
         raise UserError(
             "--show draws single photos; of a table, `raycap report` makes a page: leave it out"
         )
-    options = dataclasses.replace(options, out=options.out or _own_folder(config))
-    output_folder(options.out)  # which may be refused: before Ray is started
-    from raycap.bulk.captions import (
-        caption_pile,  # with Ray, which single photos need not wait for
+    options = dataclasses.replace(options, out=options.out or _default_out(config.source))
+    output_folder(options.out)  # it may be refused: before Ray is started
+    return _caption_table(dataclasses.replace(config, caption=options))
+
+
+def _caption_table(config: Config) -> int:
+    options = config.caption
+    source = _with_columns(checked_source(config.source, "caption"), options.columns)
+
+    # Only now: these load Ray and torch, which takes seconds.
+    from raycap.bulk.captions import captions_job
+    from raycap.bulk.exports import write_exports
+    from raycap.bulk.run import run_job
+    from raycap.cluster.session import session
+    from raycap.commands.show_table import show_table
+    from raycap.sinks import Sinks
+
+    captioner = read_captioner(config)
+    job = captions_job(captioner, source, options, config.fetch, config.reading, config.cluster)
+    out = RunFolder(options.out)
+    sinks = Sinks(out, options.txt_mode, options.txt_beside, config.fetch, source.trust)
+    job = dataclasses.replace(
+        job,
+        config=dumps(dataclasses.replace(config, source=source, reading=job.reading)),
+        export=functools.partial(write_exports, table=job.table, names=options.also, sinks=sinks),
+    )
+    with session(config.cluster):
+        code = run_job(job, {"model": options.model})
+    if not options.dry_run:
+        show_table(config)
+    return code
+
+
+def _with_columns(source: Source, columns: tuple[str, ...]) -> Source:
+    if not columns:
+        return source
+    if not hasattr(source, "columns"):
+        raise UserError(
+            "--columns carries columns of a table through, and this source is none: leave it out"
+        )
+    return dataclasses.replace(source, columns=columns)  # type: ignore[type-var]
+
+
+def read_captioner(config: Config, fixed_batch: bool = True) -> "TrainedOptions":
+    """The captioner that the options name, with the search that they ask for."""
+    from raycap.captioners.trained import TrainedOptions
+    from raycap.captioners.trained.folder import plan_of
+
+    options = config.caption
+    return TrainedOptions.read(
+        options.model,
+        options.encoder_weights,
+        options.search(config.search, plan_of(options.model).search),
+        batch=options.batch,
+        attention=options.attention,
+        true_words=options.true_words,
+        precision=options.precision,
+        fixed_batch=fixed_batch,
     )
 
-    return caption_pile(dataclasses.replace(config, caption=options))
 
-
-def _own_folder(config: Config) -> str:
-    """Of each pile one of its own, so that the next does not meet the rows of the last."""
-    name = getattr(config.source, "path", "").rstrip("/").rpartition("/")[2]
+def _default_out(source: Source | None) -> str:
+    """A folder for each source, so that the next one does not meet the rows of the last."""
+    name = getattr(source, "path", "").rstrip("/").rpartition("/")[2]
     name = re.sub(r"[^\w.-]+", "_", name).strip(".")
     return f"{OUT}/{name}" if name else OUT
 
 
-def _photos(config: Config) -> Sequence[str]:
-    """The photos that were named one by one; none where the source is a pile."""
+def _single_photos(config: Config) -> Sequence[str]:
+    """The photos that were named one by one; none if the source is to become a table."""
     source = config.source
     if config.caption.photos or source is None:
         return config.caption.photos
-    one = isinstance(source, Urls) and is_web(source.path)
-    return (
-        (source.path,)
-        if one or (isinstance(source, Folder) and locate(source.path).is_file())
-        else ()
-    )
+    is_url = isinstance(source, Urls) and is_web(source.path)
+    is_file = isinstance(source, Folder) and locate(source.path).is_file()
+    return (source.path,) if is_url or is_file else ()
 
 
 def _caption_photos(config: Config, photos: Sequence[str]) -> int:
@@ -82,100 +135,82 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
         raise UserError(
             f"{folders[0]} is a folder: give it alone, with --out DIR, or name photos only"
         )
-    if options.show or options.attention:
+    draws = options.show or options.attention
+    if draws:
         check_stays("a drawing", "--out FOLDER, and see the pictures with `raycap report FOLDER`")
+
+    from raycap.images.loading import load_in_order
+
+    captioner = read_captioner(config, fixed_batch=False)
     # Threads would wait for each other longer than they work on one photo, and on a busy machine for seconds.
-    captioner, good = (
-        _captioner(config, threads=options.threads or (1 if len(photos) == 1 else None)),
-        True,
-    )
+    threads = options.threads or (1 if len(photos) == 1 else None)
+    opened = captioner.open(options.device, threads)
+    reading = captioner.reading(config.reading)
+    opened.reading = reading
+    all_succeeded = True
     # Who names a photo on the command line means it, wherever it is.
     with Fetcher(config.fetch, ANYTHING) as fetcher, warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=UserWarning, module=r"PIL\."
-        )  # remarks about metadata
+        # Remarks about metadata.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         for start in range(0, len(photos), options.batch):
-            some = photos[start : start + options.batch]
-            fetched = fetcher.fetch_all(some)
-            for photo, each, said in zip(
-                some, fetched, _captions(captioner, fetched), strict=True
-            ):
-                _tell(photo if len(photos) > 1 else "", said, config)
-                good = good and said.succeeded
-                if said.succeeded and (options.show or options.attention):
-                    _draw(photo, each.data, said, captioner, config)
-    return 0 if good else 1
+            batch = photos[start : start + options.batch]
+            loaded = load_in_order(batch, fetcher, reading, opened.intake, keep_bytes=draws)
+            captions = opened.caption_loaded(loaded)
+            for photo, picture, found in zip(batch, loaded, captions, strict=True):
+                _print_caption(photo if len(photos) > 1 else "", found, config)
+                all_succeeded = all_succeeded and found.status == SUCCESS
+                if draws and found.succeeded:
+                    _draw(photo, picture, found, opened, config)
+    return 0 if all_succeeded else 1
 
 
-def _captioner(config: Config, threads: int | None) -> "Captioner":
-    import torch
-
-    from raycap.captioners.trained import Captioner, folder
-
-    options = config.caption
-    if threads:
-        torch.set_num_threads(threads)
-    plan, words, encoder, decoder, facts = folder.load(options.model, options.encoder_weights)
-    # How pictures are shown is a part of what was learned; which are accepted is for this run to say.
-    reading = dataclasses.replace(config.reading, background=plan.reading.background)
-    plan = dataclasses.replace(
-        plan, reading=reading, search=options.search(config.search, plan.search)
-    )
-    return Captioner(
-        plan, words, encoder, decoder, facts, options.device, options.precision, options.batch
-    )
-
-
-def _captions(captioner: "Captioner", fetched: Sequence[Fetched]) -> "list[Caption]":
-    from raycap.captioners.trained import Caption
-    from raycap.schema import FAILED_TO_FETCH
-
-    found = iter(captioner.caption([each.data for each in fetched if not each.error]))
-    return [
-        Caption.failed(FAILED_TO_FETCH, each.error) if each.error else next(found)
-        for each in fetched
-    ]
-
-
-def _tell(name: str, said: "Caption", config: Config) -> None:
-    """The caption; with --num-captions each with its score, best first; or the reason, apart."""
-    options, named = config.caption, f"{printable(name)}: " if name else ""
-    if not said.succeeded:
-        write_err(f"raycap: {named}{printable(said.status)}: {printable(said.error_message)}\n")
+def _print_caption(name: str, found: "Caption", config: Config) -> None:
+    """The caption; with --num-captions each with its score, best first; or the reason, to stderr."""
+    options, prefix = config.caption, f"{printable(name)}: " if name else ""
+    if not found.succeeded:
+        reason = f"{printable(found.status)}: {printable(found.error_message)}"
+        write_err(f"raycap: {prefix}{reason}\n")
         return
-    caption = printable(said.caption)
-    low = (
-        " (low score)" if options.min_score is not None and said.score < options.min_score else ""
-    )
+    caption = printable(found.caption)
+    if options.min_score is not None and found.score < options.min_score:
+        caption += " (low score)"
     if options.num_captions is None:
-        write_out(f"{named}{caption}{low}\n")
+        write_out(f"{prefix}{caption}\n")
         return
-    write_out(f"{named.rstrip()}\n" if named else "")
-    write_out(f"{said.score:8.3f}  {caption}{low}\n")
-    for other in said.alternatives:
+    write_out(f"{prefix.rstrip()}\n" if prefix else "")
+    write_out(f"{found.score:8.3f}  {caption}\n")
+    for other in found.alternatives:
         write_out(f"{other.score:8.3f}  {printable(other.caption)}\n")
 
 
 def _draw(
-    photo: str, data: bytes, said: "Caption", captioner: "Captioner", config: Config
+    photo: str,
+    picture: "LoadedPicture",
+    found: "Caption",
+    captioner: "TrainedCaptioner",
+    config: Config,
 ) -> None:
     from raycap.images.guard import read_guarded
-    from raycap.report import drawing as captioned
+    from raycap.report import drawing
 
-    digest = hashlib.sha256(data).hexdigest()
-    notes = {captioned.PHOTO: digest, "Title": said.caption, "Software": f"raycap {__version__}"}
+    data = picture.fetched.data
+    notes = {
+        drawing.PHOTO: picture.sha256,
+        "Title": found.caption,
+        "Software": f"raycap {__version__}",
+    }
     drawn = []
     try:
         if config.caption.show:
-            whole = read_guarded(data, captioner.plan.reading, None)
+            whole = read_guarded(data, captioner.reading, None)
             if whole.pixels is None:  # its caption was made of a smaller version
                 raise UserError(f"cannot draw {photo}: {whole.error}")
-            drawn.append(captioned.free_path(photo, digest, "captioned"))
-            others = [other.caption for other in said.alternatives]
-            captioned.save(captioned.draw(whole.pixels, said.caption, others), drawn[-1], notes)
+            drawn.append(drawing.free_path(photo, picture.sha256, "captioned"))
+            others = [other.caption for other in found.alternatives]
+            drawing.save(drawing.draw(whole.pixels, found.caption, others), drawn[-1], notes)
         if config.caption.attention:
             explained = captioner.explain(data)
-            drawn.append(captioned.free_path(photo, digest, "attention"))
+            drawn.append(drawing.free_path(photo, picture.sha256, "attention"))
             explained.save(drawn[-1], notes)
     except OSError as error:
         raise UserError(f"cannot write {drawn[-1]} here: {error.strerror or error}") from error

@@ -8,12 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from raycap import __version__
-from raycap.config import Config, kind_of
+from raycap.config import Config, dumps
 from raycap.errors import UserError
 from raycap.evaluation import alignment, captions, references, telling
 from raycap.evaluation.references import References
 from raycap.evaluation.scores import Scores, as_table, judge
+from raycap.options import kind_of
 from raycap.shipped import place_of
+from raycap.sources import SOURCES
 from raycap.storage import check_stays, whole_file, write_json
 from raycap.storage.location import locate
 from raycap.terminal import printable, write_out
@@ -45,7 +47,7 @@ def evaluate(config: Config) -> int:
     with whole_file(pictures) as file:
         pq.write_table(as_table(scores), file.buffer)
     source = {
-        "kind": kind_of("source", config.source),
+        "kind": kind_of(config.source, SOURCES),
         "path": config.source.path,
         "split": options.split,
     }
@@ -65,11 +67,12 @@ def _is_captioner(path: str) -> bool:
 
 def _captioned(config: Config, captioners: Mapping[str, str], known: References) -> dict[str, str]:
     """By name the table of each captioner's captions, made now or found where an earlier run has made it."""
-    from raycap.bulk.captions import captions_work
-    from raycap.bulk.passes import perform
-    from raycap.bulk.run_precision import choose, with_precision
-    from raycap.bulk.work import kept
+    from raycap.bulk.captions import captions_job
+    from raycap.bulk.job import in_cache
+    from raycap.bulk.precision import choose_run_precision, with_precision
+    from raycap.bulk.run import run_job
     from raycap.cluster.session import session
+    from raycap.commands.caption import read_captioner
 
     source = references.with_captions(config.source)
     source.check()
@@ -84,18 +87,21 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     )
     tables = {}
     with session(config.cluster):
-        precision = choose(options, config.cluster)
+        precision = choose_run_precision(options, config.cluster)
         for name, path in captioners.items():
             write_out(f"captions of {printable(name)}:\n")
             named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
-            work = captions_work(named, source)
-            # The table also says how well the captions of people are foretold, and those may have been mended.
-            work = dataclasses.replace(
-                work, identity={**work.identity, "references": known.digest()}
+            captioner = read_captioner(named)
+            job = captions_job(
+                captioner, source, named.caption, config.fetch, config.reading, config.cluster
             )
-            work = kept(with_precision(work, precision), config.evaluate.cache, "evaluate.cache")
-            perform(work, {"model": path})
-            tables[name] = f"{work.options.out}/{work.table}"
+            # The table also says how well human captions are predicted, and those may have been corrected.
+            identity = {**job.identity, "references": known.digest()}
+            job = dataclasses.replace(job, identity=identity, config=dumps(named))
+            job = with_precision(job, precision)
+            job = in_cache(job, config.evaluate.cache, "evaluate.cache")
+            run_job(job, {"model": path})
+            tables[name] = f"{job.options.out}/{job.table}"
     write_out("\n")
     return tables
 

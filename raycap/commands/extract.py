@@ -1,16 +1,27 @@
 """`raycap extract`: every picture of a source through the encoder, once, into a table of features for training."""
 
-from raycap.bulk.features import features_work
-from raycap.bulk.passes import perform
-from raycap.bulk.work import source_of
+import dataclasses
+
+from raycap.bulk.features import features_job
+from raycap.bulk.run import run_job
 from raycap.cluster.session import session
-from raycap.config import Config
+from raycap.commands.source import checked_source
+from raycap.config import Config, dumps
 
 
 def extract(config: Config) -> int:
-    """Exit code 0 when every picture was encoded, 1 when some could not be."""
-    source = source_of(config, "extract")
+    """Returns 0 if every picture was encoded, 1 if some could not be."""
+    source = checked_source(config.source, "extract")
     encoder = config.encoder.build()
-    work = features_work(config, source, encoder)
+    job = features_job(
+        config.encoder,
+        encoder,
+        source,
+        config.extract,
+        config.fetch,
+        config.reading,
+        config.cluster,
+    )
+    job = dataclasses.replace(job, config=dumps(config))
     with session(config.cluster):
-        return perform(work, {"positions": encoder.positions, "width": encoder.width})
+        return run_job(job, {"positions": encoder.positions, "width": encoder.width})

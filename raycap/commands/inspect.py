@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from raycap import __version__
-from raycap.bulk.options import Bulk
-from raycap.bulk.pictures import manifest, opened
-from raycap.bulk.todo import Todo, noted
-from raycap.cluster.needs import MOST_PIECES, Need, provide
+from raycap.bulk.options import BulkOptions
+from raycap.bulk.pending import PendingRows, notes_of
+from raycap.bulk.pictures import load_rows, manifest
+from raycap.bulk.pool import decoding_need
+from raycap.cluster.needs import MOST_PIECES, provide
 from raycap.cluster.nodes import selector
 from raycap.cluster.session import session
-from raycap.config import Config, kind_of
+from raycap.config import Config
 from raycap.errors import UserError
 from raycap.images import Square
 from raycap.inspection import Inspection, as_text
+from raycap.options import kind_of
 from raycap.progress import Progress
-from raycap.sources import Source
+from raycap.sources import SOURCES, Source
 from raycap.storage import whole_file, write_json
 from raycap.terminal import write_out
 
@@ -40,7 +42,7 @@ def inspect(config: Config) -> int:
         failed_rows.unlink()
     report = {
         "raycap": __version__,
-        "source": {"kind": kind_of("source", source), "path": source.path},
+        "source": {"kind": kind_of(source, SOURCES), "path": source.path},
         "seconds": round(time.monotonic() - started, 1),
         **report,
     }
@@ -51,19 +53,21 @@ def inspect(config: Config) -> int:
 
 
 def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any]:
-    rows = manifest(Todo(source, Bulk(limit=config.inspect.limit)))
-    provide(
-        [Need("to decode pictures", config.cluster.decode_on, {"CPU": 1.0}, MOST_PIECES)],
-        config.cluster.wait,
-    )
-    where = selector(config.cluster.decode_on)
-    pictures = opened(
-        rows, source, config.fetch, config.reading, Square(), keep_pixels=False, nodes=where
+    rows = manifest(PendingRows(source, BulkOptions(limit=config.inspect.limit)))
+    provide([decoding_need(config.cluster, MOST_PIECES)], config.cluster.wait)
+    pictures = load_rows(
+        rows,
+        fetch=config.fetch,
+        trust=source.trust,
+        reading=config.reading,
+        square=Square(),
+        keep_pixels=False,
+        nodes=selector(config.cluster.decode_on),
     )
     notes: dict[str, Any] = {"left_out": [], "notes": []}
     with Inspection(config.inspect.examples) as inspection, Progress("inspect") as progress:
         for table in pictures.iter_batches(batch_format="pyarrow", batch_size=None):
-            notes = noted(table) or notes
+            notes = notes_of(table) or notes
             failed = inspection.add(table)
             for row in failed:
                 shown = {

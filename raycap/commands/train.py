@@ -15,14 +15,15 @@ import ray
 import torch
 
 from raycap import __version__
-from raycap.bulk.features import Change, features_work, pixels_work
-from raycap.bulk.passes import perform
-from raycap.bulk.run_precision import choose, with_precision
-from raycap.bulk.work import kept, source_of
+from raycap.bulk.features import View, features_job, pixels_job
+from raycap.bulk.job import in_cache
+from raycap.bulk.precision import choose_run_precision, with_precision
+from raycap.bulk.run import run_job
 from raycap.captioners.trained import Plan
 from raycap.cluster.nodes import check_seen
 from raycap.cluster.session import session
 from raycap.cluster.train_workers import RAYS_OWN, train_here, train_on_workers
+from raycap.commands.source import checked_source
 from raycap.config import Config, dumps
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
@@ -187,7 +188,7 @@ def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
     lacks a split."""
     if config.train.features or (is_resumed and listing.exists()):
         return
-    source = with_captions(source_of(config, "train"))
+    source = with_captions(checked_source(config.source, "train"))
     check_splits(source.path, config.train, write_listing(source, listing))
 
 
@@ -198,10 +199,11 @@ def make_tables(
 
     `record` is the run.json of a run that continues: it keeps the precision of its features.
     """
-    source = with_captions(source_of(config, "train"))
+    source = with_captions(checked_source(config.source, "train"))
     augmentation = config.train.augmentation
+    how = (config.extract, config.fetch, config.reading, config.cluster)
     if needs_pixels(config.encoder, config.train):
-        works = [pixels_work(config, source, encoder)]
+        jobs = [pixels_job(encoder, source, *how)]
     else:
         recorded, asked = (record or {}).get(PRECISION), config.extract.precision
         if recorded and asked not in ("auto", recorded):
@@ -209,15 +211,18 @@ def make_tables(
                 f"this run learns from features in {recorded}, and extract.precision is {asked}: leave it out, or "
                 "give --fresh to start over"
             )
-        precision = recorded or choose(config.extract, config.cluster)
-        views = [Change(augmentation, number) for number in range(1, augmentation.views + 1)]
-        works = [features_work(config, source, encoder, view) for view in (None, *views)]
-        works = [with_precision(work, precision) for work in works]
-    works = [kept(work, config.train.cache, "train.cache") for work in works]
-    for work in works:
-        perform(work, {})
-    tables = tuple(f"{work.options.out}/{work.table}" for work in works)
-    return PictureTables(tables, str(listing), works[0].identity.get("precision", ""))
+        precision = recorded or choose_run_precision(config.extract, config.cluster)
+        views = [View(augmentation, number) for number in range(1, augmentation.views + 1)]
+        jobs = [
+            features_job(config.encoder, encoder, source, *how, view) for view in (None, *views)
+        ]
+        jobs = [with_precision(job, precision) for job in jobs]
+    jobs = [dataclasses.replace(job, config=dumps(config)) for job in jobs]
+    jobs = [in_cache(job, config.train.cache, "train.cache") for job in jobs]
+    for job in jobs:
+        run_job(job, {})
+    tables = tuple(f"{job.options.out}/{job.table}" for job in jobs)
+    return PictureTables(tables, str(listing), jobs[0].identity.get("precision", ""))
 
 
 def run_and_display(work: Callable[[], object], out: Path, display: RunDisplay) -> None:

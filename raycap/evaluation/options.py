@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raycap.errors import UserError
 from raycap.metrics import METRICS
+from raycap.options import nearest
 
 Match = Literal["auto", "key", "name", "stem", "number"]
 
@@ -59,8 +60,6 @@ class Evaluate:
     """Of the resamples."""
 
     def __post_init__(self) -> None:
-        from raycap.config import nearest  # it imports this module
-
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(f"there is no metric '{name}'{nearest(name, METRICS)}")

@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raycap import plainjson, shipped
-from raycap.config import part_from_plain
+from raycap.encoders import ENCODERS
 from raycap.errors import UserError
 from raycap.evaluation.captions import CaptionTable, files_of
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.fetch.fault import FetchError
 from raycap.images import Reading, Square
 from raycap.images.guard import read_guarded
+from raycap.options import from_plain
 from raycap.plots import attention_panel
 from raycap.report.thumbnails import Room
 from raycap.schema import SUCCESS
@@ -175,7 +176,7 @@ def square_of(model: str) -> Square:
     if not config.is_file():
         raise UserError(f"there is no captioner in {model}: say with --model which one wrote them")
     try:
-        encoder = part_from_plain("encoder", _json_of(config)["encoder"], config.uri)
+        encoder = from_plain(ENCODERS, _json_of(config)["encoder"], config.uri)
         square: Square = encoder.intake()
     except (KeyError, RecursionError) as error:
         raise UserError(

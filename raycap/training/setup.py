@@ -10,13 +10,14 @@ import numpy as np
 
 from raycap.captioners.trained import Plan
 from raycap.captioners.trained.folder import digest_of, encoder_of, plan_of, words_of
-from raycap.config import part_to_plain, without_removed
-from raycap.encoders import EncoderOptions
+from raycap.decoders import DECODERS
+from raycap.encoders import ENCODERS, EncoderOptions
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.images.reading import LIMITS
-from raycap.search import SearchChoice
-from raycap.sources import Source
+from raycap.options import to_plain, without_removed
+from raycap.search import SEARCHES, SearchChoice
+from raycap.sources import SOURCES, Source
 from raycap.storage import RunFolder, differences
 from raycap.training.options import Train
 from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
@@ -94,18 +95,18 @@ def run_identity(
     plan: Plan, words: Words, options: Train, source: Source | None
 ) -> dict[str, Any]:
     """The choices that decide the result of a run."""
-    train = part_to_plain("train", options)
-    reading = part_to_plain("reading", plan.reading)
+    train = to_plain(options)
+    reading = to_plain(plan.reading)
     identity = {
         "reading": {name: value for name, value in reading.items() if name not in LIMITS},
-        "vocabulary": part_to_plain("vocabulary", words),
-        "encoder": part_to_plain("encoder", plan.encoder),
-        "decoder": part_to_plain("decoder", plan.decoder),
-        "search": part_to_plain("search", plan.search),
+        "vocabulary": to_plain(words),
+        "encoder": to_plain(plan.encoder, ENCODERS),
+        "decoder": to_plain(plan.decoder, DECODERS),
+        "search": to_plain(plan.search, SEARCHES),
         "train": {name: value for name, value in train.items() if name not in MAY_CHANGE},
     }
     if not options.features and source is not None:
-        identity["source"] = part_to_plain("source", source)
+        identity["source"] = to_plain(source, SOURCES)
     return identity
 
 
@@ -177,9 +178,9 @@ def build_encoder(plan: Plan, start_from: str) -> Encoder:
     return encoder_of(start_from, plan.encoder)
 
 
-def _options_of_weights(section: str, part: Any) -> dict[str, Any]:
+def _options_of_weights(part: Any, kinds: Any) -> dict[str, Any]:
     """The options of a part that its weights depend on."""
-    plain = part_to_plain(section, part)
+    plain = to_plain(part, kinds)
     return {
         name: value
         for name, value in plain.items()

@@ -10,8 +10,9 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from raycap.config import nearest, parse
+from raycap.config import parse
 from raycap.errors import UserError
+from raycap.options import nearest
 
 Kind = Literal["choice", "uniform", "log_uniform", "integer"]
 Parameters = dict[str, Any]  # of one trial: dotted names of options, and their values

@@ -1,7 +1,7 @@
-"""A trained captioner: pictures in, captions out, and one self-describing folder to keep it in."""
+"""The captioner that `raycap train` makes: an encoder, a decoder, a vocabulary and a search, in one folder."""
 
-from raycap.captioners.trained.caption import Alternative, Caption, Explanation
-from raycap.captioners.trained.captioner import Captioner
+from raycap.captioners.trained.captioner import Explanation, TrainedCaptioner
+from raycap.captioners.trained.options import TrainedOptions
 from raycap.captioners.trained.plan import Plan
 
-__all__ = ["Alternative", "Caption", "Captioner", "Explanation", "Plan"]
+__all__ = ["Explanation", "Plan", "TrainedCaptioner", "TrainedOptions"]

@@ -1,44 +1,48 @@
-"""Pictures to captions with one trained model, in this process: read, encode, search, in batches that fit."""
+"""The trained captioner in one process: encode the pictures, search for captions, turn numbers into words."""
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from raycap import shipped
+from raycap.captioners.protocol import (
+    Alternative,
+    AnyPicture,
+    Caption,
+    Captioner,
+    Prediction,
+)
 from raycap.captioners.trained import folder
-from raycap.captioners.trained.caption import Alternative, Caption, Explanation, Foretold, Seen
+from raycap.captioners.trained.batches import FittingBatch
 from raycap.captioners.trained.plan import Plan
-from raycap.captioners.trained.room import Room
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.device import PrecisionName, derive
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
-from raycap.fetch import Fetch, Fetched, Fetcher
-from raycap.fetch.trust import PROGRAM, of_prefixes
-from raycap.images import Picture
-from raycap.images.guard import read_guarded
-from raycap.schema import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH, SUCCESS
-from raycap.search import Beam, SearchChoice
+from raycap.search import Beam, Hypothesis, SearchChoice
 from raycap.vocabulary import Vocabulary
 
-# A path or URI, a picture's bytes, a PIL picture, or an array [H, W], [H, W, 3] or [H, W, 4] of uint8.
-AnyPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
-# Files that hold a picture of these modes as it is.
-PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
-TIFF_MODES = {"CMYK", "YCbCr", "LAB", "I", "F"}
+@dataclass(frozen=True)
+class TrueWords:
+    """How well a captioner predicts a picture's own captions, word by word, given the true words before."""
+
+    surprise: float
+    """Cross-entropy in nats, summed over the words."""
+    right: int
+    """Words that it thought the likeliest."""
+    count: int
+    """True words, with the `<end>` of each caption."""
 
 
-class Captioner:
-    """An encoder, a decoder, the words, and how to search."""
+class TrainedCaptioner(Captioner):
+    """An encoder, a decoder, a vocabulary and a search."""
 
     def __init__(
         self,
@@ -50,32 +54,26 @@ class Captioner:
         device: str = "auto",
         precision: PrecisionName = "auto",
         batch: int = 64,
+        fixed_batch: bool = False,
+        attention: bool = False,
+        true_words: bool = False,
     ) -> None:
+        """With `fixed_batch` every batch has this size: black pictures fill it up.
+
+        `attention` and `true_words` are what `predict` also answers by default.
+        """
+        super().__init__(encoder.intake, plan.reading)
         self.plan, self.vocabulary, self.facts = plan, vocabulary, dict(facts or {})
         self.encoder, self.decoder = encoder, decoder
         self.precision = derive(device, precision)
-        self.room = Room(batch)
+        self.batch, self.fixed_batch = batch, fixed_batch
+        self.attention, self.true_words = attention, true_words
+        self._fitting = FittingBatch(batch)
         self._encode = encoder.for_inference(self.precision)
         self._decode = decoder.to(self.precision.device).eval()
 
-    @classmethod
-    def load(
-        cls,
-        path: str | Path = shipped.NAME,
-        device: str = "auto",
-        precision: PrecisionName = "auto",
-        encoder_weights: str = "",
-        batch: int = 64,
-    ) -> Self:
-        """The captioner in the folder at `path` (or URI), or the one that ships. Nothing in it is executed.
-
-        `encoder_weights` says where the encoder's weights are now, for a folder that does not hold them.
-        """
-        parts = folder.load(str(path), encoder_weights)
-        return cls(*parts, device=device, precision=precision, batch=batch)
-
     def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
-        """Write the folder; an encoder with weights of its own is always in it, another if asked for."""
+        """Write the folder. An encoder with weights of its own is always in it, another one if asked for."""
         folder.save(
             Path(path),
             self.plan,
@@ -90,87 +88,121 @@ class Captioner:
     def caption(
         self,
         pictures: Sequence[AnyPicture],
+        trust: Sequence[str] = (),
         beam: int | None = None,
         search: SearchChoice | None = None,
         attention: bool = False,
-        trust: Sequence[str] = (),
     ) -> list[Caption]:
-        """One answer for each picture, in their order; one that cannot be read or captioned says why.
+        """As `Captioner.caption`; with another search or beam width for this call, or with attention maps."""
+        loaded = self.load_pictures(pictures, trust)
+        return self.caption_loaded(
+            loaded, search=self._search(beam, search), attention=attention or None
+        )
 
-        Strings often come from data. So they may be local paths, http(s) URLs of public addresses and object stores
-        (s3://, gs://, ...). URIs of other kinds and chains (zip://a.jpg::s3://b/c.zip) are opened only where every
-        link begins with one of the prefixes in `trust`.
-        """
-        if isinstance(pictures, str | bytes | Path):
-            raise UserError("caption takes a list of pictures: put the one in brackets")
-        search = self._search(beam, search)
-        opened = self._open(pictures, trust)
-        readable = [picture.pixels for _, picture in opened if picture.pixels is not None]
-        found = iter(self.look(readable, search, attention))
+    def predict(
+        self,
+        pictures: Sequence[NDArray[np.uint8]],
+        rows: Sequence[Mapping[str, Any]],
+        search: SearchChoice | None = None,
+        attention: bool | None = None,
+    ) -> list[Prediction]:
+        if not len(pictures):
+            return []
+        references = [row["references"] for row in rows] if self.true_words else None
+        squares = list(pictures)
+        if self.fixed_batch:
+            # Arithmetic rounds by the size of the batch. With one size, a caption does not depend on its neighbours.
+            missing = -len(squares) % self.batch
+            squares += [np.zeros_like(squares[0])] * missing
+            references = None if references is None else references + [()] * missing
+        attention = self.attention if attention is None else attention
+        answers = self._search_in_batches(
+            squares, search or self.plan.search, attention, references
+        )
+        if self.fixed_batch and self.precision.name != "fp32" and self._fitting.size < self.batch:
+            raise UserError(
+                f"the device's memory is too small for batches of {self.batch}, and in {self.precision.name} captions "
+                "depend on the size of the batch: give a smaller one, such as "
+                f"--batch {self._fitting.size}, or --precision fp32"
+            )
+        return answers[: len(pictures)]
+
+    def _search_in_batches(
+        self,
+        squares: Sequence[NDArray[np.uint8]],
+        search: SearchChoice,
+        attention: bool,
+        references: Sequence[Sequence[str]] | None,
+    ) -> list[Prediction]:
+        def predict_batch(numbers: Sequence[int]) -> list[Prediction]:
+            with torch.inference_mode():
+                batch = torch.from_numpy(np.stack([squares[number] for number in numbers]))
+                memory = self._decode.remember(*self._encode(batch.permute(0, 3, 1, 2)))
+                found = search.search(self._decode, memory, attention=attention).hypotheses()
+                true_words: Sequence[TrueWords | None] = [None] * len(numbers)
+                if references is not None:
+                    own = [references[number] for number in numbers]
+                    true_words = self._score_true_words(memory, own)
+            return [self._in_words(*each) for each in zip(found, true_words, strict=True)]
+
+        answers = self._fitting.run(range(len(squares)), predict_batch)
         return [
-            Caption.failed(status, picture.error, picture.width, picture.height)
-            if picture.pixels is None
-            else self._caption(next(found), picture.width, picture.height)
-            for status, picture in opened
+            Prediction(error=str(answer)) if isinstance(answer, MemoryError) else answer
+            for answer in answers
         ]
 
-    def look(
-        self,
-        pixels: Sequence[NDArray[np.uint8]],
-        search: SearchChoice | None = None,
-        attention: bool = False,
-        references: Sequence[Sequence[str]] | None = None,
-    ) -> list[Seen | MemoryError]:
-        """For each square of pixels [S, S, 3] what the search found, or why it found nothing; with `references`
-        also how well each picture's own captions are foretold."""
-        chosen = search or self.plan.search
+    def _in_words(
+        self, hypotheses: Sequence[Hypothesis], true_words: TrueWords | None
+    ) -> Prediction:
+        extras: dict[str, Any] = {}
+        if true_words is not None:
+            extras["true_surprise"] = true_words.surprise
+            extras["true_right"] = true_words.right
+            extras["true_count"] = true_words.count
+        # Weights that overflow make captions without a score, which mean nothing.
+        good = [one for one in hypotheses if math.isfinite(one.score)]
+        if not good:
+            return Prediction(error="the search found no caption", extras=extras)
+        best, *others = good
+        extras["words"] = [self.vocabulary.words[word] for word in best.words]
+        if best.attention is not None:
+            extras["attention"] = best.attention.float().numpy()  # [T, P]
+        decode = self.vocabulary.decode
+        return Prediction(
+            caption=decode(best.words),
+            score=best.score,
+            alternatives=tuple(Alternative(decode(other.words), other.score) for other in others),
+            extras=extras,
+        )
 
-        def act(places: Sequence[int]) -> list[Seen]:
-            with torch.inference_mode():
-                stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).permute(
-                    0, 3, 1, 2
-                )
-                memory = self._decode.remember(*self._encode(stacked))  # of [B, 3, S, S]
-                found = chosen.search(self._decode, memory, attention=attention).hypotheses()
-                # Weights that overflow make captions without a score, which mean nothing.
-                found = [[one for one in each if math.isfinite(one.score)] for each in found]
-                if references is None:
-                    return [Seen(each) for each in found]
-                foretold = self._foretell(memory, [references[place] for place in places])
-                return [Seen(*each) for each in zip(found, foretold, strict=True)]
-
-        return self.room.each(range(len(pixels)), act)
-
-    def _foretell(self, memory: Tensors, references: Sequence[Sequence[str]]) -> list[Foretold]:
+    def _score_true_words(
+        self, memory: Tensors, references: Sequence[Sequence[str]]
+    ) -> list[TrueWords]:
         from raycap.training.dataset import pad_captions  # these two are used here alone
         from raycap.training.loss import loss_by_picture
 
         if not any(references):
-            return [Foretold(0.0, 0, 0)] * len(references)
-        words = pad_captions(
-            [[self.vocabulary.encode(text) for text in own] for own in references]
-        )
-        sums = loss_by_picture(self._decode, memory, words.to(self.precision.device)).tolist()
-        return [Foretold(surprise, int(right), int(count)) for surprise, right, count in sums]
+            return [TrueWords(0.0, 0, 0)] * len(references)
+        captions = [[self.vocabulary.encode(text) for text in own] for own in references]
+        words = pad_captions(captions).to(self.precision.device)
+        sums = loss_by_picture(self._decode, memory, words).tolist()
+        return [TrueWords(surprise, int(right), int(count)) for surprise, right, count in sums]
 
     def explain(
         self, picture: AnyPicture, beam: int | None = None, trust: Sequence[str] = ()
-    ) -> Explanation:
-        """The caption of one picture with a map of where the captioner looked for each word.
-
-        `trust` is as in `caption`.
-        """
-        [(status, opened)] = self._open([picture], trust)
-        if opened.pixels is None:
-            raise UserError(f"cannot explain this picture: {status}: {opened.error}")
-        found = self.look([opened.pixels], self._search(beam, None), attention=True)
-        caption = self._caption(found[0], opened.width, opened.height)
+    ) -> "Explanation":
+        """The caption of one picture, with a map of where the captioner looked for each word."""
+        [loaded] = self.load_pictures([picture], trust)
+        if loaded.pixels is None:
+            raise UserError(f"cannot explain this picture: {loaded.status}: {loaded.error}")
+        search = self._search(beam, None)
+        [caption] = self.caption_loaded([loaded], search=search, attention=True)
         if caption.succeeded and caption.attention is None:
             raise UserError(
                 "this captioner has no attention to show: its decoder sees the picture as a whole"
             )
-        aspect = opened.height / opened.width if self.encoder.intake.resize == "squash" else 1.0
-        return Explanation(caption, opened.pixels, aspect)
+        aspect = loaded.height / loaded.width if self.intake.resize == "squash" else 1.0
+        return Explanation(caption, loaded.pixels, aspect)
 
     def _search(self, beam: int | None, search: SearchChoice | None) -> SearchChoice:
         chosen = search or self.plan.search
@@ -180,67 +212,22 @@ class Captioner:
             return dataclasses.replace(chosen, width=beam, best=min(beam, chosen.best))
         return Beam(width=beam, max_length=chosen.max_length)
 
-    def _open(
-        self, pictures: Sequence[AnyPicture], trust: Sequence[str]
-    ) -> list[tuple[str, Picture]]:
-        """For each picture its status so far, and its pixels or what is wrong with it. Bodies are read as they
-        arrive, and not kept."""
-        if isinstance(trust, str):
-            raise UserError("trust takes a list of prefixes: put the one in brackets")
-        opened: dict[int, tuple[str, Picture]] = {}
-        named = [
-            place for place, picture in enumerate(pictures) if isinstance(picture, str | Path)
-        ]
-        with Fetcher(Fetch(), PROGRAM.also(of_prefixes(trust, "trust"))) as fetcher:
-            for number, fetched in fetcher.fetch_each([str(pictures[place]) for place in named]):
-                opened[named[number]] = self._read(fetched)
-                del fetched
-        for place, picture in enumerate(pictures):
-            if not isinstance(picture, str | Path):
-                opened[place] = self._read(Fetched(_bytes(picture), ""))
-        return [opened[place] for place in range(len(pictures))]
 
-    def _read(self, fetched: Fetched) -> tuple[str, Picture]:
-        if fetched.error:
-            return FAILED_TO_FETCH, Picture(None, "", 0, 0, fetched.error)
-        picture = read_guarded(fetched.data, self.plan.reading, self.encoder.intake)
-        return FAILED_TO_DECODE if picture.error else SUCCESS, picture
+@dataclass(frozen=True)
+class Explanation:
+    """A caption and the picture as the encoder saw it, with an attention map for each word."""
 
-    def _caption(self, seen: Seen | MemoryError, width: int, height: int) -> Caption:
-        if isinstance(seen, MemoryError):
-            return Caption.failed(FAILED_TO_CAPTION, str(seen), width, height)
-        if not seen.hypotheses:
-            return Caption.failed(FAILED_TO_CAPTION, "the search found no caption", width, height)
-        best, *others = seen.hypotheses
-        return Caption(
-            caption=self.vocabulary.decode(best.words),
-            score=best.score,
-            alternatives=tuple(
-                Alternative(self.vocabulary.decode(other.words), other.score) for other in others
-            ),
-            status=SUCCESS,
-            error_message="",
-            width=width,
-            height=height,
-            words=tuple(self.vocabulary.words[word] for word in best.words),
-            attention=None if best.attention is None else best.attention.float().numpy(),
+    caption: Caption
+    pixels: NDArray[np.uint8]  # [S, S, 3]
+    aspect: float
+    """Height by width to show the pixels at: a squashed picture gets its own shape back."""
+
+    def save(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+        """Draw one tile for each word into a PNG file, which holds the notes too."""
+        from raycap import plots  # matplotlib takes a while, and few callers draw
+
+        assert self.caption.attention is not None
+        panel = plots.attention_panel(
+            self.pixels, self.caption.words, self.caption.attention, self.aspect
         )
-
-
-def _bytes(picture: bytes | Image.Image | NDArray[np.uint8]) -> bytes:
-    """Everything goes the one way in, so that a PIL picture and its file get the same caption."""
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
-            raise UserError(
-                f"an array picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
-            )
-        picture = Image.fromarray(picture)
-    file = io.BytesIO()
-    if picture.mode in TIFF_MODES:
-        picture.save(file, format="tiff")
-    else:
-        picture = picture if picture.mode in PNG_MODES else picture.convert("RGB")
-        picture.save(file, format="png", compress_level=1)
-    return file.getvalue()
+        plots.save(panel, Path(path), notes)

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from raycap.captioners.trained.plan import Plan
-from raycap.config import kind_of
+from raycap.decoders import DECODERS
+from raycap.encoders import ENCODERS
+from raycap.options import kind_of
+from raycap.search import SEARCHES
 from raycap.vocabulary import Vocabulary
 
 # The facts a card shows, in order: what training knows goes in by these names.
@@ -41,11 +44,11 @@ def card(
     lines = [
         f"# {facts.get('name', 'A raycap captioner')}",
         "",
-        f"- encoder: {kind_of('encoder', plan.encoder)} on {intake.size}x{intake.size} pixels ({intake.resize}); "
+        f"- encoder: {kind_of(plan.encoder, ENCODERS)} on {intake.size}x{intake.size} pixels ({intake.resize}); "
         f"its weights are {where}",
-        f"- decoder: {kind_of('decoder', plan.decoder)}",
+        f"- decoder: {kind_of(plan.decoder, DECODERS)}",
         f"- vocabulary: {len(vocabulary):,} words",
-        f"- search: {kind_of('search', plan.search)}",
+        f"- search: {kind_of(plan.search, SEARCHES)}",
         "",
         USE,
     ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -18,19 +18,27 @@ from torch import Tensor
 from raycap import __version__, plainjson
 from raycap.captioners.trained.card import card
 from raycap.captioners.trained.plan import Plan
-from raycap.config import part_from_plain, part_to_plain
+from raycap.decoders import DECODERS
 from raycap.decoders.decoder import Decoder
-from raycap.encoders import RANDOM, EncoderOptions, Pixels, Torchvision
+from raycap.encoders import ENCODERS, RANDOM, EncoderOptions, Pixels, Torchvision
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.images import Reading
+from raycap.options import from_plain, to_plain
+from raycap.search import SEARCHES
 from raycap.shipped import place_of
 from raycap.uris import read_regular
 from raycap.vocabulary import Vocabulary
 
 FORMAT = 1  # of the folder; raise it when the meaning of its files changes
 CONFIG, MODEL, WORDS, CARD = "config.json", "model.safetensors", "vocabulary.json", "README.md"
-PARTS = ("encoder", "decoder", "reading", "search")
+# Its sections in config.json, and their options.
+PARTS: dict[str, Any] = {
+    "encoder": ENCODERS,
+    "decoder": DECODERS,
+    "reading": Reading,
+    "search": SEARCHES,
+}
 # What config.json must hold besides its format, and of which type.
 WANTED = {
     **dict.fromkeys(PARTS, dict),
@@ -52,7 +60,16 @@ MOST |= {"width": 256, "best": 256, "samples": 256, "max_length": 1000, "min_len
 MOST_OTHERWISE = 1_000_000
 
 Shapes = dict[str, tuple[int, ...]]
-Parts = tuple[Plan, Vocabulary, Encoder, Decoder, dict[str, Any]]
+
+
+class CaptionerParts(NamedTuple):
+    """What a captioner is made of."""
+
+    plan: Plan
+    vocabulary: Vocabulary
+    encoder: Encoder
+    decoder: Decoder
+    facts: dict[str, Any]
 
 
 def save(
@@ -84,7 +101,10 @@ def save(
     config: dict[str, Any] = {
         "format": FORMAT,
         "raycap": __version__,
-        **{section: part_to_plain(section, getattr(plan, section)) for section in PARTS},
+        "encoder": to_plain(plan.encoder, ENCODERS),
+        "decoder": to_plain(plan.decoder, DECODERS),
+        "reading": to_plain(plan.reading),
+        "search": to_plain(plan.search, SEARCHES),
         "encoder_included": include_encoder,
         "encoder_sha256": digest_of(encoder),
         "facts": dict(facts),
@@ -98,7 +118,7 @@ def save(
     _put(path, files)
 
 
-def load(path: str, encoder_weights: str) -> Parts:
+def load(path: str, encoder_weights: str) -> CaptionerParts:
     """Rebuild the parts; what is not as it was written is refused.
 
     The folder may be from anybody. Nothing outside of it is opened and nothing is downloaded, unless the caller
@@ -126,7 +146,15 @@ def load(path: str, encoder_weights: str) -> Parts:
     _complete(encoder, path, config, options, state)
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
     _fill(decoder, state, "decoder.", path)
-    return plan, vocabulary, encoder, decoder, config["facts"]
+    return CaptionerParts(plan, vocabulary, encoder, decoder, config["facts"])
+
+
+def read_digests(path: str) -> tuple[str, str]:
+    """The digests of the folder's config.json, which holds those of the other files, and of its vocabulary."""
+    path = place_of(path)
+    config = _config(path)
+    digest = hashlib.sha256(_read(path, CONFIG)).hexdigest()
+    return digest, config["sha256"][WORDS]
 
 
 def plan_of(path: str) -> Plan:
@@ -138,9 +166,12 @@ def plan_of(path: str) -> Plan:
 def _plan(path: str, config: Mapping[str, Any]) -> Plan:
     name = f"{path}/{CONFIG}"
     try:
-        parts = {section: part_from_plain(section, config[section], name) for section in PARTS}
-    except UserError as refusal:  # it quotes values, which may be long
-        raise UserError(_shortened(str(refusal))) from None
+        parts = {
+            section: from_plain(shape, config[section], section)
+            for section, shape in PARTS.items()
+        }
+    except UserError as error:  # it quotes values, which may be long
+        raise UserError(_shortened(f"{name}: {error}")) from None
     except RecursionError:
         raise UserError(f"{name} is not of a captioner: it is nested too deeply") from None
     for section in ("encoder", "decoder", "search"):

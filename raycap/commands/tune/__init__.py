@@ -22,9 +22,11 @@ from raycap.cluster.session import session
 from raycap.commands.train import list_pictures, make_tables
 from raycap.commands.tune.search import RAYS_OWN, check_searcher, run_trials
 from raycap.commands.tune.trial import SweepPlan
-from raycap.config import Config, dumps, part_to_plain, with_parameters
+from raycap.config import Config, dumps, with_parameters
 from raycap.errors import UserError
+from raycap.options import to_plain
 from raycap.search import Beam
+from raycap.sources import SOURCES
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.terminal import write_out
 from raycap.training import Workers
@@ -147,7 +149,7 @@ def plan_of(config: Config) -> Plan:
 def listing_of(out: Path, config: Config) -> Path:
     """The file of what this config's source says of its pictures: a space may have several
     sources."""
-    source = config.source and part_to_plain("source", config.source)
+    source = config.source and to_plain(config.source, SOURCES)
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     return out / LISTINGS / f"{digest[:16]}.arrow"
 

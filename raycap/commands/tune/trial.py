@@ -19,7 +19,10 @@ from typing import Any
 from ray import tune
 
 from raycap.commands.train import run_training
-from raycap.config import Config, part_to_plain, with_parameters
+from raycap.config import Config, with_parameters
+from raycap.encoders import ENCODERS
+from raycap.options import to_plain
+from raycap.sources import SOURCES
 from raycap.storage.lease import LEASE
 from raycap.training import Measure, Workers, checkpoint
 from raycap.training.run_files import METRICS, SECONDS_BETWEEN_LOOKS, STOP, EpochLimit, read_epochs
@@ -47,8 +50,11 @@ class SweepPlan:
         """Equal for trials that learn from the same tables."""
         augmentation = config.train.augmentation
         parts = [
-            {name: part_to_plain(name, getattr(config, name)) for name in ("reading", "encoder")},
-            config.source and part_to_plain("source", config.source),
+            {
+                "reading": to_plain(config.reading),
+                "encoder": to_plain(config.encoder, ENCODERS),
+            },
+            config.source and to_plain(config.source, SOURCES),
             needs_pixels(config.encoder, config.train),
             dataclasses.asdict(augmentation) if augmentation.views else None,
             config.train.start_from,

@@ -1,4 +1,4 @@
-"""How many pictures the device has room for at once: found by trying, halved when it runs out, remembered."""
+"""The batch size that fits into the device's memory: found by trying, halved when memory runs out, remembered."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-class Room:
-    """The batch size that works."""
+class FittingBatch:
+    """The largest batch that is known to fit."""
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, size: int) -> None:
+        self.size = size
 
-    def each(
+    def run(
         self, items: Sequence[Item], act: Callable[[Sequence[Item]], list[Answer]]
     ) -> list[Answer | MemoryError]:
-        """`act` on batches of `items`; an item that does not fit even alone is answered with the error."""
+        """`act` on batches of the items. An item that does not fit even alone is answered with a MemoryError."""
         answers: list[Answer | MemoryError] = []
         while len(answers) < len(items):
-            batch = items[len(answers) : len(answers) + self.pictures]
+            batch = items[len(answers) : len(answers) + self.size]
             try:
                 answers += act(batch)
                 continue
@@ -42,16 +42,15 @@ class Room:
                     MemoryError("the device's memory is too small for this picture, even alone")
                 )
             else:
-                self.pictures = len(batch) // 2
+                self.size = len(batch) // 2
                 log.warning(
                     "out of memory with %d pictures at once: going on with %d",
                     len(batch),
-                    self.pictures,
+                    self.size,
                 )
         return answers
 
 
 def _ran_out(error: Exception) -> bool:
-    return isinstance(
-        error, torch.OutOfMemoryError | MemoryError
-    ) or "can't allocate memory" in str(error)
+    memory_errors = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, memory_errors) or "can't allocate memory" in str(error)

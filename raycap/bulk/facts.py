@@ -1,0 +1,97 @@
+"""What is said about a run at its end: facts.json for programs, a summary for people."""
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from raycap import __version__
+from raycap.bulk.contents import RowCounts
+from raycap.bulk.job import FACTS, RunResult, TableJob
+from raycap.cluster.nodes import makers
+from raycap.fetch.hosts import host_lines
+from raycap.options import to_plain
+from raycap.sources.notes import line_of
+from raycap.storage import RunFolder
+from raycap.terminal import printable
+
+COMMONEST_REASONS = 5
+HOSTS_IN_SUMMARY, HOSTS_IN_FACTS = 5, 100
+
+
+def write_facts(job: TableJob, folder: RunFolder, result: RunResult, more: dict[str, Any]) -> None:
+    """The last file of a run."""
+    held, made = result.held, result.made
+    reasons = [
+        {"status": status, "reason": reason, "rows": rows}
+        for (status, reason), rows in held.reasons.most_common(4 * COMMONEST_REASONS)
+    ]
+    facts = {
+        "raycap": __version__,
+        "act": job.command,
+        "rows": held.rows,
+        "failed": held.failed,
+        "statuses": dict(held.statuses.most_common()),
+        "reasons": reasons,
+        "left_out": list(result.left_out),
+        "notes": list(result.notes),
+        "made_in_this_run": made.rows,
+        "seconds": round(result.seconds, 1),
+        "rows_per_second": round(made.rows / max(result.seconds, 1e-9), 2),
+        "nodes": makers(made.makers, result.seconds),
+        "hosts_in_this_run": made.hosts.report()[:HOSTS_IN_FACTS],
+        "passes_lost": list(result.faults),
+        **more,
+        "identity": job.identity,
+        "options": to_plain(job.options),
+        "config": job.config,
+        "versions": {"python": platform.python_version(), "ray": ray.__version__},
+    }
+    folder.write_json(FACTS, facts)
+
+
+def update_facts(folder: RunFolder, result: RunResult) -> None:
+    """Of a run that had nothing to make: what the source leaves out may have changed since the last one."""
+    facts = folder.read_json(FACTS) or {}
+    now = {"left_out": list(result.left_out), "notes": list(result.notes)}
+    if {name: facts.get(name, []) for name in now} != now:
+        folder.write_json(FACTS, facts | now)
+
+
+def summary(job: TableJob, folder: RunFolder, result: RunResult) -> str:
+    """What a person reads at the end."""
+    made, held = result.made, result.held
+    rate = made.rows / max(result.seconds, 1e-9)
+    lines = [
+        f"{held.rows:,} rows, {held.failed:,} failed; {made.rows:,} made now, in "
+        f"{result.seconds:,.1f} s ({rate:,.1f} rows/s)",
+        *reason_lines(held),
+        *note_lines(result.left_out, result.notes),
+        *host_lines(made.hosts.report(), HOSTS_IN_SUMMARY),
+        f"written: {folder / job.table}",
+    ]
+    if held.failed:
+        lines.append(
+            "failed rows are in the table too, each with its status and reason; "
+            "--retry failed tries them again"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def note_lines(left_out: Sequence[dict[str, Any]], notes: Sequence[str]) -> list[str]:
+    """What the source noted, safe to print."""
+    lines = []
+    if left_out:
+        lines += ["left out, without a row:", *(f"  {line_of(item)}" for item in left_out)]
+    if notes:
+        lines += ["noted in the source:", *(f"  {line}" for line in notes)]
+    return [printable(line) for line in lines]
+
+
+def reason_lines(counts: RowCounts) -> list[str]:
+    """The most frequent reasons of failed rows, safe to print."""
+    return [
+        f"  {rows:>9,}  {status}: {printable(reason)}"
+        for (status, reason), rows in counts.reasons.most_common(COMMONEST_REASONS)
+    ]

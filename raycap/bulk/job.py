@@ -1,0 +1,96 @@
+"""A table job: what is to be made of which source, and what its run did."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray.data import Dataset
+
+from raycap.bulk.commit import FileLayout
+from raycap.bulk.contents import RowCounts
+from raycap.bulk.options import BulkOptions
+from raycap.bulk.pending import PendingRows
+from raycap.cluster import Cluster
+from raycap.cluster.autoscaler import autoscales
+from raycap.cluster.nodes import machines
+from raycap.errors import UserError
+from raycap.fetch import Fetch
+from raycap.images import Reading
+from raycap.images.reading import LIMITS
+from raycap.options import to_plain
+from raycap.sources import SOURCES, Source
+from raycap.sources.splits import split_word
+from raycap.storage import RunFolder
+from raycap.storage.location import locate
+from raycap.training.store import cache_folder
+
+RUN, FACTS = "run.json", "facts.json"
+
+
+def no_exports(folder: RunFolder) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class TableJob:
+    """A table to be made of a source."""
+
+    command: str  # which command asked for it: caption, extract
+    table: str  # the name of its folder below --out
+    source: Source
+    options: BulkOptions
+    identity: dict[str, Any]  # what determines the rows: a run that differs in it is another run
+    layout: FileLayout
+    rows: Callable[["TableJob", PendingRows], Dataset]  # from manifest rows to finished rows
+    fetch: Fetch = field(default_factory=Fetch)
+    reading: Reading = field(default_factory=Reading)
+    cluster: Cluster = field(default_factory=Cluster)
+    runs_model: bool = False  # then the precision determines the rows too: see `precision`
+    export: Callable[[RunFolder], None] = no_exports  # other forms, made of the whole table
+    config: str = ""  # all options as YAML, for facts.json
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did, and what the table holds now."""
+
+    made: RowCounts
+    held: RowCounts
+    seconds: float
+    faults: Sequence[str] = ()  # each cost another pass over what the table lacked
+    left_out: Sequence[
+        dict[str, Any]
+    ] = ()  # what may be a picture and has no row: `sources.notes`
+    notes: Sequence[str] = ()  # other oddities of the source
+
+
+def source_identity(source: Source, split: str) -> dict[str, Any]:
+    """The source's options, its path as every working directory would name it, and the split."""
+    location = locate(source.path)
+    # A glob, or a name in a hub, is not a path of this machine.
+    is_path = location.filesystem is not None or location.exists()
+    identity = to_plain(source, SOURCES)
+    identity["path"] = location.uri if is_path else source.path
+    if split:
+        identity["of_split"] = split_word(split)
+    return identity
+
+
+def reading_identity(reading: Reading) -> dict[str, Any]:
+    """The options of reading that determine the rows. How long a picture may take does not: with more time, what
+    failed can be tried again."""
+    return {name: value for name, value in to_plain(reading).items() if name not in LIMITS}
+
+
+def in_cache(job: TableJob, cache: str, option: str) -> TableJob:
+    """The job in a folder of the cache that a later run of the same job finds."""
+    if not cache and (machines() > 1 or autoscales()):
+        raise UserError(
+            "on several machines, say where they all find what is made: "
+            f"{option}, a folder they share"
+        )
+    identity = json.dumps(job.identity, sort_keys=True).encode()
+    out = cache_folder(cache) / job.table / hashlib.sha256(identity).hexdigest()[:16]
+    return replace(job, options=replace(job.options, out=str(out)))

@@ -1,0 +1,108 @@
+"""One precision for a run: chosen before its first row, recorded with its rows, and used by every worker.
+
+In bf16 the captioner that ships writes another caption for about one photo in eight than in fp32. So `auto` is not
+left to each worker: a node that will run the model is asked once, and its answer is part of the run's identity. In
+bf16 and fp16 a caption also depends on the size of the batch, which is then part of the identity too.
+"""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, get_args
+
+import ray
+
+from raycap.bulk.identity import check_same
+from raycap.bulk.job import FACTS, RUN, TableJob
+from raycap.bulk.options import BulkOptions
+from raycap.bulk.pool import gpus_per_worker, provide_model_nodes
+from raycap.cluster import Cluster
+from raycap.cluster.nodes import alive, computing, selector
+from raycap.device import PrecisionName, derive
+from raycap.errors import UserError
+from raycap.storage import RunFolder
+from raycap.terminal import write_err
+
+SECONDS_IN_SILENCE = 10
+
+
+def with_precision(job: TableJob, precision: PrecisionName) -> TableJob:
+    """The job in this precision."""
+    identity = {**job.identity, "precision": precision}
+    if precision != "fp32":
+        identity["batch"] = job.options.batch
+    metadata = {**job.layout.metadata, "precision": precision}
+    return replace(
+        job,
+        options=replace(job.options, precision=precision),
+        identity=identity,
+        layout=replace(job.layout, metadata=metadata),
+    )
+
+
+def resolve_precision(job: TableJob, folder: RunFolder) -> TableJob:
+    """The job in the precision of its run: the one asked for, else the one that the folder's run began with, else
+    the fastest that the model's nodes have."""
+    if not job.runs_model:
+        return job
+    asked, record = job.options.precision, folder.read_json(RUN)
+    recorded = _recorded(record)
+    if record is None or recorded:
+        if asked == "auto":
+            asked = recorded or choose_run_precision(job.options, job.cluster)
+        return with_precision(job, asked)
+    # Begun by raycap 0.1.0, where each worker chose for itself.
+    check_same(job, folder)
+    if asked == "auto":
+        raise UserError(
+            f"{folder} was begun by a version of raycap that did not record its precision: give it with "
+            "--precision (fp32 on most processors, bf16 on newer GPUs), or --overwrite to replace the rows"
+        )
+    job = with_precision(job, asked)
+    folder.remove(FACTS)
+    folder.write_json(RUN, {**record, "identity": job.identity})
+    return job
+
+
+def as_recorded(job: TableJob, folder: RunFolder) -> TableJob:
+    """The job as it is compared with the folder's run; nothing is chosen that is not chosen yet."""
+    asked, recorded = job.options.precision, _recorded(folder.read_json(RUN))
+    if not job.runs_model or not recorded:
+        return job
+    return with_precision(job, recorded if asked == "auto" else asked)
+
+
+def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionName:
+    """The precision asked for. For auto the fastest one that a node for the model has, with the GPU that the model
+    will have there."""
+    if options.precision != "auto":
+        return options.precision
+    provide_model_nodes(options, cluster, actors=1)
+    label = cluster.model_on
+    gpus, nodes = gpus_per_worker(options, label), alive()
+    is_here = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
+    if is_here and not gpus and not label and nodes[0]["Resources"].get("CPU"):
+        name, reason = fastest("cpu" if options.device == "auto" else options.device)
+    else:
+        where = computing(selector(label)) or {}
+        ask = ray.remote(fastest).options(num_cpus=0, num_gpus=gpus, label_selector=where)
+        answer = ask.remote(options.device)
+        if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:
+            write_err(
+                "raycap: waiting for a node that can run the model, to choose the precision of the run "
+                "(--precision says it at once)\n"
+            )
+        name, reason = ray.get(answer)
+    write_err(f"raycap: precision {name}: {reason}\n")
+    return name
+
+
+def fastest(device: str) -> tuple[PrecisionName, str]:
+    """The fastest precision of a device of this machine, and why."""
+    found = derive(device)
+    return found.name, found.reason
+
+
+def _recorded(record: Mapping[str, Any] | None) -> PrecisionName | None:
+    found = (record or {}).get("identity", {}).get("precision")
+    return found if found in get_args(PrecisionName) and found != "auto" else None

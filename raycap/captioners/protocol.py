@@ -1,0 +1,273 @@
+"""What a captioner is: options that travel to the workers, and an object there that writes captions.
+
+    @dataclass(frozen=True)
+    class SizeOptions(CaptionerOptions):
+        def identity(self):
+            return {"captioner": "size"}
+
+        def open(self, device, threads):
+            return SizeCaptioner(self)
+
+    class SizeCaptioner(Captioner):
+        def predict(self, pictures, rows):
+            return [Prediction(f"{row['width']} by {row['height']} pixels") for row in rows]
+
+The command for single photos, Python programs and the table job use every captioner in this one way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from raycap.errors import UserError
+from raycap.fetch import Fetch, Fetcher
+from raycap.fetch.trust import PROGRAM, of_prefixes
+from raycap.images import Reading, Square
+from raycap.images.loading import LoadedPicture, load_in_order
+from raycap.schema import FAILED_TO_CAPTION, SUCCESS
+from raycap.shipped import NAME as SHIPPED
+
+if TYPE_CHECKING:
+    from raycap.captioners.trained import TrainedCaptioner
+    from raycap.device import PrecisionName
+
+# A path or URI, a picture's bytes, a PIL picture, or an array [H, W], [H, W, 3] or [H, W, 4] of uint8.
+AnyPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+# The modes of PIL pictures that PNG and TIFF files hold as they are.
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+TIFF_MODES = {"CMYK", "YCbCr", "LAB", "I", "F"}
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One more caption of a picture, less likely than the first."""
+
+    caption: str
+    score: float
+    """Mean log-probability of its words: higher is surer."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a captioner answers for one picture. It holds words, never token numbers."""
+
+    caption: str = ""
+    score: float | None = None
+    """Mean log-probability of the caption's words: higher is surer."""
+    alternatives: tuple[Alternative, ...] = ()
+    """The next best captions, where more than one was asked for."""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the captioner's own columns (see `CaptionerOptions.columns`)."""
+    error: str = ""
+    """Why this picture has no caption; "" if it has one."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One picture's row. If `status` is not success, `error_message` says why and the caption is empty."""
+
+    caption: str
+    score: float
+    """Mean log-probability of the caption's words: higher is surer; NaN where there is none."""
+    alternatives: tuple[Alternative, ...]
+    status: str
+    error_message: str
+    width: int
+    """Of the picture as a viewer shows it; 0 if it could not be read."""
+    height: int
+    words: tuple[str, ...] = ()
+    attention: NDArray[np.float32] | None = None
+    """Where the captioner looked for each word [T, P], if asked for and if the captioner has attention."""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == SUCCESS
+
+    def __str__(self) -> str:
+        return self.caption if self.succeeded else f"({self.status}: {self.error_message})"
+
+
+def caption_row(status: str, error: str, prediction: Prediction | None) -> dict[str, Any]:
+    """The columns of one row that the captioner decides: a picture's status so far, and its prediction.
+
+    The prediction is None for a picture that could not be loaded.
+    """
+    if prediction is not None and prediction.error:
+        status, error, prediction = FAILED_TO_CAPTION, prediction.error, None
+    if prediction is None:
+        return {
+            "caption": "",
+            "score": None,
+            "alternatives": [],
+            "status": status,
+            "error_message": error,
+        }
+    return {
+        "caption": prediction.caption,
+        "score": prediction.score,
+        "alternatives": [dataclasses.asdict(other) for other in prediction.alternatives],
+        "status": status,
+        "error_message": error,
+        **prediction.extras,
+    }
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a worker that holds the captioner needs, where the command does not say."""
+
+    gpus: float | None = None
+    """GPUs of each worker; None: one if the cluster has any; 0: never."""
+    precision: PrecisionName | None = None
+    """In which numbers the model computes; "auto" is decided once for the whole run. None: this captioner has no
+    such choice."""
+
+
+class CaptionerOptions(ABC):
+    """A captioner before it is opened: a frozen dataclass that can be pickled and sent to the workers."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What determines the captions, as JSON: digest of the model, prompts, search. Another identity is another
+        run, whose rows never mix with those of this one."""
+
+    @abstractmethod
+    def open(self, device: str, threads: int | None) -> Captioner:
+        """The captioner itself, on a device (auto, cpu, cuda) and with so many threads; None: as they are."""
+
+    def intake(self) -> Square:
+        """The pixels that it wants."""
+        return Square()
+
+    def reading(self, asked: Reading) -> Reading:
+        """How pictures are read for it, given what the user asked for."""
+        return asked
+
+    def columns(self) -> pa.Schema:
+        """Columns of its own, behind those of every caption table. Values come from `Prediction.extras`."""
+        return pa.schema([])
+
+    def metadata(self) -> dict[str, str]:
+        """What is written into the metadata of each Parquet file."""
+        return {}
+
+    def placement(self) -> Placement:
+        return Placement()
+
+    def in_precision(self, precision: PrecisionName) -> Self:
+        """The same captioner in the precision of the run. Called only where `placement` names a precision."""
+        raise NotImplementedError
+
+
+class Captioner(ABC):
+    """An open captioner: in a worker, in the command for single photos, or in a Python program."""
+
+    def __init__(self, intake: Square, reading: Reading | None = None) -> None:
+        self.intake, self.reading = intake, reading or Reading()
+
+    @staticmethod
+    def load(
+        path: str | Path = SHIPPED,
+        device: str = "auto",
+        precision: PrecisionName = "auto",
+        encoder_weights: str = "",
+        batch: int = 64,
+    ) -> TrainedCaptioner:
+        """The captioner in the folder at `path` (or URI), or the one that ships. Nothing in it is executed.
+
+        `encoder_weights` says where the encoder's weights are, for a folder that does not hold them.
+        """
+        from raycap.captioners.trained import TrainedCaptioner, folder
+
+        parts = folder.load(str(path), encoder_weights)
+        return TrainedCaptioner(*parts, device=device, precision=precision, batch=batch)
+
+    @abstractmethod
+    def predict(
+        self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
+    ) -> list[Prediction]:
+        """One answer for each picture [S, S, 3], in their order.
+
+        A row holds what is known about the picture besides its pixels: width and height, and in a table job also key,
+        uri, references and the user's own columns.
+        """
+
+    def caption(self, pictures: Sequence[AnyPicture], trust: Sequence[str] = ()) -> list[Caption]:
+        """One caption for each picture, in their order. If a picture cannot be read or captioned, its caption says why.
+
+        Strings often come from data. So they may be local paths, http(s) URLs of public addresses and object stores
+        (s3://, gs://, ...). URIs of other kinds and chains (zip://a.jpg::s3://b/c.zip) are opened only if every
+        link begins with one of the prefixes in `trust`.
+        """
+        return self.caption_loaded(self.load_pictures(pictures, trust))
+
+    def caption_loaded(self, loaded: Sequence[LoadedPicture], **how: Any) -> list[Caption]:
+        """One caption for each loaded picture. `how` goes to `predict`."""
+        readable = [picture for picture in loaded if picture.pixels is not None]
+        squares = [picture.pixels for picture in readable if picture.pixels is not None]
+        rows = [{"width": picture.width, "height": picture.height} for picture in readable]
+        predictions = iter(self.predict(squares, rows, **how))
+        captions = []
+        for picture in loaded:
+            prediction = None if picture.pixels is None else next(predictions)
+            row = caption_row(picture.status, picture.error, prediction)
+            captions.append(
+                Caption(
+                    caption=row["caption"],
+                    score=float("nan") if row["score"] is None else row["score"],
+                    alternatives=tuple(Alternative(**other) for other in row["alternatives"]),
+                    status=row["status"],
+                    error_message=row["error_message"],
+                    width=picture.width,
+                    height=picture.height,
+                    words=tuple(row.get("words", ())),
+                    attention=row.get("attention"),
+                )
+            )
+        return captions
+
+    def load_pictures(
+        self, pictures: Sequence[AnyPicture], trust: Sequence[str] = ()
+    ) -> list[LoadedPicture]:
+        """The pictures as this captioner wants them, in their order. `trust` is as in `caption`."""
+        if isinstance(pictures, str | bytes | Path):
+            raise UserError("caption takes a list of pictures: put the one in brackets")
+        if isinstance(trust, str):
+            raise UserError("trust takes a list of prefixes: put the one in brackets")
+        items = [
+            str(picture) if isinstance(picture, str | Path) else _encoded(picture)
+            for picture in pictures
+        ]
+        with Fetcher(Fetch(), PROGRAM.also(of_prefixes(trust, "trust"))) as fetcher:
+            return load_in_order(items, fetcher, self.reading, self.intake)
+
+
+def _encoded(picture: bytes | Image.Image | NDArray[np.uint8]) -> bytes:
+    """The bytes of a file. Every picture goes the one way, so that a PIL picture and its file get the same caption."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim not in (2, 3):
+            raise UserError(
+                f"an array picture is uint8 [H, W, 3], not {picture.dtype} {list(picture.shape)}"
+            )
+        picture = Image.fromarray(picture)
+    file = io.BytesIO()
+    if picture.mode in TIFF_MODES:
+        picture.save(file, format="tiff")
+    else:
+        picture = picture if picture.mode in PNG_MODES else picture.convert("RGB")
+        picture.save(file, format="png", compress_level=1)
+    return file.getvalue()

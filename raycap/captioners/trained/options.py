@@ -1,0 +1,94 @@
+"""The trained captioner as it travels to the workers: its folder, read once, and how it is asked."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+import torch
+
+from raycap.captioners.protocol import CaptionerOptions, Placement
+from raycap.captioners.trained import folder
+from raycap.captioners.trained.captioner import TrainedCaptioner
+from raycap.device import PrecisionName
+from raycap.images import Reading, Square
+from raycap.options import to_plain
+from raycap.schema import TRUE_WORDS
+from raycap.search import SEARCHES, SearchChoice
+
+ATTENTION = pa.schema(
+    [
+        ("words", pa.list_(pa.string())),
+        ("attention", pa.list_(pa.list_(pa.float16()))),  # [T, P]
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedOptions(CaptionerOptions):
+    """A trained captioner with its weights. They travel with it: workers need not see its folder."""
+
+    parts: folder.CaptionerParts
+    digest: str  # of the folder's config.json, which holds the digests of its other files
+    vocabulary: str  # digest
+    search: SearchChoice
+    batch: int
+    attention: bool = False
+    true_words: bool = False
+    precision: PrecisionName = "auto"
+    fixed_batch: bool = True
+
+    @classmethod
+    def read(
+        cls, path: str, encoder_weights: str, search: SearchChoice | None, **how: Any
+    ) -> Self:
+        """The captioner in a folder. Without `search`, it searches as it was made to."""
+        parts = folder.load(path, encoder_weights)
+        digest, vocabulary = folder.read_digests(path)
+        return cls(parts, digest, vocabulary, search or parts.plan.search, **how)
+
+    def identity(self) -> dict[str, Any]:
+        # Rows of earlier versions know true_words only where it was asked for.
+        true_words = {"true_words": True} if self.true_words else {}
+        return {
+            "captioner": self.digest,
+            "search": to_plain(self.search, SEARCHES),
+            "attention": self.attention,
+            **true_words,
+        }
+
+    def intake(self) -> Square:
+        intake = self.parts.encoder.intake
+        return Square(intake.size, intake.resize, intake.interpolation)
+
+    def reading(self, asked: Reading) -> Reading:
+        # How pictures are shown is a part of what was learned. Which ones are accepted is for the user to say.
+        return dataclasses.replace(asked, background=self.parts.plan.reading.background)
+
+    def columns(self) -> pa.Schema:
+        return pa.schema(
+            [*(ATTENTION if self.attention else ()), *(TRUE_WORDS if self.true_words else ())]
+        )
+
+    def metadata(self) -> dict[str, str]:
+        return {"captioner": self.digest, "vocabulary": self.vocabulary}
+
+    def placement(self) -> Placement:
+        return Placement(precision=self.precision)
+
+    def in_precision(self, precision: PrecisionName) -> Self:
+        return dataclasses.replace(self, precision=precision)
+
+    def open(self, device: str, threads: int | None) -> TrainedCaptioner:
+        if threads:
+            torch.set_num_threads(threads)
+        plan = dataclasses.replace(self.parts.plan, search=self.search)
+        return TrainedCaptioner(
+            *self.parts._replace(plan=plan),
+            device=device,
+            precision=self.precision,
+            batch=self.batch,
+            fixed_batch=self.fixed_batch,
+            attention=self.attention,
+            true_words=self.true_words,
+        )

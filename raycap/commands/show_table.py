@@ -1,0 +1,55 @@
+"""What is shown of a finished table of captions: a few captions are printed, up to 1,000 pictures get a page."""
+
+import dataclasses
+from pathlib import Path
+
+from raycap.bulk.job import FACTS
+from raycap.config import Config
+from raycap.errors import UserError
+from raycap.evaluation import captions
+from raycap.fetch.trust import ONLY_WEB
+from raycap.report.compose import write_page
+from raycap.storage import RunFolder
+from raycap.terminal import printable, write_err, write_out
+from raycap.uris import has_scheme
+
+# Rows, at most.
+PRINTED, ON_A_PAGE = 50, 1000
+PAGE = "gallery.html"
+
+
+def show_table(config: Config) -> None:
+    """Nothing that goes wrong here harms the table."""
+    out = RunFolder(config.caption.out)
+    rows = (out.read_json(FACTS) or {}).get("rows", 0)
+    try:
+        if rows <= PRINTED:
+            table = captions.read(str(out / "captions"), "captions").rows
+            for row in table.sort_by("key").to_pylist():
+                caption = row["caption"] or f"({row['status']}: {row['error_message']})"
+                write_out(f"{printable(row['key'])}: {printable(caption)}\n")
+        if not out.is_local or rows > ON_A_PAGE:
+            write_out(f"a page of them: raycap report {out}\n")
+        elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
+            trust = config.source.trust if config.source else ONLY_WEB
+            write_out(write_page(_config_of_page(out, config), trust))
+    except UserError as error:
+        write_err(f"raycap: the table is whole, but cannot be shown: {error}\n")
+
+
+def _config_of_page(out: RunFolder, config: Config) -> Config:
+    """What `raycap report` would be asked for."""
+    title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
+    table = out.path() if has_scheme(out.uri) else out.uri
+    page = dataclasses.replace(
+        config.report,
+        tables=(table,),
+        out=f"{table}/{PAGE}",
+        title=title,
+        model=config.caption.model,
+    )
+    return dataclasses.replace(config, source=None, report=page)
+
+
+def _is_older(page: Path, facts: Path) -> bool:
+    return not page.exists() or page.stat().st_mtime_ns < facts.stat().st_mtime_ns

@@ -1,0 +1,85 @@
+"""Fetch and read: from a URI, or from bytes, to pixels or the reason why there are none."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raycap.fetch import Fetched, Fetcher
+from raycap.images.guard import read_guarded
+from raycap.images.reading import Picture, Reading, Square
+from raycap.schema import FAILED_TO_DECODE, FAILED_TO_FETCH, SUCCESS
+
+Read = Callable[[bytes, Reading, Square | None], Picture]
+
+
+@dataclass(frozen=True)
+class LoadedPicture:
+    """A picture with its pixels, or with the status and the reason why it has none."""
+
+    status: str
+    error: str
+    pixels: NDArray[np.uint8] | None
+    format: str
+    width: int
+    """As a viewer shows it; 0 if it could not be read."""
+    height: int
+    sha256: str
+    """Of its bytes; "" if they could not be fetched."""
+    fetched: Fetched
+    """The bytes, and what it took to get them."""
+
+
+def load_pictures(
+    items: Iterable[str | bytes | Fetched],
+    fetcher: Fetcher,
+    reading: Reading,
+    square: Square | None,
+    read: Read = read_guarded,
+) -> Iterator[tuple[int, LoadedPicture]]:
+    """Each item's number and picture, in the order in which the bytes arrive.
+
+    An item is a URI or path, the picture's bytes, or a `Fetched` (such as a reason why it cannot be fetched). Memory
+    holds a few pictures only, if the caller keeps none.
+    """
+
+    def loaded(fetched: Fetched) -> LoadedPicture:
+        if fetched.error:
+            return LoadedPicture(FAILED_TO_FETCH, fetched.error, None, "", 0, 0, "", fetched)
+        picture = read(fetched.data, reading, square)
+        status = FAILED_TO_DECODE if picture.error else SUCCESS
+        digest = hashlib.sha256(fetched.data).hexdigest()
+        size = (picture.width, picture.height)
+        return LoadedPicture(
+            status, picture.error, picture.pixels, picture.format, *size, digest, fetched
+        )
+
+    uris: dict[int, str] = {}
+    for number, item in enumerate(items):
+        if isinstance(item, str):
+            uris[number] = item
+        else:
+            yield number, loaded(item if isinstance(item, Fetched) else Fetched(item, ""))
+    numbers = list(uris)
+    for place, fetched in fetcher.fetch_each(list(uris.values())):
+        yield numbers[place], loaded(fetched)
+        del fetched  # the next body is on its way
+
+
+def load_in_order(
+    items: Sequence[str | bytes | Fetched],
+    fetcher: Fetcher,
+    reading: Reading,
+    square: Square | None,
+    keep_bytes: bool = False,
+) -> list[LoadedPicture]:
+    """All of them, in the order of the items; without their bytes, unless asked to keep them."""
+    found: dict[int, LoadedPicture] = {}
+    for number, picture in load_pictures(items, fetcher, reading, square):
+        if not keep_bytes:
+            picture = replace(picture, fetched=replace(picture.fetched, data=b""))
+        found[number] = picture
+        del picture
+    return [found[number] for number in range(len(items))]
