@@ -13,9 +13,8 @@ import ray
 from PIL import Image
 from small_captioner import photos, save_captioner
 
-from raycap.bulk import passes
+from raycap.bulk import passes, pictures
 from raycap.cli import main
-from raycap.commands import pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "benchmarks"))
