@@ -13,9 +13,9 @@ import ray
 from PIL import Image
 from small_captioner import photos, save_captioner
 
+from raycap.bulk import pictures
 from raycap.bulk import run as bulk_run
 from raycap.cli import main
-from raycap.commands import pictures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "benchmarks"))

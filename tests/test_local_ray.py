@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_captioner import photos, save_captioner
 
-from raycap.commands import local_ray
+from raycap.cluster import local_ray
 
 pytestmark = pytest.mark.ray
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -188,7 +188,7 @@ def test_the_folder_goes_also_when_the_command_fails(
 # In a process of its own: Ray remembers how it authenticates, and later tests start a Ray of their own.
 ENVIRONMENT_AS_BEFORE = """
 import os
-from raycap.commands import local_ray
+from raycap.cluster import local_ray
 
 with local_ray._own_token():
     assert os.environ["RAY_AUTH_MODE"] == "token"
