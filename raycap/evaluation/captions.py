@@ -14,7 +14,7 @@ from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.records import Piece, Records, records
 from raycap.sources.rows import pieces
 from raycap.sources.text import brief, utf8
-from raycap.storage.location import Place, existing, locate
+from raycap.storage.location import Location, existing, locate
 
 # What is read of a table; what a form lacks is "", null or an empty list, and the status is success.
 ROWS = pa.schema(
@@ -141,7 +141,7 @@ def files_of(path: str) -> list[Records]:
     return [file for file in found if "/_" not in file.place.path[len(place.path) :]]
 
 
-def _json_pieces(place: Place, notes: Notes) -> Iterator[Piece]:
+def _json_pieces(place: Location, notes: Notes) -> Iterator[Piece]:
     """COCO results are one JSON list; a file that is none may still hold a JSON object in each line."""
     with place.open() as file:
         try:

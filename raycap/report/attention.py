@@ -25,7 +25,7 @@ from raycap.plots import attention_panel
 from raycap.report.thumbnails import Room
 from raycap.schema import SUCCESS
 from raycap.sources.rows import counted
-from raycap.storage.location import Place, locate
+from raycap.storage.location import Location, locate
 from raycap.uris import is_web, read_regular
 
 COLUMNS = ["key", "uri", "caption", "words", "attention"]
@@ -188,7 +188,7 @@ def square_of(model: str) -> Square:
     return square
 
 
-def _json_of(place: Place) -> dict[str, Any]:
+def _json_of(place: Location) -> dict[str, Any]:
     try:
         data = plainjson.loads(read_regular(place.uri, MOST_BYTES))
     except (OSError, ValueError, ImportError) as error:

@@ -11,7 +11,7 @@ from raycap.errors import UserError
 from raycap.sources.notes import MISSING, SILENT, Kind, Notes
 from raycap.sources.rows import Row
 from raycap.sources.text import utf8_name
-from raycap.storage.location import Place, existing
+from raycap.storage.location import Location, existing
 
 # Folders that datasets keep their pictures in are looked at first.
 _USUAL = (
@@ -39,13 +39,13 @@ class Album(NamedTuple):
     """Entries, and the folder that holds their pictures."""
 
     entries: list[Entry]
-    folder: Place
-    file: Place  # where the entries stand
+    folder: Location
+    file: Location  # where the entries stand
 
 
 def picture_folder(
-    given: str, roots: Sequence[Place], entries: Sequence[Entry], file: Place
-) -> Place:
+    given: str, roots: Sequence[Location], entries: Sequence[Entry], file: Location
+) -> Location:
     """The folder `given`, or the one at or below the roots that holds most of a few pictures of the entries."""
     if not entries:
         raise UserError(f"{file.uri} names no picture")
@@ -81,7 +81,7 @@ def leads_out(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")
 
 
-def missing(folder: Place, names: Iterable[str]) -> set[str]:
+def missing(folder: Location, names: Iterable[str]) -> set[str]:
     """Which of the names are not in the folder; each folder on the way is listed once. Where it cannot be listed,
     nobody knows: then none is missing, and the fetching tells."""
     absent: set[str] = set()
@@ -99,7 +99,7 @@ def missing(folder: Place, names: Iterable[str]) -> set[str]:
     return absent
 
 
-def listed(folder: Place) -> list[str]:
+def listed(folder: Location) -> list[str]:
     """Names in a folder; an OSError where it cannot be listed."""
     if folder.filesystem is None:
         return os.listdir(folder.path)  # noqa: PTH208
@@ -133,7 +133,7 @@ def rows(albums: Iterable[Album], notes: Notes) -> Iterator[Row]:
             yield Row(entry.key, uri, entry.split, entry.references, error=error)
 
 
-def read_json(place: Place) -> dict[str, Any]:
+def read_json(place: Location) -> dict[str, Any]:
     """A JSON file that holds an object; refused otherwise."""
     with place.open() as file:
         data = file.read()
@@ -152,7 +152,7 @@ def records_of(
     document: dict[str, Any],
     name: str,
     fields: Sequence[str],
-    place: Place,
+    place: Location,
     kind: Kind,
     notes: Notes,
 ) -> list[dict[str, Any]]:

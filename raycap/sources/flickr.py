@@ -15,7 +15,7 @@ from raycap.sources.lines import Lines, LongLine
 from raycap.sources.notes import UNKNOWN, UNLISTED_FOLDER, Notes, nothing
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, seeded_split, split_in
-from raycap.storage.location import PICTURE_NAME, Place, existing, locate
+from raycap.storage.location import PICTURE_NAME, Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,7 +96,7 @@ class Flickr:
         ]
         return Album([*entries, *silent_entries], folder, file)
 
-    def _entries(self, file: Place, root: Place, notes: Notes) -> list[Entry]:
+    def _entries(self, file: Location, root: Location, notes: Notes) -> list[Entry]:
         captions: dict[str, list[Caption]] = defaultdict(list)
         for caption in read_captions(file, notes):
             captions[caption.name].append(caption)
@@ -110,7 +110,7 @@ class Flickr:
             entries.append(Entry(name, name, listed_splits.get(name, drawn), references))
         return entries
 
-    def _found(self) -> tuple[Place, Place]:
+    def _found(self) -> tuple[Location, Location]:
         """The caption file, and the folder at or below which everything else of it lies."""
         place = existing(self.path)
         if not place.is_folder():
@@ -125,7 +125,9 @@ class Flickr:
             )
         return found, place
 
-    def _listed_splits(self, root: Place, known: Container[str], notes: Notes) -> dict[str, str]:
+    def _listed_splits(
+        self, root: Location, known: Container[str], notes: Notes
+    ) -> dict[str, str]:
         """The split of each picture that a split file names."""
         splits: dict[str, str] = {}
         files = root.search(_SPLIT_FILES) if self.split_files else ()

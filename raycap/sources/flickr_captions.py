@@ -7,7 +7,7 @@ from typing import NamedTuple
 from raycap.errors import UserError
 from raycap.sources.lines import Lines, LongLine, first_line
 from raycap.sources.notes import MALFORMED_CAPTION, REPAIRED_LINE, Notes
-from raycap.storage.location import Place
+from raycap.storage.location import Location
 
 # Names alone do not tell (results.csv may be anything): `form_of` looks inside.
 CAPTION_FILES = re.compile(
@@ -48,7 +48,7 @@ class Caption(NamedTuple):
     text: str
 
 
-def form_of(place: Place) -> Form | None:
+def form_of(place: Location) -> Form | None:
     """How the file is written; None where it is no caption file."""
     line = first_line(place)
     if _NUMBERED.fullmatch(line):
@@ -56,7 +56,7 @@ def form_of(place: Place) -> Form | None:
     return _BY_HEADER.get(re.sub(r'[\s"]', "", line.lower()))
 
 
-def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
+def read_captions(place: Location, notes: Notes) -> Iterator[Caption]:
     """The captions in the file's order; a line with a lost bar is repaired, others not of the form are left out."""
     form = form_of(place)
     if form is None:

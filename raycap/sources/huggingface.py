@@ -17,7 +17,7 @@ from raycap.sources.records import Piece, Records, format_of, references_of, tex
 from raycap.sources.rows import FIRST_ROWS, Row, tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
 from raycap.sources.urls import note_repeats
-from raycap.storage.location import Place, existing
+from raycap.storage.location import Location, existing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,7 +85,7 @@ class HuggingFace:
                 yield from self._inside(file, below and below + "/", split, notes, keys)
         note_repeats(keys, "file name", notes)
 
-    def _files(self, notes: Notes) -> list[Place]:
+    def _files(self, notes: Notes) -> list[Location]:
         place = existing(self.path)
         if not place.is_folder():
             return [place]
@@ -109,7 +109,7 @@ class HuggingFace:
         return sorted(beside or inside, key=lambda file: file.path)
 
     def _beside(
-        self, file: Place, below: str, split: str, notes: Notes, keys: Keys
+        self, file: Location, below: str, split: str, notes: Notes, keys: Keys
     ) -> Iterator[Row]:
         """Rows of a metadata file, which names pictures relative to its own folder."""
         records = Records(file, format_of(file.name))
@@ -133,7 +133,7 @@ class HuggingFace:
                 yield Row(key, uri, word, said, error=error)
 
     def _inside(
-        self, file: Place, below: str, split: str, notes: Notes, keys: Keys
+        self, file: Location, below: str, split: str, notes: Notes, keys: Keys
     ) -> Iterator[Row]:
         """Rows of a Parquet file with the pictures' bytes."""
         records = Records(file, "parquet")
@@ -215,7 +215,7 @@ def _told_apart(names: Sequence[str], pictures: Sequence[bytes | None]) -> list[
     ]
 
 
-def _uri_and_error(file: Place, name: str) -> tuple[str, str]:
+def _uri_and_error(file: Location, name: str) -> tuple[str, str]:
     """Of a picture that a file names; it may not lead anywhere else."""
     if leads_out(name):
         return name, f"a picture has to lie below the file that names it: {name}"

@@ -20,7 +20,7 @@ from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
 from raycap.sources.rows import tables
 from raycap.sources.splits import split_word
 from raycap.sources.text import brief, utf8_name
-from raycap.storage.location import Place, existing, locate
+from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,7 @@ class Karpathy:
             rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes)
         )
 
-    def _file(self) -> Place:
+    def _file(self) -> Location:
         place = existing(self.path)
         if not place.is_folder():
             return place
@@ -82,7 +82,7 @@ class Karpathy:
         """What people say of each picture, whether it is there or not."""
         return self._entries(self._file(), Notes())
 
-    def _entries(self, file: Place, notes: Notes) -> list[Entry]:
+    def _entries(self, file: Location, notes: Notes) -> list[Entry]:
         pictures = records_of(read_json(file), "images", ["filename"], file, NAMELESS, notes)
         entries = []
         for picture in pictures:
@@ -103,7 +103,7 @@ class Karpathy:
             return Album(flat, picture_folder(self.pictures, [file.parent], flat, file), file)
         return Album(nested, folder, file)
 
-    def _entry(self, picture: dict[str, Any], file: Place, notes: Notes) -> Entry:
+    def _entry(self, picture: dict[str, Any], file: Location, notes: Notes) -> Entry:
         split, folder = (_text(picture.get(name)) for name in ("split", "filepath"))
         split = split_word(split)
         if split == "restval" and self.restval_is_train:

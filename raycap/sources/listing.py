@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from raycap.sources.notes import UNLISTED_FOLDER, Notes
-from raycap.storage.location import Place
+from raycap.storage.location import Location
 from raycap.uris import uri_of
 
 # Names sorted at a time: an ordinary folder comes in order of name, a huge one streams in the order of the disc.
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     is_link: bool = False
 
 
-def walk(root: Place, notes: Notes) -> Iterator[Found]:
+def walk(root: Location, notes: Notes) -> Iterator[Found]:
     """The files below the root, and entries that are none: links that are not followed, pipes, folders. Hidden
     entries are left out. A folder that cannot be listed is added to the notes, after a few tries."""
     if root.filesystem is None:
@@ -134,7 +134,7 @@ def _entries(folder: str, notes: Notes, patience: Patience) -> "Iterator[os.DirE
                 return
 
 
-def _walk_s3(root: Place, notes: Notes) -> Iterator[Found]:
+def _walk_s3(root: Location, notes: Notes) -> Iterator[Found]:
     """Page by page, straight from S3: fsspec's own listing would hold the whole bucket."""
     bucket, _, prefix = root.path.partition("/")
     prefix = prefix and prefix + "/"
@@ -162,7 +162,7 @@ def _walk_s3(root: Place, notes: Notes) -> Iterator[Found]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _walk_remote(root: Place, notes: Notes) -> Iterator[Found]:
+def _walk_remote(root: Location, notes: Notes) -> Iterator[Found]:
     """One folder's listing in memory at a time, which is all that fsspec offers for every kind of storage."""
     waiting, patience = [""], Patience()
     while waiting:
@@ -178,7 +178,7 @@ def _walk_remote(root: Place, notes: Notes) -> Iterator[Found]:
 
 
 def _remote_entries(
-    root: Place, below: str, notes: Notes, patience: Patience
+    root: Location, below: str, notes: Notes, patience: Patience
 ) -> list[tuple[str, bool]]:
     folder, tries = f"{root.path}/{below}".rstrip("/"), 0
     while True:

@@ -14,7 +14,7 @@ from raycap.sources.listing import walk
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
 from raycap.sources.rows import FIRST_ROWS, MOST_BYTES, MOST_ROWS
 from raycap.sources.text import as_text, as_texts
-from raycap.storage.location import Place, existing, locate
+from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,14 +38,14 @@ class Piece(NamedTuple):
 
     columns: "pa.Table"
     where: list[str]  # "line 5" or "row 5" for each row
-    file: Place
+    file: Location
 
 
 @dataclass(frozen=True)
 class Records:
     """One file of rows."""
 
-    place: Place
+    place: Location
     format: Format
 
     def names(self) -> list[str]:
@@ -155,7 +155,7 @@ def records(
     ]
 
 
-def root_of(path: str) -> Place:
+def root_of(path: str) -> Location:
     """The folder that holds all files that a path means: of a glob, the last one before the first wildcard."""
     place = locate(path)
     if place.is_folder():
@@ -210,7 +210,7 @@ def references_of(piece: Piece, names: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _parquet_files(folder: Place, notes: Notes) -> list[Place]:
+def _parquet_files(folder: Location, notes: Notes) -> list[Location]:
     files = []
     for found in walk(folder, notes):
         if found.is_folder or not found.path.lower().endswith((".parquet", ".pq")):
@@ -226,7 +226,7 @@ def _parquet_files(folder: Place, notes: Notes) -> list[Place]:
     return sorted(files, key=lambda file: file.path)
 
 
-def _globbed(path: str) -> list[Place]:
+def _globbed(path: str) -> list[Location]:
     from fsspec import filesystem
 
     place = locate(path)
@@ -235,7 +235,7 @@ def _globbed(path: str) -> list[Place]:
         : len(place.uri) - len(place.path)
     ]  # "s3://" and such, which globbed paths lack
     found = [
-        Place(fixed + name, name, place.filesystem) for name in sorted(system.glob(place.path))
+        Location(fixed + name, name, place.filesystem) for name in sorted(system.glob(place.path))
     ]
     if not found:
         raise UserError(f"no file matches {path}")

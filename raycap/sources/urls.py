@@ -18,7 +18,7 @@ from raycap.uris import has_scheme, is_web
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raycap.storage.location import Place
+    from raycap.storage.location import Location
 
 # Lines looked at before the start: none of them a URL means that the file is something else.
 _LINES_TRIED = 20
@@ -98,7 +98,7 @@ class Urls:
         return nothing(f"no URL in {self.path}: a list has one a line", notes)
 
 
-def resolved(uri: str, folder: "Place") -> str:
+def resolved(uri: str, folder: "Location") -> str:
     """A row's URI, with a relative path taken from the folder of the list that names it."""
     if not uri or uri.startswith("/") or has_scheme(uri):
         return uri
