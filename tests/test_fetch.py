@@ -28,8 +28,8 @@ from raycap.fetch.addresses import why_refused
 from raycap.fetch.budget import Budget
 from raycap.fetch.connections import TimedSocket
 from raycap.fetch.fault import scrubbed
+from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.trust import ANYTHING, ONLY_WEB
-from raycap.fetch.turns import Turns
 from raycap.fetch.web import Web, asked_wait, forbids_ai
 
 PUBLIC = "93.184.215.14"
@@ -731,7 +731,7 @@ def test_a_back_off_holds_no_thread():
 )
 @settings(deadline=None)
 def test_turns_lose_nothing_and_keep_the_limit(items, per_host):
-    turns: Turns[int] = Turns(per_host, host_rate=0)
+    turns: HostQueue[int] = HostQueue(per_host, host_rate=0)
     for number, (host, waits) in enumerate(items):
         turns.put(host, number, wait=0.001 if waits else 0.0)
     taken, out = [], []
@@ -746,7 +746,7 @@ def test_turns_lose_nothing_and_keep_the_limit(items, per_host):
 
 
 def test_a_rate_keeps_its_host_back_and_no_other():
-    turns: Turns[str] = Turns(per_host=9, host_rate=2.0)
+    turns: HostQueue[str] = HostQueue(per_host=9, host_rate=2.0)
     turns.put("a", "first of a")
     turns.put("a", "second of a")
     assert turns.take() == ("a", "first of a")

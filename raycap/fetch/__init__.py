@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from raycap.fetch import files
 from raycap.fetch.budget import Budget, Share
 from raycap.fetch.fault import FetchError, unforeseen
+from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.options import Fetch
 from raycap.fetch.trust import Trust
-from raycap.fetch.turns import Turns
 from raycap.uris import LOCAL, is_web, scheme_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Fetcher:
         self._trust = trust.also(options.trusted())
         self._web = Web(options)
         self._random = random.Random()  # not the global one, whose seed is the user's
-        self._turns: Turns[_Errand] = Turns(options.per_host, options.host_rate)
+        self._turns: HostQueue[_Errand] = HostQueue(options.per_host, options.host_rate)
         self._workers = 0
         self._hiring = threading.Lock()
         # Workers know the fetcher only through the errand in hand, so one that is merely dropped ends them too.
@@ -258,7 +258,7 @@ class Fetcher:
         self._line_up(errand, wait)
 
 
-def _work(turns: Turns[_Errand]) -> None:
+def _work(turns: HostQueue[_Errand]) -> None:
     """What one thread does until it is sent home."""
     while (turn := turns.take()) is not None:
         host, errand = turn
