@@ -27,7 +27,7 @@ from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections, files
 from raycap.fetch.addresses import why_refused
 from raycap.fetch.budget import Budget
 from raycap.fetch.connections import TimedSocket
-from raycap.fetch.fault import scrubbed
+from raycap.fetch.errors import scrubbed
 from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.trust import ANYTHING, ONLY_WEB
 from raycap.fetch.web import Web, asked_wait, forbids_ai

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from raycap.fetch import files
 from raycap.fetch.budget import Budget, Share
-from raycap.fetch.fault import FetchError, unforeseen
+from raycap.fetch.errors import FetchError, unforeseen
 from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.options import Fetch
 from raycap.fetch.trust import Trust

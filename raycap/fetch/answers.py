@@ -3,7 +3,7 @@
 import http.client
 import re
 
-from raycap.fetch.fault import FetchError
+from raycap.fetch.errors import FetchError
 
 _LONGEST_LINE = 1 << 16
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")

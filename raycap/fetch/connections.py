@@ -15,7 +15,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from raycap.fetch.addresses import why_refused
 from raycap.fetch.answers import Answer, headers_too_large
 from raycap.fetch.aside import within
-from raycap.fetch.fault import FetchError
+from raycap.fetch.errors import FetchError
 
 # Bytes of headers in all, those of interim answers (103 Early Hints) included. Browsers stop at about as many.
 HEADER_ROOM = 1 << 18

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raycap.fetch.aside import within
-from raycap.fetch.fault import FetchError, scrubbed, too_large, too_late
+from raycap.fetch.errors import FetchError, scrubbed, too_large, too_late
 from raycap.fetch.options import Fetch
 from raycap.uris import EXTRAS, filesystem_of, local_path, scheme_of
 

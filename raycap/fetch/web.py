@@ -21,7 +21,7 @@ from urllib3.util import Url, parse_url
 
 from raycap.fetch.answers import framing_too_large, headers_too_large
 from raycap.fetch.connections import Dial, Limits, Pools
-from raycap.fetch.fault import FetchError, too_large, too_late
+from raycap.fetch.errors import FetchError, too_large, too_late
 from raycap.fetch.files import GrowTo
 from raycap.fetch.options import Fetch
 from raycap.uris import WEB, scheme_of

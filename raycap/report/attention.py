@@ -18,7 +18,7 @@ from raycap.config import part_from_plain
 from raycap.errors import UserError
 from raycap.evaluation.captions import CaptionTable, files_of
 from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.fetch.fault import FetchError
+from raycap.fetch.errors import FetchError
 from raycap.images import Reading, Square
 from raycap.images.guard import read_guarded
 from raycap.plots import attention_panel
