@@ -14,8 +14,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from raycap.fetch.addresses import why_refused
 from raycap.fetch.answers import Answer, headers_too_large
-from raycap.fetch.aside import within
 from raycap.fetch.errors import FetchError
+from raycap.fetch.timeouts import call_with_timeout
 
 # Bytes of headers in all, those of interim answers (103 Early Hints) included. Browsers stop at about as many.
 HEADER_ROOM = 1 << 18
@@ -135,7 +135,7 @@ class Dial:
 
     def _look_up(self, host: str, port: int) -> list[Any]:
         try:
-            return within(
+            return call_with_timeout(
                 self.limits.to_connect(),
                 lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
             )
