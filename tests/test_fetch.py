@@ -25,12 +25,12 @@ from server import BODY, ENDLESS, MISBEHAVIOURS, serving
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections, files
 from raycap.fetch.addresses import why_refused
-from raycap.fetch.budget import Budget
+from raycap.fetch.budget import MemoryBudget
 from raycap.fetch.connections import TimedSocket
 from raycap.fetch.errors import scrubbed
 from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.trust import ANYTHING, ONLY_WEB
-from raycap.fetch.web import Web, asked_wait, forbids_ai
+from raycap.fetch.web import WebClient, asked_wait, forbids_ai
 
 PUBLIC = "93.184.215.14"
 OUTSIDE = "refused: a local path outside of the source's folder (--fetch.trust FOLDER permits it)"
@@ -904,13 +904,13 @@ def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
     body = 900_000
     budgets, most_held = [], []
 
-    class Watched(Budget):
+    class Watched(MemoryBudget):
         def __init__(self, limit):
             super().__init__(limit)
             budgets.append(self)
 
-    monkeypatch.setattr("raycap.fetch.Budget", Watched)
-    whole = Web._body
+    monkeypatch.setattr("raycap.fetch.MemoryBudget", Watched)
+    whole = WebClient._body
 
     def spied(web, response, grow_to):
         def note(size):
@@ -920,7 +920,7 @@ def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
 
         return whole(web, response, note)
 
-    monkeypatch.setattr(Web, "_body", spied)
+    monkeypatch.setattr(WebClient, "_body", spied)
     options = quick(threads=16, deadline=20, read_timeout=20)
     with serving({f"/{number}": bytes([number]) * body for number in range(30)}) as server:
         uris = [server.url(f"/{number}") for number in range(30)]
