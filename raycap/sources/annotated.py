@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from raycap.errors import UserError
-from raycap.sources.notes import MISSING, SILENT, Kind, Notes
+from raycap.sources.notes import MISSING, SILENT, NoteKind, Notes
 from raycap.sources.rows import Row
 from raycap.sources.text import utf8_name
 from raycap.storage.location import Location, existing
@@ -26,7 +26,7 @@ _NAMES_TRIED = 8
 OUTSIDE = "a picture has to lie below the picture folder"
 
 
-class Entry(NamedTuple):
+class AnnotatedPicture(NamedTuple):
     """One picture as an annotation file has it."""
 
     key: str
@@ -35,16 +35,16 @@ class Entry(NamedTuple):
     references: Sequence[str]
 
 
-class Album(NamedTuple):
+class AnnotationFile(NamedTuple):
     """Entries, and the folder that holds their pictures."""
 
-    entries: list[Entry]
+    entries: list[AnnotatedPicture]
     folder: Location
     file: Location  # where the entries stand
 
 
 def picture_folder(
-    given: str, roots: Sequence[Location], entries: Sequence[Entry], file: Location
+    given: str, roots: Sequence[Location], entries: Sequence[AnnotatedPicture], file: Location
 ) -> Location:
     """The folder `given`, or the one at or below the roots that holds most of a few pictures of the entries."""
     if not entries:
@@ -109,7 +109,7 @@ def listed(folder: Location) -> list[str]:
     ]
 
 
-def rows(albums: Iterable[Album], notes: Notes) -> Iterator[Row]:
+def rows(albums: Iterable[AnnotationFile], notes: Notes) -> Iterator[Row]:
     """A row for each entry; one whose picture is not there says so. A key that occurs twice is refused."""
     files: dict[str, str] = {}
     for album in albums:
@@ -153,7 +153,7 @@ def records_of(
     name: str,
     fields: Sequence[str],
     place: Location,
-    kind: Kind,
+    kind: NoteKind,
     notes: Notes,
 ) -> list[dict[str, Any]]:
     """The records of the list `name` of a document that have these fields; the others are noted as `kind`. Where

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.annotated import (
-    Album,
-    Entry,
+    AnnotatedPicture,
+    AnnotationFile,
     file_name,
     picture_folder,
     read_json,
@@ -87,17 +87,19 @@ class Coco:
             )
         return found
 
-    def _albums(self, notes: Notes) -> Iterator[Album]:
+    def _albums(self, notes: Notes) -> Iterator[AnnotationFile]:
         for file in self._files():
             entries = self._entries(file, notes)
-            yield Album(entries, picture_folder(self.pictures, _roots(file), entries, file), file)
+            yield AnnotationFile(
+                entries, picture_folder(self.pictures, _roots(file), entries, file), file
+            )
 
-    def _entries(self, file: Location, notes: Notes) -> list[Entry]:
+    def _entries(self, file: Location, notes: Notes) -> list[AnnotatedPicture]:
         names, references = read_annotations(file, notes)
         split = self.split or split_of(file.name)
         splits = drawn_splits(list(names.values()), self.fractions) or [split] * len(names)
         return [
-            Entry(name, name, word, references.get(number, []))
+            AnnotatedPicture(name, name, word, references.get(number, []))
             for (number, name), word in zip(names.items(), splits, strict=True)
         ]
 

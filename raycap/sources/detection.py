@@ -52,7 +52,7 @@ def _of_folder(folder: Location) -> str:
         kind = next(
             kind for kind, pattern in _FOLDERS_WITH.items() if pattern.fullmatch(file.name)
         )
-        if kind not in found and (kind != "flickr" or flickr_captions.form_of(file)):
+        if kind not in found and (kind != "flickr" or flickr_captions.caption_format(file)):
             found[kind] = file
     picture = next(folder.search(PICTURE_NAME), None)
     parquet = found.pop("parquet", None)
@@ -82,7 +82,7 @@ def _of_file(file: Location) -> str:
     name = name_unpacked(file.name)
     if PICTURE_NAME.fullmatch(name):
         return "folder"
-    if flickr_captions.CAPTION_FILES.fullmatch(file.name) and flickr_captions.form_of(file):
+    if flickr_captions.CAPTION_FILES.fullmatch(file.name) and flickr_captions.caption_format(file):
         return "flickr"
     if huggingface.METADATA.fullmatch(file.name):
         return "huggingface"

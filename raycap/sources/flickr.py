@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.sources.annotated import Album, Entry, listed, picture_folder, rows
-from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
+from raycap.sources.annotated import AnnotatedPicture, AnnotationFile, listed, picture_folder, rows
+from raycap.sources.flickr_captions import (
+    CAPTION_FILES,
+    CaptionLine,
+    caption_format,
+    read_captions,
+)
 from raycap.sources.folder import key_of
 from raycap.sources.lines import Lines, LongLine
 from raycap.sources.notes import UNKNOWN, UNLISTED_FOLDER, Notes, nothing
@@ -72,11 +77,11 @@ class Flickr:
             rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes)
         )
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[AnnotatedPicture]:
         """What people say of each picture, whether it is there or not."""
         return self._entries(*self._found(), Notes())
 
-    def _album(self, notes: Notes) -> Album:
+    def _album(self, notes: Notes) -> AnnotationFile:
         """All pictures that have a caption, or a place in the folder."""
         file, root = self._found()
         entries = self._entries(file, root, notes)
@@ -92,12 +97,14 @@ class Flickr:
             notes.add(UNLISTED_FOLDER, f"{folder.uri}: {error.strerror or error}")
             silent = []
         silent_entries = [
-            Entry(key_of(name), name, "", ()) for name in silent if not name.startswith(".")
+            AnnotatedPicture(key_of(name), name, "", ())
+            for name in silent
+            if not name.startswith(".")
         ]
-        return Album([*entries, *silent_entries], folder, file)
+        return AnnotationFile([*entries, *silent_entries], folder, file)
 
-    def _entries(self, file: Location, root: Location, notes: Notes) -> list[Entry]:
-        captions: dict[str, list[Caption]] = defaultdict(list)
+    def _entries(self, file: Location, root: Location, notes: Notes) -> list[AnnotatedPicture]:
+        captions: dict[str, list[CaptionLine]] = defaultdict(list)
         for caption in read_captions(file, notes):
             captions[caption.name].append(caption)
         listed_splits = self._listed_splits(root, captions, notes)
@@ -107,7 +114,9 @@ class Flickr:
                 caption.text for caption in sorted(own, key=lambda caption: caption.number)
             ]
             drawn = "" if listed_splits else seeded_split(name, self.fractions, self.seed)
-            entries.append(Entry(name, name, listed_splits.get(name, drawn), references))
+            entries.append(
+                AnnotatedPicture(name, name, listed_splits.get(name, drawn), references)
+            )
         return entries
 
     def _found(self) -> tuple[Location, Location]:
@@ -117,7 +126,7 @@ class Flickr:
             # The owners' Flickr8k_text/ has the pictures beside it, not in it.
             beside = re.search("text|token|annotation|caption", place.parent.name, re.IGNORECASE)
             return place, place.parent.parent if beside else place.parent
-        found = next((file for file in place.search(CAPTION_FILES) if form_of(file)), None)
+        found = next((file for file in place.search(CAPTION_FILES) if caption_format(file)), None)
         if found is None:
             raise UserError(
                 f"no Flickr caption file in {place.uri} or two folders down: Flickr8k.token.txt, captions.txt, "

@@ -33,7 +33,7 @@ _ENDINGS: dict[str, Format] = {
 }
 
 
-class Piece(NamedTuple):
+class RowBatch(NamedTuple):
     """Some rows of one file."""
 
     columns: "pa.Table"
@@ -64,7 +64,7 @@ class Records:
 
     def pieces(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes, most_rows: int = MOST_ROWS
-    ) -> Iterator[Piece]:
+    ) -> Iterator[RowBatch]:
         """The wanted columns. Text formats give text (a JSON value that is none as JSON), and lists of text for the
         columns named in `lists`; Parquet gives what it holds. What cannot be read is left out and noted."""
         names = self.names()
@@ -78,7 +78,7 @@ class Records:
             )
         if self.format == "parquet":
             for row, table in parquet.read(self.place, wanted, most_rows, notes):
-                yield Piece(
+                yield RowBatch(
                     table, [f"row {row + index}" for index in range(len(table))], self.place
                 )
             return
@@ -93,7 +93,7 @@ class Records:
                 name: _text_column([values[index] for _, values in piece], name in lists)
                 for index, name in enumerate(wanted)
             }
-            yield Piece(pa.table(columns), [where for where, _ in piece], self.place)
+            yield RowBatch(pa.table(columns), [where for where, _ in piece], self.place)
 
     def _json_lines(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes
@@ -178,7 +178,7 @@ def format_of(name: str) -> Format:
     raise UserError(f"{name} does not say its format: {', '.join(_ENDINGS)} (or --source.format)")
 
 
-def texts(piece: Piece, name: str) -> list[str]:
+def texts(piece: RowBatch, name: str) -> list[str]:
     """A column as text, "" where it has none."""
     import pyarrow as pa
 
@@ -196,7 +196,7 @@ def texts(piece: Piece, name: str) -> list[str]:
         ) from error
 
 
-def references_of(piece: Piece, names: Sequence[str]) -> list[list[str]]:
+def references_of(piece: RowBatch, names: Sequence[str]) -> list[list[str]]:
     """Each row's human captions, from columns of text or of lists of text."""
     rows: list[list[str]] = [[] for _ in piece.where]
     for name in names:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.sources.keys import Keys
+from raycap.sources.keys import NumberedKeys
 from raycap.sources.lines import LONGEST_URL, Lines, LongLine
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.rows import Row, counted, pieces, tables
@@ -74,7 +74,7 @@ class Urls:
         return tables(self._rows(notes), lambda: self._nothing(notes))
 
     def _rows(self, notes: Notes) -> Iterator[Row]:
-        keys = Keys()
+        keys = NumberedKeys()
         folder = locate(self.path).parent
         for urls in pieces(self._lines(notes)):
             for key, url in zip(keys.of(urls), urls, strict=True):
@@ -105,7 +105,7 @@ def resolved(uri: str, folder: "Location") -> str:
     return (folder / re.sub(r"^(\./)+", "", uri)).uri
 
 
-def note_repeats(keys: Keys, what: str, notes: Notes) -> None:
+def note_repeats(keys: NumberedKeys, what: str, notes: Notes) -> None:
     """Say what became of names that occurred again."""
     if not keys.repeats:
         return
