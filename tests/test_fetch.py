@@ -25,12 +25,12 @@ from server import BODY, ENDLESS, MISBEHAVIOURS, serving
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections, files
 from raycap.fetch.addresses import why_refused
-from raycap.fetch.budget import Budget
+from raycap.fetch.budget import MemoryBudget
 from raycap.fetch.connections import TimedSocket
-from raycap.fetch.fault import scrubbed
+from raycap.fetch.errors import scrubbed
+from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.trust import ANYTHING, ONLY_WEB
-from raycap.fetch.turns import Turns
-from raycap.fetch.web import Web, asked_wait, forbids_ai
+from raycap.fetch.web import WebClient, asked_wait, forbids_ai
 
 PUBLIC = "93.184.215.14"
 OUTSIDE = "refused: a local path outside of the source's folder (--fetch.trust FOLDER permits it)"
@@ -731,7 +731,7 @@ def test_a_back_off_holds_no_thread():
 )
 @settings(deadline=None)
 def test_turns_lose_nothing_and_keep_the_limit(items, per_host):
-    turns: Turns[int] = Turns(per_host, host_rate=0)
+    turns: HostQueue[int] = HostQueue(per_host, host_rate=0)
     for number, (host, waits) in enumerate(items):
         turns.put(host, number, wait=0.001 if waits else 0.0)
     taken, out = [], []
@@ -746,7 +746,7 @@ def test_turns_lose_nothing_and_keep_the_limit(items, per_host):
 
 
 def test_a_rate_keeps_its_host_back_and_no_other():
-    turns: Turns[str] = Turns(per_host=9, host_rate=2.0)
+    turns: HostQueue[str] = HostQueue(per_host=9, host_rate=2.0)
     turns.put("a", "first of a")
     turns.put("a", "second of a")
     assert turns.take() == ("a", "first of a")
@@ -904,13 +904,13 @@ def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
     body = 900_000
     budgets, most_held = [], []
 
-    class Watched(Budget):
+    class Watched(MemoryBudget):
         def __init__(self, limit):
             super().__init__(limit)
             budgets.append(self)
 
-    monkeypatch.setattr("raycap.fetch.Budget", Watched)
-    whole = Web._body
+    monkeypatch.setattr("raycap.fetch.MemoryBudget", Watched)
+    whole = WebClient._body
 
     def spied(web, response, grow_to):
         def note(size):
@@ -920,7 +920,7 @@ def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
 
         return whole(web, response, note)
 
-    monkeypatch.setattr(Web, "_body", spied)
+    monkeypatch.setattr(WebClient, "_body", spied)
     options = quick(threads=16, deadline=20, read_timeout=20)
     with serving({f"/{number}": bytes([number]) * body for number in range(30)}) as server:
         uris = [server.url(f"/{number}") for number in range(30)]

@@ -13,7 +13,7 @@ from server import Server, serving
 
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.fetch.fault import FetchError
+from raycap.fetch.errors import FetchError
 from raycap.fetch.trust import PROGRAM
 from raycap.sources import Coco, Flickr, Folder, HuggingFace, Karpathy, Source, Table, Urls
 from raycap.storage import RunFolder

@@ -11,10 +11,10 @@ from raycap.errors import UserError
 from raycap.schema import CAPTIONS, SUCCESS, TRUE_WORDS
 from raycap.sources.lines import first_line
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
-from raycap.sources.records import Piece, Records, records
+from raycap.sources.records import Records, RowBatch, records
 from raycap.sources.rows import pieces
 from raycap.sources.text import brief, utf8
-from raycap.storage.location import Place, existing, locate
+from raycap.storage.location import Location, existing, locate
 
 # What is read of a table; what a form lacks is "", null or an empty list, and the status is success.
 ROWS = pa.schema(
@@ -102,7 +102,7 @@ def _short(path: str) -> str:
     return name.split(".")[0] or name
 
 
-def _pieces(path: str, key_column: str, caption_column: str, notes: Notes) -> Iterator[Piece]:
+def _pieces(path: str, key_column: str, caption_column: str, notes: Notes) -> Iterator[RowBatch]:
     if path.lower().endswith(".json") and first_line(place := existing(path)).lstrip().startswith(
         ("[", "{")
     ):
@@ -141,7 +141,7 @@ def files_of(path: str) -> list[Records]:
     return [file for file in found if "/_" not in file.place.path[len(place.path) :]]
 
 
-def _json_pieces(place: Place, notes: Notes) -> Iterator[Piece]:
+def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
     """COCO results are one JSON list; a file that is none may still hold a JSON object in each line."""
     with place.open() as file:
         try:
@@ -168,10 +168,10 @@ def _json_pieces(place: Place, notes: Notes) -> Iterator[Piece]:
             name: pa.array([_text(row.get(name)) for _, row in piece], pa.string())
             for name in names
         }
-        yield Piece(pa.table(columns), [f"row {number}" for number, _ in piece], place)
+        yield RowBatch(pa.table(columns), [f"row {number}" for number, _ in piece], place)
 
 
-def _rows(piece: Piece, key_column: str, caption_column: str) -> pa.Table:
+def _rows(piece: RowBatch, key_column: str, caption_column: str) -> pa.Table:
     """A piece of any form as ROWS."""
     names = piece.columns.column_names
     named = {name: name for name in ROWS.names if name in names}
@@ -200,7 +200,7 @@ def _rows(piece: Piece, key_column: str, caption_column: str) -> pa.Table:
     return pa.table(arrays)
 
 
-def _value(field: pa.Field, value: Any, piece: Piece, row: int) -> Any:
+def _value(field: pa.Field, value: Any, piece: RowBatch, row: int) -> Any:
     """One cell; text formats hold numbers and lists as text."""
     if field.name not in (*NUMBERS, "alternatives"):
         return SUCCESS if field.name == "status" and not value else _text(value) or ""

@@ -13,15 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from raycap.fetch import files
-from raycap.fetch.budget import Budget, Share
-from raycap.fetch.fault import FetchError, unforeseen
+from raycap.fetch.budget import MemoryBudget, MemoryShare
+from raycap.fetch.errors import FetchError, unforeseen
+from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.options import Fetch
 from raycap.fetch.trust import Trust
-from raycap.fetch.turns import Turns
 from raycap.uris import LOCAL, is_web, scheme_of
 
 if TYPE_CHECKING:
-    from raycap.fetch.web import Moved
+    from raycap.fetch.web import Redirect
 
 __all__ = ["Fetch", "Fetched", "Fetcher", "Trust"]
 
@@ -43,11 +43,11 @@ class Fetched:
     )  # of those requests, without the waits between them
 
 
-class _Errand:
+class _Download:
     """One picture on its way, through redirects and retries."""
 
     def __init__(
-        self, fetcher: "Fetcher", uri: str, seconds: float, share: Share | None = None
+        self, fetcher: "Fetcher", uri: str, seconds: float, share: MemoryShare | None = None
     ) -> None:
         self.fetcher = fetcher
         self.uri = uri  # where to look next: changes with each redirect
@@ -74,17 +74,17 @@ class Fetcher:
 
     def __init__(self, options: Fetch, trust: Trust) -> None:
         from raycap.fetch.web import (
-            Web,  # urllib3 takes 50 ms, which `raycap --help` should not pay
+            WebClient,  # urllib3 takes 50 ms, which `raycap --help` should not pay
         )
 
         self._options = options
         self._trust = trust.also(options.trusted())
-        self._web = Web(options)
+        self._web = WebClient(options)
         self._random = random.Random()  # not the global one, whose seed is the user's
-        self._turns: Turns[_Errand] = Turns(options.per_host, options.host_rate)
+        self._turns: HostQueue[_Download] = HostQueue(options.per_host, options.host_rate)
         self._workers = 0
         self._hiring = threading.Lock()
-        # Workers know the fetcher only through the errand in hand, so one that is merely dropped ends them too.
+        # Workers know the fetcher only through the download in hand, so one that is merely dropped ends them too.
         self._send_home = weakref.finalize(self, self._turns.close)
 
     def fetch(self, uri: str) -> Fetched:
@@ -93,11 +93,11 @@ class Fetcher:
 
     def fetch_all(self, uris: Sequence[str]) -> list[Fetched]:
         """Many pictures at once, answered in the order given; never raises."""
-        errands = [_Errand(self, uri, self._options.deadline) for uri in uris]
-        self._hire(len(errands))
-        for errand in errands:
-            self._line_up(errand)
-        return [errand.answer.result() for errand in errands]
+        downloads = [_Download(self, uri, self._options.deadline) for uri in uris]
+        self._hire(len(downloads))
+        for download in downloads:
+            self._line_up(download)
+        return [download.answer.result() for download in downloads]
 
     def fetch_each(
         self, uris: Sequence[str], bytes_in_memory: int = BYTES_IN_MEMORY
@@ -108,48 +108,48 @@ class Fetcher:
         counts until the next one is asked for, so the caller should not keep it. Local files are read one at a
         time, in order, while others are on their way.
         """
-        budget = Budget(bytes_in_memory)
+        budget = MemoryBudget(bytes_in_memory)
         arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
         local = collections.deque(
             place for place, uri in enumerate(uris) if scheme_of(uri) in ("", *LOCAL)
         )
         remote = sorted(set(range(len(uris))).difference(local))
-        errands = {
-            place: _Errand(self, uris[place], self._options.deadline, budget.share())
+        downloads = {
+            place: _Download(self, uris[place], self._options.deadline, budget.share())
             for place in remote
         }
-        self._hire(len(errands))
-        for place, errand in errands.items():
-            errand.answer.add_done_callback(lambda _, place=place: arrived.put(place))  # type: ignore[misc]
-            self._line_up(errand)
+        self._hire(len(downloads))
+        for place, download in downloads.items():
+            download.answer.add_done_callback(lambda _, place=place: arrived.put(place))  # type: ignore[misc]
+            self._line_up(download)
         try:
-            while errands or local:
+            while downloads or local:
                 try:
                     place = arrived.get(block=not local)
                 except queue.Empty:
                     place = local.popleft()
                     yield place, self._read_local(uris[place])
                 else:
-                    errand = errands.pop(place)
-                    yield place, errand.answer.result()
-                    errand.answer = Future()  # lets go of the body
-                    if errand.share:
-                        errand.share.release()
+                    download = downloads.pop(place)
+                    yield place, download.answer.result()
+                    download.answer = Future()  # lets go of the body
+                    if download.share:
+                        download.share.release()
         finally:
-            for errand in errands.values():  # the caller stopped early
-                errand.is_wanted = False
+            for download in downloads.values():  # the caller stopped early
+                download.is_wanted = False
             budget.close()
 
     def _read_local(self, uri: str) -> Fetched:
-        errand = _Errand(self, uri, self._options.deadline)
-        if self._is_permitted(errand):
-            self._run(errand)
-        return errand.answer.result()
+        download = _Download(self, uri, self._options.deadline)
+        if self._is_permitted(download):
+            self._run(download)
+        return download.answer.result()
 
     def close(self) -> None:
         """End the threads and close connections; what still waits for its turn is answered with a reason."""
-        for errand in self._turns.close():
-            errand.finish(b"", "the fetcher was closed")
+        for download in self._turns.close():
+            download.finish(b"", "the fetcher was closed")
         self._web.close()
 
     def __enter__(self) -> "Fetcher":
@@ -171,55 +171,55 @@ class Fetcher:
                     target=_work, args=(self._turns,), daemon=True, name="raycap-fetch"
                 ).start()
 
-    def _is_permitted(self, errand: _Errand) -> bool:
-        """Whether the errand may go where it wants to; it has its answer if not."""
+    def _is_permitted(self, download: _Download) -> bool:
+        """Whether the download may go where it wants to; it has its answer if not."""
         try:
-            self._trust.check(errand.uri)
+            self._trust.check(download.uri)
         except FetchError as fault:
-            errand.finish(b"", fault.reason)
+            download.finish(b"", fault.reason)
             return False
         return True
 
-    def _line_up(self, errand: _Errand, wait: float = 0.0) -> None:
-        if not self._is_permitted(errand):
+    def _line_up(self, download: _Download, wait: float = 0.0) -> None:
+        if not self._is_permitted(download):
             return
         try:
             # Files and stores, which have no limits, line up at "".
-            host = self._web.host(errand.uri) if is_web(errand.uri) else ""
+            host = self._web.host(download.uri) if is_web(download.uri) else ""
         except FetchError as fault:
-            return errand.finish(b"", fault.reason)
-        if not self._turns.put(host, errand, wait):
-            errand.finish(b"", "the fetcher was closed")
+            return download.finish(b"", fault.reason)
+        if not self._turns.put(host, download, wait):
+            download.finish(b"", "the fetcher was closed")
 
-    def _run(self, errand: _Errand) -> None:
-        """One request for the errand, and what follows from it: an answer, or another place in a line."""
-        if not errand.is_wanted:
-            return errand.finish(b"", "nobody waits for it any more")
+    def _run(self, download: _Download) -> None:
+        """One request for the download, and what follows from it: an answer, or another place in a line."""
+        if not download.is_wanted:
+            return download.finish(b"", "nobody waits for it any more")
         try:
-            outcome = self._request(errand)
+            outcome = self._request(download)
         except FetchError as fault:
-            self._retry(errand, fault)
+            self._retry(download, fault)
         except Exception as error:  # noqa: BLE001 - one picture's misfortune becomes its row's reason
-            errand.finish(b"", unforeseen(error))
+            download.finish(b"", unforeseen(error))
         else:
             if isinstance(outcome, bytes):
-                errand.finish(outcome, "")
+                download.finish(outcome, "")
             else:
-                self._redirect(errand, outcome.url)
+                self._redirect(download, outcome.url)
 
-    def _request(self, errand: _Errand) -> "bytes | Moved":
-        share, grow_to = errand.share, None
+    def _request(self, download: _Download) -> "bytes | Redirect":
+        share, grow_to = download.share, None
         if share:
             grow_to = share.grow_to
             grow_to(FIRST_BYTES)
         waited_before = share.waited if share else 0.0
-        outcome: bytes | Moved | None = None
+        outcome: bytes | Redirect | None = None
         started = time.monotonic()
         try:
-            if is_web(errand.uri):
-                outcome = self._web.get(errand.uri, errand.seconds, grow_to)
+            if is_web(download.uri):
+                outcome = self._web.get(download.uri, download.seconds, grow_to)
             else:
-                outcome = files.read(errand.uri, self._options, errand.seconds, grow_to)
+                outcome = files.read(download.uri, self._options, download.seconds, grow_to)
             return outcome
         finally:
             took = time.monotonic() - started
@@ -229,41 +229,41 @@ class Fetcher:
                 )  # waiting for memory is not the server's fault
                 if not isinstance(outcome, bytes):
                     share.release()
-            errand.seconds -= took
-            errand.requests += 1
-            errand.requested_for += took
+            download.seconds -= took
+            download.requests += 1
+            download.requested_for += took
 
-    def _redirect(self, errand: _Errand, url: str) -> None:
-        if errand.redirects == self._options.max_redirects:
-            return errand.finish(
+    def _redirect(self, download: _Download, url: str) -> None:
+        if download.redirects == self._options.max_redirects:
+            return download.finish(
                 b"", f"more than {self._options.max_redirects} redirects (--fetch.max-redirects)"
             )
-        errand.redirects += 1
-        errand.uri = url
-        self._line_up(errand)
+        download.redirects += 1
+        download.uri = url
+        self._line_up(download)
 
-    def _retry(self, errand: _Errand, fault: FetchError) -> None:
-        if not fault.again or errand.retries == self._options.retries:
-            return errand.finish(b"", fault.reason)
-        longest = self._options.backoff * 2 ** min(errand.retries, 10)
+    def _retry(self, download: _Download, fault: FetchError) -> None:
+        if not fault.again or download.retries == self._options.retries:
+            return download.finish(b"", fault.reason)
+        longest = self._options.backoff * 2 ** min(download.retries, 10)
         wait = max(
             fault.wait, self._random.uniform(0, longest)
         )  # "full jitter": a crowd spreads out by itself
-        if wait >= errand.seconds:
-            return errand.finish(
+        if wait >= download.seconds:
+            return download.finish(
                 b"", f"{fault.reason}; the next try would miss the deadline (--fetch.deadline)"
             )
-        errand.retries += 1
-        errand.seconds -= wait
-        self._line_up(errand, wait)
+        download.retries += 1
+        download.seconds -= wait
+        self._line_up(download, wait)
 
 
-def _work(turns: Turns[_Errand]) -> None:
+def _work(turns: HostQueue[_Download]) -> None:
     """What one thread does until it is sent home."""
     while (turn := turns.take()) is not None:
-        host, errand = turn
+        host, download = turn
         try:
-            errand.fetcher._run(errand)
+            download.fetcher._run(download)
         finally:
             turns.done(host)
-        del turn, errand  # hold on to no fetcher while waiting
+        del turn, download  # hold on to no fetcher while waiting

@@ -3,7 +3,7 @@
 import http.client
 import re
 
-from raycap.fetch.fault import FetchError
+from raycap.fetch.errors import FetchError
 
 _LONGEST_LINE = 1 << 16
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
@@ -19,12 +19,12 @@ def framing_too_large() -> FetchError:
     return FetchError("a body framed without end (tiny chunks, or trailers)")
 
 
-class Answer(http.client.HTTPResponse):
+class CheckedResponse(http.client.HTTPResponse):
     """Skips interim answers and takes only well-formed chunk sizes.
 
     The standard library would take 103 Early Hints for the answer, and read to the end of the connection when a
     chunk has size -1. The two methods are not public. Should they go away, reasons get worse but nothing becomes
-    less safe: bytes are counted at the socket (see `connections.Limits`).
+    less safe: bytes are counted at the socket (see `connections.RequestLimits`).
     """
 
     def _read_status(self) -> tuple[str, int, str]:

@@ -4,7 +4,7 @@ import threading
 import time
 
 
-class Budget:
+class MemoryBudget:
     """Lets fetches hold `limit` bytes together; one that needs more waits until others are done with theirs.
 
     One fetch at a time may pass the limit. So there is always one that can finish, and the bytes in memory are at
@@ -15,12 +15,12 @@ class Budget:
         self._limit = limit
         self._held = 0
         self._changed = threading.Condition()
-        self._exempt: Share | None = None
+        self._exempt: MemoryShare | None = None
         self._closed = False
 
-    def share(self) -> "Share":
+    def share(self) -> "MemoryShare":
         """What one fetch holds: nothing yet."""
-        return Share(self)
+        return MemoryShare(self)
 
     def close(self) -> None:
         """Let all who wait go on, so that their threads can end."""
@@ -29,10 +29,10 @@ class Budget:
             self._changed.notify_all()
 
 
-class Share:
+class MemoryShare:
     """The bytes that one picture holds in memory, from its first chunk until nobody needs it any more."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
         self._size = 0
         self.waited = 0.0  # seconds, all in all

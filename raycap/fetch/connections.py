@@ -13,15 +13,15 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from raycap.fetch.addresses import why_refused
-from raycap.fetch.answers import Answer, headers_too_large
-from raycap.fetch.aside import within
-from raycap.fetch.fault import FetchError
+from raycap.fetch.answers import CheckedResponse, headers_too_large
+from raycap.fetch.errors import FetchError
+from raycap.fetch.timeouts import call_with_timeout
 
 # Bytes of headers in all, those of interim answers (103 Early Hints) included. Browsers stop at about as many.
 HEADER_ROOM = 1 << 18
 
 
-class Limits(threading.local):
+class RequestLimits(threading.local):
     """What the request in hand may still take, in seconds and in bytes. One thread has one request at a time.
 
     Bytes are counted where they leave the socket. So no header, chunk size or encoding can make a parser read, or
@@ -83,7 +83,7 @@ class TimedSocket(socket.socket):
     """Asks for the time before each read, so that a server that drips single bytes cannot outlast the deadline, and
     counts the bytes of each read."""
 
-    limits: Limits
+    limits: RequestLimits
 
     def recv_into(self, *args: Any) -> int:
         self.settimeout(self.limits.to_read())
@@ -95,7 +95,7 @@ class TimedSocket(socket.socket):
 class TimedTLSSocket(ssl.SSLSocket):
     """The same under TLS. (OpenSSL's handshake takes the socket's timeout for the whole of it.)"""
 
-    limits: Limits
+    limits: RequestLimits
 
     def recv_into(self, *args: Any) -> int:
         self.settimeout(self.limits.to_read())
@@ -104,13 +104,13 @@ class TimedTLSSocket(ssl.SSLSocket):
         return received
 
 
-class Dial:
+class Dialer:
     """Opens sockets: looks a name up once, checks every address, and connects to exactly what was checked.
 
     A name that changes its answer between check and use (DNS rebinding) gains nothing: there is no second look.
     """
 
-    def __init__(self, limits: Limits, allow_private: bool) -> None:
+    def __init__(self, limits: RequestLimits, allow_private: bool) -> None:
         self.limits = limits
         self._allow_private = allow_private
 
@@ -135,7 +135,7 @@ class Dial:
 
     def _look_up(self, host: str, port: int) -> list[Any]:
         try:
-            return within(
+            return call_with_timeout(
                 self.limits.to_connect(),
                 lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
             )
@@ -175,9 +175,9 @@ class Dial:
 
 
 class _Connection(HTTPConnection):
-    response_class = Answer
+    response_class = CheckedResponse
 
-    def __init__(self, *args: Any, dial: Dial, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, dial: Dialer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._dial = dial
 
@@ -188,9 +188,9 @@ class _Connection(HTTPConnection):
 class _TLSConnection(HTTPSConnection):
     """Name and certificate stay the host's: only the socket below is ours."""
 
-    response_class = Answer
+    response_class = CheckedResponse
 
-    def __init__(self, *args: Any, dial: Dial, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, dial: Dialer, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._dial = dial
 
@@ -210,10 +210,10 @@ class _TLSPool(HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
 
 
-class Pools(PoolManager):
+class ConnectionPools(PoolManager):
     """Open connections to at most `hosts` hosts at a time, at most `places` idle ones to each."""
 
-    def __init__(self, dial: Dial, hosts: int, places: int) -> None:
+    def __init__(self, dial: Dialer, hosts: int, places: int) -> None:
         super().__init__(num_pools=hosts)
         self._dial = dial
         self._places = places

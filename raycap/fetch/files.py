@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raycap.fetch.aside import within
-from raycap.fetch.fault import FetchError, scrubbed, too_large, too_late
+from raycap.fetch.errors import FetchError, scrubbed, too_large, too_late
 from raycap.fetch.options import Fetch
+from raycap.fetch.timeouts import call_with_timeout
 from raycap.uris import EXTRAS, filesystem_of, local_path, scheme_of
 
 # Asks for memory of so many bytes in all; returns the seconds that this waited.
@@ -60,20 +60,20 @@ def _read_store(uri: str, max_bytes: int, seconds: float, grow_to: GrowTo | None
     """An object, in one request where it is small. Else its size is asked for, and memory of that size, before the
     rest is read."""
     if grow_to is None:
-        return within(seconds, lambda: _read_piece(uri, 0, max_bytes + 1))
+        return call_with_timeout(seconds, lambda: _read_piece(uri, 0, max_bytes + 1))
     end = time.monotonic() + seconds
     first = min(_FIRST_PIECE, max_bytes + 1)
     end += grow_to(first)
-    data = within(end - time.monotonic(), lambda: _read_piece(uri, 0, first))
+    data = call_with_timeout(end - time.monotonic(), lambda: _read_piece(uri, 0, first))
     if len(data) < first:
         return data
-    size = within(end - time.monotonic(), lambda: _size(uri))
+    size = call_with_timeout(end - time.monotonic(), lambda: _size(uri))
     if size > max_bytes:
         raise too_large(max_bytes)
     if size <= first:
         return data
     end += grow_to(size)
-    return data + within(end - time.monotonic(), lambda: _read_piece(uri, first, size))
+    return data + call_with_timeout(end - time.monotonic(), lambda: _read_piece(uri, first, size))
 
 
 def _size(uri: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from raycap.errors import UserError
-from raycap.fetch.fault import FetchError
+from raycap.fetch.errors import FetchError
 from raycap.uris import LOCAL, STORES, WEB, WRAPPERS, links_of, local_path, scheme_of
 
 _REMEDY = "--fetch.trust"

@@ -20,8 +20,8 @@ from urllib3.exceptions import TimeoutError as NoAnswer
 from urllib3.util import Url, parse_url
 
 from raycap.fetch.answers import framing_too_large, headers_too_large
-from raycap.fetch.connections import Dial, Limits, Pools
-from raycap.fetch.fault import FetchError, too_large, too_late
+from raycap.fetch.connections import ConnectionPools, Dialer, RequestLimits
+from raycap.fetch.errors import FetchError, too_large, too_late
 from raycap.fetch.files import GrowTo
 from raycap.fetch.options import Fetch
 from raycap.uris import WEB, scheme_of
@@ -39,13 +39,13 @@ logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
-class Moved:
+class Redirect:
     """The answer that the picture is elsewhere."""
 
     url: str
 
 
-class Web:
+class WebClient:
     """GETs through kept-open connections; proxies named by the environment are not used.
 
     A proxy would look names up itself, and the address check would only ever see the proxy's own address.
@@ -53,17 +53,17 @@ class Web:
 
     def __init__(self, options: Fetch) -> None:
         self._options = options
-        self._limits = Limits(options.connect_timeout, options.read_timeout)
+        self._limits = RequestLimits(options.connect_timeout, options.read_timeout)
         self._timeout = Timeout(connect=options.connect_timeout, read=options.read_timeout)
         self._robots = {
             "*",
             "raycap",
             re.split(r"[/\s]", options.user_agent.lower(), maxsplit=1)[0],
         }
-        dial = Dial(self._limits, options.allow_private)
-        self._pools = Pools(dial, hosts=2 * options.threads, places=options.per_host)
+        dial = Dialer(self._limits, options.allow_private)
+        self._pools = ConnectionPools(dial, hosts=2 * options.threads, places=options.per_host)
 
-    def get(self, url: str, seconds: float, grow_to: GrowTo | None = None) -> bytes | Moved:
+    def get(self, url: str, seconds: float, grow_to: GrowTo | None = None) -> bytes | Redirect:
         """The body behind `url` within `seconds`, or where it moved to; raises FetchError.
 
         `grow_to` is called with the size of the body as it grows, and may wait, which costs none of the seconds.
@@ -123,7 +123,7 @@ class Web:
 
     def _answer(
         self, url: str, response: BaseHTTPResponse, grow_to: GrowTo | None
-    ) -> bytes | Moved:
+    ) -> bytes | Redirect:
         status = response.status
         if 200 <= status < 300:
             if not self._options.ignore_robots_tag:
@@ -140,7 +140,7 @@ class Web:
                 _CHUNK, decode_content=False
             )  # read to its end, a short page spares a new connection
         if status in _MOVED and location:
-            return Moved(_next_url(url, location))
+            return Redirect(_next_url(url, location))
         words = http.client.responses.get(
             status, ""
         )  # never the server's own, which would not count as one

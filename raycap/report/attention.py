@@ -18,7 +18,7 @@ from raycap.encoders import ENCODERS
 from raycap.errors import UserError
 from raycap.evaluation.captions import CaptionTable, files_of
 from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.fetch.fault import FetchError
+from raycap.fetch.errors import FetchError
 from raycap.images import Reading, Square
 from raycap.images.guard import read_guarded
 from raycap.options import from_plain
@@ -26,7 +26,7 @@ from raycap.plots import attention_panel
 from raycap.report.thumbnails import Room
 from raycap.schema import SUCCESS
 from raycap.sources.rows import counted
-from raycap.storage.location import Place, locate
+from raycap.storage.location import Location, locate
 from raycap.uris import is_web, read_regular
 
 COLUMNS = ["key", "uri", "caption", "words", "attention"]
@@ -189,7 +189,7 @@ def square_of(model: str) -> Square:
     return square
 
 
-def _json_of(place: Place) -> dict[str, Any]:
+def _json_of(place: Location) -> dict[str, Any]:
     try:
         data = plainjson.loads(read_regular(place.uri, MOST_BYTES))
     except (OSError, ValueError, ImportError) as error:

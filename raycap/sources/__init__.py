@@ -67,7 +67,7 @@ class Source(Protocol):
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         """Manifest rows (and the carried columns), first 64, then at most 1,000 at a time, in an order that is the
-        same as long as the files are. Keys are unique, and stay when rows are added.
+        same as long as the files are. NumberedKeys are unique, and stay when rows are added.
 
         What cannot be used and has a key is a row with its `error`. What has none is added to `notes`, with other
         oddities; they are whole when the last table has come.

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from raycap.errors import UserError
-from raycap.sources.notes import MISSING, SILENT, Kind, Notes
+from raycap.sources.notes import MISSING, SILENT, NoteKind, Notes
 from raycap.sources.rows import Row
 from raycap.sources.text import utf8_name
-from raycap.storage.location import Place, existing
+from raycap.storage.location import Location, existing
 
 # Folders that datasets keep their pictures in are looked at first.
 _USUAL = (
@@ -26,7 +26,7 @@ _NAMES_TRIED = 8
 OUTSIDE = "a picture has to lie below the picture folder"
 
 
-class Entry(NamedTuple):
+class AnnotatedPicture(NamedTuple):
     """One picture as an annotation file has it."""
 
     key: str
@@ -35,17 +35,17 @@ class Entry(NamedTuple):
     references: Sequence[str]
 
 
-class Album(NamedTuple):
+class AnnotationFile(NamedTuple):
     """Entries, and the folder that holds their pictures."""
 
-    entries: list[Entry]
-    folder: Place
-    file: Place  # where the entries stand
+    entries: list[AnnotatedPicture]
+    folder: Location
+    file: Location  # where the entries stand
 
 
 def picture_folder(
-    given: str, roots: Sequence[Place], entries: Sequence[Entry], file: Place
-) -> Place:
+    given: str, roots: Sequence[Location], entries: Sequence[AnnotatedPicture], file: Location
+) -> Location:
     """The folder `given`, or the one at or below the roots that holds most of a few pictures of the entries."""
     if not entries:
         raise UserError(f"{file.uri} names no picture")
@@ -81,7 +81,7 @@ def leads_out(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/")
 
 
-def missing(folder: Place, names: Iterable[str]) -> set[str]:
+def missing(folder: Location, names: Iterable[str]) -> set[str]:
     """Which of the names are not in the folder; each folder on the way is listed once. Where it cannot be listed,
     nobody knows: then none is missing, and the fetching tells."""
     absent: set[str] = set()
@@ -99,7 +99,7 @@ def missing(folder: Place, names: Iterable[str]) -> set[str]:
     return absent
 
 
-def listed(folder: Place) -> list[str]:
+def listed(folder: Location) -> list[str]:
     """Names in a folder; an OSError where it cannot be listed."""
     if folder.filesystem is None:
         return os.listdir(folder.path)  # noqa: PTH208
@@ -109,7 +109,7 @@ def listed(folder: Place) -> list[str]:
     ]
 
 
-def rows(albums: Iterable[Album], notes: Notes) -> Iterator[Row]:
+def rows(albums: Iterable[AnnotationFile], notes: Notes) -> Iterator[Row]:
     """A row for each entry; one whose picture is not there says so. A key that occurs twice is refused."""
     files: dict[str, str] = {}
     for album in albums:
@@ -133,7 +133,7 @@ def rows(albums: Iterable[Album], notes: Notes) -> Iterator[Row]:
             yield Row(entry.key, uri, entry.split, entry.references, error=error)
 
 
-def read_json(place: Place) -> dict[str, Any]:
+def read_json(place: Location) -> dict[str, Any]:
     """A JSON file that holds an object; refused otherwise."""
     with place.open() as file:
         data = file.read()
@@ -152,8 +152,8 @@ def records_of(
     document: dict[str, Any],
     name: str,
     fields: Sequence[str],
-    place: Place,
-    kind: Kind,
+    place: Location,
+    kind: NoteKind,
     notes: Notes,
 ) -> list[dict[str, Any]]:
     """The records of the list `name` of a document that have these fields; the others are noted as `kind`. Where

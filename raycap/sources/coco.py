@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.annotated import (
-    Album,
-    Entry,
+    AnnotatedPicture,
+    AnnotationFile,
     file_name,
     picture_folder,
     read_json,
@@ -22,7 +22,7 @@ from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.text import brief
-from raycap.storage.location import Place, existing, locate
+from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,7 @@ class Coco:
             rows(self._albums(notes), notes), lambda: nothing(f"no picture in {self.path}", notes)
         )
 
-    def _files(self) -> list[Place]:
+    def _files(self) -> list[Location]:
         place = existing(self.path)
         if not place.is_folder():
             return [place]
@@ -87,29 +87,31 @@ class Coco:
             )
         return found
 
-    def _albums(self, notes: Notes) -> Iterator[Album]:
+    def _albums(self, notes: Notes) -> Iterator[AnnotationFile]:
         for file in self._files():
             entries = self._entries(file, notes)
-            yield Album(entries, picture_folder(self.pictures, _roots(file), entries, file), file)
+            yield AnnotationFile(
+                entries, picture_folder(self.pictures, _roots(file), entries, file), file
+            )
 
-    def _entries(self, file: Place, notes: Notes) -> list[Entry]:
+    def _entries(self, file: Location, notes: Notes) -> list[AnnotatedPicture]:
         names, references = read_annotations(file, notes)
         split = self.split or split_of(file.name)
         splits = drawn_splits(list(names.values()), self.fractions) or [split] * len(names)
         return [
-            Entry(name, name, word, references.get(number, []))
+            AnnotatedPicture(name, name, word, references.get(number, []))
             for (number, name), word in zip(names.items(), splits, strict=True)
         ]
 
 
-def _roots(file: Place) -> list[Place]:
+def _roots(file: Location) -> list[Location]:
     """The folders that may hold the pictures: that of the file and, where it is annotations/, the one above."""
     above = [file.parent.parent] if file.parent.name.lower() == "annotations" else []
     return [file.parent, *above]
 
 
 def read_annotations(
-    file: Place, notes: Notes, needs_pictures: bool = True
+    file: Location, notes: Notes, needs_pictures: bool = True
 ) -> tuple[dict[int | str, str], dict[int | str, list[str]]]:
     """The file name of each picture by its id, and the captions by the same. Where pictures are not needed and the
     file does not list them, the id is the name."""

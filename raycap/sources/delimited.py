@@ -7,13 +7,13 @@ from typing import Any
 from raycap.errors import UserError
 from raycap.sources.lines import LONGEST_LINE, Lines, LongLine, first_line, name_unpacked
 from raycap.sources.notes import MALFORMED_LINE, Notes
-from raycap.storage.location import Place
+from raycap.storage.location import Location
 from raycap.uris import has_scheme
 
 _DELIMITERS = ",;\t|"
 
 
-def header(place: Place) -> list[str]:
+def header(place: Location) -> list[str]:
     """The columns of delimited text."""
     try:
         header: list[str] = next(filter(None, _reader(_RowLines(place))), [])
@@ -27,7 +27,7 @@ def header(place: Place) -> list[str]:
 
 
 def read(
-    place: Place, names: list[str], wanted: Sequence[str], notes: Notes
+    place: Location, names: list[str], wanted: Sequence[str], notes: Notes
 ) -> Iterator[tuple[str, list[Any]]]:
     """Rows of as many values as the table has columns, each with its line; of the values those that are wanted."""
     lines = _RowLines(place)
@@ -72,7 +72,7 @@ class _RowLines:
     """The lines of a table for the csv module, which takes several for one row where a quoted text has line ends. A
     row of more than LONGEST_LINE characters raises LongLine, whether it is one line or many."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Location) -> None:
         self.place = place
         self._lines = Lines(place)
         self._held = 0  # characters of the row so far
@@ -105,7 +105,7 @@ def _reader(lines: _RowLines) -> Any:
     )
 
 
-def _delimiter(place: Place, line: str) -> str:
+def _delimiter(place: Location, line: str) -> str:
     """A tab for .tsv; else what the first line has most of, for not every CSV has commas."""
     if name_unpacked(place.name).endswith((".tsv", ".tab")):
         return "\t"

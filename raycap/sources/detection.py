@@ -6,7 +6,7 @@ from raycap.errors import UserError
 from raycap.sources import coco, flickr_captions, huggingface, karpathy
 from raycap.sources.lines import first_line, head, name_unpacked
 from raycap.sources.records import Records, format_of
-from raycap.storage.location import PICTURE_NAME, Place, existing, locate
+from raycap.storage.location import PICTURE_NAME, Location, existing, locate
 from raycap.uris import is_web
 
 _LISTS = (".txt", ".list", ".lst", ".urls")
@@ -44,15 +44,15 @@ def detect(path: str) -> str:
     )
 
 
-def _of_folder(folder: Place) -> str:
+def _of_folder(folder: Location) -> str:
     """By annotation files that are no deeper than the pictures: a folder of photos may hold a dataset far down, or
     tables that an earlier run wrote there."""
-    found: dict[str, Place] = {}
+    found: dict[str, Location] = {}
     for file in folder.search(_ANNOTATIONS):
         kind = next(
             kind for kind, pattern in _FOLDERS_WITH.items() if pattern.fullmatch(file.name)
         )
-        if kind not in found and (kind != "flickr" or flickr_captions.form_of(file)):
+        if kind not in found and (kind != "flickr" or flickr_captions.caption_format(file)):
             found[kind] = file
     picture = next(folder.search(PICTURE_NAME), None)
     parquet = found.pop("parquet", None)
@@ -67,22 +67,22 @@ def _of_folder(folder: Place) -> str:
     return _of_parquet(parquet) if parquet and not picture else "folder"
 
 
-def _deeper(file: Place, than: Place) -> bool:
+def _deeper(file: Location, than: Location) -> bool:
     return file.path.count("/") > than.path.count("/")
 
 
-def _of_parquet(file: Place) -> str:
+def _of_parquet(file: Location) -> str:
     return (
         "huggingface" if huggingface.picture_column(Records(file, "parquet").schema()) else "table"
     )
 
 
-def _of_file(file: Place) -> str:
+def _of_file(file: Location) -> str:
     """By name, and by content where a name can mean several kinds; "" for none."""
     name = name_unpacked(file.name)
     if PICTURE_NAME.fullmatch(name):
         return "folder"
-    if flickr_captions.CAPTION_FILES.fullmatch(file.name) and flickr_captions.form_of(file):
+    if flickr_captions.CAPTION_FILES.fullmatch(file.name) and flickr_captions.caption_format(file):
         return "flickr"
     if huggingface.METADATA.fullmatch(file.name):
         return "huggingface"
@@ -95,7 +95,7 @@ def _of_file(file: Place) -> str:
     return _of_json(file) if name.endswith(".json") else ""
 
 
-def _of_json(file: Place) -> str:
+def _of_json(file: Location) -> str:
     start = head(file, _HEAD_BYTES)
     if b'"sentences"' in start or b'"sentids"' in start:
         return "karpathy"

@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.sources.annotated import Album, Entry, listed, picture_folder, rows
-from raycap.sources.flickr_captions import CAPTION_FILES, Caption, form_of, read_captions
+from raycap.sources.annotated import AnnotatedPicture, AnnotationFile, listed, picture_folder, rows
+from raycap.sources.flickr_captions import (
+    CAPTION_FILES,
+    CaptionLine,
+    caption_format,
+    read_captions,
+)
 from raycap.sources.folder import key_of
 from raycap.sources.lines import Lines, LongLine
 from raycap.sources.notes import UNKNOWN, UNLISTED_FOLDER, Notes, nothing
 from raycap.sources.rows import tables
 from raycap.sources.splits import Fractions, check_fractions, seeded_split, split_in
-from raycap.storage.location import PICTURE_NAME, Place, existing, locate
+from raycap.storage.location import PICTURE_NAME, Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,11 +77,11 @@ class Flickr:
             rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes)
         )
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[AnnotatedPicture]:
         """What people say of each picture, whether it is there or not."""
         return self._entries(*self._found(), Notes())
 
-    def _album(self, notes: Notes) -> Album:
+    def _album(self, notes: Notes) -> AnnotationFile:
         """All pictures that have a caption, or a place in the folder."""
         file, root = self._found()
         entries = self._entries(file, root, notes)
@@ -92,12 +97,14 @@ class Flickr:
             notes.add(UNLISTED_FOLDER, f"{folder.uri}: {error.strerror or error}")
             silent = []
         silent_entries = [
-            Entry(key_of(name), name, "", ()) for name in silent if not name.startswith(".")
+            AnnotatedPicture(key_of(name), name, "", ())
+            for name in silent
+            if not name.startswith(".")
         ]
-        return Album([*entries, *silent_entries], folder, file)
+        return AnnotationFile([*entries, *silent_entries], folder, file)
 
-    def _entries(self, file: Place, root: Place, notes: Notes) -> list[Entry]:
-        captions: dict[str, list[Caption]] = defaultdict(list)
+    def _entries(self, file: Location, root: Location, notes: Notes) -> list[AnnotatedPicture]:
+        captions: dict[str, list[CaptionLine]] = defaultdict(list)
         for caption in read_captions(file, notes):
             captions[caption.name].append(caption)
         listed_splits = self._listed_splits(root, captions, notes)
@@ -107,17 +114,19 @@ class Flickr:
                 caption.text for caption in sorted(own, key=lambda caption: caption.number)
             ]
             drawn = "" if listed_splits else seeded_split(name, self.fractions, self.seed)
-            entries.append(Entry(name, name, listed_splits.get(name, drawn), references))
+            entries.append(
+                AnnotatedPicture(name, name, listed_splits.get(name, drawn), references)
+            )
         return entries
 
-    def _found(self) -> tuple[Place, Place]:
+    def _found(self) -> tuple[Location, Location]:
         """The caption file, and the folder at or below which everything else of it lies."""
         place = existing(self.path)
         if not place.is_folder():
             # The owners' Flickr8k_text/ has the pictures beside it, not in it.
             beside = re.search("text|token|annotation|caption", place.parent.name, re.IGNORECASE)
             return place, place.parent.parent if beside else place.parent
-        found = next((file for file in place.search(CAPTION_FILES) if form_of(file)), None)
+        found = next((file for file in place.search(CAPTION_FILES) if caption_format(file)), None)
         if found is None:
             raise UserError(
                 f"no Flickr caption file in {place.uri} or two folders down: Flickr8k.token.txt, captions.txt, "
@@ -125,7 +134,9 @@ class Flickr:
             )
         return found, place
 
-    def _listed_splits(self, root: Place, known: Container[str], notes: Notes) -> dict[str, str]:
+    def _listed_splits(
+        self, root: Location, known: Container[str], notes: Notes
+    ) -> dict[str, str]:
         """The split of each picture that a split file names."""
         splits: dict[str, str] = {}
         files = root.search(_SPLIT_FILES) if self.split_files else ()

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from raycap.errors import UserError
 from raycap.sources.lines import Lines, LongLine, first_line
 from raycap.sources.notes import MALFORMED_CAPTION, REPAIRED_LINE, Notes
-from raycap.storage.location import Place
+from raycap.storage.location import Location
 
-# Names alone do not tell (results.csv may be anything): `form_of` looks inside.
+# Names alone do not tell (results.csv may be anything): `caption_format` looks inside.
 CAPTION_FILES = re.compile(
     r"(flickr_?(8|30)k\.token(\.txt)?|captions\.(txt|csv)|results(_\d+)?\.(token|csv))",
     re.IGNORECASE,
@@ -24,7 +24,7 @@ _COMMAS = re.compile(r"(?P<name>[^,]+),\s*(?P<number>\d{1,9})\s*,(?P<text>.*)") 
 _QUOTED = re.compile(r'"(?P<inside>(?:[^"]|"")*)"')
 
 
-class Form(NamedTuple):
+class CaptionFormat(NamedTuple):
     """How the lines of a caption file look."""
 
     line: re.Pattern[str]
@@ -34,13 +34,13 @@ class Form(NamedTuple):
 
 
 _BY_HEADER = {
-    "image_name|comment_number|comment": Form(_BARS, _LOST_BAR, True, False),
-    "image,caption": Form(_COMMA, None, True, True),
-    "image_name,comment_number,comment": Form(_COMMAS, None, True, True),
+    "image_name|comment_number|comment": CaptionFormat(_BARS, _LOST_BAR, True, False),
+    "image,caption": CaptionFormat(_COMMA, None, True, True),
+    "image_name,comment_number,comment": CaptionFormat(_COMMAS, None, True, True),
 }
 
 
-class Caption(NamedTuple):
+class CaptionLine(NamedTuple):
     """One line of a caption file."""
 
     name: str
@@ -48,17 +48,17 @@ class Caption(NamedTuple):
     text: str
 
 
-def form_of(place: Place) -> Form | None:
+def caption_format(place: Location) -> CaptionFormat | None:
     """How the file is written; None where it is no caption file."""
     line = first_line(place)
     if _NUMBERED.fullmatch(line):
-        return Form(_NUMBERED, None, False, False)
+        return CaptionFormat(_NUMBERED, None, False, False)
     return _BY_HEADER.get(re.sub(r'[\s"]', "", line.lower()))
 
 
-def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
+def read_captions(place: Location, notes: Notes) -> Iterator[CaptionLine]:
     """The captions in the file's order; a line with a lost bar is repaired, others not of the form are left out."""
-    form = form_of(place)
+    form = caption_format(place)
     if form is None:
         raise UserError(
             f"{place.uri} is no Flickr caption file: its first line is {first_line(place)[:80]!r}; 'name#0', a tab "
@@ -85,10 +85,10 @@ def read_captions(place: Place, notes: Notes) -> Iterator[Caption]:
             notes.add(MALFORMED_CAPTION, f"{place.name} line {number}: {line[:60]!r}")
 
 
-def _caption(found: re.Match[str], form: Form) -> Caption:
+def _caption(found: re.Match[str], form: CaptionFormat) -> CaptionLine:
     parts = found.groupdict()
     text = parts["text"].strip()
     # Only where every quote inside is doubled: '" Stop " says the sign, "' is a caption as it stands.
     if form.csv_quotes and (quoted := _QUOTED.fullmatch(text)):
         text = quoted["inside"].replace('""', '"').strip()
-    return Caption(parts["name"].strip().strip('"'), int(parts.get("number") or 0), text)
+    return CaptionLine(parts["name"].strip().strip('"'), int(parts.get("number") or 0), text)

@@ -10,14 +10,14 @@ from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.annotated import leads_out
 from raycap.sources.folder import key_of
-from raycap.sources.keys import Keys
+from raycap.sources.keys import NumberedKeys
 from raycap.sources.listing import walk
 from raycap.sources.notes import UNUSABLE_FILE, Notes, nothing
-from raycap.sources.records import Piece, Records, format_of, references_of, texts
+from raycap.sources.records import Records, RowBatch, format_of, references_of, texts
 from raycap.sources.rows import FIRST_ROWS, Row, tables
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
 from raycap.sources.urls import note_repeats
-from raycap.storage.location import Place, existing
+from raycap.storage.location import Location, existing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,13 +67,15 @@ class HuggingFace:
         return ()
 
     def check(self) -> None:
-        next(self._rows(Notes(), Keys()), None)
+        next(self._rows(Notes(), NumberedKeys()), None)
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        return tables(self._rows(notes, Keys()), lambda: nothing(f"no row in {self.path}", notes))
+        return tables(
+            self._rows(notes, NumberedKeys()), lambda: nothing(f"no row in {self.path}", notes)
+        )
 
-    def _rows(self, notes: Notes, keys: Keys) -> Iterator[Row]:
+    def _rows(self, notes: Notes, keys: NumberedKeys) -> Iterator[Row]:
         root = existing(self.path)
         root = root if root.is_folder() else root.parent
         for file in self._files(notes):
@@ -85,7 +87,7 @@ class HuggingFace:
                 yield from self._inside(file, below and below + "/", split, notes, keys)
         note_repeats(keys, "file name", notes)
 
-    def _files(self, notes: Notes) -> list[Place]:
+    def _files(self, notes: Notes) -> list[Location]:
         place = existing(self.path)
         if not place.is_folder():
             return [place]
@@ -109,7 +111,7 @@ class HuggingFace:
         return sorted(beside or inside, key=lambda file: file.path)
 
     def _beside(
-        self, file: Place, below: str, split: str, notes: Notes, keys: Keys
+        self, file: Location, below: str, split: str, notes: Notes, keys: NumberedKeys
     ) -> Iterator[Row]:
         """Rows of a metadata file, which names pictures relative to its own folder."""
         records = Records(file, format_of(file.name))
@@ -133,7 +135,7 @@ class HuggingFace:
                 yield Row(key, uri, word, said, error=error)
 
     def _inside(
-        self, file: Place, below: str, split: str, notes: Notes, keys: Keys
+        self, file: Location, below: str, split: str, notes: Notes, keys: NumberedKeys
     ) -> Iterator[Row]:
         """Rows of a Parquet file with the pictures' bytes."""
         records = Records(file, "parquet")
@@ -169,7 +171,7 @@ class HuggingFace:
     def _own_split(self, names: Sequence[str]) -> list[str]:
         return [self.split_column] if self.split_column in names else []
 
-    def _splits(self, piece: Piece, split: str, pictures: list[str]) -> list[str]:
+    def _splits(self, piece: RowBatch, split: str, pictures: list[str]) -> list[str]:
         if drawn := drawn_splits(pictures, self.fractions):
             return drawn
         if self.split_column in piece.columns.column_names:
@@ -215,7 +217,7 @@ def _told_apart(names: Sequence[str], pictures: Sequence[bytes | None]) -> list[
     ]
 
 
-def _uri_and_error(file: Place, name: str) -> tuple[str, str]:
+def _uri_and_error(file: Location, name: str) -> tuple[str, str]:
     """Of a picture that a file names; it may not lead anywhere else."""
     if leads_out(name):
         return name, f"a picture has to lie below the file that names it: {name}"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.annotated import (
-    Album,
-    Entry,
+    AnnotatedPicture,
+    AnnotationFile,
     file_name,
     picture_folder,
     read_json,
@@ -20,7 +20,7 @@ from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
 from raycap.sources.rows import tables
 from raycap.sources.splits import split_word
 from raycap.sources.text import brief, utf8_name
-from raycap.storage.location import Place, existing, locate
+from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,7 @@ class Karpathy:
             rows([self._album(notes)], notes), lambda: nothing(f"no picture in {self.path}", notes)
         )
 
-    def _file(self) -> Place:
+    def _file(self) -> Location:
         place = existing(self.path)
         if not place.is_folder():
             return place
@@ -78,11 +78,11 @@ class Karpathy:
             )
         return found[0]
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[AnnotatedPicture]:
         """What people say of each picture, whether it is there or not."""
         return self._entries(self._file(), Notes())
 
-    def _entries(self, file: Place, notes: Notes) -> list[Entry]:
+    def _entries(self, file: Location, notes: Notes) -> list[AnnotatedPicture]:
         pictures = records_of(read_json(file), "images", ["filename"], file, NAMELESS, notes)
         entries = []
         for picture in pictures:
@@ -92,7 +92,7 @@ class Karpathy:
                 notes.add(NAMELESS, f"{file.name}: {brief(picture['filename'])}")
         return entries
 
-    def _album(self, notes: Notes) -> Album:
+    def _album(self, notes: Notes) -> AnnotationFile:
         file = self._file()
         nested = self._entries(file, notes)
         flat = [entry._replace(name=entry.key) for entry in nested]
@@ -100,10 +100,12 @@ class Karpathy:
         try:
             folder = picture_folder(self.pictures, [file.parent], nested, file)
         except UserError:
-            return Album(flat, picture_folder(self.pictures, [file.parent], flat, file), file)
-        return Album(nested, folder, file)
+            return AnnotationFile(
+                flat, picture_folder(self.pictures, [file.parent], flat, file), file
+            )
+        return AnnotationFile(nested, folder, file)
 
-    def _entry(self, picture: dict[str, Any], file: Place, notes: Notes) -> Entry:
+    def _entry(self, picture: dict[str, Any], file: Location, notes: Notes) -> AnnotatedPicture:
         split, folder = (_text(picture.get(name)) for name in ("split", "filepath"))
         split = split_word(split)
         if split == "restval" and self.restval_is_train:
@@ -117,7 +119,9 @@ class Karpathy:
                 references.append(text)
             else:
                 notes.add(UNUSABLE_CAPTION, f"{file.name}: {key}: {brief(sentence)}")
-        return Entry(key, f"{folder}/{key}".lstrip("/") if folder else key, split, references)
+        return AnnotatedPicture(
+            key, f"{folder}/{key}".lstrip("/") if folder else key, split, references
+        )
 
 
 def _text(value: Any) -> str:

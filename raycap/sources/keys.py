@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 
-from raycap.sources.seen import Seen
+from raycap.sources.seen import SeenKeys
 
 _NUMBERED = re.compile(r".*#\d+", re.DOTALL)
 
 
-class Keys:
+class NumberedKeys:
     """The name itself is the key. Its second occurrence gets '#2' behind, its third '#3', in the order of the file.
 
     So that no such key can meet another's name, a name that itself ends in '#' and digits is numbered from its
@@ -18,7 +18,7 @@ class Keys:
 
     def __init__(self) -> None:
         self.repeats: dict[str, int] = {}  # how often each repeated name was met
-        self._seen = Seen()
+        self._seen = SeenKeys()
 
     def of(self, names: Sequence[str]) -> list[str]:
         return [

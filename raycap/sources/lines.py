@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from raycap.errors import UserError
 
 if TYPE_CHECKING:
-    from raycap.storage.location import Place
+    from raycap.storage.location import Location
 
 # Characters of one line of a table. Pictures in base64 fit; a JSON value of that length takes up to 400 MB.
 LONGEST_LINE = 16_000_000
@@ -50,7 +50,7 @@ class Lines:
     characters, `next` raises LongLine; the next call goes on behind that line.
     """
 
-    def __init__(self, place: "Place", longest: int = LONGEST_LINE) -> None:
+    def __init__(self, place: "Location", longest: int = LONGEST_LINE) -> None:
         self.number = 0  # of the last line read, from 1
         self._items = self._read(place, longest)
 
@@ -67,7 +67,7 @@ class Lines:
         """The lines, with a LongLine in the place of each that is too long."""
         return self._items
 
-    def _read(self, place: "Place", longest: int) -> "Iterator[str | LongLine]":
+    def _read(self, place: "Location", longest: int) -> "Iterator[str | LongLine]":
         with opened_text(place) as text:
             cut = False  # whether the piece before may have ended between "\r" and "\n"
             while line := text.readline(longest):
@@ -86,7 +86,7 @@ class Lines:
                 yield line if line[-1] in "\r\n" else LongLine(place.uri, self.number, longest)
 
 
-def first_line(place: "Place") -> str:
+def first_line(place: "Location") -> str:
     """The first line that is not blank, without its end; "" for an empty file. Of a line that is too long, the part
     up to the limit."""
     with opened_text(place) as text:
@@ -96,7 +96,7 @@ def first_line(place: "Place") -> str:
     return ""
 
 
-def head(place: "Place", size: int) -> bytes:
+def head(place: "Location", size: int) -> bytes:
     """The first bytes of a file, unpacked."""
     with opened_unpacked(place) as stream:
         return stream.read(size)
@@ -112,7 +112,7 @@ def name_unpacked(name: str) -> str:
 
 
 @contextmanager
-def opened_text(place: "Place") -> Iterator[io.TextIOWrapper]:
+def opened_text(place: "Location") -> Iterator[io.TextIOWrapper]:
     """A file as text, unpacked."""
     with opened_unpacked(place) as stream:
         marked = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -121,7 +121,7 @@ def opened_text(place: "Place") -> Iterator[io.TextIOWrapper]:
 
 
 @contextmanager
-def opened_unpacked(place: "Place") -> Iterator[io.BufferedReader]:
+def opened_unpacked(place: "Location") -> Iterator[io.BufferedReader]:
     """A file's bytes, unpacked if its first bytes say that it is compressed. A damaged one is refused by name."""
     with ExitStack() as stack:
         raw = stack.enter_context(place.open())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from raycap.sources.notes import UNLISTED_FOLDER, Notes
-from raycap.storage.location import Place
+from raycap.storage.location import Location
 from raycap.uris import uri_of
 
 # Names sorted at a time: an ordinary folder comes in order of name, a huge one streams in the order of the disc.
@@ -30,7 +30,7 @@ _PERMANENT = {
 }
 
 
-class Found(NamedTuple):
+class FolderEntry(NamedTuple):
     """One entry of a walk: a file, or something that cannot be read as one."""
 
     path: str  # relative to the root, with '/'
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     is_link: bool = False
 
 
-def walk(root: Place, notes: Notes) -> Iterator[Found]:
+def walk(root: Location, notes: Notes) -> Iterator[FolderEntry]:
     """The files below the root, and entries that are none: links that are not followed, pipes, folders. Hidden
     entries are left out. A folder that cannot be listed is added to the notes, after a few tries."""
     if root.filesystem is None:
@@ -49,7 +49,7 @@ def walk(root: Place, notes: Notes) -> Iterator[Found]:
     return _walk_remote(root, notes)
 
 
-class Patience:
+class ListingRetries:
     """How often a folder is listed again after a fault, within one walk."""
 
     def __init__(self) -> None:
@@ -68,11 +68,11 @@ class Patience:
         return True
 
 
-def _walk_local(root: str, notes: Notes) -> Iterator[Found]:
+def _walk_local(root: str, notes: Notes) -> Iterator[FolderEntry]:
     """Depth first. Links are followed to files inside the root only: so no cycle, and no way out."""
     true_root = os.path.realpath(root)
     cut = len(root.rstrip("/")) + 1
-    patience = Patience()
+    patience = ListingRetries()
     levels = [_entries(root, notes, patience)]
     while levels:
         entry = next(levels[-1], None)
@@ -84,38 +84,40 @@ def _walk_local(root: str, notes: Notes) -> Iterator[Found]:
             if entry.is_symlink():
                 yield _link(path, entry.path, true_root)
             elif entry.is_dir():
-                yield Found(path, "a directory, not a file", is_folder=True)
+                yield FolderEntry(path, "a directory, not a file", is_folder=True)
                 levels.append(_entries(entry.path, notes, patience))
             elif entry.is_file():
-                yield Found(path)
+                yield FolderEntry(path)
             else:
-                yield Found(path, "not a regular file")
+                yield FolderEntry(path, "not a regular file")
         except OSError as error:  # some file systems tell the type only when asked once more
-            yield Found(path, _words(error))
+            yield FolderEntry(path, _words(error))
 
 
-def _link(path: str, whole: str, true_root: str) -> Found:
+def _link(path: str, whole: str, true_root: str) -> FolderEntry:
     target = os.path.realpath(whole)
     try:
         mode = os.stat(target).st_mode  # noqa: PTH116 - pathlib raises for odd names
     except FileNotFoundError:
-        return Found(path, "a link to a missing file", is_link=True)
+        return FolderEntry(path, "a link to a missing file", is_link=True)
     except OSError as error:
-        return Found(path, f"a link that cannot be followed ({_words(error)})", is_link=True)
+        return FolderEntry(path, f"a link that cannot be followed ({_words(error)})", is_link=True)
     if stat.S_ISDIR(mode):
-        return Found(path, "a link to a directory, not to a file", is_folder=True, is_link=True)
+        return FolderEntry(
+            path, "a link to a directory, not to a file", is_folder=True, is_link=True
+        )
     if os.path.commonpath([true_root, target]) != true_root:
-        return Found(
+        return FolderEntry(
             path,
             "a link that leads out of the folder (not followed: copy the picture itself)",
             is_link=True,
         )
-    return Found(
+    return FolderEntry(
         path, "" if stat.S_ISREG(mode) else "a link to what is not a regular file", is_link=True
     )
 
 
-def _entries(folder: str, notes: Notes, patience: Patience) -> "Iterator[os.DirEntry[str]]":
+def _entries(folder: str, notes: Notes, patience: ListingRetries) -> "Iterator[os.DirEntry[str]]":
     """What is not hidden in one folder. After a fault it is listed again, unless some of it was given already: in
     another listing the names may come in another order."""
     given, tries = 0, 0
@@ -134,12 +136,12 @@ def _entries(folder: str, notes: Notes, patience: Patience) -> "Iterator[os.DirE
                 return
 
 
-def _walk_s3(root: Place, notes: Notes) -> Iterator[Found]:
+def _walk_s3(root: Location, notes: Notes) -> Iterator[FolderEntry]:
     """Page by page, straight from S3: fsspec's own listing would hold the whole bucket."""
     bucket, _, prefix = root.path.partition("/")
     prefix = prefix and prefix + "/"
     token: dict[str, str] = {}
-    patience, given, tries = Patience(), 0, 0
+    patience, given, tries = ListingRetries(), 0, 0
     while True:
         try:
             page = root.filesystem.call_s3(
@@ -156,15 +158,15 @@ def _walk_s3(root: Place, notes: Notes) -> Iterator[Found]:
             given += 1
             name = item["Key"][len(prefix) :]
             if name and not name.endswith("/") and not is_hidden(name):
-                yield Found(name)
+                yield FolderEntry(name)
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _walk_remote(root: Place, notes: Notes) -> Iterator[Found]:
+def _walk_remote(root: Location, notes: Notes) -> Iterator[FolderEntry]:
     """One folder's listing in memory at a time, which is all that fsspec offers for every kind of storage."""
-    waiting, patience = [""], Patience()
+    waiting, patience = [""], ListingRetries()
     while waiting:
         folder = waiting.pop()
         below = []
@@ -173,12 +175,12 @@ def _walk_remote(root: Place, notes: Notes) -> Iterator[Found]:
             if is_folder:
                 below.append(relative)
             else:
-                yield Found(relative)
+                yield FolderEntry(relative)
         waiting.extend(reversed(below))
 
 
 def _remote_entries(
-    root: Place, below: str, notes: Notes, patience: Patience
+    root: Location, below: str, notes: Notes, patience: ListingRetries
 ) -> list[tuple[str, bool]]:
     folder, tries = f"{root.path}/{below}".rstrip("/"), 0
     while True:

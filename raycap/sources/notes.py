@@ -15,7 +15,7 @@ MOST_EXAMPLES = 3
 LONGEST_EXAMPLE = 300  # characters: names and lines of strangers may be of any length
 
 
-class Kind(NamedTuple):
+class NoteKind(NamedTuple):
     """One kind of thing that is counted."""
 
     one: str
@@ -23,34 +23,34 @@ class Kind(NamedTuple):
     costs_rows: bool  # whether pictures may be missing from the rows because of it
 
 
-MALFORMED_LINE = Kind("malformed line left out", "malformed lines left out", True)
-UNLISTED_FOLDER = Kind("folder could not be listed", "folders could not be listed", True)
-DAMAGED_ROW = Kind(
+MALFORMED_LINE = NoteKind("malformed line left out", "malformed lines left out", True)
+UNLISTED_FOLDER = NoteKind("folder could not be listed", "folders could not be listed", True)
+DAMAGED_ROW = NoteKind(
     "row left out: that part of the file is damaged",
     "rows left out: those parts of the files are damaged",
     True,
 )
-UNUSABLE_FILE = Kind("file of rows left out", "files of rows left out", True)
-NAMELESS = Kind(
+UNUSABLE_FILE = NoteKind("file of rows left out", "files of rows left out", True)
+NAMELESS = NoteKind(
     "picture without a file name left out", "pictures without a file name left out", True
 )
 
-LINK = Kind(
+LINK = NoteKind(
     "link left out: it leads to a folder, nowhere or out of the root",
     "links left out: they lead to folders, nowhere or out of the root",
     False,
 )
-REPAIRED_LINE = Kind(
+REPAIRED_LINE = NoteKind(
     "line with a lost bar was repaired", "lines with a lost bar were repaired", False
 )
 # Pictures come from the folder too, so such a line costs a caption, not a row.
-MALFORMED_CAPTION = Kind("malformed line was left out", "malformed lines were left out", False)
-UNUSABLE_CAPTION = Kind(
+MALFORMED_CAPTION = NoteKind("malformed line was left out", "malformed lines were left out", False)
+UNUSABLE_CAPTION = NoteKind(
     "caption that is no text was left out", "captions that are no text were left out", False
 )
-MISSING = Kind("picture that is not there", "pictures that are not there", False)
-SILENT = Kind("picture without captions", "pictures without captions", False)
-UNKNOWN = Kind(
+MISSING = NoteKind("picture that is not there", "pictures that are not there", False)
+SILENT = NoteKind("picture without captions", "pictures without captions", False)
+UNKNOWN = NoteKind(
     "picture of the split files has no caption",
     "pictures of the split files have no caption",
     False,
@@ -61,11 +61,11 @@ UNKNOWN = Kind(
 class Notes:
     """Counts by kind, each with its first examples; filled while a source lists its rows."""
 
-    _counts: dict[Kind, int] = field(default_factory=dict)
-    _examples: dict[Kind, list[str]] = field(default_factory=dict)
+    _counts: dict[NoteKind, int] = field(default_factory=dict)
+    _examples: dict[NoteKind, list[str]] = field(default_factory=dict)
     _remarks: list[str] = field(default_factory=list)
 
-    def add(self, kind: Kind, example: str, count: int = 1) -> None:
+    def add(self, kind: NoteKind, example: str, count: int = 1) -> None:
         self._counts[kind] = self._counts.get(kind, 0) + count
         examples = self._examples.setdefault(kind, [])
         if len(examples) < MOST_EXAMPLES:
@@ -80,7 +80,7 @@ class Notes:
         """Something else that cost no row, as a line for a report."""
         self._remarks.append(utf8(line))
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: NoteKind) -> int:
         return self._counts.get(kind, 0)
 
     def left_out(self) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ class Notes:
         """For a driver on another machine: read with `json.loads`."""
         return json.dumps({"left_out": self.left_out(), "notes": self.remarks()})
 
-    def _plain(self, kind: Kind) -> dict[str, Any]:
+    def _plain(self, kind: NoteKind) -> dict[str, Any]:
         count = self._counts[kind]
         return {
             "count": count,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from raycap.errors import UserError
 from raycap.sources.notes import DAMAGED_ROW, Notes
 from raycap.sources.text import utf8
-from raycap.storage.location import Place
+from raycap.storage.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def schema_of(place: Place) -> "pa.Schema":
+def schema_of(place: Location) -> "pa.Schema":
     """The file's schema; a refusal where the file is damaged."""
     import pyarrow.parquet as pq  # here, so that `raycap --help` stays quick
 
@@ -26,7 +26,7 @@ def schema_of(place: Place) -> "pa.Schema":
 
 
 def read(
-    place: Place, wanted: Sequence[str], most_rows: int, notes: Notes
+    place: Location, wanted: Sequence[str], most_rows: int, notes: Notes
 ) -> "Iterator[tuple[int, pa.Table]]":
     """Tables of the wanted columns, each with the number of its first row in the file.
 
@@ -71,7 +71,7 @@ def read(
 
 
 def _rows(
-    place: Place,
+    place: Location,
     parquet: Any,
     groups: list[int],
     row: int,
@@ -101,7 +101,7 @@ def _rows(
 
 
 @contextlib.contextmanager
-def _refusing_damage(place: Place) -> Iterator[None]:
+def _refusing_damage(place: Location) -> Iterator[None]:
     try:
         yield
     except Exception as error:

@@ -14,7 +14,7 @@ from raycap.sources.listing import walk
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
 from raycap.sources.rows import FIRST_ROWS, MOST_BYTES, MOST_ROWS
 from raycap.sources.text import as_text, as_texts
-from raycap.storage.location import Place, existing, locate
+from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,19 +33,19 @@ _ENDINGS: dict[str, Format] = {
 }
 
 
-class Piece(NamedTuple):
+class RowBatch(NamedTuple):
     """Some rows of one file."""
 
     columns: "pa.Table"
     where: list[str]  # "line 5" or "row 5" for each row
-    file: Place
+    file: Location
 
 
 @dataclass(frozen=True)
 class Records:
     """One file of rows."""
 
-    place: Place
+    place: Location
     format: Format
 
     def names(self) -> list[str]:
@@ -64,7 +64,7 @@ class Records:
 
     def pieces(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes, most_rows: int = MOST_ROWS
-    ) -> Iterator[Piece]:
+    ) -> Iterator[RowBatch]:
         """The wanted columns. Text formats give text (a JSON value that is none as JSON), and lists of text for the
         columns named in `lists`; Parquet gives what it holds. What cannot be read is left out and noted."""
         names = self.names()
@@ -78,7 +78,7 @@ class Records:
             )
         if self.format == "parquet":
             for row, table in parquet.read(self.place, wanted, most_rows, notes):
-                yield Piece(
+                yield RowBatch(
                     table, [f"row {row + index}" for index in range(len(table))], self.place
                 )
             return
@@ -93,7 +93,7 @@ class Records:
                 name: _text_column([values[index] for _, values in piece], name in lists)
                 for index, name in enumerate(wanted)
             }
-            yield Piece(pa.table(columns), [where for where, _ in piece], self.place)
+            yield RowBatch(pa.table(columns), [where for where, _ in piece], self.place)
 
     def _json_lines(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes
@@ -155,7 +155,7 @@ def records(
     ]
 
 
-def root_of(path: str) -> Place:
+def root_of(path: str) -> Location:
     """The folder that holds all files that a path means: of a glob, the last one before the first wildcard."""
     place = locate(path)
     if place.is_folder():
@@ -178,7 +178,7 @@ def format_of(name: str) -> Format:
     raise UserError(f"{name} does not say its format: {', '.join(_ENDINGS)} (or --source.format)")
 
 
-def texts(piece: Piece, name: str) -> list[str]:
+def texts(piece: RowBatch, name: str) -> list[str]:
     """A column as text, "" where it has none."""
     import pyarrow as pa
 
@@ -196,7 +196,7 @@ def texts(piece: Piece, name: str) -> list[str]:
         ) from error
 
 
-def references_of(piece: Piece, names: Sequence[str]) -> list[list[str]]:
+def references_of(piece: RowBatch, names: Sequence[str]) -> list[list[str]]:
     """Each row's human captions, from columns of text or of lists of text."""
     rows: list[list[str]] = [[] for _ in piece.where]
     for name in names:
@@ -210,7 +210,7 @@ def references_of(piece: Piece, names: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _parquet_files(folder: Place, notes: Notes) -> list[Place]:
+def _parquet_files(folder: Location, notes: Notes) -> list[Location]:
     files = []
     for found in walk(folder, notes):
         if found.is_folder or not found.path.lower().endswith((".parquet", ".pq")):
@@ -226,7 +226,7 @@ def _parquet_files(folder: Place, notes: Notes) -> list[Place]:
     return sorted(files, key=lambda file: file.path)
 
 
-def _globbed(path: str) -> list[Place]:
+def _globbed(path: str) -> list[Location]:
     from fsspec import filesystem
 
     place = locate(path)
@@ -235,7 +235,7 @@ def _globbed(path: str) -> list[Place]:
         : len(place.uri) - len(place.path)
     ]  # "s3://" and such, which globbed paths lack
     found = [
-        Place(fixed + name, name, place.filesystem) for name in sorted(system.glob(place.path))
+        Location(fixed + name, name, place.filesystem) for name in sorted(system.glob(place.path))
     ]
     if not found:
         raise UserError(f"no file matches {path}")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Seen:
+class SeenKeys:
     """64-bit digests in sorted arrays, each more than twice as long as the next: a digest is merged log n times,
     and looked up by log n binary searches. Two different keys share a digest about once in 3,700 lists of 100
     million keys; whoever cannot live with that looks at the keys themselves.

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.sources.keys import Keys
+from raycap.sources.keys import NumberedKeys
 from raycap.sources.notes import Notes, nothing
-from raycap.sources.records import Piece, records, references_of, root_of, texts
+from raycap.sources.records import RowBatch, records, references_of, root_of, texts
 from raycap.sources.rows import FIRST_ROWS
-from raycap.sources.seen import Seen
+from raycap.sources.seen import SeenKeys
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.urls import note_repeats, resolved
 from raycap.uris import has_scheme
@@ -115,7 +115,13 @@ class Table:
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        holds_paths, keys, seen, types, first = self._holds_paths(), Keys(), Seen(), None, True
+        holds_paths, keys, seen, types, first = (
+            self._holds_paths(),
+            NumberedKeys(),
+            SeenKeys(),
+            None,
+            True,
+        )
         names = records(self.path, self.format)[0].names()
         column, (_, references) = self._column(names), self._wanted(names)
         for piece in self._pieces(notes):
@@ -138,12 +144,12 @@ class Table:
             raise UserError(nothing(f"no row in {self.path}", notes))
         note_repeats(keys, "URL", notes)
 
-    def _splits(self, piece: Piece, uris: list[str]) -> list[str]:
+    def _splits(self, piece: RowBatch, uris: list[str]) -> list[str]:
         drawn = drawn_splits(uris, self.fractions)
         said = texts(piece, self.split_column) if self.split_column else [""] * len(uris)
         return drawn or [split_word(word) for word in said]
 
-    def _pieces(self, notes: Notes) -> Iterator[Piece]:
+    def _pieces(self, notes: Notes) -> Iterator[RowBatch]:
         files = records(self.path, self.format, notes)
         wanted, references = self._wanted(files[0].names())
         for file in files:
@@ -177,7 +183,7 @@ class Table:
         ]
         return list(dict.fromkeys([*single, *references, *self.columns])), references
 
-    def _unique_keys(self, piece: Piece, seen: Seen) -> list[str]:
+    def _unique_keys(self, piece: RowBatch, seen: SeenKeys) -> list[str]:
         keys = texts(piece, self.key_column)
         for key, where, came_before in zip(keys, piece.where, seen.add(keys), strict=True):
             here = f"{piece.file.uri} {where}"
@@ -210,7 +216,7 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _carried(piece: Piece, names: Sequence[str], types: "pa.Schema | None") -> "pa.Table":
+def _carried(piece: RowBatch, names: Sequence[str], types: "pa.Schema | None") -> "pa.Table":
     """The user's own columns, of the types that they have in the first piece: a stream has one schema."""
     import pyarrow as pa
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.sources.keys import Keys
+from raycap.sources.keys import NumberedKeys
 from raycap.sources.lines import LONGEST_URL, Lines, LongLine
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.rows import Row, counted, pieces, tables
@@ -18,7 +18,7 @@ from raycap.uris import has_scheme, is_web
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raycap.storage.location import Place
+    from raycap.storage.location import Location
 
 # Lines looked at before the start: none of them a URL means that the file is something else.
 _LINES_TRIED = 20
@@ -74,7 +74,7 @@ class Urls:
         return tables(self._rows(notes), lambda: self._nothing(notes))
 
     def _rows(self, notes: Notes) -> Iterator[Row]:
-        keys = Keys()
+        keys = NumberedKeys()
         folder = locate(self.path).parent
         for urls in pieces(self._lines(notes)):
             for key, url in zip(keys.of(urls), urls, strict=True):
@@ -98,14 +98,14 @@ class Urls:
         return nothing(f"no URL in {self.path}: a list has one a line", notes)
 
 
-def resolved(uri: str, folder: "Place") -> str:
+def resolved(uri: str, folder: "Location") -> str:
     """A row's URI, with a relative path taken from the folder of the list that names it."""
     if not uri or uri.startswith("/") or has_scheme(uri):
         return uri
     return (folder / re.sub(r"^(\./)+", "", uri)).uri
 
 
-def note_repeats(keys: Keys, what: str, notes: Notes) -> None:
+def note_repeats(keys: NumberedKeys, what: str, notes: Notes) -> None:
     """Say what became of names that occurred again."""
     if not keys.repeats:
         return

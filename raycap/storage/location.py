@@ -36,7 +36,7 @@ _FOLDERS_SEARCHED = 64
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A file or folder, there or not."""
 
     uri: str  # as a stranger opens it; a plain absolute path where it is local
@@ -48,17 +48,17 @@ class Place:
         return self.path.rstrip("/").rpartition("/")[2]
 
     @property
-    def parent(self) -> "Place":
+    def parent(self) -> "Location":
         path = self.path.rpartition("/")[0] or "/"
         if self.filesystem is None:
-            return Place(uri_of(path), path, None)
-        return Place(self.uri.rpartition("/")[0] or "/", path, self.filesystem)
+            return Location(uri_of(path), path, None)
+        return Location(self.uri.rpartition("/")[0] or "/", path, self.filesystem)
 
-    def __truediv__(self, name: str) -> "Place":
+    def __truediv__(self, name: str) -> "Location":
         path = f"{self.path.rstrip('/')}/{name}"
         if self.filesystem is None:
-            return Place(uri_of(path), path, None)
-        return Place(f"{self.uri.rstrip('/')}/{name}", path, self.filesystem)
+            return Location(uri_of(path), path, None)
+        return Location(f"{self.uri.rstrip('/')}/{name}", path, self.filesystem)
 
     def is_folder(self) -> bool:
         return self._ask(os.path.isdir, "isdir")
@@ -125,20 +125,20 @@ class Place:
             if not name.startswith((".", "__MACOSX"))
         )
 
-    def glance(self, depth: int = 2) -> "Iterator[tuple[Place, list[tuple[str, bool]]]]":
+    def glance(self, depth: int = 2) -> "Iterator[tuple[Location, list[tuple[str, bool]]]]":
         """This folder and those below it with their entries, nearer ones first, down to `depth`; a bounded look."""
         if self.filesystem is not None:
             depth = min(depth, 1)  # each listing of a bucket is a request
         level = [self]
         for _ in range(depth + 1):
-            below: list[Place] = []
+            below: list[Location] = []
             for folder in level:
                 entries = folder.entries()
                 yield folder, entries
                 below.extend(folder / name for name, is_folder in entries if is_folder)
             level = below[:_FOLDERS_SEARCHED]
 
-    def search(self, pattern: re.Pattern[str]) -> Iterator["Place"]:
+    def search(self, pattern: re.Pattern[str]) -> Iterator["Location"]:
         """Files in this folder and up to two folders down whose name matches, nearer ones first."""
         for folder, entries in self.glance():
             for name, is_folder in entries:
@@ -146,7 +146,7 @@ class Place:
                     yield folder / name
 
 
-def _open_regular(place: Place) -> IO[bytes]:
+def _open_regular(place: Location) -> IO[bytes]:
     """A local file. The opening of a pipe would wait for somebody to write to it, and a device may have no end."""
     file = open(place.path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -159,7 +159,7 @@ def _open_at_once(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _first_page_of_s3(folder: Place) -> list[tuple[str, bool]]:
+def _first_page_of_s3(folder: Location) -> list[tuple[str, bool]]:
     """A thousand names: fsspec would list all, and there may be millions."""
     bucket, _, prefix = folder.path.partition("/")
     prefix = prefix and prefix + "/"
@@ -174,12 +174,12 @@ def _first_page_of_s3(folder: Place) -> list[tuple[str, bool]]:
     ]
 
 
-def locate(path: str) -> Place:
+def locate(path: str) -> Location:
     """The place that a user's words mean; a refusal where its kind of storage is unknown or not installed."""
     local = local_path(path)
     if local is not None:
         absolute = os.path.abspath(os.path.expanduser(local))  # noqa: PTH100, PTH111 - names need not be UTF-8
-        return Place(uri_of(absolute), absolute, None)
+        return Location(uri_of(absolute), absolute, None)
     try:
         filesystem, inner = filesystem_of(path)
     except ImportError as error:
@@ -188,10 +188,10 @@ def locate(path: str) -> Place:
         raise UserError(f"{scheme}:// needs a package that is missing: {remedy}") from error
     except ValueError as error:
         raise UserError(f"cannot open {path}: {error}") from error
-    return Place(path.rstrip("/"), inner.rstrip("/"), filesystem)
+    return Location(path.rstrip("/"), inner.rstrip("/"), filesystem)
 
 
-def existing(path: str) -> Place:
+def existing(path: str) -> Location:
     """As `locate`, and it must be there; the refusal names the nearest thing that is."""
     place = locate(path)
     try:

@@ -21,7 +21,7 @@ class _Line(Generic[T]):
         self.listed = False  # among the open lines or in the calendar
 
 
-class Turns(Generic[T]):
+class HostQueue(Generic[T]):
     """A queue whose workers never wait for one host while another has work that may start.
 
     At most `per_host` items of a host are out at a time, at most `host_rate` a second start (0 for no limit), and

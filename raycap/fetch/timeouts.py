@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(seconds: float, act: Callable[[], T]) -> T:
+def call_with_timeout(seconds: float, act: Callable[[], T]) -> T:
     """`act()`, or TimeoutError after `seconds`.
 
     An overdue call is left behind in its own thread until it returns by itself: nothing in Python can end it.
