@@ -33,6 +33,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from raycap import config
+from raycap.decoders.teacher_forcing import decoder_inputs
 from raycap.device import derive
 from raycap.encoders import ResNet50
 from raycap.images import Reading, read_picture
@@ -40,7 +41,6 @@ from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train
 from raycap.training.checkpoint import TrainState
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
-from raycap.training.loss import decoder_inputs
 from raycap.training.network import Network
 from raycap.training.self_critical import CaptionReward
 from raycap.training.step import Learner, Phase, train_step

@@ -22,6 +22,7 @@ from raycap.captioners.trained import Captioner, Plan
 from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
+from raycap.decoders.teacher_forcing import decoder_inputs, loss_by_picture
 from raycap.device import derive
 from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
@@ -48,8 +49,6 @@ from raycap.training.distributed import WorkerGroup
 from raycap.training.loss import (
     attention_penalty,
     caption_loss,
-    decoder_inputs,
-    loss_by_picture,
     scheduled_sampling_inputs,
 )
 from raycap.training.network import Network

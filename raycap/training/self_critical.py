@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from raycap.decoders.decoder import Decoder, Tensors
+from raycap.decoders.teacher_forcing import decoder_inputs
 from raycap.metrics import CiderReward
 from raycap.metrics.ngrams import Captions, Ints, ReferenceGrams
 from raycap.search import Sample
 from raycap.training.dataset import CaptionDataset
-from raycap.training.loss import decoder_inputs
 from raycap.training.options import SelfCritical
 from raycap.vocabulary import END, PAD, START, UNK
 

@@ -18,6 +18,7 @@ from raycap.captioners.trained.caption import Alternative, Caption, Explanation,
 from raycap.captioners.trained.plan import Plan
 from raycap.captioners.trained.room import Room
 from raycap.decoders.decoder import Decoder, Tensors
+from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
 from raycap.device import PrecisionName, derive
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
@@ -142,9 +143,6 @@ class Captioner:
         return self.room.each(range(len(pixels)), act)
 
     def _foretell(self, memory: Tensors, references: Sequence[Sequence[str]]) -> list[Foretold]:
-        from raycap.training.dataset import pad_captions  # these two are used here alone
-        from raycap.training.loss import loss_by_picture
-
         if not any(references):
             return [Foretold(0.0, 0, 0)] * len(references)
         words = pad_captions(
