@@ -27,6 +27,7 @@ from raycap.device import derive
 from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
+from raycap.images.augmentation import DRAWS, augment, draws_of, names_sides
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Table
 from raycap.training import (
@@ -42,7 +43,6 @@ from raycap.training import (
     loop,
     step,
 )
-from raycap.training.augmentation import DRAWS, augment, draws_of, names_sides
 from raycap.training.dataset import CaptionDataset, read_ahead
 from raycap.training.display import CURVE, TRACKERS, RunDisplay, open_tracker
 from raycap.training.distributed import WorkerGroup

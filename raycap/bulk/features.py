@@ -21,10 +21,9 @@ from raycap.config import Config, part_to_plain
 from raycap.device import derive
 from raycap.encoders.encoder import Encoder
 from raycap.images import Square
+from raycap.images.augmentation import Augmentation, augment, draws_of, names_sides
 from raycap.schema import SUCCESS, features_schema
 from raycap.sources import Source
-from raycap.training import Augmentation
-from raycap.training.augmentation import augment, draws_of, names_sides
 
 
 class Change(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raycap.decoders.teacher_forcing import pad_captions
-from raycap.training.augmentation import names_sides
+from raycap.images.augmentation import names_sides
 from raycap.training.store import PictureStore
 from raycap.vocabulary import Vocabulary
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raycap.device import Precision
-from raycap.training.augmentation import DRAWS, augment
+from raycap.images.augmentation import DRAWS, augment
 from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from raycap.training.dataset import Batch
 from raycap.training.distributed import WorkerGroup
