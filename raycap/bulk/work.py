@@ -25,10 +25,9 @@ from raycap.images.reading import LIMITS
 from raycap.sources import Source
 from raycap.sources.notes import line_of
 from raycap.sources.splits import split_word
-from raycap.storage import RunFolder, differences
+from raycap.storage import RunFolder, cache_folder, differences
 from raycap.storage.location import locate
 from raycap.terminal import printable
-from raycap.training.store import cache_folder
 
 RUN, FACTS = "run.json", "facts.json"
 COMMONEST_REASONS = 5

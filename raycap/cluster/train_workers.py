@@ -19,12 +19,13 @@ from raycap.cluster.nodes import capacity, check_seen, selector
 from raycap.cluster.session import refusal_within
 from raycap.device import derive
 from raycap.errors import UserError
+from raycap.storage import cache_folder
 from raycap.training import Train
 from raycap.training.distributed import WorkerGroup
 from raycap.training.loop import train_captioner
 from raycap.training.run_files import EpochLimit
 from raycap.training.setup import TrainingSetup
-from raycap.training.store import cache_folder, open_store
+from raycap.training.store import open_store
 
 RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
 
