@@ -30,6 +30,7 @@ from raycap.errors import UserError
 from raycap.images.augmentation import DRAWS, augment, draws_of, names_sides
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Table
+from raycap.storage.training_log import read_epochs, read_log
 from raycap.training import (
     Augmentation,
     Objective,
@@ -53,7 +54,7 @@ from raycap.training.loss import (
 )
 from raycap.training.network import Network
 from raycap.training.optimiser import LearningRates, WeightAverage
-from raycap.training.run_files import STOP, read_epochs, read_log
+from raycap.training.run_files import STOP
 from raycap.training.self_critical import CaptionReward, advantages, draw_captions, log_likelihood
 from raycap.training.setup import TrainingSetup
 from raycap.training.store import (

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from raycap.captioners.trained import folder
 from raycap.device import Precision
+from raycap.storage.training_log import RunLog
 from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
 from raycap.training.network import Network, load_weights
 from raycap.training.options import Train
-from raycap.training.run_files import CAPTIONER, STOP, EpochLimit, RunLog
+from raycap.training.run_files import CAPTIONER, STOP, EpochLimit
 from raycap.training.self_critical import CaptionReward
 from raycap.training.setup import TrainingSetup
 from raycap.training.step import COUNTED, Learner, Phase, train_step

@@ -21,8 +21,9 @@ from ray import tune
 from raycap.commands.train import run_training
 from raycap.config import Config, part_to_plain, with_parameters
 from raycap.storage.lease import LEASE
+from raycap.storage.training_log import METRICS, read_epochs
 from raycap.training import Measure, Workers, checkpoint
-from raycap.training.run_files import METRICS, SECONDS_BETWEEN_LOOKS, STOP, EpochLimit, read_epochs
+from raycap.training.run_files import SECONDS_BETWEEN_LOOKS, STOP, EpochLimit
 from raycap.training.setup import needs_pixels
 from raycap.training.store import PictureTables
 from raycap.tuning.space import Parameters
