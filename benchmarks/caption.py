@@ -121,7 +121,7 @@ def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> N
     rows = []
     for places, pixels, about in loader:
         with torch.inference_mode():
-            memory = captioner.decoder.remember(*encode(pixels))
+            memory = captioner.decoder.prepare(*encode(pixels))
             found = captioner.plan.search.search(captioner.decoder, memory).hypotheses()
         for place, best, (width, height, digest) in zip(places, found, about, strict=True):
             said = captioner.vocabulary.decode(best[0].words)
@@ -153,7 +153,7 @@ def slow(model: Path, folder: Path) -> None:
         with torch.inference_mode():
             pixels = torch.from_numpy(np.array(picture.pixels)).permute(2, 0, 1)[None]
             slow_beam(
-                search, captioner.decoder, captioner.decoder.remember(*captioner.encoder(pixels))
+                search, captioner.decoder, captioner.decoder.prepare(*captioner.encoder(pixels))
             )
         print(number + 1, flush=True)
 
@@ -177,7 +177,7 @@ def costs(model: Path, folder: Path) -> dict[str, float]:
                 torch.from_numpy(np.stack([p for p in read if p is not None])).permute(0, 3, 1, 2)
             )
             marks.append(time.perf_counter())
-            memory = captioner.decoder.remember(*features)
+            memory = captioner.decoder.prepare(*features)
             found = captioner.plan.search.search(captioner.decoder, memory).hypotheses()
         marks.append(time.perf_counter())
         rows = [

@@ -118,11 +118,9 @@ def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
             words = words[..., : int((words != PAD).any(0).any(0).sum())]
             true = words[..., 1:] != PAD
             with precision.autocast():
-                outputs, _ = net.decoder.unroll(
-                    net.remember(features[rows]), decoder_inputs(words)
-                )
+                outputs, _ = net.decoder.unroll(net.prepare(features[rows]), decoder_inputs(words))
                 loss = functional.cross_entropy(
-                    net.decoder.scores(outputs[true]), words[..., 1:][true]
+                    net.decoder.logits(outputs[true]), words[..., 1:][true]
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -149,9 +147,9 @@ def tutorials(
         words = dataset.batch(places).words[:, :1]  # [B, 1, T + 1]
         true = words[..., 1:] != PAD
         outputs, _ = net.decoder.unroll(
-            net.decoder.remember(grid.clone(), vector.clone()), decoder_inputs(words)
+            net.decoder.prepare(grid.clone(), vector.clone()), decoder_inputs(words)
         )
-        loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
+        loss = functional.cross_entropy(net.decoder.logits(outputs[true]), words[..., 1:][true])
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()

@@ -59,7 +59,7 @@ def taught(
     )
     losses = []
     for _ in range(steps):
-        scores, _ = decoder(decoder.remember(grid, vector), words[..., :-1])
+        scores, _ = decoder(decoder.prepare(grid, vector), words[..., :-1])
         loss = functional.cross_entropy(
             scores.flatten(0, 2), words[..., 1:].flatten(), ignore_index=PAD
         )

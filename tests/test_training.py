@@ -338,13 +338,13 @@ def test_the_loss_is_the_mean_over_true_words(
     net, learned = network(options, vocabulary).eval(), dataset(store, vocabulary)
     batch = learned.batch(learned.rows[:6])
     counted = caption_loss(
-        net.decoder, net.remember(batch.pictures), batch.words, Objective(label_smoothing=0.1)
+        net.decoder, net.prepare(batch.pictures), batch.words, Objective(label_smoothing=0.1)
     )
     surprise, smoothed, right, words = 0.0, 0.0, 0, 0
     for row, place in enumerate(learned.rows[:6]):
         for caption in learned.captions(place):
             numbers = torch.tensor(caption).view(1, 1, -1)
-            scores, _ = net.decoder(net.remember(batch.pictures[row : row + 1]), numbers[..., :-1])
+            scores, _ = net.decoder(net.prepare(batch.pictures[row : row + 1]), numbers[..., :-1])
             following = numbers[0, 0, 1:]
             cross_entropy = torch.nn.functional.cross_entropy
             scores = scores.detach()
@@ -357,11 +357,11 @@ def test_the_loss_is_the_mean_over_true_words(
     captions = sum(len(store.references(place)) for place in learned.rows[:6])
     assert counted.counts.tolist() == pytest.approx([surprise, right, words, captions], rel=1e-4)
     assert counted.objective.item() == pytest.approx(smoothed, rel=1e-4)
-    each = loss_by_picture(net.decoder, net.remember(batch.pictures), batch.words)
+    each = loss_by_picture(net.decoder, net.prepare(batch.pictures), batch.words)
     assert each.sum(0).tolist() == pytest.approx(counted.counts[:3].tolist(), rel=1e-4)
     for row in range(6):
         alone = loss_by_picture(
-            net.decoder, net.remember(batch.pictures[row : row + 1]), batch.words[row : row + 1]
+            net.decoder, net.prepare(batch.pictures[row : row + 1]), batch.words[row : row + 1]
         )
         assert alone[0].tolist() == pytest.approx(each[row].tolist(), rel=1e-4)
 
@@ -376,7 +376,7 @@ def test_padding_changes_neither_loss_nor_gradients(
     gradients = []
     for words in (batch.words, wider):
         net = network(DECODER_CHOICES[0], vocabulary)
-        counted = caption_loss(net.decoder, net.remember(batch.pictures), words, options)
+        counted = caption_loss(net.decoder, net.prepare(batch.pictures), words, options)
         (counted.objective + counted.penalty).backward()
         gradients.append(
             torch.cat(
@@ -405,7 +405,7 @@ def test_scheduled_sampling_reads_true_words_own_words_or_some_of_both(
 ) -> None:
     net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), dataset(store, vocabulary)
     batch = learned.batch(learned.rows)
-    memory = net.remember(batch.pictures)
+    memory = net.prepare(batch.pictures)
     true = decoder_inputs(batch.words)
     assert torch.equal(scheduled_sampling_inputs(net.decoder, memory, batch.words, 0.0), true)
     torch.manual_seed(0)
@@ -476,7 +476,7 @@ def test_drawn_words_are_as_likely_as_when_they_were_drawn(
     batch = learned.batch(learned.rows[:6])
     options = SelfCritical(samples=4, max_length=8, temperature=1.0)
     with torch.no_grad():
-        memory = net.remember(batch.pictures)
+        memory = net.prepare(batch.pictures)
         drawn = draw_captions(net.decoder, memory, options, list(range(6)))
         found = Sample(samples=4, max_length=8).search(net.decoder, memory, seeds=list(range(6)))
         likely, true = log_likelihood(net.decoder, memory, drawn)
@@ -495,7 +495,7 @@ def test_a_low_temperature_draws_and_counts_likely_words(
     for temperature in (1.0, 0.05):
         options = SelfCritical(samples=4, max_length=8, temperature=temperature)
         with torch.no_grad():
-            memory = net.remember(batch.pictures)
+            memory = net.prepare(batch.pictures)
             drawn = draw_captions(net.decoder, memory, options, list(range(6)))
             surprises.append(-log_likelihood(net.decoder, memory, drawn, temperature)[0].mean())
     assert surprises[1] < surprises[0] / 2

@@ -20,7 +20,7 @@ class Additive(nn.Module):
             attention_width, 1, bias=False
         )  # a bias would change nothing under the softmax
 
-    def remember(self, grid: Tensor) -> dict[str, Tensor]:
+    def prepare(self, grid: Tensor) -> dict[str, Tensor]:
         """Keys [B, P, A] and values [B, P, D']."""
         return {"keys": 2 * self.key(grid), "values": grid}
 
@@ -46,7 +46,7 @@ class MultiHead(nn.Module):
         self.value = nn.Linear(grid_width, attention_width)
         self.query = nn.Linear(query_width, attention_width)
 
-    def remember(self, grid: Tensor) -> dict[str, Tensor]:
+    def prepare(self, grid: Tensor) -> dict[str, Tensor]:
         """Keys and values [B, heads, P, A / heads]."""
         return {"keys": self._by_head(self.key(grid)), "values": self._by_head(self.value(grid))}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raycap.decoders.decoder import Decoder, Step, Tensors, Unrolled
+from raycap.decoders.decoder import Decoder, DecoderStep, Tensors, Unrolled
 from raycap.vocabulary import PAD
 
 
@@ -27,10 +27,10 @@ class AttentiveDecoder(Decoder):
         """Outputs [..., O] from what left the cell [..., L] and the words' vectors [..., E]."""
         return leaving
 
-    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> Step:
+    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
         embedded = self.embed(words)  # [B, K, E]
         leaving, state, attention = self.advance(self.enter(embedded), state, memory)
-        return Step(self.scores(self.leave(leaving, embedded)), state, attention)
+        return DecoderStep(self.logits(self.leave(leaving, embedded)), state, attention)
 
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
         there, back = _longest_first(words)
@@ -43,7 +43,7 @@ class AttentiveDecoder(Decoder):
         self, entering: Tensor, memory: Tensors, boxes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor]:
         """The cell over all words [B, R, T, G], each only where a caption still has one."""
-        state = self.begin(memory, entering.shape[1])
+        state = self.initial_state(memory, entering.shape[1])
         left, looked = [], []
         for word, (pictures, captions) in zip(entering.unbind(2), boxes, strict=True):
             missing = (0, 0, 0, word.shape[1] - captions, 0, word.shape[0] - pictures)

@@ -20,10 +20,10 @@ from raycap.vocabulary import PAD
 Tensors = dict[str, Tensor]
 
 
-class Step(NamedTuple):
+class DecoderStep(NamedTuple):
     """One word further."""
 
-    scores: Tensor  # [B, K, V] logits of the next word
+    logits: Tensor  # [B, K, V] of the next word
     state: Tensors  # each [B, K, ...]
     attention: Tensor | None  # [B, K, P], sums to 1 over P
 
@@ -90,15 +90,15 @@ class Decoder(nn.Module, ABC):
             nn.init.uniform_(self.vocabulary.weight, -0.1, 0.1)
 
     @abstractmethod
-    def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
+    def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
         """What is computed once per picture, from its grid [B, P, D] and vector [B, D]; each tensor [B, ...]."""
 
     @abstractmethod
-    def begin(self, memory: Tensors, captions: int) -> Tensors:
+    def initial_state(self, memory: Tensors, captions: int) -> Tensors:
         """The state before `<start>` of `captions` captions of each picture; each tensor [B, captions, ...]."""
 
     @abstractmethod
-    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> Step:
+    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
         """Read one word of each caption [B, K] and score the next."""
 
     @abstractmethod
@@ -111,9 +111,9 @@ class Decoder(nn.Module, ABC):
     def forward(self, memory: Tensors, words: Tensor) -> tuple[Tensor, Tensor | None]:
         """The scores [B, R, T, V] of the word after each of `words` [B, R, T] (teacher forcing), and attention."""
         outputs, attention = self.unroll(memory, words)
-        return self.scores(outputs), attention
+        return self.logits(outputs), attention
 
-    def scores(self, outputs: Tensor) -> Tensor:
+    def logits(self, outputs: Tensor) -> Tensor:
         """Logits [..., V] from outputs [..., O]."""
         weight = self.embedding.weight if self.vocabulary is None else self.vocabulary.weight
         return functional.linear(

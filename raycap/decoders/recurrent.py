@@ -8,7 +8,7 @@ from raycap.decoders import Recurrent
 from raycap.decoders.attention import build_attention
 from raycap.decoders.attentive import AttentiveDecoder
 from raycap.decoders.cells import CELLS, GATES, start_linear, start_recurrence
-from raycap.decoders.decoder import Decoder, Step, Tensors, Unrolled
+from raycap.decoders.decoder import Decoder, DecoderStep, Tensors, Unrolled
 
 # What a cell carries from word to word, each [B, K, layers, H].
 STATES = {"lstm": ("hidden", "cell"), "gru": ("hidden",)}
@@ -26,7 +26,7 @@ class VectorEntrance(nn.Module):
         self.state = nn.Linear(width, int(np.prod(self.shape))) if as_state else None
         self.input = nn.Linear(width, options.embedding_width) if as_input else None
 
-    def remember(self, vector: Tensor) -> Tensors:
+    def prepare(self, vector: Tensor) -> Tensors:
         """The first state [B, layers, H] under the cell's own names, and the first input [B, E] if there is one."""
         if self.state is None:
             first = vector.new_zeros(len(vector), *self.shape)
@@ -69,21 +69,23 @@ class PlainRecurrent(Decoder):
             elif name.startswith("bias_ih"):
                 nn.init.zeros_(parameter)
 
-    def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
-        return self.entrance.remember(self.read_vector(vector))
+    def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
+        return self.entrance.prepare(self.read_vector(vector))
 
-    def begin(self, memory: Tensors, captions: int) -> Tensors:
+    def initial_state(self, memory: Tensors, captions: int) -> Tensors:
         state = self.entrance.state_of_one(memory)
         if "first_input" in memory:
             _, state = self._run(memory["first_input"][:, None, None], state)
         return _for_all(state, captions)
 
-    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> Step:
+    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
         outputs, state = self._run(self.embed(words.unsqueeze(2)), state)
-        return Step(self.scores(outputs.squeeze(2)), state, None)
+        return DecoderStep(self.logits(outputs.squeeze(2)), state, None)
 
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
-        return Unrolled(self._run(self.embed(words), self.begin(memory, words.shape[1]))[0], None)
+        return Unrolled(
+            self._run(self.embed(words), self.initial_state(memory, words.shape[1]))[0], None
+        )
 
     def _run(self, embedded: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         """Outputs [B, K, T, O] and the state after all T of the words' vectors [B, K, T, E]."""
@@ -133,15 +135,15 @@ class AttentiveRecurrent(AttentiveDecoder):
         start_linear(self)
         self.cells = nn.ModuleList(CELLS[options.cell](hidden) for _ in range(options.layers))
 
-    def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
-        memory = self.entrance.remember(self.read_vector(vector)) | self.attention.remember(
+    def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
+        memory = self.entrance.prepare(self.read_vector(vector)) | self.attention.prepare(
             self.read_grid(grid)
         )
         if self.early:
             memory["values"] = self.context_input(memory["values"])  # [B, P, G]
         return memory
 
-    def begin(self, memory: Tensors, captions: int) -> Tensors:
+    def initial_state(self, memory: Tensors, captions: int) -> Tensors:
         state = self.entrance.state_of_one(memory)
         if "first_input" in memory:
             _, state, _ = self.advance(

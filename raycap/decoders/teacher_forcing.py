@@ -51,7 +51,7 @@ def score_words(
     mask = targets != PAD
     unrolled = decoder.unroll(memory, decoder_inputs(words) if inputs is None else inputs)
     # Padding, half of a batch, is never scored.
-    scores = decoder.scores(unrolled.outputs[mask])  # [N, V]
+    scores = decoder.logits(unrolled.outputs[mask])  # [N, V]
     objective, cross_entropy, correct = _CrossEntropy.apply(scores, targets[mask], smoothing)
     return ScoredWords(mask, objective, cross_entropy, correct, unrolled.attention)
 

@@ -31,11 +31,11 @@ class TopDownDecoder(AttentiveDecoder):
         self.attention_cell = LstmCell(hidden)
         self.language_cell = LstmCell(hidden)
 
-    def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
+    def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
         vector = self.vector_input(self.read_vector(vector))
-        return {"vector": vector} | self.attention.remember(self.read_grid(grid))
+        return {"vector": vector} | self.attention.prepare(self.read_grid(grid))
 
-    def begin(self, memory: Tensors, captions: int) -> Tensors:
+    def initial_state(self, memory: Tensors, captions: int) -> Tensors:
         shape = (len(memory["vector"]), captions, self.language_cell.recurring.in_features)
         zeros = memory["vector"].new_zeros(shape)
         return dict.fromkeys(

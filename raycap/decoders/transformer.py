@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from raycap.decoders import Transformer
 from raycap.decoders.cells import start_linear
-from raycap.decoders.decoder import Decoder, Step, Tensors, Unrolled
+from raycap.decoders.decoder import Decoder, DecoderStep, Tensors, Unrolled
 
 
 class Block(nn.Module):
@@ -89,7 +89,7 @@ class TransformerDecoder(Decoder):
         start_linear(self.grid_input)
         start_linear(self.blocks)
 
-    def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
+    def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
         both = self.grid_input(self.read_grid(grid)).view(
             *grid.shape[:2], len(self.blocks), 2, self.heads, -1
         )
@@ -97,7 +97,7 @@ class TransformerDecoder(Decoder):
         memory = {f"block_{place}": block for place, block in enumerate(blocks)}
         return memory | {"vector": self.vector_input(self.read_vector(vector))}
 
-    def begin(self, memory: Tensors, captions: int) -> Tensors:
+    def initial_state(self, memory: Tensors, captions: int) -> Tensors:
         blocks = {
             name: part for name, part in memory.items() if name != "vector"
         }  # [B, 2, heads, P, W / heads]
@@ -106,12 +106,14 @@ class TransformerDecoder(Decoder):
             for name, part in blocks.items()
         }
 
-    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> Step:
+    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
         outputs, state, attention = self._run(words.unsqueeze(2), state, memory)
-        return Step(self.scores(outputs.squeeze(2)), state, attention.squeeze(2))
+        return DecoderStep(self.logits(outputs.squeeze(2)), state, attention.squeeze(2))
 
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
-        outputs, _, attention = self._run(words, self.begin(memory, words.shape[1]), memory)
+        outputs, _, attention = self._run(
+            words, self.initial_state(memory, words.shape[1]), memory
+        )
         return Unrolled(outputs, attention)
 
     def _run(

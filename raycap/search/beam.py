@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raycap.decoders.decoder import Decoder, Step, Tensors
+from raycap.decoders.decoder import Decoder, DecoderStep, Tensors
 from raycap.search import Beam
 from raycap.search.found import (
     Found,
@@ -24,7 +24,7 @@ from raycap.vocabulary import END, START
 def beam(options: Beam, decoder: Decoder, memory: Tensors, *, attention: bool) -> Found:
     """The `best` captions of each picture in `memory`."""
     some = next(iter(memory.values()))
-    state = decoder.begin(memory, options.width)
+    state = decoder.initial_state(memory, options.width)
     growing = blank(len(some), options.width, options.max_length, some.device)
     growing["total"][:, 0] = (
         0.0  # before their first word a picture's captions are all the same: one may grow
@@ -60,13 +60,15 @@ def beam(options: Beam, decoder: Decoder, memory: Tensors, *, attention: bool) -
     return found([*gone, best_first(both, options.best) | pictures])
 
 
-def _continue(options: Beam, growing: Tensors, step: Step, said: int) -> tuple[Tensors, Tensor]:
+def _continue(
+    options: Beam, growing: Tensors, step: DecoderStep, said: int
+) -> tuple[Tensors, Tensor]:
     """The best continuations [B, 2K] of the growing captions [B, K], best first, and whose they are.
 
     Each caption has one `<end>`, so of twice the width at least `width` go on.
     """
     allowed = growing["total"].unsqueeze(2) + next_words(
-        options, step.scores, growing["words"][..., :said]
+        options, step.logits, growing["words"][..., :said]
     )
     total, place = _highest(allowed.flatten(1), 2 * options.width)
     parent = place // allowed.shape[2]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raycap.decoders.decoder import Decoder, Step, Tensors
+from raycap.decoders.decoder import Decoder, DecoderStep, Tensors
 from raycap.search import Greedy, Sample
 from raycap.search.found import Found, best_first, blank, found, pick, watch, worth_leaving
 from raycap.search.rules import next_words
@@ -24,7 +24,7 @@ def draw(
     """The best word each time, or words drawn by each picture's own seed."""
     some = next(iter(memory.values()))
     count = options.samples if isinstance(options, Sample) else 1
-    state = decoder.begin(memory, count)
+    state = decoder.initial_state(memory, count)
     captions = blank(len(some), count, options.max_length, some.device)
     captions["total"].zero_()
     pictures = {"row": torch.arange(len(some), device=some.device)}
@@ -35,7 +35,7 @@ def draw(
         step = decoder.step(last, state, memory)
         if attention and said == 0 and step.attention is not None:
             watch(step.attention, captions)
-        allowed = next_words(options, step.scores, captions["words"][..., :said])
+        allowed = next_words(options, step.logits, captions["words"][..., :said])
         if isinstance(options, Sample):
             last = _drawn(options, allowed, pictures["chance"][..., said])
         else:
@@ -53,7 +53,7 @@ def draw(
     return found([*gone, best_first(captions, count) | pictures])
 
 
-def _say(captions: Tensors, words: Tensor, allowed: Tensor, step: Step, said: int) -> None:
+def _say(captions: Tensors, words: Tensor, allowed: Tensor, step: DecoderStep, said: int) -> None:
     """Add the words [B, K] to the captions that go on."""
     going = ~captions["finished"]
     captions["words"][..., said] = torch.where(going, words, PAD)

@@ -64,11 +64,11 @@ def scheduled_sampling_inputs(
     read. No gradient goes through a sampled word, so the captions can then be unrolled as usual.
     """
     inputs = decoder_inputs(words)
-    state = decoder.begin(memory, inputs.shape[1])
+    state = decoder.initial_state(memory, inputs.shape[1])
     for position in range(inputs.shape[2] - 1):
         step = decoder.step(inputs[..., position], state, memory)
         state = step.state
-        probabilities = torch.softmax(step.scores, -1, dtype=torch.float32).flatten(0, 1)
+        probabilities = torch.softmax(step.logits, -1, dtype=torch.float32).flatten(0, 1)
         sampled = torch.multinomial(probabilities, 1).view(inputs.shape[:2])  # [B, R]
         following = inputs[..., position + 1]
         replace = torch.rand(sampled.shape, device=sampled.device) < probability

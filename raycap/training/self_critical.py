@@ -70,7 +70,7 @@ def log_likelihood(
     started = torch.cat([torch.full_like(drawn[..., :1], START), drawn], 2)
     mask = drawn != PAD
     outputs = decoder.unroll(memory, decoder_inputs(started)).outputs[mask]
-    scores = decoder.scores(outputs).float() / temperature  # [N, V]
+    scores = decoder.logits(outputs).float() / temperature  # [N, V]
     # Words that the search never draws are left out, or the gradient would push at them.
     scores = scores.index_fill(
         1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf

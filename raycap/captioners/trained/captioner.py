@@ -131,7 +131,7 @@ class Captioner:
                 stacked = torch.from_numpy(np.stack([pixels[place] for place in places])).permute(
                     0, 3, 1, 2
                 )
-                memory = self._decode.remember(*self._encode(stacked))  # of [B, 3, S, S]
+                memory = self._decode.prepare(*self._encode(stacked))  # of [B, 3, S, S]
                 found = chosen.search(self._decode, memory, attention=attention).hypotheses()
                 # Weights that overflow make captions without a score, which mean nothing.
                 found = [[one for one in each if math.isfinite(one.score)] for each in found]
