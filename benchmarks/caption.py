@@ -107,10 +107,12 @@ def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> N
     """The best plain program; says how many rows it has after each batch."""
     torch.set_num_threads(threads)
     captioner = Captioner.load(model)
-    intake = captioner.encoder.intake
+    preprocessing = captioner.encoder.preprocessing
     encode = captioner.encoder.for_inference(derive())
     paths = sorted(str(path) for path in folder.iterdir())
-    photos = Photos(paths, Square(intake.size, intake.resize, intake.interpolation))
+    photos = Photos(
+        paths, Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
+    )
     loader = DataLoader(
         photos,
         BATCH,
@@ -143,12 +145,14 @@ def slow(model: Path, folder: Path) -> None:
     from slow_search import slow_beam  # type: ignore[import-not-found]
 
     captioner = Captioner.load(model, precision="fp32")
-    intake = captioner.encoder.intake
+    preprocessing = captioner.encoder.preprocessing
     search = captioner.plan.search
     assert isinstance(search, Beam)
     for number, path in enumerate(sorted(folder.iterdir())[: SLOW_PICTURES + 1]):
         picture = read_picture(
-            path.read_bytes(), Reading(), Square(intake.size, intake.resize, intake.interpolation)
+            path.read_bytes(),
+            Reading(),
+            Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation),
         )
         with torch.inference_mode():
             pixels = torch.from_numpy(np.array(picture.pixels)).permute(2, 0, 1)[None]
@@ -161,9 +165,9 @@ def slow(model: Path, folder: Path) -> None:
 def costs(model: Path, folder: Path) -> dict[str, float]:
     """Milliseconds a picture of each act, alone in one process with all threads (decoding has one)."""
     captioner = Captioner.load(model)
-    intake = captioner.encoder.intake
+    preprocessing = captioner.encoder.preprocessing
     encode = captioner.encoder.for_inference(derive())
-    square = Square(intake.size, intake.resize, intake.interpolation)
+    square = Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
     seconds = dict.fromkeys(("fetch", "decode", "encode", "search", "write"), 0.0)
     for turn in range(4):
         paths = sorted(folder.iterdir())[turn * BATCH : (turn + 1) * BATCH]

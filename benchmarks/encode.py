@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raycap.device import Precision, PrecisionName, derive
 from raycap.encoders import ENCODERS, Torchvision
-from raycap.encoders.intake import IMAGENET_MEAN, IMAGENET_STD
+from raycap.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 Loop = Callable[[Tensor], object]
 KINDS = {

@@ -139,7 +139,8 @@ def tutorials(
     for turn in itertools.count():
         chosen = [photos[(turn * captions + number) % len(photos)] for number in range(captions)]
         pixels = [
-            read_picture(path.read_bytes(), Reading(), encoder.intake).pixels for path in chosen
+            read_picture(path.read_bytes(), Reading(), encoder.preprocessing).pixels
+            for path in chosen
         ]
         with torch.inference_mode():
             grid, vector = encoder(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))  # type: ignore[arg-type]

@@ -45,7 +45,9 @@ def taught(
     vocabulary = Vocabulary.build(captions, Words(min_count=1))
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
-    squares = [read_picture(picture, plan.reading, encoder.intake).pixels for picture in pictures]
+    squares = [
+        read_picture(picture, plan.reading, encoder.preprocessing).pixels for picture in pictures
+    ]
     with torch.inference_mode():
         grid, vector = encoder(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
     grid, vector = grid.clone(), vector.clone()  # out of inference mode

@@ -27,7 +27,7 @@ from raycap.encoders import (
     ViTB16,
 )
 from raycap.encoders.encoder import Encoder
-from raycap.encoders.intake import Intake
+from raycap.encoders.preprocessing import Preprocessing
 from raycap.encoders.weights import repeatable
 from raycap.errors import UserError
 
@@ -513,7 +513,7 @@ def test_timm_models(model: str, positions: int, width: int, class_token: bool) 
     timm = pytest.importorskip("timm")
     encoder = Timm(model=model, weights="random", trainable="last").build()
     config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
-    assert encoder.intake == Intake(
+    assert encoder.preprocessing == Preprocessing(
         224, "crop", config["interpolation"], config["mean"], config["std"]
     )
     assert (encoder.positions, encoder.width) == (positions, width)
@@ -552,7 +552,9 @@ def test_timm_files_sizes_and_choices(tmp_path: Path) -> None:
     encoder = Timm(
         model=model, weights=str(tmp_path / "vit.safetensors"), size=64, grid=2, **chosen
     ).build()
-    assert encoder.intake == Intake(64, "squash", "bilinear", chosen["mean"], chosen["std"])
+    assert encoder.preprocessing == Preprocessing(
+        64, "squash", "bilinear", chosen["mean"], chosen["std"]
+    )
     assert features(encoder, pictures(64))[0].shape == (3, 4, 192)
     with pytest.raises(UserError, match="not of this encoder"):
         Timm(model="vit_small_patch16_224", weights=str(tmp_path / "vit.safetensors")).build()

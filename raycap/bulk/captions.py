@@ -129,11 +129,11 @@ def _schema(options: Caption) -> pa.Schema:
 
 
 def _stream(config: Config, parts: folder.Parts, search: SearchChoice, todo: Todo) -> Dataset:
-    options, intake = (
+    options, preprocessing = (
         dataclasses.replace(config.caption, precision=todo.choice.precision),
-        parts[2].intake,
+        parts[2].preprocessing,
     )
-    square = Square(intake.size, intake.resize, intake.interpolation)
+    square = Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
     pool = shape(options, config.cluster, todo.few)
     rows = pictures(todo, config, options.batch, config.reading, square)
     arguments = {

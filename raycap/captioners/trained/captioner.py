@@ -167,7 +167,9 @@ class Captioner:
             raise UserError(
                 "this captioner has no attention to show: its decoder sees the picture as a whole"
             )
-        aspect = opened.height / opened.width if self.encoder.intake.resize == "squash" else 1.0
+        aspect = (
+            opened.height / opened.width if self.encoder.preprocessing.resize == "squash" else 1.0
+        )
         return Explanation(caption, opened.pixels, aspect)
 
     def _search(self, beam: int | None, search: SearchChoice | None) -> SearchChoice:
@@ -201,7 +203,7 @@ class Captioner:
     def _read(self, fetched: Fetched) -> tuple[str, Picture]:
         if fetched.error:
             return FAILED_TO_FETCH, Picture(None, "", 0, 0, fetched.error)
-        picture = read_guarded(fetched.data, self.plan.reading, self.encoder.intake)
+        picture = read_guarded(fetched.data, self.plan.reading, self.encoder.preprocessing)
         return FAILED_TO_DECODE if picture.error else SUCCESS, picture
 
     def _caption(self, seen: Seen | MemoryError, width: int, height: int) -> Caption:
