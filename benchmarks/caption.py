@@ -36,7 +36,7 @@ from raycap.encoders import ResNet50
 from raycap.images import Reading, Square, read_picture
 from raycap.schema import CAPTIONS
 from raycap.search import Beam
-from raycap.vocabulary import Vocabulary, Words
+from raycap.vocabulary import Vocabulary, VocabularyOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "tests"))
@@ -49,7 +49,9 @@ KINDS = {"steady": "wanted 0.95", "whole run": "wanted 0.85", "by processor time
 
 
 def make_model(path: Path, weights: str) -> None:
-    vocabulary = Vocabulary.build([f"word{number}" for number in range(WORDS)], Words(min_count=1))
+    vocabulary = Vocabulary.build(
+        [f"word{number}" for number in range(WORDS)], VocabularyOptions(min_count=1)
+    )
     plan = Plan(
         ResNet50(weights=weights, stride_in_1x1=True),
         Recurrent(),

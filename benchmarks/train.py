@@ -45,7 +45,7 @@ from raycap.training.network import Network
 from raycap.training.self_critical import CaptionReward
 from raycap.training.step import Learner, Phase, train_step
 from raycap.training.store import PictureStore
-from raycap.vocabulary import PAD, Vocabulary, Words
+from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
 
 POSITIONS, WIDTH, WORDS, REFERENCES = 49, 2048, 2500, 5
 DECODER = config.load(str(Path(__file__).parents[1] / "configs" / "flickr8k.yaml")).decoder
@@ -187,7 +187,7 @@ def _dataset(store: PictureStore) -> CaptionDataset:
         for references in store.captions["references"].to_pylist()
         for caption in references
     ]
-    vocabulary = Vocabulary.build(captions, Words(min_count=1, max_size=WORDS))
+    vocabulary = Vocabulary.build(captions, VocabularyOptions(min_count=1, max_size=WORDS))
     return CaptionDataset(store, store.rows_of("train"), vocabulary)
 
 

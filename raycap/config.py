@@ -33,7 +33,7 @@ from raycap.training import Train
 from raycap.tuning import Tune
 from raycap.uris import has_scheme
 from raycap.variants import chosen, merged
-from raycap.vocabulary import Words
+from raycap.vocabulary import VocabularyOptions
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Config:
     source: Source | None = None
     fetch: Fetch = field(default_factory=Fetch)
     reading: Reading = field(default_factory=Reading)
-    vocabulary: Words = field(default_factory=Words)
+    vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     encoder: EncoderOptions = field(default_factory=ResNet50)
     decoder: DecoderChoice = field(default_factory=TopDown)
     search: SearchChoice | None = (

@@ -24,7 +24,7 @@ from raycap.errors import UserError
 from raycap.images import Reading, read_picture
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Coco, Shapes
-from raycap.vocabulary import PAD, Vocabulary, Words
+from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
 
 torch.set_num_threads(1)  # the networks are tiny: a second thread would only wait
 
@@ -42,7 +42,7 @@ def taught(
 ) -> tuple[Captioner, list[float]]:
     """A captioner that has seen only these pictures, one caption each, until it knows them; and its losses."""
     torch.manual_seed(0)
-    vocabulary = Vocabulary.build(captions, Words(min_count=1))
+    vocabulary = Vocabulary.build(captions, VocabularyOptions(min_count=1))
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
     squares = [

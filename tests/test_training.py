@@ -67,7 +67,7 @@ from raycap.training.store import (
     write_listing,
 )
 from raycap.training.validation import ATTENTION_PICTURES
-from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, Words
+from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, VocabularyOptions
 
 SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
 DECODER_CHOICES = [
@@ -92,7 +92,7 @@ def vocabulary(store: PictureStore) -> Vocabulary:
         for references in store.captions["references"].to_pylist()
         for caption in references
     ]
-    return Vocabulary.build(captions, Words(min_count=1))
+    return Vocabulary.build(captions, VocabularyOptions(min_count=1))
 
 
 def dataset(store: PictureStore, vocabulary: Vocabulary, split: str = "train") -> CaptionDataset:
@@ -252,9 +252,9 @@ import sys
 from pathlib import Path
 from raycap.training.dataset import CaptionDataset
 from raycap.training.store import unpack_table
-from raycap.vocabulary import Vocabulary, Words
+from raycap.vocabulary import Vocabulary, VocabularyOptions
 store = unpack_table(sys.argv[1], Path(sys.argv[2]))
-dataset = CaptionDataset(store, store.rows_of("train"), Vocabulary.build(["a red dog"], Words(min_count=1)))
+dataset = CaptionDataset(store, store.rows_of("train"), Vocabulary.build(["a red dog"], VocabularyOptions(min_count=1)))
 for share in dataset.shares(0, 0, 32, 0, 1):
     dataset.batch(share)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
@@ -807,7 +807,10 @@ def test_a_tracker_that_fails_is_refused_before_and_given_up_during_a_run(
 def test_every_decoder_is_tried_here() -> None:
     assert {type(options) for options in DECODER_CHOICES} == set(DECODERS.values())
     assert all(
-        isinstance(network(options, Vocabulary.build(["a"], Words(min_count=1))).decoder, Decoder)
+        isinstance(
+            network(options, Vocabulary.build(["a"], VocabularyOptions(min_count=1))).decoder,
+            Decoder,
+        )
         for options in DECODER_CHOICES
     )
     assert Beam().width  # the default search of a run
