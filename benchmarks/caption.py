@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from raycap.captioners.trained import Captioner, Plan
 from raycap.decoders import Recurrent
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.encoders import ResNet50
 from raycap.images import Reading, Square, read_picture
 from raycap.schema import CAPTIONS
@@ -110,7 +110,7 @@ def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> N
     torch.set_num_threads(threads)
     captioner = Captioner.load(model)
     preprocessing = captioner.encoder.preprocessing
-    encode = captioner.encoder.for_inference(derive())
+    encode = captioner.encoder.for_inference(choose_precision())
     paths = sorted(str(path) for path in folder.iterdir())
     photos = Photos(
         paths, Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
@@ -168,7 +168,7 @@ def costs(model: Path, folder: Path) -> dict[str, float]:
     """Milliseconds a picture of each act, alone in one process with all threads (decoding has one)."""
     captioner = Captioner.load(model)
     preprocessing = captioner.encoder.preprocessing
-    encode = captioner.encoder.for_inference(derive())
+    encode = captioner.encoder.for_inference(choose_precision())
     square = Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
     seconds = dict.fromkeys(("fetch", "decode", "encode", "search", "write"), 0.0)
     for turn in range(4):

@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from raycap import config
 from raycap.decoders.teacher_forcing import decoder_inputs
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.encoders import ResNet50
 from raycap.images import Reading, read_picture
 from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train
@@ -94,7 +94,7 @@ def ours(
 ) -> Iterator[int]:
     """raycap's steps, as a run makes them."""
     phase = Phase("self_critical" if reward else "cross_entropy", 1000, 5e-4, Schedule())
-    steps, precision = dataset.steps_per_epoch(batch), derive("cpu")
+    steps, precision = dataset.steps_per_epoch(batch), choose_precision("cpu")
     learner = Learner(network(), OPTIONS, phase, steps, reward, precision, group)
     for epoch in itertools.count():
         state = TrainState(epoch=epoch, epochs_done=epoch)
@@ -110,7 +110,7 @@ def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
     """The best loop that one writes by hand: everything in memory, nothing counted."""
     whole: Batch = dataset.batch(dataset.rows)
     features = whole.pictures.clone()
-    net, precision = network(), derive("cpu")
+    net, precision = network(), choose_precision("cpu")
     optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
     while True:
         for rows in torch.split(torch.randperm(len(features)), batch):

@@ -22,7 +22,7 @@ from raycap.bulk.work import FORMATS_OF_OLDER_VERSIONS, kept
 from raycap.cli import main
 from raycap.cluster import Cluster
 from raycap.config import Config
-from raycap.device import Precision, PrecisionName, derive
+from raycap.device import Precision, PrecisionName, choose_precision
 from raycap.encoders import Pixels
 from raycap.errors import UserError
 from raycap.sources import Folder
@@ -172,7 +172,10 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
     monkeypatch.setattr(precision, "_fastest", lambda device: ("fp16", "of the driver"))
     found = choose(Bulk(), Cluster())
     monkeypatch.undo()
-    assert found == derive().name and f"precision {found}: {derive().reason}" in errors()
+    assert (
+        found == choose_precision().name
+        and f"precision {found}: {choose_precision().reason}" in errors()
+    )
     with pytest.raises(UserError, match="64 GPU"):
         choose(Bulk(gpus=64), Cluster())
     assert choose(Bulk(precision="fp16", gpus=64), Cluster()) == "fp16", (
@@ -182,8 +185,8 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
 
 def test_a_device_that_cannot_compute_so_is_refused() -> None:
     names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
-    assert [derive("cpu", name).name for name in names] == list(names)
+    assert [choose_precision("cpu", name).name for name in names] == list(names)
     with pytest.raises(
         UserError, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"
     ):
-        precision.check_computes(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))
+        precision.check_supported(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))

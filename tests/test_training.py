@@ -23,7 +23,7 @@ from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
 from raycap.decoders.teacher_forcing import decoder_inputs, loss_by_picture
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
@@ -76,7 +76,7 @@ DECODER_CHOICES = [
     TopDown(**SMALL, attention_width=16, projection_width=16),
     Transformer(**SMALL, layers=1, heads=2, layer_dropout=0.0),
 ]
-CPU = derive("cpu", "fp32")
+CPU = choose_precision("cpu", "fp32")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from raycap.bulk.work import Work, reading_identity, source_identity
 from raycap.captioners.trained.folder import digest_of
 from raycap.cluster.nodes import signed
 from raycap.config import Config, part_to_plain
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.encoders.encoder import Encoder
 from raycap.images import Square
 from raycap.images.augmentation import Augmentation, augment, draws_of, names_sides
@@ -140,7 +140,7 @@ class Encode:
     ) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
         whole: Encoder = ray.get(encoder)
-        self._encode = whole.for_inference(derive(options.device, options.precision))
+        self._encode = whole.for_inference(choose_precision(options.device, options.precision))
         self._batch, self._int8, self._change = options.batch, options.int8, change
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ from raycap.bulk.shape import gpu_share, provide_model_nodes
 from raycap.bulk.work import FACTS, RUN, Work, check_same
 from raycap.cluster import Cluster
 from raycap.cluster.nodes import alive, computing, selector
-from raycap.device import PrecisionName, derive
+from raycap.device import PrecisionName, choose_precision
 from raycap.errors import UserError
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
@@ -97,7 +97,7 @@ def choose(options: Bulk, cluster: Cluster) -> PrecisionName:
 
 def fastest(device: str) -> tuple[PrecisionName, str]:
     """The fastest precision of a device of this machine, and why."""
-    found = derive(device)
+    found = choose_precision(device)
     return found.name, found.reason
 
 

@@ -17,7 +17,7 @@ from raycap.cluster import Cluster
 from raycap.cluster.needs import Need, provide
 from raycap.cluster.nodes import capacity, check_seen, selector
 from raycap.cluster.session import refusal_within
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.errors import UserError
 from raycap.storage import cache_folder
 from raycap.training import Train
@@ -36,7 +36,7 @@ def train_here(setup: TrainingSetup, out: Path, name: str, epoch_token: str = ""
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
     store = open_store(setup.pictures, cache_folder(setup.options.cache))
-    precision = derive(device, setup.options.precision)
+    precision = choose_precision(device, setup.options.precision)
     limit = EpochLimit(out, epoch_token) if epoch_token else None
     train_captioner(setup, store, out, precision, WorkerGroup(), epoch_limit=limit)
 
@@ -98,7 +98,7 @@ def _work(given: dict[str, Any]) -> None:
         open_store(setup.pictures, cache)
     group.wait()
     store = open_store(setup.pictures, cache)
-    precision, out = derive(str(device), options.precision), Path(given["out"])
+    precision, out = choose_precision(str(device), options.precision), Path(given["out"])
     limit = EpochLimit(out, given["epoch_token"]) if given["epoch_token"] else None
     train_captioner(setup, store, out, precision, group, ray.train.report, limit)
 

@@ -19,7 +19,7 @@ from raycap.captioners.trained.plan import Plan
 from raycap.captioners.trained.room import Room
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
-from raycap.device import PrecisionName, derive
+from raycap.device import PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetched, Fetcher
@@ -54,7 +54,7 @@ class Captioner:
     ) -> None:
         self.plan, self.vocabulary, self.facts = plan, vocabulary, dict(facts or {})
         self.encoder, self.decoder = encoder, decoder
-        self.precision = derive(device, precision)
+        self.precision = choose_precision(device, precision)
         self.room = Room(batch)
         self._encode = encoder.for_inference(self.precision)
         self._decode = decoder.to(self.precision.device).eval()
