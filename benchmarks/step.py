@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from raycap.decoders import Recurrent
-from raycap.decoders.attention import Additive
+from raycap.decoders.layers import AdditiveAttention
 from raycap.decoders.recurrent import AttentiveRecurrent
 from raycap.vocabulary import END, PAD, START
 
@@ -55,7 +55,7 @@ def tutorials(
     decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, following: Tensor
 ) -> Tensor:
     attention = decoder.attention
-    assert isinstance(attention, Additive)
+    assert isinstance(attention, AdditiveAttention)
     words, following = words.flatten(0, 1), following.flatten(0, 1)  # [N, T]
     grid = grid.repeat_interleave(REFERENCES, 0)  # [N, P, D]
     lengths, order = (following != PAD).sum(1).sort(descending=True)

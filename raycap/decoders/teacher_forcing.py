@@ -1,4 +1,4 @@
-"""Teacher forcing: how well a decoder predicts each word of given captions from the words before it."""
+"""Teacher forcing: how well a decoder predicts each word of given captions from those before."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -46,13 +46,14 @@ def score_words(
     inputs: Tensor | None = None,
     smoothing: float = 0.0,
 ) -> ScoredWords:
-    """The scores of the captions' own words [B, R, T + 1]; `inputs` [B, R, T] are read in their place."""
+    """How well the captions [B, R, T + 1] are predicted; `inputs` [B, R, T] are read in their
+    place."""
     targets = words[..., 1:]  # [B, R, T]
     mask = targets != PAD
     unrolled = decoder.unroll(memory, decoder_inputs(words) if inputs is None else inputs)
-    # Padding, half of a batch, is never scored.
-    scores = decoder.logits(unrolled.outputs[mask])  # [N, V]
-    objective, cross_entropy, correct = _CrossEntropy.apply(scores, targets[mask], smoothing)
+    # Half of a batch is padding, which gets no logits.
+    logits = decoder.logits(unrolled.outputs[mask])  # [N, V]
+    objective, cross_entropy, correct = _CrossEntropy.apply(logits, targets[mask], smoothing)
     return ScoredWords(mask, objective, cross_entropy, correct, unrolled.attention)
 
 
