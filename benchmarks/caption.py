@@ -32,12 +32,12 @@ from torch.utils.data import DataLoader, Dataset
 from raycap import Captioner
 from raycap.captioners.trained import Plan, TrainedCaptioner
 from raycap.decoders import Recurrent
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.encoders import ResNet50
 from raycap.images import Reading, Square, read_picture
 from raycap.schema import CAPTIONS
 from raycap.search import Beam
-from raycap.vocabulary import Vocabulary, Words
+from raycap.vocabulary import Vocabulary, VocabularyOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "tests"))
@@ -50,7 +50,9 @@ KINDS = {"steady": "wanted 0.95", "whole run": "wanted 0.85", "by processor time
 
 
 def make_model(path: Path, weights: str) -> None:
-    vocabulary = Vocabulary.build([f"word{number}" for number in range(WORDS)], Words(min_count=1))
+    vocabulary = Vocabulary.build(
+        [f"word{number}" for number in range(WORDS)], VocabularyOptions(min_count=1)
+    )
     plan = Plan(
         ResNet50(weights=weights, stride_in_1x1=True),
         Recurrent(),
@@ -108,10 +110,12 @@ def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> N
     """The best plain program; says how many rows it has after each batch."""
     torch.set_num_threads(threads)
     captioner = Captioner.load(model)
-    intake = captioner.encoder.intake
-    encode = captioner.encoder.for_inference(derive())
+    preprocessing = captioner.encoder.preprocessing
+    encode = captioner.encoder.for_inference(choose_precision())
     paths = sorted(str(path) for path in folder.iterdir())
-    photos = Photos(paths, Square(intake.size, intake.resize, intake.interpolation))
+    photos = Photos(
+        paths, Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
+    )
     loader = DataLoader(
         photos,
         BATCH,
@@ -122,7 +126,7 @@ def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> N
     rows = []
     for places, pixels, about in loader:
         with torch.inference_mode():
-            memory = captioner.decoder.remember(*encode(pixels))
+            memory = captioner.decoder.prepare(*encode(pixels))
             found = captioner.plan.search.search(captioner.decoder, memory).hypotheses()
         for place, best, (width, height, digest) in zip(places, found, about, strict=True):
             said = captioner.vocabulary.decode(best[0].words)
@@ -144,17 +148,19 @@ def slow(model: Path, folder: Path) -> None:
     from slow_search import slow_beam  # type: ignore[import-not-found]
 
     captioner = Captioner.load(model, precision="fp32")
-    intake = captioner.encoder.intake
+    preprocessing = captioner.encoder.preprocessing
     search = captioner.plan.search
     assert isinstance(search, Beam)
     for number, path in enumerate(sorted(folder.iterdir())[: SLOW_PICTURES + 1]):
         picture = read_picture(
-            path.read_bytes(), Reading(), Square(intake.size, intake.resize, intake.interpolation)
+            path.read_bytes(),
+            Reading(),
+            Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation),
         )
         with torch.inference_mode():
             pixels = torch.from_numpy(np.array(picture.pixels)).permute(2, 0, 1)[None]
             slow_beam(
-                search, captioner.decoder, captioner.decoder.remember(*captioner.encoder(pixels))
+                search, captioner.decoder, captioner.decoder.prepare(*captioner.encoder(pixels))
             )
         print(number + 1, flush=True)
 
@@ -162,9 +168,9 @@ def slow(model: Path, folder: Path) -> None:
 def costs(model: Path, folder: Path) -> dict[str, float]:
     """Milliseconds a picture of each act, alone in one process with all threads (decoding has one)."""
     captioner = Captioner.load(model)
-    intake = captioner.encoder.intake
-    encode = captioner.encoder.for_inference(derive())
-    square = Square(intake.size, intake.resize, intake.interpolation)
+    preprocessing = captioner.encoder.preprocessing
+    encode = captioner.encoder.for_inference(choose_precision())
+    square = Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)
     seconds = dict.fromkeys(("fetch", "decode", "encode", "search", "write"), 0.0)
     for turn in range(4):
         paths = sorted(folder.iterdir())[turn * BATCH : (turn + 1) * BATCH]
@@ -178,7 +184,7 @@ def costs(model: Path, folder: Path) -> dict[str, float]:
                 torch.from_numpy(np.stack([p for p in read if p is not None])).permute(0, 3, 1, 2)
             )
             marks.append(time.perf_counter())
-            memory = captioner.decoder.remember(*features)
+            memory = captioner.decoder.prepare(*features)
             found = captioner.plan.search.search(captioner.decoder, memory).hypotheses()
         marks.append(time.perf_counter())
         rows = [

@@ -16,9 +16,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from raycap.device import Precision, PrecisionName, derive
+from raycap.device import Precision, PrecisionName, choose_precision
 from raycap.encoders import ENCODERS, Torchvision
-from raycap.encoders.intake import IMAGENET_MEAN, IMAGENET_STD
+from raycap.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 Loop = Callable[[Tensor], object]
 KINDS = {
@@ -53,7 +53,7 @@ def sides(kind: str, size: int, device: str) -> dict[str, Loop]:
     loops: dict[str, Loop] = {}
     names: tuple[PrecisionName, ...] = ("fp32", "bf16")
     for name in names:
-        precision = derive(device, name)
+        precision = choose_precision(device, name)
         loops[f"{name} bare torchvision"] = bare(kind, precision)
         loops[f"{name} raycap"] = encoder.for_inference(precision)
     return loops
@@ -96,7 +96,7 @@ def main() -> None:
     print(
         f"{given.encoder}, {given.size} pixels, batches of {given.batch}, {given.threads} threads"
     )
-    print(f"derived: {derive(given.device)}")
+    print(f"derived: {choose_precision(given.device)}")
     for name, rate in rates.items():
         print(
             f"{name:24} {rate:8.1f} pictures/s   {rate / rates[f'{name[:4]} bare torchvision']:5.2f} x bare"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from raycap.metrics import METRICS, CiderReward, Corpus, tokenise
-from raycap.vocabulary import PAD, Vocabulary, Words
+from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
 
 Captions = list[str]
 References = list[list[str]]
@@ -82,7 +82,9 @@ def sampled(
     references: References, pictures: int, samples: int
 ) -> tuple[CiderReward, Any, Any, list[str]]:
     """A reward of all references, and a batch of captions as sampling writes them: [pictures x samples, T]."""
-    vocabulary = Vocabulary.build((caption for every in references for caption in every), Words())
+    vocabulary = Vocabulary.build(
+        (caption for every in references for caption in every), VocabularyOptions()
+    )
     encoded = [[vocabulary.encode(caption) for caption in every] for every in references]
     random = np.random.default_rng(0)
     places = np.repeat(random.choice(len(references), pictures, replace=False), samples)

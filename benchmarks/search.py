@@ -37,7 +37,7 @@ def model(batch: int) -> tuple[Decoder, Tensors]:
                 parameter.mul_(3)
         decoder.vocabulary_bias[END] += 1.5
         grid = torch.randn(batch, 49, 2_048)
-        return decoder, decoder.remember(grid, grid.mean(1))
+        return decoder, decoder.prepare(grid, grid.mean(1))
 
 
 def one_by_one(beam: Beam, decoder: Decoder, memory: Tensors, batch: int) -> Captions:

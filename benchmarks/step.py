@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from raycap.decoders import Recurrent
-from raycap.decoders.attention import Additive
+from raycap.decoders.layers import AdditiveAttention
 from raycap.decoders.recurrent import AttentiveRecurrent
 from raycap.vocabulary import END, PAD, START
 
@@ -46,21 +46,21 @@ def batch(pictures: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def ours(decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, following: Tensor) -> Tensor:
-    outputs, _ = decoder.unroll(decoder.remember(grid, grid.mean(1)), words)
+    outputs, _ = decoder.unroll(decoder.prepare(grid, grid.mean(1)), words)
     true = following != PAD
-    return functional.cross_entropy(decoder.scores(outputs[true]), following[true])
+    return functional.cross_entropy(decoder.logits(outputs[true]), following[true])
 
 
 def tutorials(
     decoder: AttentiveRecurrent, grid: Tensor, words: Tensor, following: Tensor
 ) -> Tensor:
     attention = decoder.attention
-    assert isinstance(attention, Additive)
+    assert isinstance(attention, AdditiveAttention)
     words, following = words.flatten(0, 1), following.flatten(0, 1)  # [N, T]
     grid = grid.repeat_interleave(REFERENCES, 0)  # [N, P, D]
     lengths, order = (following != PAD).sum(1).sort(descending=True)
     words, following, grid = words[order], following[order], grid[order]
-    state = decoder.entrance.remember(grid.mean(1))
+    state = decoder.entrance.prepare(grid.mean(1))
     hidden, cell = state["hidden"][:, 0], state["cell"][:, 0]  # [N, H]
     scores, true = [], []
     for place in range(int(lengths[0])):
@@ -75,7 +75,7 @@ def tutorials(
             decoder.embedding(words[:rows, place])
         ) + decoder.context_input(context)
         hidden, cell = decoder.cells[0](entering, hidden, cell)
-        scores.append(decoder.scores(hidden))
+        scores.append(decoder.logits(hidden))
         true.append(following[:rows, place])
     return functional.cross_entropy(torch.cat(scores), torch.cat(true))
 

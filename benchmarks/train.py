@@ -33,19 +33,19 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
 from raycap import config
-from raycap.device import derive
+from raycap.decoders.teacher_forcing import decoder_inputs
+from raycap.device import choose_precision
 from raycap.encoders import ResNet50
 from raycap.images import Reading, read_picture
 from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train
 from raycap.training.checkpoint import TrainState
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
-from raycap.training.loss import decoder_inputs
 from raycap.training.network import Network
 from raycap.training.self_critical import CaptionReward
 from raycap.training.step import Learner, Phase, train_step
 from raycap.training.store import PictureStore
-from raycap.vocabulary import PAD, Vocabulary, Words
+from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
 
 POSITIONS, WIDTH, WORDS, REFERENCES = 49, 2048, 2500, 5
 DECODER = config.load(str(Path(__file__).parents[1] / "configs" / "flickr8k.yaml")).decoder
@@ -94,7 +94,7 @@ def ours(
 ) -> Iterator[int]:
     """raycap's steps, as a run makes them."""
     phase = Phase("self_critical" if reward else "cross_entropy", 1000, 5e-4, Schedule())
-    steps, precision = dataset.steps_per_epoch(batch), derive("cpu")
+    steps, precision = dataset.steps_per_epoch(batch), choose_precision("cpu")
     learner = Learner(network(), OPTIONS, phase, steps, reward, precision, group)
     for epoch in itertools.count():
         state = TrainState(epoch=epoch, epochs_done=epoch)
@@ -110,7 +110,7 @@ def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
     """The best loop that one writes by hand: everything in memory, nothing counted."""
     whole: Batch = dataset.batch(dataset.rows)
     features = whole.pictures.clone()
-    net, precision = network(), derive("cpu")
+    net, precision = network(), choose_precision("cpu")
     optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
     while True:
         for rows in torch.split(torch.randperm(len(features)), batch):
@@ -118,11 +118,9 @@ def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
             words = words[..., : int((words != PAD).any(0).any(0).sum())]
             true = words[..., 1:] != PAD
             with precision.autocast():
-                outputs, _ = net.decoder.unroll(
-                    net.remember(features[rows]), decoder_inputs(words)
-                )
+                outputs, _ = net.decoder.unroll(net.prepare(features[rows]), decoder_inputs(words))
                 loss = functional.cross_entropy(
-                    net.decoder.scores(outputs[true]), words[..., 1:][true]
+                    net.decoder.logits(outputs[true]), words[..., 1:][true]
                 )
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -141,7 +139,8 @@ def tutorials(
     for turn in itertools.count():
         chosen = [photos[(turn * captions + number) % len(photos)] for number in range(captions)]
         pixels = [
-            read_picture(path.read_bytes(), Reading(), encoder.intake).pixels for path in chosen
+            read_picture(path.read_bytes(), Reading(), encoder.preprocessing).pixels
+            for path in chosen
         ]
         with torch.inference_mode():
             grid, vector = encoder(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))  # type: ignore[arg-type]
@@ -149,9 +148,9 @@ def tutorials(
         words = dataset.batch(places).words[:, :1]  # [B, 1, T + 1]
         true = words[..., 1:] != PAD
         outputs, _ = net.decoder.unroll(
-            net.decoder.remember(grid.clone(), vector.clone()), decoder_inputs(words)
+            net.decoder.prepare(grid.clone(), vector.clone()), decoder_inputs(words)
         )
-        loss = functional.cross_entropy(net.decoder.scores(outputs[true]), words[..., 1:][true])
+        loss = functional.cross_entropy(net.decoder.logits(outputs[true]), words[..., 1:][true])
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()
@@ -188,7 +187,7 @@ def _dataset(store: PictureStore) -> CaptionDataset:
         for references in store.captions["references"].to_pylist()
         for caption in references
     ]
-    vocabulary = Vocabulary.build(captions, Words(min_count=1, max_size=WORDS))
+    vocabulary = Vocabulary.build(captions, VocabularyOptions(min_count=1, max_size=WORDS))
     return CaptionDataset(store, store.rows_of("train"), vocabulary)
 
 

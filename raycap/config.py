@@ -29,7 +29,7 @@ from raycap.training import Train
 from raycap.tuning import Tune
 from raycap.uris import has_scheme
 from raycap.variants import chosen, merged
-from raycap.vocabulary import Words
+from raycap.vocabulary import VocabularyOptions
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Config:
     source: Source | None = None
     fetch: Fetch = field(default_factory=Fetch)
     reading: Reading = field(default_factory=Reading)
-    vocabulary: Words = field(default_factory=Words)
+    vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     encoder: EncoderOptions = field(default_factory=ResNet50)
     decoder: DecoderChoice = field(default_factory=TopDown)
     # None: the captioner's own search; when a captioner is trained, a beam search.

@@ -41,7 +41,7 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype)
 
 
-def derive(device: str = "auto", precision: PrecisionName = "auto") -> Precision:
+def choose_precision(device: str = "auto", precision: PrecisionName = "auto") -> Precision:
     """The fastest numbers that `device` has in hardware, unless `precision` says which. Refused where the device
     cannot compute in these at all; emulated ones are slow, and allowed."""
     import torch
@@ -49,13 +49,13 @@ def derive(device: str = "auto", precision: PrecisionName = "auto") -> Precision
     place = _device(device)
     if precision != "auto":
         asked = Precision(place, getattr(torch, _DTYPES[precision]), "as asked for")
-        check_computes(asked)
+        check_supported(asked)
         return asked
     name, reason = _fastest(place)
     return Precision(place, getattr(torch, _DTYPES[name]), reason)
 
 
-def check_computes(precision: Precision) -> None:
+def check_supported(precision: Precision) -> None:
     """Refuse a device that has no convolution or product in these numbers."""
     import torch
 

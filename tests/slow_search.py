@@ -14,7 +14,7 @@ def slow_beam(
     options: Beam, decoder: Decoder, memory: Tensors, *, proven_stop: bool = True
 ) -> list[Hypothesis]:
     """The `best` captions of the one picture in `memory`, each tensor of which is [1, ...]."""
-    growing = [([], 0.0, decoder.begin(memory, 1))]
+    growing = [([], 0.0, decoder.initial_state(memory, 1))]
     ended: list[Hypothesis] = []
     longest = options.max_length**options.length_penalty
     for length in range(1, options.max_length + 1):

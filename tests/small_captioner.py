@@ -9,7 +9,7 @@ from PIL import Image
 from raycap.captioners.trained import Plan, TrainedCaptioner
 from raycap.decoders import Recurrent
 from raycap.encoders import Pixels
-from raycap.vocabulary import Vocabulary, Words
+from raycap.vocabulary import Vocabulary, VocabularyOptions
 
 SENTENCES = (
     "a brown dog runs over the wet grass",
@@ -21,7 +21,7 @@ SENTENCES = (
 
 def save_captioner(path: Path, seed: int = 0) -> TrainedCaptioner:
     """Write the folder; the same seed gives the same captioner."""
-    vocabulary = Vocabulary.build(SENTENCES, Words(min_count=1))
+    vocabulary = Vocabulary.build(SENTENCES, VocabularyOptions(min_count=1))
     options = Recurrent(hidden_width=32, embedding_width=16, attention_width=16)
     plan = Plan(encoder=Pixels(size=64), decoder=options)
     encoder = plan.encoder.build()

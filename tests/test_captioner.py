@@ -24,7 +24,7 @@ from raycap.errors import UserError
 from raycap.images import Reading, read_picture
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Coco, Shapes
-from raycap.vocabulary import PAD, Vocabulary, Words
+from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
 
 torch.set_num_threads(1)  # the networks are tiny: a second thread would only wait
 
@@ -42,10 +42,12 @@ def taught(
 ) -> tuple[TrainedCaptioner, list[float]]:
     """A captioner that has seen only these pictures, one caption each, until it knows them; and its losses."""
     torch.manual_seed(0)
-    vocabulary = Vocabulary.build(captions, Words(min_count=1))
+    vocabulary = Vocabulary.build(captions, VocabularyOptions(min_count=1))
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
-    squares = [read_picture(picture, plan.reading, encoder.intake).pixels for picture in pictures]
+    squares = [
+        read_picture(picture, plan.reading, encoder.preprocessing).pixels for picture in pictures
+    ]
     with torch.inference_mode():
         grid, vector = encoder(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2))
     grid, vector = grid.clone(), vector.clone()  # out of inference mode
@@ -59,7 +61,7 @@ def taught(
     )
     losses = []
     for _ in range(steps):
-        scores, _ = decoder(decoder.remember(grid, vector), words[..., :-1])
+        scores, _ = decoder(decoder.prepare(grid, vector), words[..., :-1])
         loss = functional.cross_entropy(
             scores.flatten(0, 2), words[..., 1:].flatten(), ignore_index=PAD
         )

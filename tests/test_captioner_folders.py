@@ -29,7 +29,7 @@ from raycap.encoders import ENCODERS, Pixels, ResNet18
 from raycap.encoders.weights import read
 from raycap.errors import UserError
 from raycap.search import Beam, Greedy, Sample
-from raycap.vocabulary import Vocabulary, Words
+from raycap.vocabulary import Vocabulary, VocabularyOptions
 
 torch.set_num_threads(1)
 SECRET = "root:x:0:0"
@@ -152,7 +152,7 @@ def test_weights_that_the_user_names_are_read(tmp_path: Path) -> None:
         {name: part.contiguous() for name, part in layers.items()},
         tmp_path / "resnet18.safetensors",
     )
-    vocabulary = Vocabulary.build(SENTENCES, Words(min_count=1))
+    vocabulary = Vocabulary.build(SENTENCES, VocabularyOptions(min_count=1))
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
     TrainedCaptioner(plan, vocabulary, encoder, decoder).save(tmp_path / "captioner")

@@ -89,15 +89,15 @@ def captions(pictures, references, seed=2):
 @variants
 def test_teacher_forcing_is_the_step_repeated(options):
     decoder = built(options).eval()
-    memory = decoder.remember(*pictures(4))
+    memory = decoder.prepare(*pictures(4))
     words, following = captions(4, 3)
     scores, attention = decoder(memory, words)
-    state = decoder.begin(memory, 3)
+    state = decoder.initial_state(memory, 3)
     for place in range(words.shape[2]):
         step = decoder.step(words[:, :, place], state, memory)
         state, true = step.state, following[:, :, place] != PAD
         torch.testing.assert_close(
-            step.scores[true], scores[:, :, place][true], atol=1e-5, rtol=1e-5
+            step.logits[true], scores[:, :, place][true], atol=1e-5, rtol=1e-5
         )
         if attention is not None:
             torch.testing.assert_close(
@@ -109,7 +109,7 @@ def test_teacher_forcing_is_the_step_repeated(options):
 def test_attention_is_a_distribution_over_the_grid(options):
     decoder = built(options).eval()
     words, following = captions(3, 2)
-    _, attention = decoder(decoder.remember(*pictures(3)), words)
+    _, attention = decoder(decoder.prepare(*pictures(3)), words)
     if getattr(options, "attention", "") == "none":
         assert attention is None
         return
@@ -123,10 +123,10 @@ def test_a_caption_does_not_depend_on_its_batch_or_its_neighbours(options):
     decoder = built(options).eval()
     grid, vector = pictures(5)
     words, following = captions(5, 4)
-    whole, _ = decoder(decoder.remember(grid, vector), words)
+    whole, _ = decoder(decoder.prepare(grid, vector), words)
     for b, r in ((0, 0), (3, 2), (4, 3)):
         alone, _ = decoder(
-            decoder.remember(grid[b : b + 1], vector[b : b + 1]), words[b : b + 1, r : r + 1]
+            decoder.prepare(grid[b : b + 1], vector[b : b + 1]), words[b : b + 1, r : r + 1]
         )
         true = following[b, r] != PAD
         torch.testing.assert_close(alone[0, 0][true], whole[b, r][true], atol=1e-5, rtol=1e-5)
@@ -136,15 +136,15 @@ def test_a_caption_does_not_depend_on_its_batch_or_its_neighbours(options):
 def test_the_picture_is_seen(options):
     decoder = built(options).eval()
     words, _ = captions(2, 1)
-    first, _ = decoder(decoder.remember(*pictures(2, seed=1)), words)
-    other, _ = decoder(decoder.remember(*pictures(2, seed=9)), words)
+    first, _ = decoder(decoder.prepare(*pictures(2, seed=1)), words)
+    other, _ = decoder(decoder.prepare(*pictures(2, seed=9)), words)
     assert (first - other).abs().max() > 1e-3
 
 
 @variants
 def test_what_comes_later_changes_nothing_before(options):
     decoder = built(options).eval()
-    memory = decoder.remember(*pictures(1))
+    memory = decoder.prepare(*pictures(1))
     words = torch.tensor([[[START, 5, 6, 7, 8, 9]]])
     changed = words.clone()
     changed[..., 4:] = 11
@@ -159,8 +159,8 @@ def train(decoder, grid, vector, words, following, steps, enough=0.01):
     rate = 3e-3 if isinstance(decoder, TransformerDecoder) else 1e-2
     optimiser = torch.optim.Adam(decoder.parameters(), rate)
     for _ in range(steps):
-        outputs = decoder.unroll(decoder.remember(grid, vector), words).outputs
-        loss = functional.cross_entropy(decoder.scores(outputs[true]), following[true])
+        outputs = decoder.unroll(decoder.prepare(grid, vector), words).outputs
+        loss = functional.cross_entropy(decoder.logits(outputs[true]), following[true])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 5.0)
@@ -178,7 +178,7 @@ def test_learns_by_heart_and_says_it_again(options):
     words, following = (part.repeat(1, 2, 1) for part in captions(8, 1))
     assert train(decoder, grid, vector, words, following, steps=300) < 0.01
     decoder.eval()
-    found = Greedy(max_length=9).search(decoder, decoder.remember(grid, vector)).hypotheses()
+    found = Greedy(max_length=9).search(decoder, decoder.prepare(grid, vector)).hypotheses()
     expected = [
         tuple(word for word in row.tolist() if word not in (PAD, END)) for row in following[:, 0]
     ]
@@ -189,7 +189,7 @@ def test_learns_by_heart_and_says_it_again(options):
 def test_every_parameter_is_trained(options):
     decoder = built(options)
     words, following = captions(3, 2)
-    scores, _ = decoder(decoder.remember(*pictures(3)), words)
+    scores, _ = decoder(decoder.prepare(*pictures(3)), words)
     functional.cross_entropy(scores[following != PAD], following[following != PAD]).backward()
     idle = [
         name
@@ -208,7 +208,7 @@ def test_a_saved_decoder_is_the_same_and_holds_each_weight_once(options):
     words, _ = captions(2, 2)
     grid, vector = pictures(2)
     torch.testing.assert_close(
-        other(other.remember(grid, vector), words), decoder(decoder.remember(grid, vector), words)
+        other(other.prepare(grid, vector), words), decoder(decoder.prepare(grid, vector), words)
     )
 
 
@@ -217,8 +217,8 @@ def test_float16_features_are_read_as_they_lie_in_tables(options):
     decoder = built(options).eval()
     grid, vector = (part.half() for part in pictures(2))
     words, _ = captions(2, 1)
-    half, _ = decoder(decoder.remember(grid, vector), words)
-    whole, _ = decoder(decoder.remember(grid.float(), vector.float()), words)
+    half, _ = decoder(decoder.prepare(grid, vector), words)
+    whole, _ = decoder(decoder.prepare(grid.float(), vector.float()), words)
     torch.testing.assert_close(half, whole)
 
 
@@ -238,8 +238,8 @@ def test_trains_in_bfloat16(options):
     decoder = built(options)
     words, following = captions(3, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        scores, _ = decoder(decoder.remember(*pictures(3)), words)
-    whole, _ = decoder(decoder.remember(*pictures(3)), words)
+        scores, _ = decoder(decoder.prepare(*pictures(3)), words)
+    whole, _ = decoder(decoder.prepare(*pictures(3)), words)
     true = following != PAD
     torch.testing.assert_close(scores[true].float(), whole[true], atol=0.1, rtol=0.1)
     functional.cross_entropy(scores[true].float(), following[true]).backward()
@@ -261,7 +261,7 @@ def test_given_word_vectors_are_taken_and_kept_when_frozen(kind):
     decoder = built(options, embeddings=matrix)
     np.testing.assert_array_equal(decoder.embedding.weight.detach().numpy(), matrix)
     words, _ = captions(2, 1)
-    decoder(decoder.remember(*pictures(2)), words)[0].sum().backward()
+    decoder(decoder.prepare(*pictures(2)), words)[0].sum().backward()
     assert decoder.embedding.weight.grad is None
     with pytest.raises(UserError, match="embedding_width to 20"):
         built(options, embeddings=matrix[:, :20])
@@ -286,8 +286,8 @@ def test_the_cells_are_torchs_own(cell):
     }
     attentive.load_state_dict(shared, strict=False)
     words, following = captions(3, 2)
-    ours, _ = attentive(attentive.remember(*pictures(3)), words)
-    expected, _ = plain(plain.remember(*pictures(3)), words)
+    ours, _ = attentive(attentive.prepare(*pictures(3)), words)
+    expected, _ = plain(plain.prepare(*pictures(3)), words)
     true = following != PAD
     torch.testing.assert_close(ours[true], expected[true], atol=1e-5, rtol=1e-5)
 

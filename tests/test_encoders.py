@@ -27,7 +27,7 @@ from raycap.encoders import (
     ViTB16,
 )
 from raycap.encoders.encoder import Encoder
-from raycap.encoders.intake import Intake
+from raycap.encoders.preprocessing import Preprocessing
 from raycap.encoders.weights import repeatable
 from raycap.errors import UserError
 
@@ -140,7 +140,9 @@ def test_a_picture_alone_is_that_picture_in_a_batch(
     kind: str, numbers: device.PrecisionName
 ) -> None:
     options = {"size": 64} if kind == "pixels" else {"size": 64, "weights": "random"}
-    encoder = ENCODERS[kind](**options).build().for_inference(device.derive("cpu", numbers))
+    encoder = (
+        ENCODERS[kind](**options).build().for_inference(device.choose_precision("cpu", numbers))
+    )
     pixels = pictures(64, 5)
     grid, vector = features(encoder, pixels)
     for row in range(5):
@@ -199,11 +201,11 @@ def test_folding_changes_no_feature(kind: str) -> None:
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     pixels = pictures(64)
     grid, vector = features(encoder, pixels)
-    exact = encoder.for_inference(device.derive("cpu", "fp32"))
+    exact = encoder.for_inference(device.choose_precision("cpu", "fp32"))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in exact.modules())
     for ours, theirs in zip(features(exact, pixels), (grid, vector), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
-    halved = encoder.for_inference(device.derive("cpu", "bf16"))
+    halved = encoder.for_inference(device.choose_precision("cpu", "bf16"))
     assert {part.dtype for part in halved.trunk.parameters()} == {torch.bfloat16}
     half = features(halved, pixels)
     assert half[0].dtype == torch.float32
@@ -291,7 +293,7 @@ def chance_of_truth(
 def test_the_he_layout_of_real_weights(shared_data: Path, shared_weights: Path) -> None:
     file = str(shared_weights / "resnet50_he.safetensors")
     head = load_file(file)
-    chosen = device.derive("cpu", "fp32")
+    chosen = device.choose_precision("cpu", "fp32")
     right, wrong = (
         chance_of_truth(
             ResNet50(weights=file, stride_in_1x1=layout).build().for_inference(chosen),
@@ -473,22 +475,22 @@ def torchvision_names(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def test_precision_is_derived_with_a_reason_and_can_be_forced() -> None:
-    derived = device.derive("cpu")
+    derived = device.choose_precision("cpu")
     assert derived.dtype in (torch.float32, torch.bfloat16) and "processor" in str(derived)
-    forced = device.derive("cpu", "bf16")
+    forced = device.choose_precision("cpu", "bf16")
     assert str(forced) == "cpu in bfloat16: as asked for"
     with forced.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    with device.derive("cpu", "fp32").autocast():
+    with device.choose_precision("cpu", "fp32").autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     with pytest.raises(UserError, match="no device 'gpu'"):
-        device.derive("gpu")
+        device.choose_precision("gpu")
     with pytest.raises(UserError, match="torch sees"):
-        device.derive("cuda:99")
+        device.choose_precision("cuda:99")
 
 
 def test_a_fine_tuned_encoder_trains_under_autocast() -> None:
-    chosen = device.derive("cpu", "bf16")
+    chosen = device.choose_precision("cpu", "bf16")
     encoder = (
         ResNet18(weights="random", size=64, trainable="last").build().for_training(chosen).train()
     )
@@ -513,7 +515,7 @@ def test_timm_models(model: str, positions: int, width: int, class_token: bool) 
     timm = pytest.importorskip("timm")
     encoder = Timm(model=model, weights="random", trainable="last").build()
     config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())
-    assert encoder.intake == Intake(
+    assert encoder.preprocessing == Preprocessing(
         224, "crop", config["interpolation"], config["mean"], config["std"]
     )
     assert (encoder.positions, encoder.width) == (positions, width)
@@ -532,7 +534,7 @@ def test_timm_models(model: str, positions: int, width: int, class_token: bool) 
         assert torch.allclose(vector, raw[:, 0], atol=1e-4)
     trained = len(list(encoder.trainable_parameters()))
     assert 0 < trained < len(list(encoder.parameters()))
-    half = features(encoder.for_inference(device.derive("cpu", "bf16")), pixels)
+    half = features(encoder.for_inference(device.choose_precision("cpu", "bf16")), pixels)
     assert cosine_similarity(half.grid, grid, dim=2).mean() > 0.99
 
 
@@ -552,7 +554,9 @@ def test_timm_files_sizes_and_choices(tmp_path: Path) -> None:
     encoder = Timm(
         model=model, weights=str(tmp_path / "vit.safetensors"), size=64, grid=2, **chosen
     ).build()
-    assert encoder.intake == Intake(64, "squash", "bilinear", chosen["mean"], chosen["std"])
+    assert encoder.preprocessing == Preprocessing(
+        64, "squash", "bilinear", chosen["mean"], chosen["std"]
+    )
     assert features(encoder, pictures(64))[0].shape == (3, 4, 192)
     with pytest.raises(UserError, match="not of this encoder"):
         Timm(model="vit_small_patch16_224", weights=str(tmp_path / "vit.safetensors")).build()

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from raycap.cli import main
-from raycap.training.run_files import read_epochs
+from raycap.storage.training_log import read_epochs
 
 pytestmark = pytest.mark.ray
 

@@ -14,7 +14,7 @@ from hostile import write
 from PIL import Image
 
 from raycap.cli import main
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.encoders import Pixels
 from raycap.images import Reading, Square, read_picture
 from raycap.schema import features_schema
@@ -61,7 +61,7 @@ def test_each_picture_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
     assert extract(folder, tmp_path / "out") == 0
     rows = features(tmp_path / "out")
     assert sorted(rows) == [f"{number:03d}.png" for number in range(37)]
-    encoder = Pixels(size=64).build().for_inference(derive())
+    encoder = Pixels(size=64).build().for_inference(choose_precision())
     for key in ("000.png", "020.png", "036.png"):
         picture = read_picture(
             (folder / key).read_bytes(), Reading(), Square(64, "squash", "bilinear")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from raycap.images import Reading
 from raycap.images.formats import READERS, picture_format
-from raycap.images.opened import Limits
+from raycap.images.picture_file import PictureLimits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 
@@ -104,7 +104,7 @@ def peaks(folder: Path, files: dict[str, bytes]) -> list[Any]:
 
 def stated(data: bytes) -> float:
     """The bytes that raycap expects decoding to take."""
-    opened = READERS[picture_format(data)](data, Limits(10**9, 10**6, 1000, 10**12))
+    opened = READERS[picture_format(data)](data, PictureLimits(10**9, 10**6, 1000, 10**12))
     opened.shrink((336, 336))
     return opened.memory()
 

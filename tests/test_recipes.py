@@ -18,7 +18,7 @@ from raycap.cli import main
 from raycap.config import load
 from raycap.encoders import MobileNetV2
 from raycap.errors import UserError
-from raycap.training.run_files import read_epochs
+from raycap.storage.training_log import read_epochs
 
 pytestmark = pytest.mark.ray
 

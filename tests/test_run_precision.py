@@ -23,7 +23,7 @@ from raycap.bulk.precision import choose_run_precision, with_precision
 from raycap.captioners.trained import TrainedOptions
 from raycap.cli import main
 from raycap.cluster import Cluster
-from raycap.device import Precision, PrecisionName, derive
+from raycap.device import Precision, PrecisionName, choose_precision
 from raycap.encoders import Pixels
 from raycap.errors import UserError
 from raycap.fetch import Fetch
@@ -175,7 +175,10 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
     monkeypatch.setattr(device, "_fastest", lambda _: ("fp16", "of the driver"))
     found = choose_run_precision(BulkOptions(), Cluster())
     monkeypatch.undo()
-    assert found == derive().name and f"precision {found}: {derive().reason}" in errors()
+    assert (
+        found == choose_precision().name
+        and f"precision {found}: {choose_precision().reason}" in errors()
+    )
     with pytest.raises(UserError, match="64 GPU"):
         choose_run_precision(BulkOptions(gpus=64), Cluster())
     assert choose_run_precision(BulkOptions(precision="fp16", gpus=64), Cluster()) == "fp16", (
@@ -185,8 +188,8 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
 
 def test_a_device_that_cannot_compute_so_is_refused() -> None:
     names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
-    assert [derive("cpu", name).name for name in names] == list(names)
+    assert [choose_precision("cpu", name).name for name in names] == list(names)
     with pytest.raises(
         UserError, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"
     ):
-        device.check_computes(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))
+        device.check_supported(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))

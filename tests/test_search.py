@@ -43,7 +43,7 @@ def half_trained(name):
 
 @torch.no_grad()
 def remembered(decoder, count, seed=1):
-    return decoder.remember(*pictures(count, seed))
+    return decoder.prepare(*pictures(count, seed))
 
 
 def one(memory, picture):
@@ -304,9 +304,9 @@ def test_words_are_drawn_as_often_as_they_are_probable(limits):
     decoder = opinionated(seed=3)
     memory = remembered(decoder, 1)
     with torch.no_grad():
-        scores = decoder.step(torch.tensor([[START]]), decoder.begin(memory, 1), memory).scores[
-            0, 0
-        ]
+        scores = decoder.step(
+            torch.tensor([[START]]), decoder.initial_state(memory, 1), memory
+        ).logits[0, 0]
     scores[[PAD, START, UNK]] = -torch.inf
     scores = scores / limits.get("temperature", 1.0)
     order = torch.argsort(scores, descending=True)[: limits.get("top_k", 20)]

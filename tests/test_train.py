@@ -18,7 +18,7 @@ from feature_tables import features, write
 
 from raycap import Captioner
 from raycap.cli import main
-from raycap.training.run_files import read_epochs, read_log
+from raycap.storage.training_log import read_epochs, read_log
 
 pytestmark = pytest.mark.ray
 

@@ -23,12 +23,15 @@ from raycap.captioners.trained import Plan
 from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
-from raycap.device import derive
+from raycap.decoders.teacher_forcing import decoder_inputs, loss_by_picture
+from raycap.device import choose_precision
 from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
+from raycap.images.augmentation import DRAWS, augment, draws_of, names_sides
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Table
+from raycap.storage.training_log import read_epochs, read_log
 from raycap.training import (
     Augmentation,
     Objective,
@@ -42,20 +45,17 @@ from raycap.training import (
     loop,
     step,
 )
-from raycap.training.augmentation import DRAWS, augment, draws_of, names_sides
 from raycap.training.dataset import CaptionDataset, read_ahead
 from raycap.training.display import CURVE, TRACKERS, RunDisplay, open_tracker
 from raycap.training.distributed import WorkerGroup
 from raycap.training.loss import (
     attention_penalty,
     caption_loss,
-    decoder_inputs,
-    loss_by_picture,
     scheduled_sampling_inputs,
 )
 from raycap.training.network import Network
 from raycap.training.optimiser import LearningRates, WeightAverage
-from raycap.training.run_files import STOP, read_epochs, read_log
+from raycap.training.run_files import STOP
 from raycap.training.self_critical import CaptionReward, advantages, draw_captions, log_likelihood
 from raycap.training.setup import TrainingSetup
 from raycap.training.store import (
@@ -68,7 +68,7 @@ from raycap.training.store import (
     write_listing,
 )
 from raycap.training.validation import ATTENTION_PICTURES
-from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, Words
+from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, VocabularyOptions
 
 SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
 DECODER_CHOICES = [
@@ -77,7 +77,7 @@ DECODER_CHOICES = [
     TopDown(**SMALL, attention_width=16, projection_width=16),
     Transformer(**SMALL, layers=1, heads=2, layer_dropout=0.0),
 ]
-CPU = derive("cpu", "fp32")
+CPU = choose_precision("cpu", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def vocabulary(store: PictureStore) -> Vocabulary:
         for references in store.captions["references"].to_pylist()
         for caption in references
     ]
-    return Vocabulary.build(captions, Words(min_count=1))
+    return Vocabulary.build(captions, VocabularyOptions(min_count=1))
 
 
 def dataset(store: PictureStore, vocabulary: Vocabulary, split: str = "train") -> CaptionDataset:
@@ -253,9 +253,9 @@ import sys
 from pathlib import Path
 from raycap.training.dataset import CaptionDataset
 from raycap.training.store import unpack_table
-from raycap.vocabulary import Vocabulary, Words
+from raycap.vocabulary import Vocabulary, VocabularyOptions
 store = unpack_table(sys.argv[1], Path(sys.argv[2]))
-dataset = CaptionDataset(store, store.rows_of("train"), Vocabulary.build(["a red dog"], Words(min_count=1)))
+dataset = CaptionDataset(store, store.rows_of("train"), Vocabulary.build(["a red dog"], VocabularyOptions(min_count=1)))
 for share in dataset.shares(0, 0, 32, 0, 1):
     dataset.batch(share)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
@@ -339,13 +339,13 @@ def test_the_loss_is_the_mean_over_true_words(
     net, learned = network(options, vocabulary).eval(), dataset(store, vocabulary)
     batch = learned.batch(learned.rows[:6])
     counted = caption_loss(
-        net.decoder, net.remember(batch.pictures), batch.words, Objective(label_smoothing=0.1)
+        net.decoder, net.prepare(batch.pictures), batch.words, Objective(label_smoothing=0.1)
     )
     surprise, smoothed, right, words = 0.0, 0.0, 0, 0
     for row, place in enumerate(learned.rows[:6]):
         for caption in learned.captions(place):
             numbers = torch.tensor(caption).view(1, 1, -1)
-            scores, _ = net.decoder(net.remember(batch.pictures[row : row + 1]), numbers[..., :-1])
+            scores, _ = net.decoder(net.prepare(batch.pictures[row : row + 1]), numbers[..., :-1])
             following = numbers[0, 0, 1:]
             cross_entropy = torch.nn.functional.cross_entropy
             scores = scores.detach()
@@ -358,11 +358,11 @@ def test_the_loss_is_the_mean_over_true_words(
     captions = sum(len(store.references(place)) for place in learned.rows[:6])
     assert counted.counts.tolist() == pytest.approx([surprise, right, words, captions], rel=1e-4)
     assert counted.objective.item() == pytest.approx(smoothed, rel=1e-4)
-    each = loss_by_picture(net.decoder, net.remember(batch.pictures), batch.words)
+    each = loss_by_picture(net.decoder, net.prepare(batch.pictures), batch.words)
     assert each.sum(0).tolist() == pytest.approx(counted.counts[:3].tolist(), rel=1e-4)
     for row in range(6):
         alone = loss_by_picture(
-            net.decoder, net.remember(batch.pictures[row : row + 1]), batch.words[row : row + 1]
+            net.decoder, net.prepare(batch.pictures[row : row + 1]), batch.words[row : row + 1]
         )
         assert alone[0].tolist() == pytest.approx(each[row].tolist(), rel=1e-4)
 
@@ -377,7 +377,7 @@ def test_padding_changes_neither_loss_nor_gradients(
     gradients = []
     for words in (batch.words, wider):
         net = network(DECODER_CHOICES[0], vocabulary)
-        counted = caption_loss(net.decoder, net.remember(batch.pictures), words, options)
+        counted = caption_loss(net.decoder, net.prepare(batch.pictures), words, options)
         (counted.objective + counted.penalty).backward()
         gradients.append(
             torch.cat(
@@ -406,7 +406,7 @@ def test_scheduled_sampling_reads_true_words_own_words_or_some_of_both(
 ) -> None:
     net, learned = network(DECODER_CHOICES[0], vocabulary).eval(), dataset(store, vocabulary)
     batch = learned.batch(learned.rows)
-    memory = net.remember(batch.pictures)
+    memory = net.prepare(batch.pictures)
     true = decoder_inputs(batch.words)
     assert torch.equal(scheduled_sampling_inputs(net.decoder, memory, batch.words, 0.0), true)
     torch.manual_seed(0)
@@ -477,7 +477,7 @@ def test_drawn_words_are_as_likely_as_when_they_were_drawn(
     batch = learned.batch(learned.rows[:6])
     options = SelfCritical(samples=4, max_length=8, temperature=1.0)
     with torch.no_grad():
-        memory = net.remember(batch.pictures)
+        memory = net.prepare(batch.pictures)
         drawn = draw_captions(net.decoder, memory, options, list(range(6)))
         found = Sample(samples=4, max_length=8).search(net.decoder, memory, seeds=list(range(6)))
         likely, true = log_likelihood(net.decoder, memory, drawn)
@@ -496,7 +496,7 @@ def test_a_low_temperature_draws_and_counts_likely_words(
     for temperature in (1.0, 0.05):
         options = SelfCritical(samples=4, max_length=8, temperature=temperature)
         with torch.no_grad():
-            memory = net.remember(batch.pictures)
+            memory = net.prepare(batch.pictures)
             drawn = draw_captions(net.decoder, memory, options, list(range(6)))
             surprises.append(-log_likelihood(net.decoder, memory, drawn, temperature)[0].mean())
     assert surprises[1] < surprises[0] / 2
@@ -808,7 +808,10 @@ def test_a_tracker_that_fails_is_refused_before_and_given_up_during_a_run(
 def test_every_decoder_is_tried_here() -> None:
     assert {type(options) for options in DECODER_CHOICES} == set(DECODERS.values())
     assert all(
-        isinstance(network(options, Vocabulary.build(["a"], Words(min_count=1))).decoder, Decoder)
+        isinstance(
+            network(options, Vocabulary.build(["a"], VocabularyOptions(min_count=1))).decoder,
+            Decoder,
+        )
         for options in DECODER_CHOICES
     )
     assert Beam().width  # the default search of a run

@@ -20,11 +20,11 @@ from raycap.vocabulary import (
     UNK,
     Cleaning,
     Vocabulary,
-    Words,
+    VocabularyOptions,
     load_glove,
 )
 
-EVERY_WORD = Words(min_count=1)
+EVERY_WORD = VocabularyOptions(min_count=1)
 cleanings = st.builds(
     Cleaning,
     lowercase=st.booleans(),
@@ -51,14 +51,17 @@ def test_cleaned_words_are_clean(caption: str, cleaning: Cleaning) -> None:
 def test_decode_undoes_encode(texts: list[str], cleaning: Cleaning) -> None:
     if not any(cleaning.words(text) for text in texts):
         return
-    vocabulary = Vocabulary.build(texts, Words(cleaning=cleaning, min_count=1))
+    vocabulary = Vocabulary.build(texts, VocabularyOptions(cleaning=cleaning, min_count=1))
     for text in texts:
         numbers = vocabulary.encode(text)
         assert numbers[0] == START and numbers[-1] == END and UNK not in numbers
         assert vocabulary.decode(numbers) == " ".join(cleaning.words(text))
         assert vocabulary.decode([*numbers, PAD, 4]) == vocabulary.decode(numbers)
     assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
-    assert Vocabulary.build(reversed(texts), Words(cleaning=cleaning, min_count=1)) == vocabulary
+    assert (
+        Vocabulary.build(reversed(texts), VocabularyOptions(cleaning=cleaning, min_count=1))
+        == vocabulary
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,18 +87,21 @@ def test_other_scripts_keep_their_signs() -> None:
 
 
 def test_words_are_in_falling_count_and_rare_ones_unknown() -> None:
-    vocabulary = Vocabulary.build(["b b a a c", "c b rare"], Words(min_count=2))
+    vocabulary = Vocabulary.build(["b b a a c", "c b rare"], VocabularyOptions(min_count=2))
     assert vocabulary.words == (*SPECIAL_TOKENS, "b", "a", "c")
     assert vocabulary.encode("a rare b") == [START, 5, UNK, 4, END]
     assert vocabulary.decode([START, 5, UNK, 4, END]) == "a b"
     assert (
-        len(Vocabulary.build(["b b a a c"], Words(min_count=1, max_size=2)))
+        len(Vocabulary.build(["b b a a c"], VocabularyOptions(min_count=1, max_size=2)))
         == len(SPECIAL_TOKENS) + 2
     )
 
 
 def test_special_tokens_cannot_be_written_in_a_caption() -> None:
-    for options in (Words(min_count=1), Words(Cleaning(remove_punctuation=False), min_count=1)):
+    for options in (
+        VocabularyOptions(min_count=1),
+        VocabularyOptions(Cleaning(remove_punctuation=False), min_count=1),
+    ):
         vocabulary = Vocabulary.build(["<end> <unk> <start> <pad>"], options)
         assert min(vocabulary.encode("<end> <unk>")[1:-1]) > UNK
 
@@ -103,12 +109,14 @@ def test_special_tokens_cannot_be_written_in_a_caption() -> None:
 @pytest.mark.parametrize(
     ("texts", "options", "reason"),
     [
-        ([], Words(), "no words"),
-        (["...", ""], Words(), "no words"),
-        (["a dog", "a cat"], Words(min_count=3), "'a', 2 times"),
+        ([], VocabularyOptions(), "no words"),
+        (["...", ""], VocabularyOptions(), "no words"),
+        (["a dog", "a cat"], VocabularyOptions(min_count=3), "'a', 2 times"),
     ],
 )
-def test_an_empty_vocabulary_is_refused(texts: list[str], options: Words, reason: str) -> None:
+def test_an_empty_vocabulary_is_refused(
+    texts: list[str], options: VocabularyOptions, reason: str
+) -> None:
     with pytest.raises(UserError, match=reason):
         Vocabulary.build(texts, options)
 
@@ -116,8 +124,8 @@ def test_an_empty_vocabulary_is_refused(texts: list[str], options: Words, reason
 def test_impossible_options_and_numbers_are_refused() -> None:
     for make in (
         lambda: Cleaning(max_words=0),
-        lambda: Words(min_count=0),
-        lambda: Words(max_size=0),
+        lambda: VocabularyOptions(min_count=0),
+        lambda: VocabularyOptions(max_size=0),
     ):
         with pytest.raises(UserError):
             make()
@@ -248,7 +256,7 @@ def test_real_captions_and_vectors(shared_data: Path) -> None:
     lines = (
         (shared_data / "flickr8k" / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
     )
-    vocabulary = Vocabulary.build((line.split("\t")[1] for line in lines), Words())
+    vocabulary = Vocabulary.build((line.split("\t")[1] for line in lines), VocabularyOptions())
     glove = load_glove(str(shared_data / "glove" / "glove.6B.100d.subset.txt"), vocabulary)
     assert 2500 < len(vocabulary) < 3000 and vocabulary.words[4] == "a"
     assert glove.found / glove.total > 0.99 and glove.malformed_count == 0

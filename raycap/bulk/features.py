@@ -20,16 +20,15 @@ from raycap.bulk.pool import model_pool, through_model
 from raycap.captioners.trained.folder import digest_of
 from raycap.cluster import Cluster
 from raycap.cluster.nodes import signed
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.encoders import ENCODERS, EncoderOptions
 from raycap.encoders.encoder import Encoder
 from raycap.fetch import Fetch
 from raycap.images import Reading, Square
+from raycap.images.augmentation import Augmentation, augment, draws_of, names_sides
 from raycap.options import to_plain
 from raycap.schema import SUCCESS, features_schema
 from raycap.sources import Source
-from raycap.training import Augmentation
-from raycap.training.augmentation import augment, draws_of, names_sides
 
 
 class View(NamedTuple):
@@ -160,7 +159,7 @@ class EncodeWorker:
     def __init__(self, encoder: Any, threads: int, options: Extract, view: View | None) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
         whole: Encoder = ray.get(encoder)
-        self._encode = whole.for_inference(derive(options.device, options.precision))
+        self._encode = whole.for_inference(choose_precision(options.device, options.precision))
         self._batch, self._int8, self._view = options.batch, options.int8, view
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -22,9 +22,8 @@ from raycap.images.reading import LIMITS
 from raycap.options import to_plain
 from raycap.sources import SOURCES, Source
 from raycap.sources.splits import split_word
-from raycap.storage import RunFolder
+from raycap.storage import RunFolder, cache_folder
 from raycap.storage.location import locate
-from raycap.training.store import cache_folder
 
 RUN, FACTS = "run.json", "facts.json"
 

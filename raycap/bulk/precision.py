@@ -18,7 +18,7 @@ from raycap.bulk.options import BulkOptions
 from raycap.bulk.pool import gpus_per_worker, provide_model_nodes
 from raycap.cluster import Cluster
 from raycap.cluster.nodes import alive, computing, selector
-from raycap.device import PrecisionName, derive
+from raycap.device import PrecisionName, choose_precision
 from raycap.errors import UserError
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
@@ -99,7 +99,7 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
 
 def fastest(device: str) -> tuple[PrecisionName, str]:
     """The fastest precision of a device of this machine, and why."""
-    found = derive(device)
+    found = choose_precision(device)
     return found.name, found.reason
 
 

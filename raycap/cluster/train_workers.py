@@ -17,14 +17,15 @@ from raycap.cluster import Cluster
 from raycap.cluster.needs import Need, provide
 from raycap.cluster.nodes import capacity, check_seen, selector
 from raycap.cluster.session import user_error_within
-from raycap.device import derive
+from raycap.device import choose_precision
 from raycap.errors import UserError
+from raycap.storage import cache_folder
 from raycap.training import Train
 from raycap.training.distributed import WorkerGroup
 from raycap.training.loop import train_captioner
 from raycap.training.run_files import EpochLimit
 from raycap.training.setup import TrainingSetup
-from raycap.training.store import cache_folder, open_store
+from raycap.training.store import open_store
 
 RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
 
@@ -35,7 +36,7 @@ def train_here(setup: TrainingSetup, out: Path, name: str, epoch_token: str = ""
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
     store = open_store(setup.pictures, cache_folder(setup.options.cache))
-    precision = derive(device, setup.options.precision)
+    precision = choose_precision(device, setup.options.precision)
     limit = EpochLimit(out, epoch_token) if epoch_token else None
     train_captioner(setup, store, out, precision, WorkerGroup(), epoch_limit=limit)
 
@@ -97,7 +98,7 @@ def _work(given: dict[str, Any]) -> None:
         open_store(setup.pictures, cache)
     group.wait()
     store = open_store(setup.pictures, cache)
-    precision, out = derive(str(device), options.precision), Path(given["out"])
+    precision, out = choose_precision(str(device), options.precision), Path(given["out"])
     limit = EpochLimit(out, given["epoch_token"]) if given["epoch_token"] else None
     train_captioner(setup, store, out, precision, group, ray.train.report, limit)
 

@@ -31,9 +31,10 @@ from raycap.evaluation.references import with_captions
 from raycap.search import Beam
 from raycap.storage import Lease, output_folder
 from raycap.storage.lease import LEASE
+from raycap.storage.training_log import METRICS, PICTURES, read_epochs
 from raycap.terminal import write_out
 from raycap.training.display import CURVE, RunDisplay
-from raycap.training.run_files import CAPTIONER, METRICS, PICTURES, STOP, read_epochs
+from raycap.training.run_files import CAPTIONER, STOP
 from raycap.training.setup import (
     FACTS,
     build_encoder,

@@ -1,6 +1,6 @@
-"""The decoders to choose from, as frozen options; torch is imported only when one is built.
+"""The options of the decoders; torch is imported only when one is built.
 
-A new decoder is one file with a `Decoder` in it, one class of options here, and one line in `DECODERS`.
+A new decoder is a subclass of `Decoder`, a class of options here, and a line in `DECODERS`.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecoderOptions:
-    """What every decoder can be asked."""
+    """The options of every decoder."""
 
     hidden_width: int = 512
     """Width of the decoder's state."""
     embedding_width: int = 256
-    """Width of a word's vector; with GloVe, the width of its vectors."""
+    """Width of a word's embedding; with GloVe, the width of its vectors."""
     embedding_trainable: bool = True
-    """Train the words' vectors; off keeps them as they were given."""
+    """Train the embeddings; off keeps the initial ones."""
     tied_words: bool = False
-    """Score the next word with the same vectors that the words come in by."""
+    """Use the embeddings as the weights of the output layer too."""
     normalise_picture: bool = False
-    """Layer norm on the grid and on the vector as they come from the encoder."""
+    """Layer norm on the grid and on the vector from the encoder."""
     projection_width: int = 0
-    """Bring the grid to this width (linear, ReLU) before anything else reads it; 0 leaves it as it is."""
+    """Project the grid to this width (linear, ReLU) before all other layers; 0 for no
+    projection."""
     grid_dropout: float = 0.0
-    """Dropout on the (projected) grid and on the vector."""
+    """Dropout on the grid (after its projection) and on the vector."""
     embedding_dropout: float = 0.0
-    """Dropout on the words' vectors."""
+    """Dropout on the embeddings."""
     layer_dropout: float = 0.0
-    """Dropout between layers; in a transformer, on what each of its parts adds."""
+    """Dropout between layers; in a transformer, on the output of each part of a block."""
     output_dropout: float = 0.5
-    """Dropout on what the vocabulary's scores are made from."""
+    """Dropout before the output layer."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_width", "embedding_width"):
@@ -67,17 +68,19 @@ class Recurrent(DecoderOptions):
     layers: int = 1
     """Recurrent layers, 1 to 3."""
     attention: Literal["additive", "multi_head", "none"] = "additive"
-    """How the grid is looked at for each word: Bahdanau's sum, dot products with several heads, or not at all."""
+    """Attention over the grid: additive (Bahdanau), multi_head (dot products), or none."""
     attention_width: int = 512
-    """Width in which the state and the grid's positions are compared."""
+    """Width of the attention's keys and queries."""
     heads: int = 8
-    """Heads of multi-head attention; they share attention_width."""
+    """Heads of multi_head attention, which divide attention_width."""
     vector_enters: Literal["initial_state", "first_input", "both", "nowhere"] = "initial_state"
-    """Where the picture's vector comes in: as the first state, as an input before the first word, both, or not."""
+    """Where the picture's vector enters: as the first state, as an input before the first word,
+    both, or nowhere."""
     gated_context: bool = False
-    """Let the state decide how much of what attention found counts (the gate of Show, Attend and Tell)."""
+    """Scale the attended context by a gate that depends on the state (as in Show, Attend and
+    Tell)."""
     deep_output: bool = False
-    """Score words from state, attended picture and last word together, through one more layer."""
+    """One more layer before the output layer, on the state, the context and the last word."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +88,8 @@ class Recurrent(DecoderOptions):
             raise UserError(f"decoder.layers is {self.layers}: give 1, 2 or 3")
         if self.attention == "none" and self.vector_enters == "nowhere":
             raise UserError(
-                "decoder.vector_enters is nowhere and decoder.attention is none: the picture would not be seen at "
+                "decoder.vector_enters is nowhere and decoder.attention is none: the picture "
+                "would not be seen at "
                 "all; let its vector enter as initial_state or first_input, or choose an attention"
             )
         if self.attention == "none" and self.gated_context:
@@ -94,8 +98,10 @@ class Recurrent(DecoderOptions):
             )
         if self.attention == "none" and self.projection_width:
             raise UserError(
-                "decoder.projection_width is for the grid, which decoder.attention none never reads: leave it 0; "
-                "the vector is brought to embedding_width as first_input, to hidden_width as initial_state"
+                "decoder.projection_width is for the grid, which decoder.attention none never "
+                "reads: leave it 0; "
+                "the vector is projected to embedding_width as first_input, to hidden_width as "
+                "initial_state"
             )
         _check_attention(self.attention, self.attention_width, self.heads)
 
@@ -106,7 +112,8 @@ class Recurrent(DecoderOptions):
         width: int,
         embeddings: np.ndarray | None = None,
     ) -> Decoder:
-        """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
+        """The decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width]
+        are initial ones."""
         from raycap.decoders.recurrent import AttentiveRecurrent, PlainRecurrent
 
         kind = PlainRecurrent if self.attention == "none" else AttentiveRecurrent
@@ -115,16 +122,17 @@ class Recurrent(DecoderOptions):
 
 @dataclass(frozen=True)
 class TopDown(DecoderOptions):
-    """Two LSTMs: one that sees the whole picture and attends, one that speaks (Anderson et al. 2018, on grids)."""
+    """Two LSTMs: one for attention, one for language (Anderson et al. 2018, on grids)."""
 
     projection_width: int = 512
-    """Bring the grid to this width (linear, ReLU) before anything else reads it; 0 leaves it as it is."""
+    """Project the grid to this width (linear, ReLU) before all other layers; 0 for no
+    projection."""
     attention: Literal["additive", "multi_head"] = "additive"
-    """How the grid is looked at for each word: Bahdanau's sum, or dot products with several heads."""
+    """Attention over the grid: additive (Bahdanau) or multi_head (dot products)."""
     attention_width: int = 512
-    """Width in which the state and the grid's positions are compared."""
+    """Width of the attention's keys and queries."""
     heads: int = 8
-    """Heads of multi-head attention; they share attention_width."""
+    """Heads of multi_head attention, which divide attention_width."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,24 +145,26 @@ class TopDown(DecoderOptions):
         width: int,
         embeddings: np.ndarray | None = None,
     ) -> Decoder:
-        """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
-        from raycap.decoders.top_down import TopDownDecoder
+        """The decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width]
+        are initial ones."""
+        from raycap.decoders.recurrent import TopDownDecoder
 
         return TopDownDecoder(self, vocabulary_size, width, embeddings)
 
 
 @dataclass(frozen=True)
 class Transformer(DecoderOptions):
-    """A small pre-norm transformer decoder; search keeps the keys and values of the words so far."""
+    """A small pre-norm transformer; a search keeps the keys and values of earlier words."""
 
     layers: int = 3
-    """Blocks of self-attention, attention over the grid, and a feed-forward part."""
+    """Number of blocks, each of self-attention, attention over the grid, and a feed-forward
+    part."""
     heads: int = 8
-    """Heads of each attention; they share hidden_width."""
+    """Heads of each attention, which divide hidden_width."""
     layer_dropout: float = 0.1
-    """Dropout on what each part of a block adds."""
+    """Dropout on the output of each part of a block."""
     output_dropout: float = 0.1
-    """Dropout on what the vocabulary's scores are made from."""
+    """Dropout before the output layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,7 +172,8 @@ class Transformer(DecoderOptions):
             raise UserError(f"decoder.layers is {self.layers}: give at least 1")
         if self.heads < 1 or self.hidden_width % self.heads or self.hidden_width % 2:
             raise UserError(
-                f"decoder.hidden_width {self.hidden_width} must be even and a multiple of heads, {self.heads}"
+                f"decoder.hidden_width {self.hidden_width} must be even and a multiple of heads, "
+                f"{self.heads}"
             )
 
     def build(
@@ -172,7 +183,8 @@ class Transformer(DecoderOptions):
         width: int,
         embeddings: np.ndarray | None = None,
     ) -> Decoder:
-        """A decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width] to start from."""
+        """The decoder for grids [B, positions, width]; `embeddings` [vocabulary, embedding_width]
+        are initial ones."""
         from raycap.decoders.transformer import TransformerDecoder
 
         return TransformerDecoder(self, vocabulary_size, width, embeddings)

@@ -1,7 +1,8 @@
-"""What every decoder is: a picture's memory and the words so far become the scores of the next word.
+"""The base of all decoders: from a picture's memory and the words so far to the logits of the next
+word.
 
-Everything has the shape [B, K, ...]: B pictures, K captions of each in parallel. K counts the references in teacher
-forcing and the beams in search, so a picture is remembered once and shared by all its captions.
+Shapes are [B, K, ...]: B pictures, K captions of each in parallel. K counts the references in
+teacher forcing and the beams in search. A picture's memory is computed once for all its captions.
 """
 
 from abc import ABC, abstractmethod
@@ -16,27 +17,28 @@ from raycap.decoders import DecoderOptions
 from raycap.errors import UserError
 from raycap.vocabulary import PAD
 
-# Named tensors: a memory's begin with [B, ...], a state's with [B, K, ...], so that search can pick rows of either.
+# A memory is named tensors [B, ...], a state named tensors [B, K, ...]: search can pick rows of
+# both.
 Tensors = dict[str, Tensor]
 
 
-class Step(NamedTuple):
-    """One word further."""
+class DecoderStep(NamedTuple):
+    """The result of reading one word."""
 
-    scores: Tensor  # [B, K, V] logits of the next word
+    logits: Tensor  # [B, K, V] of the next word
     state: Tensors  # each [B, K, ...]
     attention: Tensor | None  # [B, K, P], sums to 1 over P
 
 
 class Unrolled(NamedTuple):
-    """Whole captions, teacher-forced, up to the vocabulary; what is behind a last word means nothing."""
+    """The outputs for whole captions; those at padding mean nothing."""
 
-    outputs: Tensor  # [B, R, T, O], what `scores` takes
+    outputs: Tensor  # [B, R, T, O], for `logits`
     attention: Tensor | None  # [B, R, T, P]
 
 
 class Decoder(nn.Module, ABC):
-    """The words' way in and out, the picture's way in, and the protocol between them."""
+    """Embeddings, projections of the picture, logits, and the methods of every decoder."""
 
     def __init__(
         self,
@@ -51,37 +53,33 @@ class Decoder(nn.Module, ABC):
         self.grid_width = projected or width
         self.embedding = nn.Embedding(vocabulary_size, options.embedding_width, padding_idx=PAD)
         self.embedding_dropout = nn.Dropout(options.embedding_dropout)
-        # Without weights of its own: every layer behind it has them, and some decoders read only grid or vector.
-        normalise = options.normalise_picture
-        self.normalise = (
-            nn.LayerNorm(width, elementwise_affine=False) if normalise else nn.Identity()
-        )
-        self.projection = (
-            nn.Sequential(nn.Linear(width, projected), nn.ReLU()) if projected else nn.Identity()
-        )
+        self.normalise: nn.Module = nn.Identity()
+        if options.normalise_picture:
+            # Without weights: every layer after it has them, and some decoders read only one of
+            # grid and vector.
+            self.normalise = nn.LayerNorm(width, elementwise_affine=False)
+        self.projection: nn.Module = nn.Identity()
+        if projected:
+            self.projection = nn.Sequential(nn.Linear(width, projected), nn.ReLU())
         self.picture_dropout = nn.Dropout(options.grid_dropout)
         self.output_dropout = nn.Dropout(options.output_dropout)
-        bridged = options.tied_words and output_width != options.embedding_width
-        self.bridge = (
-            nn.Linear(output_width, options.embedding_width) if bridged else nn.Identity()
-        )
-        # Tied, the weight is the embedding's own: kept under one name, so that a saved decoder holds it once.
-        self.tied = options.tied_words
-        self.vocabulary = (
-            None if self.tied else nn.Linear(output_width, vocabulary_size, bias=False)
-        )
+        self.bridge: nn.Module = nn.Identity()
+        if options.tied_words and output_width != options.embedding_width:
+            self.bridge = nn.Linear(output_width, options.embedding_width)
+        # Tied words use the embedding's weight, which a saved decoder holds once, by one name.
+        self.vocabulary = None
+        if not options.tied_words:
+            self.vocabulary = nn.Linear(output_width, vocabulary_size, bias=False)
         self.vocabulary_bias = nn.Parameter(torch.zeros(vocabulary_size))
-        self._start_from(options, embeddings)
-
-    def _start_from(self, options: DecoderOptions, embeddings: np.ndarray | None) -> None:
         weight = self.embedding.weight
         weight.requires_grad_(options.embedding_trainable)
         if embeddings is None:
             nn.init.uniform_(weight, -0.1, 0.1)
         elif embeddings.shape != tuple(weight.shape):
             raise UserError(
-                f"the embedding matrix is {embeddings.shape[0]} words x {embeddings.shape[1]}, the decoder's is "
-                f"{weight.shape[0]} x {weight.shape[1]}: set decoder.embedding_width to {embeddings.shape[1]}"
+                f"the embedding matrix is {embeddings.shape[0]} words x {embeddings.shape[1]}, the "
+                f"decoder's is {weight.shape[0]} x {weight.shape[1]}: set decoder.embedding_width "
+                f"to {embeddings.shape[1]}"
             )
         else:
             with torch.no_grad():
@@ -90,49 +88,50 @@ class Decoder(nn.Module, ABC):
             nn.init.uniform_(self.vocabulary.weight, -0.1, 0.1)
 
     @abstractmethod
-    def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
-        """What is computed once per picture, from its grid [B, P, D] and vector [B, D]; each tensor [B, ...]."""
+    def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
+        """The memory: all that is computed once per picture from its grid [B, P, D] and vector [B,
+        D]."""
 
     @abstractmethod
-    def begin(self, memory: Tensors, captions: int) -> Tensors:
-        """The state before `<start>` of `captions` captions of each picture; each tensor [B, captions, ...]."""
+    def initial_state(self, memory: Tensors, captions: int) -> Tensors:
+        """The state [B, captions, ...] before `<start>` of `captions` captions of each picture."""
 
     @abstractmethod
-    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> Step:
-        """Read one word of each caption [B, K] and score the next."""
+    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
+        """Read one word of each caption [B, K] and predict the next."""
 
     @abstractmethod
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
-        """Read whole captions [B, R, T] (from `<start>`, then PAD) by the same cell as `step`.
+        """Read whole captions [B, R, T] (from `<start>`, then PAD) with the same result as `step`.
 
-        A loss needs `scores` of the true words only, and padding is half of a batch: pick those from `outputs`.
+        Half of a batch is padding: pick the true words from `outputs` before `logits`.
         """
 
     def forward(self, memory: Tensors, words: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The scores [B, R, T, V] of the word after each of `words` [B, R, T] (teacher forcing), and attention."""
+        """The logits [B, R, T, V] of the word after each of `words` [B, R, T], and the
+        attention."""
         outputs, attention = self.unroll(memory, words)
-        return self.scores(outputs), attention
+        return self.logits(outputs), attention
 
-    def scores(self, outputs: Tensor) -> Tensor:
+    def logits(self, outputs: Tensor) -> Tensor:
         """Logits [..., V] from outputs [..., O]."""
         weight = self.embedding.weight if self.vocabulary is None else self.vocabulary.weight
-        return functional.linear(
-            self.bridge(self.output_dropout(outputs)), weight, self.vocabulary_bias
-        )
+        bridged = self.bridge(self.output_dropout(outputs))
+        return functional.linear(bridged, weight, self.vocabulary_bias)
 
     def embed(self, words: Tensor) -> Tensor:
-        """Words' vectors [..., E]."""
+        """The embeddings [..., E] of words [...]."""
         embedded: Tensor = self.embedding_dropout(self.embedding(words))
         return embedded
 
     def read_grid(self, grid: Tensor) -> Tensor:
-        """The grid [B, P, D'] as the decoder's own layers take it (in feature tables it is float16)."""
-        read: Tensor = self.picture_dropout(
-            self.projection(self.normalise(grid.to(self.embedding.weight.dtype)))
-        )
+        """The normalised and projected grid [B, P, D']; `grid` may be float16, as in feature
+        tables."""
+        normalised = self.normalise(grid.to(self.embedding.weight.dtype))
+        read: Tensor = self.picture_dropout(self.projection(normalised))
         return read
 
     def read_vector(self, vector: Tensor) -> Tensor:
-        """The vector [B, D] as the decoder's own layers take it."""
+        """The normalised vector [B, D]."""
         read: Tensor = self.picture_dropout(self.normalise(vector.to(self.embedding.weight.dtype)))
         return read

@@ -1,4 +1,4 @@
-"""A small pre-norm transformer decoder whose state is the keys and values of the words so far."""
+"""A small pre-norm transformer decoder. Its state is the keys and values of the words so far."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raycap.decoders import Transformer
-from raycap.decoders.cells import start_linear
-from raycap.decoders.decoder import Decoder, Step, Tensors, Unrolled
+from raycap.decoders.decoder import Decoder, DecoderStep, Tensors, Unrolled
+from raycap.decoders.layers import init_linear
 
 
 class Block(nn.Module):
-    """Attention over the words so far, attention over the grid, feed-forward: normalised before, added after."""
+    """Self-attention, attention over the grid, and a feed-forward part, each with a pre-norm."""
 
     def __init__(self, options: Transformer) -> None:
         super().__init__()
@@ -34,43 +34,43 @@ class Block(nn.Module):
     def forward(
         self, stream: Tensor, past: Tensor, memory: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The stream [B, K, T, W] and the past [B, K, 2, heads, T, W / heads], each further, and the attention.
+        """The new stream [B, K, T, W], the past with these words, and the attention [B, K, T, P].
 
-        `memory` and `past` hold keys and values, of the grid [B, 2, heads, P, W / heads] and of the words before.
+        `memory` holds the keys and values of the grid [B, 2, heads, P, W / heads], `past` those of
+        the words before [B, K, 2, heads, T0, W / heads].
         """
-        found, past = self._look_at_words(self.before_words(stream), past)
-        stream = stream + self.dropout(self.words_out(found))
-        found, attention = self._look_at_grid(self.before_grid(stream), memory)
-        stream = stream + self.dropout(self.grid_out(found))
+        context, past = self._attend_to_words(self.before_words(stream), past)
+        stream = stream + self.dropout(self.words_out(context))
+        context, attention = self._attend_to_grid(self.before_grid(stream), memory)
+        stream = stream + self.dropout(self.grid_out(context))
         return stream + self.dropout(self.feed(self.before_forward(stream))), past, attention
 
-    def _look_at_words(self, stream: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend_to_words(self, stream: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         parts = self.words(stream).view(*stream.shape[:3], 3, self.heads, -1)
         query, key, value = parts.permute(3, 0, 1, 4, 2, 5)  # [B, K, heads, T, W / heads]
-        past = torch.cat(
-            [past, torch.stack([key, value], 2)], -2
-        )  # [B, K, 2, heads, T0 + T, W / heads]
-        seen, new = past.shape[-2], query.shape[-2]
-        causal = torch.ones(new, seen, dtype=torch.bool, device=stream.device).tril(seen - new)
-        found = functional.scaled_dot_product_attention(
+        # [B, K, 2, heads, T0 + T, W / heads]
+        past = torch.cat([past, torch.stack([key, value], 2)], -2)
+        total, new = past.shape[-2], query.shape[-2]
+        causal = torch.ones(new, total, dtype=torch.bool, device=stream.device).tril(total - new)
+        context = functional.scaled_dot_product_attention(
             query, past[:, :, 0], past[:, :, 1], attn_mask=causal
         )
-        return found.transpose(2, 3).flatten(-2), past
+        return context.transpose(2, 3).flatten(-2), past
 
-    def _look_at_grid(self, stream: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        # All words of a picture's captions are one row of queries, so that the grid is never repeated for them.
-        keys, values = memory.unbind(1)
-        query = (
-            self.query(stream).view(len(stream), -1, self.heads, keys.shape[-1]).transpose(1, 2)
-        )
+    def _attend_to_grid(self, stream: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        # All words of a picture's captions are one row of queries: the grid is not repeated.
+        keys, values = memory.unbind(1)  # [B, heads, P, W / heads]
+        query = self.query(stream).view(len(stream), -1, self.heads, keys.shape[-1])
+        query = query.transpose(1, 2)  # [B, heads, K * T, W / heads]
         compared = query @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5  # [B, heads, K * T, P]
         weights = torch.softmax(compared, -1, dtype=torch.float32)
-        found = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(stream.shape)
-        return found, weights.mean(1).view(*stream.shape[:3], -1)
+        context = (weights.to(values.dtype) @ values).transpose(1, 2).reshape(stream.shape)
+        return context, weights.mean(1).view(*stream.shape[:3], -1)
 
 
 class TransformerDecoder(Decoder):
-    """Words, their places and the picture's vector, through the blocks. The last block's attention is reported."""
+    """Words, positions and the picture's vector go through the blocks. The attention is the last
+    block's."""
 
     def __init__(
         self, options: Transformer, vocabulary_size: int, width: int, embeddings: np.ndarray | None
@@ -84,54 +84,52 @@ class TransformerDecoder(Decoder):
         self.heads = options.heads
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
         self.after = nn.LayerNorm(hidden)
-        start_linear(self.word_input)
-        start_linear(self.vector_input)
-        start_linear(self.grid_input)
-        start_linear(self.blocks)
+        init_linear(self.word_input)
+        init_linear(self.vector_input)
+        init_linear(self.grid_input)
+        init_linear(self.blocks)
 
-    def remember(self, grid: Tensor, vector: Tensor) -> Tensors:
-        both = self.grid_input(self.read_grid(grid)).view(
-            *grid.shape[:2], len(self.blocks), 2, self.heads, -1
-        )
-        blocks = both.permute(2, 0, 3, 4, 1, 5)  # [blocks, B, 2, heads, P, W / heads]
-        memory = {f"block_{place}": block for place, block in enumerate(blocks)}
+    def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
+        projected = self.grid_input(self.read_grid(grid))
+        projected = projected.view(*grid.shape[:2], len(self.blocks), 2, self.heads, -1)
+        blocks = projected.permute(2, 0, 3, 4, 1, 5)  # [blocks, B, 2, heads, P, W / heads]
+        memory = {f"block_{number}": block for number, block in enumerate(blocks)}
         return memory | {"vector": self.vector_input(self.read_vector(vector))}
 
-    def begin(self, memory: Tensors, captions: int) -> Tensors:
-        blocks = {
-            name: part for name, part in memory.items() if name != "vector"
-        }  # [B, 2, heads, P, W / heads]
-        return {
-            name: part.new_empty(len(part), captions, *part.shape[1:3], 0, part.shape[-1])
-            for name, part in blocks.items()
-        }
+    def initial_state(self, memory: Tensors, captions: int) -> Tensors:
+        state = {}
+        for name, part in memory.items():
+            if name != "vector":  # [B, 2, heads, P, W / heads]
+                shape = (len(part), captions, *part.shape[1:3], 0, part.shape[-1])
+                state[name] = part.new_empty(shape)
+        return state
 
-    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> Step:
+    def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
         outputs, state, attention = self._run(words.unsqueeze(2), state, memory)
-        return Step(self.scores(outputs.squeeze(2)), state, attention.squeeze(2))
+        return DecoderStep(self.logits(outputs.squeeze(2)), state, attention.squeeze(2))
 
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
-        outputs, _, attention = self._run(words, self.begin(memory, words.shape[1]), memory)
+        state = self.initial_state(memory, words.shape[1])
+        outputs, _, attention = self._run(words, state, memory)
         return Unrolled(outputs, attention)
 
     def _run(
         self, words: Tensor, state: Tensors, memory: Tensors
     ) -> tuple[Tensor, Tensors, Tensor]:
-        """Outputs [B, K, T, W] for the words [B, K, T], the state after them, the last block's attention."""
+        """Outputs [B, K, T, W] of the words [B, K, T], the state after them, and the attention."""
         start = state["block_0"].shape[-2]
         stream = self.word_input(self.embed(words)) + memory["vector"][:, None, None]
-        stream = stream + _places(start, words.shape[2], stream)
+        stream = stream + _positions(start, words.shape[2], stream)
         after = {}
         for (name, past), block in zip(state.items(), self.blocks, strict=True):
             stream, after[name], attention = block(stream, past, memory[name])
         return self.after(stream), after, attention
 
 
-def _places(start: int, count: int, like: Tensor) -> Tensor:
-    """Sines and cosines [count, W] that tell the places start, start + 1, ... apart, for captions of any length."""
+def _positions(start: int, count: int, like: Tensor) -> Tensor:
+    """Sinusoidal encodings [count, W] of the positions start, start + 1, ..."""
     half = like.shape[-1] // 2
-    place = torch.arange(start, start + count, device=like.device, dtype=torch.float32).unsqueeze(
-        1
-    )
+    position = torch.arange(start, start + count, device=like.device, dtype=torch.float32)
     speed = torch.exp(torch.arange(half, device=like.device) * (-math.log(10_000.0) / half))
-    return torch.cat([torch.sin(place * speed), torch.cos(place * speed)], -1).to(like.dtype)
+    angle = position.unsqueeze(1) * speed  # [count, W / 2]
+    return torch.cat([torch.sin(angle), torch.cos(angle)], -1).to(like.dtype)

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from raycap.encoders.intake import IMAGENET_MEAN, IMAGENET_STD, Colour, Intake, check_patches
+from raycap.encoders.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Colour,
+    Preprocessing,
+    check_patches,
+)
 from raycap.errors import UserError
 from raycap.images import Interpolation, Resize
 
@@ -40,16 +46,16 @@ class Torchvision:
     """What training may change: none, last (the last stage: a ResNet's layer4, Keras' conv5_block1 on), or all."""
 
     def __post_init__(self) -> None:
-        self.intake()
+        self.preprocessing()
         _check(self.weights, self.grid)
         if self.size < self.smallest:
             raise UserError(
                 f"size is {self.size}: {self.name} needs pictures of at least {self.smallest} pixels"
             )
 
-    def intake(self) -> Intake:
+    def preprocessing(self) -> Preprocessing:
         """What pictures must look like at its door."""
-        return Intake(self.size, self.resize, self.interpolation, self.mean, self.std)
+        return Preprocessing(self.size, self.resize, self.interpolation, self.mean, self.std)
 
     def build(self, pretrained: bool = True) -> "Encoder":
         """In float32 on the CPU. Without `pretrained` the weights are left for the caller to load."""
@@ -174,11 +180,11 @@ class Timm:
             )
         _check(self.weights, self.grid)
 
-    def intake(self) -> Intake:
+    def preprocessing(self) -> Preprocessing:
         """What pictures must look like at its door: as timm says, where no option says otherwise."""
         from raycap.encoders import tower
 
-        return tower.intake(self)
+        return tower.preprocessing(self)
 
     def build(self, pretrained: bool = True) -> "Encoder":
         """In float32 on the CPU. Without `pretrained` the weights are left for the caller to load."""
@@ -203,16 +209,16 @@ class Pixels:
     """How pixels are made when a picture is resized."""
 
     def __post_init__(self) -> None:
-        self.intake()
+        self.preprocessing()
         if not 1 <= self.frequencies <= self.patch:
             raise UserError(
                 f"frequencies is {self.frequencies}: give 1 to {self.patch}, the pixels of a patch"
             )
         check_patches(self.size, self.patch)
 
-    def intake(self) -> Intake:
+    def preprocessing(self) -> Preprocessing:
         """What pictures must look like at its door."""
-        return Intake(
+        return Preprocessing(
             self.size, self.resize, self.interpolation, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         )
 

@@ -60,4 +60,4 @@ def build(options: Torchvision, pretrained: bool) -> Encoder:
         if residual
         else network.features
     )
-    return Encoder(Convolutions(layers), options.intake(), options.grid, options.trainable)
+    return Encoder(Convolutions(layers), options.preprocessing(), options.grid, options.trainable)

@@ -10,7 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from raycap.device import Precision
 from raycap.encoders import Trainable
-from raycap.encoders.intake import Intake
+from raycap.encoders.preprocessing import Preprocessing
 
 
 class Features(NamedTuple):
@@ -38,15 +38,19 @@ class Encoder(nn.Module):
     shift: Tensor  # [3, 1, 1]
 
     def __init__(
-        self, trunk: Trunk, intake: Intake, grid: int | None = None, trainable: Trainable = "none"
+        self,
+        trunk: Trunk,
+        preprocessing: Preprocessing,
+        grid: int | None = None,
+        trainable: Trainable = "none",
     ) -> None:
         super().__init__()
         self.trunk = trunk
-        self.intake = intake
+        self.preprocessing = preprocessing
         self.size, self.resize, self.interpolation = (
-            intake.size,
-            intake.resize,
-            intake.interpolation,
+            preprocessing.size,
+            preprocessing.resize,
+            preprocessing.interpolation,
         )
         self.is_own = (
             trainable != "none"
@@ -54,7 +58,10 @@ class Encoder(nn.Module):
         self._grid = grid
         self._dtype = torch.float32  # of the trunk's weights
         # pixel * scale + shift = (pixel / 255 - mean) / std; not saved, the options say it
-        mean, std = (torch.tensor(colour)[:, None, None] for colour in (intake.mean, intake.std))
+        mean, std = (
+            torch.tensor(colour)[:, None, None]
+            for colour in (preprocessing.mean, preprocessing.std)
+        )
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
         self.requires_grad_(False)

@@ -39,4 +39,4 @@ class Frequencies(Trunk):
 
 def build(options: Pixels) -> Encoder:
     """Nothing to load and nothing to train."""
-    return Encoder(Frequencies(options.patch, options.frequencies), options.intake())
+    return Encoder(Frequencies(options.patch, options.frequencies), options.preprocessing())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raycap.encoders import RANDOM, Timm
 from raycap.encoders.encoder import Encoder, Trunk
-from raycap.encoders.intake import Intake, check_patches
+from raycap.encoders.preprocessing import Preprocessing, check_patches
 from raycap.encoders.weights import fill, read, repeatable, undelivered
 from raycap.errors import UserError
 
@@ -82,7 +82,7 @@ def _timm() -> Any:
     return timm
 
 
-def intake(options: Timm) -> Intake:
+def preprocessing(options: Timm) -> Preprocessing:
     """timm's data config of the model, where no option says otherwise."""
     timm = _timm()
     config = timm.data.resolve_data_config(pretrained_cfg=_card(timm, options.model))
@@ -91,7 +91,7 @@ def intake(options: Timm) -> Intake:
         raise UserError(
             f"timm's {options.model} takes pictures of {width}x{height}: give it a square `size`"
         )
-    return Intake(
+    return Preprocessing(
         options.size or height,
         options.resize or RESIZE_OF_CROP_MODE[config["crop_mode"]],  # type: ignore[arg-type]
         options.interpolation or config["interpolation"],
@@ -117,7 +117,7 @@ def _card(timm: Any, model: str) -> dict[str, Any]:
 
 def build(options: Timm, pretrained: bool) -> Encoder:
     """The network with its weights and without its classifier."""
-    timm, wanted = _timm(), intake(options)
+    timm, wanted = _timm(), preprocessing(options)
     card = _card(timm, options.model)
     download = pretrained and options.weights == "timm"
     try:

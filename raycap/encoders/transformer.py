@@ -43,4 +43,4 @@ def build(options: ViTB16, pretrained: bool) -> Encoder:
         if "encoder.pos_embedding" in state:
             state = interpolate_embeddings(options.size, options.patch, state)
         fill(network, state, options.weights, ("heads",))
-    return Encoder(Patches(network), options.intake(), options.grid, options.trainable)
+    return Encoder(Patches(network), options.preprocessing(), options.grid, options.trainable)

@@ -6,7 +6,7 @@ An AVIF may state a small size and hold a huge frame, which the decoder makes fi
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from raycap.images.opened import Unreadable
+from raycap.images.picture_file import PictureError
 
 Box = tuple[bytes, int, int]
 _MOST_ITEMS = 10_000
@@ -109,7 +109,7 @@ def _item_starts(table: bytes, own: int) -> Iterator[int]:
     id_size = 2 if version < 2 else 4
     count = number(id_size)
     if count > _MOST_ITEMS:
-        raise Unreadable(f"broken avif: {count} items")
+        raise PictureError(f"broken avif: {count} items")
     for _ in range(count):
         number(id_size)
         method = number(2) & 15 if version in (1, 2) else 0

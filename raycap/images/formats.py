@@ -4,12 +4,12 @@ import re
 
 from raycap.images.jpeg import Jpeg, Jpeg2000
 from raycap.images.modern import Avif, Heif, JpegXl, WebP
-from raycap.images.opened import Opened
+from raycap.images.picture_file import PictureFile
 from raycap.images.plain import Bmp, Gif, Ppm
 from raycap.images.png import Png
 from raycap.images.tiff import Tiff
 
-READERS: dict[str, type[Opened]] = {
+READERS: dict[str, type[PictureFile]] = {
     "jpeg": Jpeg,
     "png": Png,
     "webp": WebP,
@@ -73,7 +73,7 @@ def _boxed_format(data: bytes) -> str:
     return "mp4"
 
 
-def describe_stranger(data: bytes) -> str:
+def describe_unknown(data: bytes) -> str:
     """What bytes of no known format are: servers send pages and messages in place of pictures."""
     if _is_markup(data):
         return "a web page (HTML or XML)"

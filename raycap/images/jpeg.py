@@ -8,7 +8,7 @@ from PIL import Image, ImageChops, ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from raycap.images.opened import FAULTS, Opened, Unreadable, bytes_per_pixel
+from raycap.images.picture_file import FAULTS, PictureError, PictureFile, bytes_per_pixel
 
 # Progressive photos have about ten scans. Each scan may be a few bytes that cost a pass over all pixels.
 _MOST_SCANS = 100
@@ -21,13 +21,13 @@ _NOISE = bytes(range(7, 247, 5)) * 16
 _MORE_SCAN = _NOISE + b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE for number in range(8))
 
 
-class Jpeg(Opened):
+class Jpeg(PictureFile):
     salvageable = True
 
     def open(self) -> Image.Image:
         self._read_markers()
         if self._scans > _MOST_SCANS:
-            raise Unreadable("a scan bomb: more passes over its pixels than any photo has")
+            raise PictureError("a scan bomb: more passes over its pixels than any photo has")
         self._shrunk_to: tuple[int, int] | None = None
         return JpegImageFile(BytesIO(self.data))
 
@@ -131,7 +131,7 @@ def _small(data: bytes) -> bytes:
     return picture.tobytes()
 
 
-class Jpeg2000(Opened):
+class Jpeg2000(PictureFile):
     def open(self) -> Image.Image:
         self._read_codestream(_codestream(self.data))
         return Jpeg2KImageFile(BytesIO(self.data))
@@ -146,12 +146,12 @@ class Jpeg2000(Opened):
         self._edges = left, top, right, bottom
         width, height = right - left, bottom - top
         if min(width, height, tile_width, tile_height) < 1:
-            raise Unreadable("broken jpeg2000: no size")
+            raise PictureError("broken jpeg2000: no size")
         self.limits.check_size(width, height)
         tile_width, tile_height = min(tile_width, right), min(tile_height, bottom)
         self._components = int.from_bytes(stream[40:42], "big")
         if self._components > 4:
-            raise Unreadable(f"broken jpeg2000: {self._components} channels")
+            raise PictureError(f"broken jpeg2000: {self._components} channels")
         self._tiles = -(-(right - tile_left) // tile_width) * -(
             -(bottom - tile_top) // tile_height
         )

@@ -8,10 +8,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from raycap.images.av1 import Frames, coded_colours, frames_of_avif
 from raycap.images.colours import Colours, coded_profile
-from raycap.images.opened import Opened, Unreadable
+from raycap.images.picture_file import PictureError, PictureFile
 
 
-class WebP(Opened):
+class WebP(PictureFile):
     def open(self) -> Image.Image:
         canvas = _canvas_of_webp(self.data)
         if canvas:
@@ -45,7 +45,7 @@ def _canvas_of_webp(data: bytes) -> tuple[int, int] | None:
     return int.from_bytes(at[6:8], "little") & 0x3FFF, int.from_bytes(at[8:10], "little") & 0x3FFF
 
 
-class Avif(Opened):
+class Avif(PictureFile):
     def open(self) -> Image.Image:
         self._frames: Frames = frames_of_avif(self.data)
         for width, height in self._frames.sizes:
@@ -79,12 +79,12 @@ def _coded(data: bytes) -> Colours:
     return Colours(profile=coded_profile(*coded)) if coded else Colours()
 
 
-class Heif(Opened):
+class Heif(PictureFile):
     def open(self) -> Image.Image:
         try:
             from pillow_heif import HeifImageFile
         except ImportError:
-            raise Unreadable(
+            raise PictureError(
                 "a HEIC picture, which needs an extra: pip install 'raycap[heif]'"
             ) from None
         opened: Image.Image = HeifImageFile(BytesIO(self.data))  # type: ignore[no-untyped-call, unused-ignore]
@@ -102,12 +102,12 @@ class Heif(Opened):
         return given if given.profile else _coded(self.data)
 
 
-class JpegXl(Opened):
+class JpegXl(PictureFile):
     def open(self) -> Image.Image:
         try:
             from pillow_jxl.JpegXLImagePlugin import JXLImageFile
         except ImportError:
-            raise Unreadable(
+            raise PictureError(
                 "a JPEG XL picture, which needs an extra: pip install 'raycap[jxl]'"
             ) from None
         width, height, self._each = _header_of_jpeg_xl(self.data)
@@ -116,7 +116,7 @@ class JpegXl(Opened):
         try:
             opened: Image.Image = JXLImageFile(BytesIO(self.data))  # type: ignore[no-untyped-call, unused-ignore]
         except RuntimeError as fault:
-            raise Unreadable(f"broken jpeg-xl: {str(fault)[:200]}") from None
+            raise PictureError(f"broken jpeg-xl: {str(fault)[:200]}") from None
         return opened
 
     def _memory(self, width: int, height: int) -> float:

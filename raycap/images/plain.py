@@ -9,10 +9,10 @@ from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 
-from raycap.images.opened import Opened, Unreadable, bytes_per_pixel
+from raycap.images.picture_file import PictureError, PictureFile, bytes_per_pixel
 
 
-class Gif(Opened):
+class Gif(PictureFile):
     salvageable = True
 
     def open(self) -> Image.Image:
@@ -37,7 +37,7 @@ class Gif(Opened):
         return canvas
 
 
-class Bmp(Opened):
+class Bmp(PictureFile):
     salvageable = True
 
     def open(self) -> Image.Image:
@@ -70,7 +70,7 @@ _HEADER_WITH_WHITE = re.compile(
 _COMMENT = re.compile(rb"#[^\r\n]*")
 
 
-class Ppm(Opened):
+class Ppm(PictureFile):
     """PBM, PGM and PPM, as bytes and as text. Pillow reads most of them number by number, which takes minutes."""
 
     salvageable = True
@@ -80,11 +80,11 @@ class Ppm(Opened):
         if not header:
             if len(self.data) < 32:
                 raise EOFError("end of file in the header")
-            raise Unreadable("broken ppm: its header has no size")
+            raise PictureError("broken ppm: its header has no size")
         self._kind, width, height = int(header[1]), int(header[2]), int(header[3])
         self._white = int(header[4]) if self._kind not in (1, 4) else 1
         if not (width and height and 0 < self._white < 65536):
-            raise Unreadable("broken ppm: no size, or no white")
+            raise PictureError("broken ppm: no size, or no white")
         self.limits.check_size(width, height)
         self._wanted, self._start = (width, height), header.end()
         return Image.new("L", (1, 1))

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from raycap.images.colours import Colours, coded_profile, gamma_profile
-from raycap.images.opened import FAULTS, Opened, bytes_per_pixel
+from raycap.images.picture_file import FAULTS, PictureFile, bytes_per_pixel
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _COLOUR = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
@@ -34,7 +34,7 @@ _PASSES = (
 )
 
 
-class Png(Opened):
+class Png(PictureFile):
     salvageable = True
 
     def open(self) -> Image.Image:

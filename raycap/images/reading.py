@@ -10,8 +10,8 @@ from PIL import Image, ImageColor
 
 from raycap.errors import UserError
 from raycap.images.colours import to_srgb
-from raycap.images.formats import READERS, describe_stranger, picture_format
-from raycap.images.opened import Limits, Opened, Unreadable
+from raycap.images.formats import READERS, describe_unknown, picture_format
+from raycap.images.picture_file import PictureError, PictureFile, PictureLimits
 from raycap.images.pixels import (
     SIDEWAYS,
     Box,
@@ -136,7 +136,7 @@ def read_whole(data: bytes, reading: Reading) -> Picture:
 
 def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
     kind = picture_format(data)
-    limits = Limits(
+    limits = PictureLimits(
         reading.max_pixels, reading.max_side, reading.max_aspect, reading.max_memory * 2**20
     )
     interpolation = square.interpolation if square else ANY_SQUARE.interpolation
@@ -159,7 +159,7 @@ def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
             *shown,
             "",
         )
-    except Unreadable as fault:
+    except PictureError as fault:
         error = str(fault)
     except Exception as fault:  # noqa: BLE001 - decoders raise anything; it becomes the row's reason
         error = _reason(fault, data, kind, reading)
@@ -172,19 +172,19 @@ def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
 def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
     """Refuse what need not be opened to be refused."""
     if not data:
-        raise Unreadable("zero bytes")
+        raise PictureError("zero bytes")
     if len(data) > reading.max_bytes:
-        raise Unreadable(f"too many bytes: {len(data)} (--reading.max-bytes)")
+        raise PictureError(f"too many bytes: {len(data)} (--reading.max-bytes)")
     if not kind:
-        raise Unreadable(f"not a picture: {describe_stranger(data)}")
+        raise PictureError(f"not a picture: {describe_unknown(data)}")
     if kind not in READERS:
-        raise Unreadable(f"format {kind!r} cannot be read")
+        raise PictureError(f"format {kind!r} cannot be read")
     if kind not in reading.formats:
-        raise Unreadable(f"format {kind!r} is not in the allow-list (--reading.formats)")
+        raise PictureError(f"format {kind!r} is not in the allow-list (--reading.formats)")
 
 
 def _decode(
-    opened: Opened, wanted: tuple[int, int], box: Box, salvage: bool
+    opened: PictureFile, wanted: tuple[int, int], box: Box, salvage: bool
 ) -> tuple[Image.Image, Box]:
     """The pixels, at a fraction of the size where the format allows it and that is enough; `box` in it."""
     size = opened.size
@@ -204,7 +204,7 @@ def _decode(
     return decoded, (left, top, min(right, decoded.width), min(bottom, decoded.height))
 
 
-def _on(background: tuple[int, ...], picture: Image.Image, opened: Opened) -> Image.Image:
+def _on(background: tuple[int, ...], picture: Image.Image, opened: PictureFile) -> Image.Image:
     """In sRGB, with transparent parts showing the background, which is in sRGB already."""
     if picture.mode not in ("LA", "RGBA"):
         return to_srgb(picture, opened.profile())

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageFile, TiffImagePlugin
 from PIL.TiffImagePlugin import TiffImageFile
 
-from raycap.images.opened import Opened, Unreadable, bytes_per_pixel
+from raycap.images.picture_file import PictureError, PictureFile, bytes_per_pixel
 from raycap.images.pixels import TURNS
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -106,13 +106,13 @@ class _Tag:
         return struct.unpack(f"{order}{self.count}{_INTEGERS[self.type]}", self.data)
 
 
-class Tiff(Opened):
+class Tiff(PictureFile):
     def open(self) -> Image.Image:
         self._order = "<" if self.data[:2] == b"II" else ">"
         self._tags = self._read_tags()
         width, height = self._number(WIDTH, 0), self._number(HEIGHT, 0)
         if width < 1 or height < 1:
-            raise Unreadable("broken tiff: no size")
+            raise PictureError("broken tiff: no size")
         self.limits.check_size(width, height)
         self._turn = TURNS.get(self._number(ORIENTATION, 1))
         self._check_parts(width, height)
@@ -164,10 +164,10 @@ class Tiff(Opened):
         count_layout, entry_layout, entry_size = ("Q", "HHQ", 20) if big else ("H", "HHI", 12)
         at = self._unpack("Q", 8)[0] if big else self._unpack("I", 4)[0]
         if at >= len(self.data):
-            raise Unreadable("broken tiff: its directory is behind its end")
+            raise PictureError("broken tiff: its directory is behind its end")
         entries = self._unpack(count_layout, at)[0]
         if entries > _MOST_ENTRIES:
-            raise Unreadable(f"broken tiff: {entries} tags")
+            raise PictureError(f"broken tiff: {entries} tags")
         at += 8 if big else 2
         room = 8 if big else 4  # for a value that stands in its entry
         tags: dict[int, _Tag] = {}
@@ -202,7 +202,7 @@ class Tiff(Opened):
         if TILE_OFFSETS in self._tags or TILE_WIDTH in self._tags:
             part_width, part_height = self._number(TILE_WIDTH, 0), self._number(TILE_HEIGHT, 0)
             if part_width < 1 or part_height < 1:
-                raise Unreadable("broken tiff: tiles have no size")
+                raise PictureError("broken tiff: tiles have no size")
             self.limits.check_part("tiles", part_width, part_height)
         samples = self._number(SAMPLES, 1)
         planes = samples if self._number(PLANAR, 1) == 2 else 1

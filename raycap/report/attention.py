@@ -177,7 +177,7 @@ def square_of(model: str) -> Square:
         raise UserError(f"there is no captioner in {model}: say with --model which one wrote them")
     try:
         encoder = from_plain(ENCODERS, _json_of(config)["encoder"], config.uri)
-        square: Square = encoder.intake()
+        square: Square = encoder.preprocessing()
     except (KeyError, RecursionError) as error:
         raise UserError(
             f"{config.uri} is not of a captioner: say with --model which one wrote them"

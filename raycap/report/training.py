@@ -15,7 +15,7 @@ from raycap.plots import curves
 from raycap.report.attention import Panel, drawn, square_of
 from raycap.report.options import Report
 from raycap.report.thumbnails import Room, Thumbnail, thumbnails
-from raycap.training.run_files import METRICS, PICTURES, read_log
+from raycap.storage.training_log import METRICS, PICTURES, read_log
 
 Lines = Sequence[Mapping[str, Any]]
 

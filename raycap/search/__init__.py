@@ -1,8 +1,10 @@
-"""From the scores of the next word to whole captions: greedy, beam, sampling; knows token numbers only.
+"""Searches that turn a decoder's logits into captions: greedy, beam, sampling. They know token
+numbers only.
 
-Every search asks the decoder once per word for all pictures and all their captions. PAD and `<start>` are never
-chosen. A caption's log-probability is the sum of the model's own log-probabilities (float32, over the whole
-vocabulary, before anything is forbidden) of its words and of the `<end>` that closes it.
+Every search calls the decoder once per word, for all pictures and all their captions. PAD and
+`<start>` are never chosen. A caption's log-probability is the sum of the model's own
+log-probabilities (float32, over the whole vocabulary, before any word is forbidden) of its words
+and of the `<end>` that closes it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raycap.decoders.decoder import Decoder, Tensors
-    from raycap.search.found import Found
+    from raycap.search.captions import SearchResult
 
 
 @dataclass(frozen=True)
@@ -28,46 +30,49 @@ class Hypothesis:
     words: tuple[int, ...]
     """Token numbers, without `<start>` and `<end>`."""
     log_probability: float
-    """Of the words and, where finished, of `<end>`."""
+    """Of the words and, if finished, of `<end>`."""
     score: float
-    """What captions are ranked by: log_probability / length ** length_penalty, the length with `<end>`."""
+    """log_probability / length ** length_penalty, by which captions are ranked; the length counts
+    `<end>`."""
     finished: bool
-    """Whether the model closed it; else it was cut at max_length."""
+    """Whether the model ended it; if not, it was cut at max_length."""
     attention: Tensor | None = None
-    """Where the model looked, [words, P], if asked for and if the decoder looks anywhere."""
+    """Attention weights [words, P], if asked for and if the decoder has attention."""
 
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What every search can be asked."""
+    """The options of every search."""
 
     max_length: int = 20
-    """Most steps of a caption: its words and the `<end>` that closes it."""
+    """Maximum length of a caption, with the `<end>` that closes it."""
     min_length: int = 1
-    """Fewest words before `<end>`."""
+    """Minimum number of words before `<end>`."""
     no_repeat_ngram: int = 0
-    """Never say the same so many words in a row twice; 0 allows it."""
+    """Never repeat a sequence of this many words; 0 allows it."""
     no_stutter: bool = False
-    """Never say a word twice in a row."""
+    """Never write the same word twice in a row."""
     allow_unknown: bool = False
-    """Let the caption hold `<unk>`."""
+    """Allow `<unk>` in captions."""
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise UserError(f"search.max_length is {self.max_length}: give at least 1")
         if not 0 <= self.min_length < self.max_length:
             raise UserError(
-                f"search.min_length is {self.min_length}: give 0 to {self.max_length - 1}, below max_length"
+                f"search.min_length is {self.min_length}: give 0 to {self.max_length - 1}, below "
+                "max_length"
             )
         if self.no_repeat_ngram < 0:
             raise UserError(
-                f"search.no_repeat_ngram is {self.no_repeat_ngram}: give a number of words, or 0 for none"
+                f"search.no_repeat_ngram is {self.no_repeat_ngram}: give a number of words, or 0 "
+                "for none"
             )
 
 
 @dataclass(frozen=True)
 class Greedy(SearchOptions):
-    """The best next word, each time."""
+    """The most likely next word, each time."""
 
     def search(
         self,
@@ -76,27 +81,29 @@ class Greedy(SearchOptions):
         *,
         seeds: Sequence[int] | None = None,
         attention: bool = False,
-    ) -> Found:
-        """One caption of each picture in `memory`; nothing is drawn, so `seeds` change nothing."""
-        from raycap.search.draw import draw
+    ) -> SearchResult:
+        """One caption of each picture in `memory`. `seeds` are not used."""
+        from raycap.search.sampling import generate
 
-        return draw(self, decoder, memory, attention=attention)
+        return generate(self, decoder, memory, attention=attention)
 
 
 @dataclass(frozen=True)
 class Beam(SearchOptions):
-    """The best captions of several that grow side by side.
+    """Beam search: the best of several captions that are built side by side.
 
-    A caption is finished when its `<end>` is among the `width` best continuations of its picture. A picture is done
-    when `width` captions have finished, or when no growing one can overtake the `best` that have.
+    A caption is finished when its `<end>` is among the `width` best continuations of its picture.
+    A picture is done when `width` captions are finished, or when no beam can overtake the `best`
+    finished ones.
     """
 
     width: int = 3
-    """Captions that grow side by side."""
+    """Number of beams: captions that are built side by side."""
     best: int = 1
-    """Captions returned, best first; at most the width."""
+    """Number of captions returned, best first; at most the width."""
     length_penalty: float = 1.0
-    """Rank by log-probability / length ** this: 0 favours short captions, 1 takes the mean, more favours long."""
+    """Rank by log-probability / length ** this: 0 favours short captions, 1 is the mean, more
+    favours long ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,27 +123,27 @@ class Beam(SearchOptions):
         *,
         seeds: Sequence[int] | None = None,
         attention: bool = False,
-    ) -> Found:
-        """The `best` captions of each picture in `memory`; nothing is drawn, so `seeds` change nothing."""
-        from raycap.search.beam import beam
+    ) -> SearchResult:
+        """The `best` captions of each picture in `memory`. `seeds` are not used."""
+        from raycap.search.beam import beam_search
 
-        return beam(self, decoder, memory, attention=attention)
+        return beam_search(self, decoder, memory, attention=attention)
 
 
 @dataclass(frozen=True)
 class Sample(SearchOptions):
-    """Words drawn by their probabilities."""
+    """Words drawn at random by their probabilities."""
 
     samples: int = 1
-    """Captions drawn for each picture."""
+    """Number of captions for each picture."""
     temperature: float = 1.0
-    """Below 1 draws likely words more often, above 1 less often."""
+    """Below 1, likely words are drawn more often; above 1, less often."""
     top_k: int = 0
-    """Draw from the so many likeliest words only; 0 from all."""
+    """Draw from this many most likely words only; 0 for all words."""
     top_p: float = 1.0
-    """Draw from the fewest words that together are this probable; 1 from all."""
+    """Draw from the smallest set of words with this probability in total; 1 for all words."""
     seed: int = 0
-    """Starts the draw where the caller gives no seed for each picture."""
+    """Seed where the caller gives no seed for each picture."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,11 +165,12 @@ class Sample(SearchOptions):
         *,
         seeds: Sequence[int] | None = None,
         attention: bool = False,
-    ) -> Found:
-        """`samples` captions of each picture in `memory`, drawn by the picture's own seed, whatever its batch."""
-        from raycap.search.draw import draw
+    ) -> SearchResult:
+        """`samples` captions of each picture in `memory`, which depend on its own seed and not on
+        its batch."""
+        from raycap.search.sampling import generate
 
-        return draw(self, decoder, memory, seeds=seeds, attention=attention)
+        return generate(self, decoder, memory, seeds=seeds, attention=attention)
 
 
 SearchChoice = Greedy | Beam | Sample

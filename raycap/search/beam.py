@@ -4,127 +4,127 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raycap.decoders.decoder import Decoder, Step, Tensors
+from raycap.decoders.decoder import Decoder, DecoderStep, Tensors
 from raycap.search import Beam
-from raycap.search.found import (
-    Found,
+from raycap.search.captions import (
+    SearchResult,
+    add_attention,
     best_first,
-    blank,
-    found,
-    pick,
-    reorder,
-    watch,
-    worth_leaving,
+    empty_captions,
+    enough_done,
+    next_word_log_probabilities,
+    search_result,
+    select_captions,
+    select_pictures,
 )
-from raycap.search.rules import next_words
 from raycap.vocabulary import END, START
 
 
 @torch.no_grad()
-def beam(options: Beam, decoder: Decoder, memory: Tensors, *, attention: bool) -> Found:
+def beam_search(
+    options: Beam, decoder: Decoder, memory: Tensors, *, attention: bool
+) -> SearchResult:
     """The `best` captions of each picture in `memory`."""
     some = next(iter(memory.values()))
-    state = decoder.begin(memory, options.width)
-    growing = blank(len(some), options.width, options.max_length, some.device)
-    growing["total"][:, 0] = (
-        0.0  # before their first word a picture's captions are all the same: one may grow
-    )
-    ended = blank(len(some), options.best, options.max_length, some.device)
+    state = decoder.initial_state(memory, options.width)
+    beams = empty_captions(len(some), options.width, options.max_length, some.device)
+    # Before the first word all beams of a picture are the same: only one of them may continue.
+    beams["total"][:, 0] = 0.0
+    ended = empty_captions(len(some), options.best, options.max_length, some.device)
     row = torch.arange(len(some), device=some.device)
     pictures = {
         "row": row,
-        "count": torch.zeros_like(row),
+        "count": torch.zeros_like(row),  # of captions that have ended
         "done": torch.zeros_like(row, dtype=torch.bool),
     }
-    last, gone = torch.full_like(growing["words"][..., 0], START), []
-    for said in range(options.max_length):
-        step = decoder.step(last, state, memory)
-        if attention and said == 0 and step.attention is not None:
-            watch(step.attention, growing, ended)
-        more, parent = _continue(options, growing, step, said)
-        ended = _collect(options, ended, more, pictures)
-        on = _going_on(more["words"][..., said], options.width)
-        growing, state = reorder(more, on), reorder(step.state, parent.gather(1, on))
-        pictures["done"] = pictures["done"] | _done(options, growing, ended, pictures)
-        if worth_leaving(pictures["done"]):
-            stay = ~pictures["done"]
-            gone.append(pick(ended | pictures, ~stay))
-            memory, state, growing, ended, pictures = (
-                pick(part, stay) for part in (memory, state, growing, ended, pictures)
+    last_words = torch.full_like(beams["words"][..., 0], START)
+    results = []
+    for position in range(options.max_length):
+        step = decoder.step(last_words, state, memory)
+        if attention and position == 0 and step.attention is not None:
+            add_attention(beams, step.attention)
+            add_attention(ended, step.attention)
+        candidates, parents = _best_continuations(options, beams, step, position)
+        ended = _add_ended(options, ended, candidates, pictures)
+        # The first `width` candidates that have not ended become the beams.
+        has_ended = (candidates["words"][..., position] == END).to(torch.uint8)
+        going_on = torch.argsort(has_ended, dim=1, stable=True)[:, : options.width]
+        beams = select_captions(candidates, going_on)
+        state = select_captions(step.state, parents.gather(1, going_on))
+        pictures["done"] = pictures["done"] | _done(options, beams, ended, pictures)
+        if enough_done(pictures["done"]):
+            going = ~pictures["done"]
+            results.append(select_pictures(ended | pictures, ~going))
+            memory, state, beams, ended, pictures = (
+                select_pictures(tensors, going)
+                for tensors in (memory, state, beams, ended, pictures)
             )
             if not len(pictures["row"]):
-                return found(gone)
-        last = growing["words"][..., said]
-    # What still grows is returned where too few have ended, and behind those that have.
-    both = {name: torch.cat([ended[name], growing[name]], 1) for name in ended}
-    return found([*gone, best_first(both, options.best) | pictures])
+                return search_result(results)
+        last_words = beams["words"][..., position]
+    # Where too few captions have ended, those that have not come behind them.
+    both = {name: torch.cat([ended[name], beams[name]], 1) for name in ended}
+    return search_result([*results, best_first(both, options.best) | pictures])
 
 
-def _continue(options: Beam, growing: Tensors, step: Step, said: int) -> tuple[Tensors, Tensor]:
-    """The best continuations [B, 2K] of the growing captions [B, K], best first, and whose they are.
+def _best_continuations(
+    options: Beam, beams: Tensors, step: DecoderStep, position: int
+) -> tuple[Tensors, Tensor]:
+    """The best continuations [B, 2K] of the beams [B, K], best first, and the beam that each
+    continues.
 
-    Each caption has one `<end>`, so of twice the width at least `width` go on.
+    A beam has one `<end>`, so of twice the width at least `width` go on.
     """
-    allowed = growing["total"].unsqueeze(2) + next_words(
-        options, step.scores, growing["words"][..., :said]
-    )
-    total, place = _highest(allowed.flatten(1), 2 * options.width)
-    parent = place // allowed.shape[2]
-    more = reorder(growing, parent)
-    more["words"][..., said] = place % allowed.shape[2]
-    more["total"], more["score"] = total, total / (said + 1) ** options.length_penalty
-    if "attention" in more and step.attention is not None:
-        more["attention"][:, :, said] = torch.take_along_dim(
-            step.attention, parent.unsqueeze(2), 1
-        )
-    return more, parent
+    added = next_word_log_probabilities(options, step.logits, beams["words"][..., :position])
+    totals = beams["total"].unsqueeze(2) + added  # [B, K, V]
+    total, index = _top(totals.flatten(1), 2 * options.width)
+    parents = index // totals.shape[2]
+    candidates = select_captions(beams, parents)
+    candidates["words"][..., position] = index % totals.shape[2]
+    candidates["total"] = total
+    candidates["score"] = total / (position + 1) ** options.length_penalty
+    if "attention" in candidates and step.attention is not None:
+        weights = torch.take_along_dim(step.attention, parents.unsqueeze(2), 1)
+        candidates["attention"][:, :, position] = weights
+    return candidates, parents
 
 
-def _going_on(words: Tensor, width: int) -> Tensor:
-    """The first `width` of the candidates whose last words [B, 2K] are no `<end>`."""
-    return torch.argsort((words == END).to(torch.uint8), dim=1, stable=True)[:, :width]
+def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of [B, M], highest first, and their indices. Of equal ones the first,
+    unlike `topk`.
 
-
-def _highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of [B, M], best first, and their places; of equals the first, as `topk` does not promise.
-
-    They lie in the `count` blocks with the highest maxima, so that only those are sorted.
+    They lie in the `count` blocks with the highest maxima, so that only those blocks are sorted.
     """
     size = 64
-    blocks = functional.pad(values, (0, -values.shape[1] % size), value=-torch.inf).view(
-        len(values), -1, size
-    )
-    best = (
-        torch.sort(blocks.amax(2), dim=1, descending=True, stable=True)
-        .indices[:, :count]
-        .sort(1)
-        .values
-    )
-    candidates = torch.take_along_dim(blocks, best.unsqueeze(2), 1).flatten(1)  # [B, count * size]
-    highest, order = (
-        part[:, :count] for part in torch.sort(candidates, dim=1, descending=True, stable=True)
-    )
+    padding = -values.shape[1] % size
+    blocks = functional.pad(values, (0, padding), value=-torch.inf).view(len(values), -1, size)
+    by_maximum = torch.sort(blocks.amax(2), dim=1, descending=True, stable=True).indices
+    best = by_maximum[:, :count].sort(1).values
+    in_best = torch.take_along_dim(blocks, best.unsqueeze(2), 1).flatten(1)  # [B, count * size]
+    highest, order = torch.sort(in_best, dim=1, descending=True, stable=True)
+    highest, order = highest[:, :count], order[:, :count]
     return highest, best.gather(1, order // size) * size + order % size
 
 
-def _collect(options: Beam, ended: Tensors, more: Tensors, pictures: Tensors) -> Tensors:
-    """The best captions [B, N] that have ended, with those that just did."""
-    new = {name: part[:, : options.width] for name, part in more.items()}
+def _add_ended(options: Beam, ended: Tensors, candidates: Tensors, pictures: Tensors) -> Tensors:
+    """The best captions [B, N] that have ended, with those that just did; counts them too."""
+    new = {name: tensor[:, : options.width] for name, tensor in candidates.items()}
     possible = (new["total"] > -torch.inf) & ~pictures["done"].unsqueeze(1)
     new["finished"] = (new["words"] == END).any(2) & possible
     new["score"] = new["score"].masked_fill(~new["finished"], -torch.inf)
     new["total"] = new["total"].masked_fill(~new["finished"], -torch.inf)
     pictures["count"] += new["finished"].sum(1)
-    return best_first(
-        {name: torch.cat([ended[name], new[name]], 1) for name in ended}, options.best
-    )
+    both = {name: torch.cat([ended[name], new[name]], 1) for name in ended}
+    return best_first(both, options.best)
 
 
-def _done(options: Beam, growing: Tensors, ended: Tensors, pictures: Tensors) -> Tensor:
-    """Pictures [B] with `width` ended captions, or with none growing that could still overtake the worst kept.
+def _done(options: Beam, beams: Tensors, ended: Tensors, pictures: Tensors) -> Tensor:
+    """Pictures [B] with `width` ended captions, or without a beam that could overtake the worst
+    one kept.
 
-    A growing caption's log-probability only falls, and its length ends at max_length: this bounds its score.
+    A beam's log-probability only falls, and its length is at most max_length: this bounds its
+    score.
     """
-    bound = growing["total"].amax(1) / options.max_length**options.length_penalty
+    bound = beams["total"].amax(1) / options.max_length**options.length_penalty
     settled: Tensor = ended["score"][:, -1] >= bound
     return settled | (pictures["count"] >= options.width)

@@ -52,3 +52,10 @@ def write_json(path: Path, data: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     with whole_file(path) as file:
         file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def cache_folder(given: str) -> Path:
+    """Where feature tables and unpacked rows are kept on this machine."""
+    if given:
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raycap"

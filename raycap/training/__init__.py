@@ -4,7 +4,7 @@ Read `loop.py` first: it holds a whole run, in the order in which things happen.
 step of it. The other files are their parts; `options.py` lists what a user can choose.
 """
 
-from raycap.training.options import Augmentation as Augmentation
+from raycap.images.augmentation import Augmentation as Augmentation
 from raycap.training.options import Measure as Measure
 from raycap.training.options import Objective as Objective
 from raycap.training.options import Optimiser as Optimiser

@@ -2,7 +2,7 @@
 as numbers."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raycap.training.augmentation import names_sides
+from raycap.decoders.teacher_forcing import pad_captions
+from raycap.images.augmentation import names_sides
 from raycap.training.store import PictureStore
-from raycap.vocabulary import PAD, Vocabulary
+from raycap.vocabulary import Vocabulary
 
 PREFETCH = 2  # batches read before they are asked for
 
@@ -76,18 +77,6 @@ class CaptionDataset:
         order = order + len(self.store) * views
         steps = [order[start : start + batch] for start in range(0, len(order), batch)]
         return [step[worker::workers] for step in steps]
-
-
-def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """The captions of each picture in one array [B, R, T + 1], as long as the longest, with PAD
-    behind each."""
-    references = max(len(of_picture) for of_picture in captions)
-    longest = max(len(caption) for of_picture in captions for caption in of_picture)
-    words = np.full((len(captions), references, longest), PAD, np.int64)
-    for row, of_picture in enumerate(captions):
-        for column, caption in enumerate(of_picture):
-            words[row, column, : len(caption)] = caption
-    return torch.from_numpy(words)
 
 
 def read_ahead(items: Iterable[Given], make: Callable[[Given], Made]) -> Iterator[Made]:

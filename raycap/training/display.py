@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from raycap import plots
 from raycap.errors import UserError
+from raycap.storage.training_log import METRICS, LogReader, read_epochs
 from raycap.terminal import lines_of, printable, write_out
 from raycap.training.options import Tracker
-from raycap.training.run_files import METRICS, LogReader, read_epochs
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from raycap.captioners.trained import folder
 from raycap.device import Precision
+from raycap.storage.training_log import RunLog
 from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
 from raycap.training.network import Network, load_weights
 from raycap.training.options import Train
-from raycap.training.run_files import CAPTIONER, STOP, EpochLimit, RunLog
+from raycap.training.run_files import CAPTIONER, STOP, EpochLimit
 from raycap.training.self_critical import CaptionReward
 from raycap.training.setup import TrainingSetup
 from raycap.training.step import COUNTED, Learner, Phase, train_step
@@ -44,7 +45,7 @@ CARD_SCORES = (
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What stays the same through a run."""
 
     setup: TrainingSetup
@@ -83,7 +84,7 @@ def train_captioner(
     group.broadcast(network)
     log = RunLog(out)
     steps = sum(phase.epochs for phase in phases) * steps_per_epoch
-    run = Run(
+    run = TrainingRun(
         setup, out, training, validation, network, precision, group, log, steps_per_epoch, steps
     )
 
@@ -120,7 +121,7 @@ def train_captioner(
     return True
 
 
-def train_epoch(run: Run, learner: Learner, phase: Phase, state: TrainState) -> bool:
+def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainState) -> bool:
     """One pass over the training pictures, from the step that was reached; False when stopped
     before its end."""
     options, group = run.setup.options, run.group
@@ -180,7 +181,9 @@ def train_epoch(run: Run, learner: Learner, phase: Phase, state: TrainState) -> 
     return True
 
 
-def validate_epoch(run: Run, learner: Learner, phase: Phase, state: TrainState) -> dict[str, Any]:
+def validate_epoch(
+    run: TrainingRun, learner: Learner, phase: Phase, state: TrainState
+) -> dict[str, Any]:
     """After an epoch: validate, keep the captioner if it is the best, write the log line and
     return it."""
     setup, options = run.setup, run.setup.options
@@ -261,7 +264,7 @@ class LoggedAt:
 
 
 def step_line(
-    run: Run, phase: Phase, state: TrainState, lr: float, counts: Tensor, logged: LoggedAt
+    run: TrainingRun, phase: Phase, state: TrainState, lr: float, counts: Tensor, logged: LoggedAt
 ) -> dict[str, Any]:
     """A log line about the steps since the last one; `counts` are those of all workers since the
     epoch began."""
@@ -281,13 +284,13 @@ def step_line(
     }
 
 
-def save(run: Run, learner: Learner, state: TrainState) -> None:
+def save(run: TrainingRun, learner: Learner, state: TrainState) -> None:
     """Write a checkpoint from which the run can continue."""
     if run.group.leads:
         save_checkpoint(run.out, state, learner.tensors(), learner.numbers())
 
 
-def keep_captioner(run: Run, line: dict[str, Any]) -> None:
+def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
     """Write the captioner of the epoch with this log line; an encoder that was trained is in
     it."""
     options, training = run.setup.options, run.training

@@ -29,12 +29,12 @@ class Network(nn.Module):
             grid, vector = self.encoder(pictures.permute(0, 3, 1, 2))
         return torch.cat([grid, vector.unsqueeze(1)], 1)
 
-    def remember(self, pictures: Tensor) -> Tensors:
+    def prepare(self, pictures: Tensor) -> Tensors:
         """From features [B, P + 1, D], the vector below the grid, or pixels [B, S, S, 3]."""
         if pictures.dtype != torch.uint8:
-            return self.decoder.remember(pictures[:, :-1], pictures[:, -1])
+            return self.decoder.prepare(pictures[:, :-1], pictures[:, -1])
         assert self.encoder is not None
-        return self.decoder.remember(*self.encoder(pictures.permute(0, 3, 1, 2)))
+        return self.decoder.prepare(*self.encoder(pictures.permute(0, 3, 1, 2)))
 
 
 def load_weights(network: Network, captioner: str) -> None:

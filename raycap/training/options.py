@@ -7,6 +7,7 @@ from typing import Literal
 
 from raycap.device import PrecisionName
 from raycap.errors import UserError
+from raycap.images.augmentation import Augmentation
 
 # What the best epoch is chosen by. The lowest loss is best; of the others, the highest score.
 Measure = Literal["cider_d", "bleu_4", "rouge_l", "accuracy", "loss"]
@@ -154,33 +155,6 @@ class SelfCritical:
             raise UserError(f"self_critical.bleu_4 is {self.bleu_4}: give a share from 0 to 1")
         if not self.lr > 0 or self.max_length < 2:
             raise UserError("self_critical.lr must be above 0, and max_length at least 2")
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes to training pictures, different each time a picture is used."""
-
-    crop: float = 0.0
-    """Most that is cut off, as a share of each side; the rest is enlarged to the full size."""
-    flip: bool = False
-    """Mirror every other picture, except those whose captions say left or right."""
-    views: int = 0
-    """Encode this many changed versions of each picture once, and train on one of these or on the
-    plain picture; 0: change pictures anew at every step, so that the encoder runs at every
-    step."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.crop < 1:
-            raise UserError(f"augmentation.crop is {self.crop}: give a share from 0 to below 1")
-        if self.views < 0 or (self.views and not self.on):
-            raise UserError(
-                f"augmentation.views is {self.views}: give a count, and augmentation.crop or flip "
-                "to change them by"
-            )
-
-    @property
-    def on(self) -> bool:
-        return self.flip or self.crop > 0
 
 
 @dataclass(frozen=True)

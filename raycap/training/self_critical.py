@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from raycap.decoders.decoder import Decoder, Tensors
+from raycap.decoders.teacher_forcing import decoder_inputs
 from raycap.metrics import CiderReward
 from raycap.metrics.ngrams import Captions, Ints, ReferenceGrams
 from raycap.search import Sample
 from raycap.training.dataset import CaptionDataset
-from raycap.training.loss import decoder_inputs
 from raycap.training.options import SelfCritical
 from raycap.vocabulary import END, PAD, START, UNK
 
@@ -70,7 +70,7 @@ def log_likelihood(
     started = torch.cat([torch.full_like(drawn[..., :1], START), drawn], 2)
     mask = drawn != PAD
     outputs = decoder.unroll(memory, decoder_inputs(started)).outputs[mask]
-    scores = decoder.scores(outputs).float() / temperature  # [N, V]
+    scores = decoder.logits(outputs).float() / temperature  # [N, V]
     # Words that the search never draws are left out, or the gradient would push at them.
     scores = scores.index_fill(
         1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf

@@ -21,7 +21,7 @@ from raycap.sources import SOURCES, Source
 from raycap.storage import RunFolder, differences
 from raycap.training.options import Train
 from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
-from raycap.vocabulary import Vocabulary, Words, load_glove
+from raycap.vocabulary import Vocabulary, VocabularyOptions, load_glove
 
 TABLE, FACTS = "features", "facts.json"
 # Options that may change between two starts of one run, because the result does not depend on
@@ -92,7 +92,7 @@ def check_options(encoder: EncoderOptions, options: Train) -> None:
 
 
 def run_identity(
-    plan: Plan, words: Words, options: Train, source: Source | None
+    plan: Plan, words: VocabularyOptions, options: Train, source: Source | None
 ) -> dict[str, Any]:
     """The choices that decide the result of a run."""
     train = to_plain(options)
@@ -190,7 +190,7 @@ def _options_of_weights(part: Any, kinds: Any) -> dict[str, Any]:
 
 def gather_setup(
     plan: Plan,
-    words: Words,
+    words: VocabularyOptions,
     options: Train,
     encoder: Encoder,
     pictures: PictureTables,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raycap.device import Precision
-from raycap.training.augmentation import DRAWS, augment
+from raycap.images.augmentation import DRAWS, augment
 from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from raycap.training.dataset import Batch
 from raycap.training.distributed import WorkerGroup
@@ -188,7 +188,7 @@ def true_captions(learner: Learner, batch: Batch, sampling: float) -> StepPart:
     if not sampling:
         return StepPart(batch.pictures, words, size)
     with torch.no_grad(), learner.precision.autocast():
-        memory = learner.network.remember(batch.pictures)
+        memory = learner.network.prepare(batch.pictures)
         decoder = learner.network.decoder
         inputs = scheduled_sampling_inputs(decoder, memory, words, sampling)
     return StepPart(batch.pictures, words, size, inputs)
@@ -201,7 +201,7 @@ def drawn_captions(learner: Learner, reward: CaptionReward, batch: Batch) -> Ste
     # Drawn without dropout, as captions will be written; learned with dropout.
     network.eval()
     with torch.no_grad(), learner.precision.autocast():
-        memory = network.remember(batch.pictures)
+        memory = network.prepare(batch.pictures)
         drawn = draw_captions(network.decoder, memory, options, seeds)
     network.train()
     rewards = reward(drawn.cpu().numpy(), batch.rows)
@@ -220,7 +220,7 @@ def part_loss(
 ) -> tuple[Tensor, Tensor]:
     """The part's share of the loss of the whole step, and what it adds to COUNTED."""
     decoder, options = learner.network.decoder, learner.options
-    memory = learner.network.remember(part.pictures)
+    memory = learner.network.prepare(part.pictures)
     if part.rewards is None or part.advantages is None:
         summed = caption_loss(decoder, memory, part.words, options.objective, part.inputs)
         loss = summed.objective / words + summed.penalty / captions

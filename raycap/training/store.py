@@ -160,13 +160,6 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
     return pictures
 
 
-def cache_folder(given: str) -> Path:
-    """Where feature tables and unpacked rows are kept on this machine."""
-    if given:
-        return Path(given).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raycap"
-
-
 def unpack_table(table: str, cache: Path) -> PictureStore:
     """The rows of the table at `table` (a path or URI), unpacked on this machine now or by an
     earlier run."""

@@ -56,7 +56,7 @@ def validate(
     for batch in read_ahead(batches, dataset.batch):
         batch = batch.to(precision.device)
         with precision.autocast():
-            memory = network.remember(batch.pictures)
+            memory = network.prepare(batch.pictures)
             plain = Objective(label_smoothing=0.0)
             counts += caption_loss(network.decoder, memory, batch.words, plain).counts
             written += write_captions(network, memory, batch.rows, dataset.vocabulary, search)
@@ -114,7 +114,7 @@ def write_samples(
     network.eval()
     rows = spread(dataset.rows, options.samples)
     with precision.autocast():
-        memory = network.remember(dataset.batch(rows).to(precision.device).pictures)
+        memory = network.prepare(dataset.batch(rows).to(precision.device).pictures)
         written = write_captions(network, memory, rows, dataset.vocabulary, search)
     network.train()
     return samples_of(dataset, written)
@@ -129,7 +129,7 @@ def attention_maps(
     batch = dataset.batch(spread(dataset.rows, ATTENTION_PICTURES)).to(precision.device)
     network.eval()
     with precision.autocast():
-        memory = network.remember(batch.pictures)
+        memory = network.prepare(batch.pictures)
         found = search.search(network.decoder, memory, attention=True).hypotheses()
     network.train()
     maps = []

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycap.storage import RunFolder, write_json
+from raycap.storage.training_log import METRICS, read_epochs
 from raycap.terminal import printable
 from raycap.training.options import Measure
-from raycap.training.run_files import METRICS, read_epochs
 from raycap.tuning.space import Parameters
 
 TRIALS, TABLE = "trials", "trials.parquet"

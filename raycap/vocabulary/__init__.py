@@ -1,8 +1,16 @@
 """Words and numbers: cleaning captions, the vocabulary, and GloVe vectors for it."""
 
 from raycap.vocabulary.cleaning import Cleaning
-from raycap.vocabulary.glove import Glove, load_glove
-from raycap.vocabulary.words import END, PAD, SPECIAL_TOKENS, START, UNK, Vocabulary, Words
+from raycap.vocabulary.glove import GloveVectors, load_glove
+from raycap.vocabulary.words import (
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    START,
+    UNK,
+    Vocabulary,
+    VocabularyOptions,
+)
 
 __all__ = [
     "END",
@@ -11,8 +19,8 @@ __all__ = [
     "START",
     "UNK",
     "Cleaning",
-    "Glove",
+    "GloveVectors",
     "Vocabulary",
-    "Words",
+    "VocabularyOptions",
     "load_glove",
 ]

@@ -21,7 +21,7 @@ _MALFORMED_SHARE = 0.01  # of all lines; above it the file is not what it is sai
 
 
 @dataclass(frozen=True)
-class Glove:
+class GloveVectors:
     """An embedding matrix for a vocabulary, and how much of it the file knew."""
 
     matrix: npt.NDArray[np.float32]  # [V, E], the row of `<pad>` is zero
@@ -32,7 +32,7 @@ class Glove:
     malformed_count: int
 
 
-def load_glove(path: str, vocabulary: Vocabulary, seed: int = 0) -> Glove:
+def load_glove(path: str, vocabulary: Vocabulary, seed: int = 0) -> GloveVectors:
     """Read GloVe (or word2vec) text at `path`, a path or fsspec URI, plain, .gz or .zip.
 
     Words that the file lacks get random rows with the mean and spread of the found ones, from `seed`. Only lines of
@@ -116,7 +116,7 @@ class _Reader:
                 f"line {self.lines} ({line[:20].decode(errors='replace')!r}): {reason}"
             )
 
-    def result(self, seed: int) -> Glove:
+    def result(self, seed: int) -> GloveVectors:
         if (
             self.fault_count > self.lines * _MALFORMED_SHARE
             and self.fault_count > _MALFORMED_NAMED
@@ -139,7 +139,7 @@ class _Reader:
         matrix[PAD] = 0
         matrix[np.array(list(self.rows)) + len(SPECIAL_TOKENS)] = known
         missing = tuple(word for place, word in enumerate(self.words) if place not in self.rows)
-        return Glove(
+        return GloveVectors(
             matrix, len(self.rows), len(self.words), missing, tuple(self.faults), self.fault_count
         )
 

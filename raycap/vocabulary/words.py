@@ -19,7 +19,7 @@ FORMAT = 1  # of the JSON file; raise it when the meaning of its fields changes
 
 
 @dataclass(frozen=True)
-class Words:
+class VocabularyOptions:
     """Which words the captioner knows."""
 
     cleaning: Cleaning = field(default_factory=Cleaning)
@@ -58,7 +58,7 @@ class Vocabulary:
             raise UserError("a word occurs twice in the vocabulary")
 
     @classmethod
-    def build(cls, captions: Iterable[str], options: Words) -> Self:
+    def build(cls, captions: Iterable[str], options: VocabularyOptions) -> Self:
         """The words of `captions` by falling count, then alphabetically: the same captions, the same numbers."""
         counts: Counter[str] = Counter()
         for caption in captions:

@@ -22,7 +22,8 @@ from raycap.captioners.trained import folder
 from raycap.captioners.trained.batches import FittingBatch
 from raycap.captioners.trained.plan import Plan
 from raycap.decoders.decoder import Decoder, Tensors
-from raycap.device import PrecisionName, derive
+from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
+from raycap.device import PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.search import Beam, Hypothesis, SearchChoice
@@ -62,10 +63,10 @@ class TrainedCaptioner(Captioner):
 
         `attention` and `true_words` are what `predict` also answers by default.
         """
-        super().__init__(encoder.intake, plan.reading)
+        super().__init__(encoder.preprocessing, plan.reading)
         self.plan, self.vocabulary, self.facts = plan, vocabulary, dict(facts or {})
         self.encoder, self.decoder = encoder, decoder
-        self.precision = derive(device, precision)
+        self.precision = choose_precision(device, precision)
         self.batch, self.fixed_batch = batch, fixed_batch
         self.attention, self.true_words = attention, true_words
         self._fitting = FittingBatch(batch)
@@ -137,7 +138,7 @@ class TrainedCaptioner(Captioner):
         def predict_batch(numbers: Sequence[int]) -> list[Prediction]:
             with torch.inference_mode():
                 batch = torch.from_numpy(np.stack([squares[number] for number in numbers]))
-                memory = self._decode.remember(*self._encode(batch.permute(0, 3, 1, 2)))
+                memory = self._decode.prepare(*self._encode(batch.permute(0, 3, 1, 2)))
                 found = search.search(self._decode, memory, attention=attention).hypotheses()
                 true_words: Sequence[TrueWords | None] = [None] * len(numbers)
                 if references is not None:
@@ -178,9 +179,6 @@ class TrainedCaptioner(Captioner):
     def _score_true_words(
         self, memory: Tensors, references: Sequence[Sequence[str]]
     ) -> list[TrueWords]:
-        from raycap.training.dataset import pad_captions  # these two are used here alone
-        from raycap.training.loss import loss_by_picture
-
         if not any(references):
             return [TrueWords(0.0, 0, 0)] * len(references)
         captions = [[self.vocabulary.encode(text) for text in own] for own in references]

@@ -35,7 +35,7 @@ def card(
     plan: Plan, vocabulary: Vocabulary, facts: Mapping[str, Any], encoder_included: bool
 ) -> str:
     """Markdown. A section without facts says so: a card that is silent looks complete."""
-    intake = plan.encoder.intake()
+    square = plan.encoder.preprocessing()
     where = (
         "in this folder"
         if encoder_included
@@ -44,7 +44,7 @@ def card(
     lines = [
         f"# {facts.get('name', 'A raycap captioner')}",
         "",
-        f"- encoder: {kind_of(plan.encoder, ENCODERS)} on {intake.size}x{intake.size} pixels ({intake.resize}); "
+        f"- encoder: {kind_of(plan.encoder, ENCODERS)} on {square.size}x{square.size} pixels ({square.resize}); "
         f"its weights are {where}",
         f"- decoder: {kind_of(plan.decoder, DECODERS)}",
         f"- vocabulary: {len(vocabulary):,} words",

@@ -58,8 +58,8 @@ class TrainedOptions(CaptionerOptions):
         }
 
     def intake(self) -> Square:
-        intake = self.parts.encoder.intake
-        return Square(intake.size, intake.resize, intake.interpolation)
+        wanted = self.parts.encoder.preprocessing
+        return Square(wanted.size, wanted.resize, wanted.interpolation)
 
     def reading(self, asked: Reading) -> Reading:
         # How pictures are shown is a part of what was learned. Which ones are accepted is for the user to say.

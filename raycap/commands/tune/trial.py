@@ -24,8 +24,9 @@ from raycap.encoders import ENCODERS
 from raycap.options import to_plain
 from raycap.sources import SOURCES
 from raycap.storage.lease import LEASE
+from raycap.storage.training_log import METRICS, read_epochs
 from raycap.training import Measure, Workers, checkpoint
-from raycap.training.run_files import METRICS, SECONDS_BETWEEN_LOOKS, STOP, EpochLimit, read_epochs
+from raycap.training.run_files import SECONDS_BETWEEN_LOOKS, STOP, EpochLimit
 from raycap.training.setup import needs_pixels
 from raycap.training.store import PictureTables
 from raycap.tuning.space import Parameters

@@ -16,12 +16,12 @@ FAULTS = (SyntaxError, ValueError, TypeError, LookupError, OSError)
 _OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
-class Unreadable(Exception):
+class PictureError(Exception):
     """Why bytes do not become a picture; up to its first colon the same for all files with this fault."""
 
 
 @dataclass
-class Limits:
+class PictureLimits:
     """How large a picture may be; each check comes before memory for pixels is taken."""
 
     max_pixels: int
@@ -35,34 +35,34 @@ class Limits:
         self.size = width, height
         named = f"{width}x{height} pixels"
         if width * height > self.max_pixels:
-            raise Unreadable(f"a decompression bomb: {named} (--reading.max-pixels)")
+            raise PictureError(f"a decompression bomb: {named} (--reading.max-pixels)")
         if max(width, height) > self.max_side:
-            raise Unreadable(f"too long a side: {named} (--reading.max-side)")
+            raise PictureError(f"too long a side: {named} (--reading.max-side)")
         if max(width, height) > self.max_aspect * min(width, height):
-            raise Unreadable(f"too long and thin: {named} (--reading.max-aspect)")
+            raise PictureError(f"too long and thin: {named} (--reading.max-aspect)")
 
     def check_part(self, name: str, width: int, height: int) -> None:
         """Tiles and the like, which decoders allocate whole and which may be larger than their picture."""
         if width * height > self.max_pixels:
-            raise Unreadable(
+            raise PictureError(
                 f"a decompression bomb: {name} of {width}x{height} pixels (--reading.max-pixels)"
             )
 
     def check_memory(self, memory: float) -> None:
         if memory > self.max_memory:
             needed = f"decoding may take {memory / 2**20:.0f} MiB"
-            raise Unreadable(
+            raise PictureError(
                 f"too much memory: {needed} (--reading.max-memory is {self.max_memory / 2**20:.0f})"
             )
 
 
-class Opened:
+class PictureFile:
     """One picture. A format is a subclass that says how it is opened, and what decoding it takes."""
 
     salvageable = False
     """whether the part of a truncated file that is there can be shown"""
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: bytes, limits: PictureLimits) -> None:
         self.data = data
         self.limits = limits
         self.levels = Levels()

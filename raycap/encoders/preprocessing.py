@@ -13,7 +13,7 @@ IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Intake(Square):
+class Preprocessing(Square):
     """What an encoder takes in: a square of pixels, whose 0..1 colours become (colour - mean) / std."""
 
     mean: Colour = IMAGENET_MEAN

@@ -1,0 +1,123 @@
+"""Captions while a search builds them, and what the search returns.
+
+The captions of a batch are a dict of tensors [B, K, ...]: K captions of each of B pictures.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raycap.decoders.decoder import Tensors
+from raycap.search import Hypothesis, SearchOptions
+from raycap.vocabulary import END, PAD, START, UNK
+
+
+class SearchResult(NamedTuple):
+    """N captions of each of B pictures, best first. Missing ones have a log-probability of
+    -inf."""
+
+    words: Tensor  # [B, N, T] the words and `<end>`, then PAD
+    log_probability: Tensor  # [B, N]
+    score: Tensor  # [B, N]
+    finished: Tensor  # [B, N] whether the caption has its `<end>`
+    attention: Tensor | None  # [B, N, T, P]
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """The captions of each picture, best first."""
+        words, log_probability, score, finished = (part.tolist() for part in self[:4])
+        attention = None if self.attention is None else self.attention.cpu()
+        hypotheses: list[list[Hypothesis]] = [[] for _ in words]
+        for b, captions in enumerate(words):
+            for n, tokens in enumerate(captions):
+                if log_probability[b][n] == -torch.inf:
+                    continue
+                kept = tuple(token for token in tokens if token not in (END, PAD))
+                weights = None if attention is None else attention[b, n, : len(kept)]
+                hypotheses[b].append(
+                    Hypothesis(kept, log_probability[b][n], score[b][n], finished[b][n], weights)
+                )
+        return hypotheses
+
+
+def empty_captions(pictures: int, captions: int, length: int, device: torch.device) -> Tensors:
+    """`captions` of each picture, without words and with a probability of 0."""
+    return {
+        "words": torch.full((pictures, captions, length), PAD, device=device),
+        "total": torch.full((pictures, captions), -torch.inf, device=device),
+        "score": torch.full((pictures, captions), -torch.inf, device=device),
+        "finished": torch.zeros(pictures, captions, dtype=torch.bool, device=device),
+    }
+
+
+def add_attention(captions: Tensors, attention: Tensor) -> None:
+    """Allocate the attention weights of all words, given those of the first [B, K, P]."""
+    captions["attention"] = attention.new_zeros(*captions["words"].shape, attention.shape[-1])
+
+
+def next_word_log_probabilities(options: SearchOptions, logits: Tensor, words: Tensor) -> Tensor:
+    """Log-probabilities [B, K, V] of the word after `words` [B, K, t]; -inf for forbidden words.
+
+    Those of the other words are the model's own: they are not renormalised.
+    """
+    length = words.shape[2]
+    log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
+    end = log_probabilities[..., END].clone()
+    forbidden = [PAD, START] if options.allow_unknown else [PAD, START, UNK]
+    log_probabilities[..., forbidden] = -torch.inf
+    if 0 < options.no_repeat_ngram <= length:
+        _forbid_repeated_ngrams(log_probabilities, words, options.no_repeat_ngram)
+    if options.no_stutter and length:
+        log_probabilities.scatter_(2, words[..., -1:], -torch.inf)
+    if length < options.min_length:
+        log_probabilities[..., END] = -torch.inf
+        # Where every word is forbidden, the caption ends, however short it is.
+        stuck = log_probabilities.amax(-1) == -torch.inf
+        log_probabilities[..., END] = torch.where(stuck, end, -torch.inf)
+    return log_probabilities
+
+
+def _forbid_repeated_ngrams(log_probabilities: Tensor, words: Tensor, n: int) -> None:
+    ngrams = words.unfold(2, n, 1)  # [B, K, t - n + 1, n]
+    suffix = words[..., words.shape[2] - n + 1 :].unsqueeze(2)  # [B, K, 1, n - 1]
+    repeats = (ngrams[..., :-1] == suffix).all(-1)  # [B, K, t - n + 1]
+    # Added, not written: several n-grams may end in the same word, and only one of them repeat.
+    log_probabilities.scatter_add_(2, ngrams[..., -1], torch.where(repeats, -torch.inf, 0.0))
+
+
+def select_pictures(tensors: Tensors, pictures: Tensor) -> Tensors:
+    """Some pictures (indices or a mask [B]) of each tensor [B, ...]."""
+    return {name: tensor[pictures] for name, tensor in tensors.items()}
+
+
+def select_captions(tensors: Tensors, captions: Tensor) -> Tensors:
+    """For each picture the captions at the indices [B, M] of each tensor [B, K, ...]."""
+    pictures = torch.arange(len(captions), device=captions.device).unsqueeze(1)
+    return {name: tensor[pictures, captions] for name, tensor in tensors.items()}
+
+
+def best_first(captions: Tensors, count: int) -> Tensors:
+    """The `count` best of the captions [B, K]: finished ones first, then by score. Ties keep their
+    order."""
+    by_score = torch.argsort(captions["score"], dim=1, descending=True, stable=True)
+    finished = captions["finished"].gather(1, by_score).to(torch.uint8)
+    by_finished = torch.argsort(finished, dim=1, descending=True, stable=True)
+    return select_captions(captions, by_score.gather(1, by_finished)[:, :count])
+
+
+def enough_done(done: Tensor) -> bool:
+    """Whether so many pictures [B] are done that it pays to copy the memory of the others to a
+    smaller batch."""
+    return 4 * int(done.sum()) >= len(done)
+
+
+def search_result(parts: Sequence[Tensors]) -> SearchResult:
+    """The captions of all pictures, ordered by `row`: their places in the first batch."""
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = select_pictures(whole, torch.argsort(whole["row"]))
+    missing = whole["total"] == -torch.inf
+    words = whole["words"].masked_fill(missing.unsqueeze(2), PAD)
+    return SearchResult(
+        words, whole["total"], whole["score"], whole["finished"], whole.get("attention")
+    )
