@@ -1,4 +1,4 @@
-"""`python -m raycap`: the same door as the `raycap` command."""
+"""`python -m raycap`: the same as the `raycap` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The `raycap` command: finds the act, builds its config from file and flags, says refusals with exit code 2."""
+"""The `raycap` command: builds the config from file and flags, and runs the command with it."""
 
 import argparse
 import dataclasses
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code is 0 when all went well, 1 when rows failed, 2 when refused."""
-    # Threads that wait for each other shall sleep. By default they spin, and where others want the processors too,
-    # two threads that spin were seen to take 25 times as long as one.
+    """Run the command line. The exit code is 0 if all went well, 1 if rows failed, 2 after a UserError."""
+    # Threads that wait for each other must sleep. By default they spin. On a busy machine two threads that spin were
+    # measured to take 25 times as long as one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     log_to_stderr()
     if arguments is None:
         sys.excepthook = print_crash
-    # matplotlib and torch would leave folders of their own, in the home folder and in /tmp.
+    # Else matplotlib and torch leave folders of their own, in the home folder and in /tmp.
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "raycap" / "matplotlib"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "raycap" / "torchinductor"))
@@ -39,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if _is_read():  # another pipe, as between processes
             raise
-        # `raycap ... | head`; 141 is what the shell calls an end by that signal.
+        # `raycap ... | head`. 141 is the exit code of a process that SIGPIPE ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         write_err("raycap: stopped: the output pipe was closed\n")
         return 141
-    except UserError as refusal:
-        # No line of a refusal, which may quote what a stranger wrote, begins as one of ours.
-        write_err(f"raycap: {str(refusal).strip()}".replace("\n", "\n  ") + "\n")
+    except UserError as error:
+        # A message may quote text from a file. No line of that may look like one of ours.
+        write_err(f"raycap: {str(error).strip()}".replace("\n", "\n  ") + "\n")
         return 2
     except KeyboardInterrupt:
         write_err("raycap: interrupted\n")
@@ -53,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_read() -> bool:
-    """Whether anybody still reads what is printed."""
+    """Whether the output pipe is still open."""
     output = select.poll()
-    output.register(
-        sys.stdout, 0
-    )  # ask for nothing: that the other end has gone is told all the same
+    # Ask for no event: that the other end has closed is reported all the same.
+    output.register(sys.stdout, 0)
     return not output.poll(0)
 
 
@@ -90,7 +89,7 @@ def _run(arguments: list[str]) -> int:
     if print_only:
         write_out(dumps(config))
         return 0
-    module, function = command.act.split(":")
+    module, function = command.function.split(":")
     exit_code: int = getattr(importlib.import_module(module), function)(config)
     return exit_code
 
@@ -102,7 +101,7 @@ def _list_of_commands() -> str:
 def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     """The config of a command: its defaults, then the file, then SOURCE and kinds, then dotted flags.
 
-    The second answer says whether the config is only to be printed.
+    Also returns whether the config is only to be printed.
     """
     from raycap.config import CHOICES, Config, load
     from raycap.search import Beam
@@ -114,8 +113,8 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     first.add_argument("--config")
     first.add_argument("--run", default="")
     first.add_argument("--print-config", action="store_true")
-    rooms = [section for section in command.sections if section in CHOICES]
-    for section in rooms:
+    choices = [section for section in command.sections if section in CHOICES]
+    for section in choices:
         first.add_argument(f"--{section}")
     if command.words:
         first.add_argument("--references")
@@ -131,10 +130,10 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     if filled and words:
         own = dataclasses.replace(getattr(config, name), **{filled: tuple(words)})
         config = dataclasses.replace(config, **{name: own})
-    for section in rooms:
+    for section in choices:
         kind = getattr(chosen, section)
         config = _choose(config, section, kind, path if section == "source" else None)
-    # A captioner brings its own search; another is meant only by who trains one, or says something of it.
+    # A captioner has its own search. Another one is meant only if a captioner is trained, or by a --search flag.
     trains = "decoder" in command.sections
     if config.search is None and (trains or any(flag.startswith("--search.") for flag in flags)):
         config = dataclasses.replace(config, search=Beam())
@@ -149,7 +148,7 @@ def _leading_words(arguments: list[str]) -> list[str]:
 
 
 def _choose(config: "Config", section: str, kind: str | None, path: str | None) -> "Config":
-    """Another part of a room, by name or, for a source, by what is found at `path`; same kind keeps its options."""
+    """Change the kind of a section: by name or, for a source, by what is at `path`. The same kind keeps its options."""
     from raycap.config import CHOICES
     from raycap.options import choose, kind_of
     from raycap.sources import detect
@@ -204,22 +203,22 @@ def _with_flags(config: "Config", name: str, command: Command, flags: list[str])
 
 
 def _without_prefix(flag: str, own: str) -> str:
-    """`--inspect.limit` is `--limit` for `raycap inspect`: config files say the former, so flags may."""
+    """`--inspect.limit` is `--limit` for `raycap inspect`. Config files have the former, so flags may too."""
     return flag.replace(f"--{own}.", "--", 1) if flag.startswith(f"--{own}.") else flag
 
 
 def _common_flags(command: Command) -> str:
     from raycap.config import CHOICES
 
-    rooms = [section for section in command.sections if section in CHOICES]
-    kinds = [f"--{section} {{{','.join(CHOICES[section])}}}" for section in rooms]
+    choices = [section for section in command.sections if section in CHOICES]
+    kinds = [f"--{section} {{{','.join(CHOICES[section])}}}" for section in choices]
     references = (
         ["--references SOURCE (any dataset with human captions),"] if command.words else []
     )
     return "\n".join(
         [
-            f"{_words(command)} comes first. Also: --config FILE.yaml (flags change what it says), --print-config,",
-            "--run NAME (of a file with several),",
+            f"{_words(command)} comes first. Also: --config FILE.yaml (flags override it), --print-config,",
+            "--run NAME (if the file has several runs),",
             *references,
             *(f"{line} (its options are listed once it is known)" for line in kinds),
         ]

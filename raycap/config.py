@@ -37,22 +37,24 @@ class Inspect:
     """What `raycap inspect` writes."""
 
     out: str = "inspection.json"
-    """The report, a JSON file; the rows that cannot be read are listed beside it in *.failed.jsonl."""
+    """The report, a JSON file. Rows that cannot be read are listed beside it in *.failed.jsonl."""
     limit: int | None = None
-    """Look at the first so many rows only."""
+    """Only the first N rows of the source."""
     examples: int = 3
     """Keys shown for each reason and each group of copies."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(
-                f"limit is {self.limit}: give at least 1, or leave it out to look at every row"
+                f"--limit is {self.limit}: give at least 1, or leave it out to look at every row"
             )
         if has_scheme(self.out):
-            raise UserError(f"out is {self.out}: the report goes to a disc, so give a path")
+            raise UserError(
+                f"--out is {self.out}: the report goes to a local disk, so give a path"
+            )
         if not self.out.endswith(".json"):
             raise UserError(
-                f"out is {self.out!r}: the report is a JSON file, so give a name that ends in .json"
+                f"--out is {self.out!r}: the report is a JSON file, so give a name that ends in .json"
             )
 
 

@@ -1,8 +1,8 @@
-"""The one error that is the user's to mend: it names the thing and the remedy, and ends a command with code 2."""
+"""The one error that the user can fix. It names the thing and the remedy, and ends a command with exit code 2."""
 
 
 class UserError(ValueError):
-    """A wrong flag, file, source or environment, said in words that a stranger can act on."""
+    """A wrong flag, file, source or environment, in words that the user can act on."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -109,7 +109,7 @@ def _build(part: Any, data: Any, place: str) -> Any:
     try:
         return part(**values)
     except UserError as error:
-        if str(error).startswith(f"{place}."):
+        if str(error).startswith((f"{place}.", "--")):
             raise
         raise UserError(f"{place}: {error}") from error
 

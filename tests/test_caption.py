@@ -391,8 +391,8 @@ def test_a_rotten_source_ends_the_run_early(
     [
         (["--model", ""], "which captioner? Give --model DIR"),
         (["--model", "/no/such/model"], "/no/such/model is no captioner folder"),
-        (["--max-failed", "some"], "max_failed is 'some'"),
-        (["--sample", "0"], "sample is 0"),
+        (["--max-failed", "some"], "--max-failed is 'some'"),
+        (["--sample", "0"], "--sample is 0"),
         (["--columns", "shop"], "--columns carries columns of a table"),
         (["--gpus", "64"], "64 GPU"),
         (["--out", "/proc/nowhere"], "cannot write"),

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from manifest import column, notes_of, read, rows, write
+from manifest import column, noted, read, rows, write
 from PIL import Image
 from server import serving
 
@@ -133,7 +133,7 @@ def unlistable(folder: Path, depth: int = 17) -> str:
 def test_a_folder_that_cannot_be_listed_is_counted(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg")
     deepest = unlistable(tmp_path)
-    notes = notes_of(Folder(str(tmp_path)))
+    notes = noted(Folder(str(tmp_path)))
     [item] = notes.left_out()
     assert (item["count"], item["what"]) == (1, "folder could not be listed")
     assert item["examples"][0].startswith(deepest[:100])
@@ -298,7 +298,7 @@ def test_a_root_whose_name_is_not_utf8(tmp_path: Path) -> None:
 def test_what_a_link_is_called_can_be_written(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/dangling\xff")).symlink_to("gone")
-    notes = notes_of(Folder(str(tmp_path)))
+    notes = noted(Folder(str(tmp_path)))
     assert "dangling%FF" in notes.lines()[0]
     "".join(notes.lines()).encode()
 
@@ -329,7 +329,7 @@ def test_a_line_with_an_unquoted_comma_is_counted_with_its_number(tmp_path: Path
     ]
     table = Table(str(write(tmp_path / "pairs.csv", "\n".join(lines))))
     assert column(table, "uri") == ["http://h/1.jpg", "http://h/3.jpg", "http:///4.jpg", ""]
-    assert notes_of(table).left_out() == [
+    assert noted(table).left_out() == [
         {
             "count": 1,
             "what": "malformed line left out",
@@ -366,7 +366,7 @@ def test_a_line_beyond_the_limit_costs_itself(
     lines = ["url,note", "http://h/1.jpg,a", f"http://h/2.jpg,{'x' * 2000}", "http://h/3.jpg,c"]
     table = Table(str(write(tmp_path / "t.csv", "\n".join(lines))))
     assert column(table, "uri") == ["http://h/1.jpg", "http://h/3.jpg"]
-    assert notes_of(table).count(MALFORMED_LINE) == 1
+    assert noted(table).count(MALFORMED_LINE) == 1
     lines[2] = 'http://h/2.jpg,"' + "x\n" * 2000
     with pytest.raises(
         UserError, match=r"the row that begins in line 3 is longer than .* never closed"
@@ -401,7 +401,7 @@ def test_a_line_without_end_costs_itself(
     write(tmp_path / "a.jpg")
     path = str(write(tmp_path / name, "\n".join(contents[name])))
     source = SOURCES[detect(path)](path)
-    notes = notes_of(source)
+    notes = noted(source)
     if name == "Flickr8k.token.txt":
         assert column(source, "references") == [["said", "said"]]
     else:
@@ -457,7 +457,7 @@ def test_a_damaged_row_group_costs_its_rows_and_no_others(
     damage(path, groups)
     whole = [number for number in range(1000) if number // 100 not in groups]
     assert column(Table(path), "key") == [urls[number] for number in whole]
-    [item] = notes_of(Table(path)).left_out()
+    [item] = noted(Table(path)).left_out()
     first = 100 * groups[0]
     assert item["count"] == 100 * len(groups)
     assert item["examples"][0].startswith(f"t.parquet rows {first} to {first + 99}: ")
@@ -466,7 +466,7 @@ def test_a_damaged_row_group_costs_its_rows_and_no_others(
     path = parquet_file(tmp_path / "p.parquet", pictures, row_group_size=100, use_dictionary=False)
     damage(path, groups)
     assert column(HuggingFace(path), "key") == [f"p.parquet/{number}" for number in whole]
-    assert notes_of(HuggingFace(path)).count(DAMAGED_ROW) == 100 * len(groups)
+    assert noted(HuggingFace(path)).count(DAMAGED_ROW) == 100 * len(groups)
 
 
 def test_a_table_of_damaged_rows_alone_is_refused(tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_columns_of_one_name(tmp_path: Path) -> None:
 def test_a_broken_link_among_the_files_of_a_table_is_counted(tmp_path: Path) -> None:
     parquet_file(tmp_path / "1.parquet", pa.table({"url": ["http://h/1"]}))
     (tmp_path / "2.parquet").symlink_to(tmp_path / "gone")
-    notes = notes_of(Table(str(tmp_path)))
+    notes = noted(Table(str(tmp_path)))
     assert notes.left_out()[0]["examples"] == [f"{tmp_path}/2.parquet: a link to a missing file"]
     assert notes.left_out()[0]["what"] == "file of rows left out"
 
@@ -560,7 +560,7 @@ def test_odd_records_of_coco_cost_themselves(tmp_path: Path) -> None:
         "../up.jpg": "a picture has to lie below the picture folder: ../up.jpg",
         "\\ud800.jpg": f"no such file: {tmp_path}/\\ud800.jpg",
     }
-    notes = notes_of(Coco(path))
+    notes = noted(Coco(path))
     assert notes.count(NAMELESS) == 6 and notes.count(UNUSABLE_CAPTION) == 5
     assert [item["count"] for item in notes.left_out()] == [6], (
         "a caption that is no text costs no row"
@@ -587,7 +587,7 @@ def test_karpathys_files_without_this_or_that(tmp_path: Path) -> None:
         ("1.jpg", "", [], ""),
         ("2.jpg", "", [], ""),
     ]
-    notes = notes_of(Karpathy(path))
+    notes = noted(Karpathy(path))
     assert notes.count(NAMELESS) == 2 and notes.count(UNUSABLE_CAPTION) == 2
 
 
@@ -616,7 +616,7 @@ def test_odd_names_and_numbers_beside_flickrs_captions(tmp_path: Path) -> None:
     found = {row["key"]: row for row in rows(flickr)}
     assert set(found) == {"a.jpg", "c.jpg", "./caf%E9.jpg"}
     assert Path(str(local_path(found["./caf%E9.jpg"]["uri"]))).read_bytes() == b"coffee"
-    notes = notes_of(flickr)
+    notes = noted(flickr)
     assert notes.count(MALFORMED_CAPTION) == 2 and notes.left_out() == [], (
         "a lost caption is no lost picture"
     )

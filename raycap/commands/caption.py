@@ -56,7 +56,8 @@ def _caption_table(config: Config) -> int:
     options = config.caption
     source = _with_columns(checked_source(config.source, "caption"), options.columns)
 
-    # Only now: these load Ray and torch, which takes seconds.
+    # These load Ray and torch, which takes seconds.
+    write_err("raycap: loading the captioner\n")
     from raycap.bulk.captions import captions_job
     from raycap.bulk.exports import write_exports
     from raycap.bulk.run import run_job

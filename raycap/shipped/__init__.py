@@ -6,5 +6,5 @@ NAME = "shipped"
 
 
 def place_of(captioner: str) -> str:
-    """Where a captioner is: `shipped` is the one in this package, all else a path or URI."""
+    """The folder of a captioner: `shipped` is the one in this package, all else is a path or URI."""
     return str(Path(__file__).parent / "captioner") if captioner == NAME else captioner

@@ -1,4 +1,4 @@
-"""The model card: a captioner folder's README, filled from facts and nothing else."""
+"""The model card: the README of a captioner folder, written from its facts."""
 
 from collections.abc import Mapping
 from typing import Any

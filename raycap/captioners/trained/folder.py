@@ -260,7 +260,7 @@ def _shapes(path: str) -> Shapes:
     length = int.from_bytes(_read(path, MODEL, 0, 8), "little")
     if not 2 <= length <= MOST_BYTES[CONFIG]:
         raise UserError(
-            f"{path}/{MODEL} is no whole safetensors file: take the captioner folder anew"
+            f"{path}/{MODEL} is no whole safetensors file: get the captioner folder again"
         )
     try:
         header = plainjson.loads(_read(path, MODEL, 8, length))
@@ -271,7 +271,7 @@ def _shapes(path: str) -> Shapes:
         }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path}/{MODEL} is no whole safetensors file: take the captioner folder anew"
+            f"{path}/{MODEL} is no whole safetensors file: get the captioner folder again"
         ) from error
 
 
@@ -308,11 +308,11 @@ def _words(path: str, config: Mapping[str, Any]) -> Vocabulary:
         ).encode()  # halves of characters, which JSON may hold, are a UnicodeEncodeError
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}/{WORDS} is not a vocabulary: take the captioner folder anew"
+            f"{path}/{WORDS} is not a vocabulary: get the captioner folder again"
         ) from error
     except UnicodeEncodeError:
         raise UserError(
-            f"{path}/{WORDS} holds a word that is no text: take the captioner folder anew"
+            f"{path}/{WORDS} holds a word that is no text: get the captioner folder again"
         ) from None
     except ValueError as error:  # a UserError is one too
         raise UserError(_shortened(f"{path}: {error}")) from None
@@ -329,12 +329,12 @@ def _state(path: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
         state = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
         raise UserError(
-            f"{path}/{MODEL} is no whole safetensors file: take the captioner folder anew"
+            f"{path}/{MODEL} is no whole safetensors file: get the captioner folder again"
         ) from error
     broken = next((name for name, part in state.items() if not torch.isfinite(part).all()), None)
     if broken is not None:
         raise UserError(
-            f"{path}/{MODEL}: {broken[:100]!r} holds values that are no numbers; take the folder anew"
+            f"{path}/{MODEL}: {broken[:100]!r} holds values that are no numbers; get the captioner folder again"
         )
     return state
 
@@ -420,7 +420,7 @@ def _config(path: str) -> dict[str, Any]:
         ) from None
     if config["sha256"].get(CONFIG) != digest:
         raise UserError(
-            f"{path}/{CONFIG} is not what was written: it is damaged or was changed; take the folder anew"
+            f"{path}/{CONFIG} is not what was written: it is damaged or was changed; get the captioner folder again"
         )
     return config
 
@@ -442,7 +442,7 @@ def _checked(path: str, name: str, digests: Mapping[str, str]) -> bytes:
     content = _read(path, name)
     if hashlib.sha256(content).hexdigest() != digests.get(name):
         raise UserError(
-            f"{path}/{name} is not what was written: it is damaged or was changed; take the folder anew"
+            f"{path}/{name} is not what was written: it is damaged or was changed; get the captioner folder again"
         )
     return content
 

@@ -1,0 +1,104 @@
+"""Captioners are replaceable: a kind that raycap does not know goes through the table job and through Python."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+from small_captioner import photos
+from toy_captioner import SizeCaptioner, SizeOptions
+
+from raycap.bulk.captions import captions_job
+from raycap.bulk.job import TableJob
+from raycap.bulk.options import Caption
+from raycap.bulk.run import run_job
+from raycap.captioners import Caption as Row
+from raycap.captioners.protocol import Prediction, caption_row
+from raycap.cluster import Cluster
+from raycap.cluster.session import session
+from raycap.errors import UserError
+from raycap.fetch import Fetch
+from raycap.images import Reading
+from raycap.schema import CAPTIONS
+from raycap.sources import Folder
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture
+def one_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # The workers import the captioner's module, as they would find an installed one.
+    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    with session(Cluster()):
+        yield
+    ray.shutdown()
+
+
+def job(folder: Path, out: Path, **options: Any) -> TableJob:
+    asked = Caption(out=str(out), batch=4, part_rows=4, part_seconds=0.1, actors=1, **options)
+    how = (Fetch(), Reading(), Cluster())
+    return captions_job(SizeOptions(), Folder(str(folder)), asked, *how)
+
+
+def rows(out: Path) -> dict[str, dict[str, Any]]:
+    table = pq.read_table(out / "captions").to_pylist()
+    found = {row["key"]: row for row in table}
+    assert len(found) == len(table), "each key once"
+    return found
+
+
+@pytest.mark.ray
+def test_another_kind_of_captioner_goes_through_the_table_job(
+    tmp_path: Path, one_ray: None
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"<html>")
+    assert run_job(job(folder, out), {}) == 1
+    first = {path: path.read_bytes() for path in (out / "captions").iterdir()}
+    found = rows(out)
+    assert found["00000.png"]["caption"] == "PICTURE 60X48"
+    assert found["bad.png"]["status"] == "failed_to_decode" and found["bad.png"]["caption"] == ""
+    assert found["00000.png"]["score"] is None and found["00000.png"]["alternatives"] == []
+    assert pq.read_schema(next(iter(first))).names == CAPTIONS.names
+
+    # Resume: only what is new is captioned.
+    photos(folder, range(10, 15))
+    assert run_job(job(folder, out), {}) == 1
+    assert len(rows(out)) == 16
+    assert {path: path.read_bytes() for path in first} == first
+
+    # Retry: the failed row is made again.
+    Image.new("RGB", (7, 5)).save(folder / "bad.png")
+    assert run_job(job(folder, out, retry="failed"), {}) == 0
+    assert rows(out)["bad.png"]["caption"] == "PICTURE 7X5"
+
+    # Another captioner is another run.
+    other = job(folder, out)
+    other = replace(other, identity={**other.identity, **SizeOptions("photo").identity()})
+    with pytest.raises(UserError, match="captioner was 'size, picture', now 'size, photo'"):
+        run_job(other, {})
+
+
+def test_another_kind_of_captioner_captions_in_python(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos", range(2))
+    captioner = SizeCaptioner(SizeOptions("photo"))
+    good, bad = captioner.caption([folder / "00000.png", b"nonsense"])
+    assert isinstance(good, Row) and good.caption == "PHOTO 60X48" and good.succeeded
+    assert bad.status == "failed_to_decode" and str(bad).startswith("(failed_to_decode: ")
+    assert "raycap.captioners.trained" not in sys.modules or good.words == ()
+
+
+def test_a_prediction_that_failed_costs_its_own_row() -> None:
+    row = caption_row("success", "", Prediction(error="refused: too dark"))
+    assert (row["status"], row["error_message"]) == ("failed_to_caption", "refused: too dark")
+    assert row["caption"] == "" and row["score"] is None
+    assert caption_row("failed_to_fetch", "gone", None)["status"] == "failed_to_fetch"
+    assert caption_row("success", "", Prediction("a dog", extras={"tags": ["dog"]}))["tags"] == [
+        "dog"
+    ]
