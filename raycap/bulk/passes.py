@@ -28,7 +28,7 @@ from raycap.bulk.work import (
     update_facts,
     write_facts,
 )
-from raycap.cluster.nodes import check_seen
+from raycap.cluster.nodes import capacity, check_seen, has_free
 from raycap.cluster.session import innermost, refusal_within
 from raycap.errors import UserError
 from raycap.progress import Progress
@@ -176,7 +176,7 @@ class _Run:
                 )
             except ExecutionTimeoutError:
                 stood_still = f"nothing was finished for {_timeout():,.0f} s"
-                if _has_free_processor():
+                if _has_free_processors(self.work):
                     return one.counts, f"{stood_still}, though processors were free", False
                 return one.counts, f"{stood_still}: the cluster has no free processor for it", True
             except RayError as error:
@@ -217,13 +217,17 @@ def _timeout() -> float:
     return DataContext.get_current().execution_no_progress_timeout_s
 
 
-def _has_free_processor() -> bool:
-    """Whether a task could run now that those of the last pass have ended.
-
-    If one could, they ran and did nothing. If not, the processors are not there or belong to somebody else.
-    """
+def _has_free_processors(work: Work) -> bool:
+    """Whether a task and a model could run now, after those of the last pass have ended. If they
+    could, they ran and made nothing. If not, the processors are gone, or other work uses them."""
+    cluster, gpus = work.config.cluster, work.options.gpus
+    needs = [(cluster.decode_on, "CPU", 1.0)]
+    if gpus is None:
+        gpus = min(1.0, capacity(cluster.model_on).get("GPU", 0.0))
+    if work.runs_model and gpus:
+        needs.append((cluster.model_on, "GPU", gpus))
     end = time.monotonic() + SECONDS_TO_FREE
-    while ray.available_resources().get("CPU", 0) < 1:  # type: ignore[no-untyped-call, unused-ignore]
+    while not all(has_free(*need) for need in needs):
         if time.monotonic() > end:
             return False
         time.sleep(0.5)
