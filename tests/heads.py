@@ -151,7 +151,7 @@ def autoscaled_head(
             **types,
         },
         "head_node_type": own,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 1,
         "auth": {"ssh_user": "nobody"},
         "file_mounts": {},
         **{name: [] for name in COMMANDS},

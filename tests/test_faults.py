@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from PIL import Image
 from small_captioner import photos, save_captioner
 
 from raycap.bulk import pictures
-from raycap.bulk import run as bulk_run
+from raycap.bulk.job import TableJob
 from raycap.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -294,8 +292,8 @@ def test_a_pass_that_stands_still_keeps_what_it_finished_and_another_one_follows
 class Neighbour:
     """Somebody else's work on the only processor."""
 
-    def leave(self, seconds: float) -> None:
-        time.sleep(seconds)
+    def is_there(self) -> bool:
+        return True
 
 
 @pytest.mark.slow
@@ -307,6 +305,18 @@ def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 2)
     monkeypatch.setattr(bulk_run, "SECONDS_TO_FREE", 1)
+    monkeypatch.setattr(bulk_run, "FRUITLESS_PASSES", 1)
+    has_free = bulk_run._has_free_processors
+    answers = []
+
+    def has_free_until_the_neighbour_leaves(job: TableJob) -> bool:
+        answers.append(has_free(job))
+        if len(answers) == 2:
+            monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 900)
+            ray.kill(neighbour)
+        return answers[-1]
+
+    monkeypatch.setattr(bulk_run, "_has_free_processors", has_free_until_the_neighbour_leaves)
     flags = ["--batch", "8", "--actors", "1", "--reading.timeout", "0.5"]
     command = [
         "caption",
@@ -320,14 +330,11 @@ def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         neighbour = Neighbour.remote()  # holds the processor until it ends
-        ray.get(neighbour.leave.remote(0))
-        threading.Timer(60, lambda: ray.kill(neighbour)).start()
+        ray.get(neighbour.is_there.remote())
         assert main(command) == 0
     finally:
         ray.shutdown()
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
-    waits = [
-        lost for lost in facts["passes_lost"] if "the cluster has no free processor for it" in lost
-    ]
-    assert len(waits) > bulk_run.FRUITLESS_PASSES
+    assert len(facts["passes_lost"]) == 2 > bulk_run.FRUITLESS_PASSES
+    assert all("the cluster has no free processor for it" in it for it in facts["passes_lost"])
     assert len(faults.read(tmp_path / "out")) == 8

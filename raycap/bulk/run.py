@@ -20,7 +20,7 @@ from raycap.bulk.overwrite import begin_overwrite, finish_overwrite
 from raycap.bulk.pending import PendingCount, PendingRows, count_pending
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.retry import SIDE_TABLE, begin_side_table, merge_side_table
-from raycap.cluster.nodes import check_seen
+from raycap.cluster.nodes import capacity, check_seen, has_free
 from raycap.cluster.session import error_line, user_error_within
 from raycap.errors import UserError
 from raycap.progress import Progress
@@ -167,7 +167,7 @@ class _Run:
                     fault = "blocks were lost with a worker or a node"
             except ExecutionTimeoutError:
                 seconds = DataContext.get_current().execution_no_progress_timeout_s
-                waited = not _has_free_processor()
+                waited = not _has_free_processors(self.job)
                 fault = f"nothing was finished for {seconds:,.0f} s"
                 fault += (
                     ": the cluster has no free processor for it"
@@ -218,13 +218,17 @@ def _check_failures(job: TableJob, counts: RowCounts) -> None:
         )
 
 
-def _has_free_processor() -> bool:
-    """Whether a task could run now that those of the last pass have ended.
-
-    If one could, they ran and did nothing. If not, the processors are not there or belong to somebody else.
-    """
+def _has_free_processors(job: TableJob) -> bool:
+    """Whether a task and a model could run now, after those of the last pass have ended. If they could, they ran and
+    made nothing. If not, the processors are gone, or other work uses them."""
+    cluster, gpus = job.cluster, job.options.gpus
+    needs = [(cluster.decode_on, "CPU", 1.0)]
+    if gpus is None:
+        gpus = min(1.0, capacity(cluster.model_on).get("GPU", 0.0))
+    if job.runs_model and gpus:
+        needs.append((cluster.model_on, "GPU", gpus))
     end = time.monotonic() + SECONDS_TO_FREE
-    while ray.available_resources().get("CPU", 0) < 1:  # type: ignore[no-untyped-call, unused-ignore]
+    while not all(has_free(*need) for need in needs):
         if time.monotonic() > end:
             return False
         time.sleep(0.5)

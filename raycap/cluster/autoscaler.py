@@ -1,8 +1,8 @@
-"""What is known of the cluster's autoscaler: whether there is one, and whether it is starting nodes.
+"""The cluster's autoscaler: whether there is one, and how many nodes it is starting.
 
-Ray has two, and both report to the head: the old one as JSON under a key, the new one as the cluster's status. They
-run, and only look, in a cluster that people started by hand too: the types of nodes that they report are then made
-up from the nodes' ids.
+Ray has two autoscalers. The old one writes a report as JSON under a key of the head; the new one
+answers for the cluster's status. Both also run, without adding nodes, in a cluster that was
+started by hand. Such a cluster's nodes have no type, or one that is made up from the node's id.
 """
 
 import json
@@ -19,25 +19,24 @@ from ray.exceptions import RpcError
 from ray.experimental.internal_kv import _internal_kv_get
 
 OLD_REPORT = "__autoscaling_status"
-MADE_UP = re.compile(r"node_[0-9a-f]*")
+MADE_UP_TYPE = re.compile(r"node_[0-9a-f]*")
 # The old autoscaler's first report comes some seconds after the head has started.
 SECONDS_TO_REPORT = 3 * AUTOSCALER_UPDATE_INTERVAL_S
 
 
 def autoscales() -> bool:
-    """Whether an autoscaler may bring nodes."""
+    """Whether an autoscaler may add nodes."""
     node: Any = ray._private.worker._global_node
     if node is not None and node.is_head():  # a Ray that this process has started
         return False
     if is_autoscaler_v2(fetch_from_server=True):
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        return _named(
-            node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)
-        )
+        nodes = (*status.active_nodes, *status.idle_nodes)
+        return _are_configured(node.ray_node_type_name for node in nodes)
     end = time.monotonic() + SECONDS_TO_REPORT
     while (report := _old_report()) is None and time.monotonic() < end:
         time.sleep(0.2)
-    return _named((report or {}).get("node_type_mapping", {}).values())
+    return _are_configured((report or {}).get("node_type_mapping", {}).values())
 
 
 def starting() -> int:
@@ -45,9 +44,8 @@ def starting() -> int:
     try:
         if is_autoscaler_v2(fetch_from_server=True):
             status = get_cluster_status(ray.get_runtime_context().gcs_address)
-            return sum(launch.count for launch in status.pending_launches) + len(
-                status.pending_nodes
-            )
+            launched = sum(launch.count for launch in status.pending_launches)
+            return launched + len(status.pending_nodes)
     except RpcError:
         return 0
     report = _old_report() or {}
@@ -55,10 +53,10 @@ def starting() -> int:
     return sum(launches.values()) + len(report.get("pending_nodes", ()))
 
 
-def _named(types: Iterable[str]) -> bool:
-    return any(name and not MADE_UP.fullmatch(name) for name in types)
+def _are_configured(types: Iterable[str]) -> bool:
+    return any(name and not MADE_UP_TYPE.fullmatch(name) for name in types)
 
 
 def _old_report() -> dict[str, Any] | None:
-    told = _internal_kv_get(OLD_REPORT)
-    return json.loads(told)["autoscaler_report"] if told else None
+    report = _internal_kv_get(OLD_REPORT)
+    return json.loads(report)["autoscaler_report"] if report else None

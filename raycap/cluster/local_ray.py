@@ -1,7 +1,8 @@
-"""A Ray on this machine for one command. It changes nothing outside one folder, and that folder goes when it ends.
+"""A Ray on this machine for one command.
 
-Ray by itself leaves a folder for each session in /tmp/ray, and a token in the home folder: the next `ray start
---head` would ask for that token, and `ray job submit` would be refused.
+Ray itself leaves a folder for each session in /tmp/ray, and a token in the home folder. The next
+`ray start --head` would ask for that token, and `ray job submit` would be refused. This Ray writes
+into one folder only, which is removed when the command ends.
 """
 
 import contextlib
@@ -11,26 +12,27 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from raycap.errors import UserError
 
-# A folder of an own Ray in the system's folder for temporary files. It holds the lock and the folder of Ray.
-PREFIX, LOCK, RAYS_FOLDER = "raycap-ray-", "lock", "r"
-# The path of a socket has at most 107 characters (macOS: 103), and Ray's have some 86 behind this parent.
+# Name of the folder, in the system's folder for temporary files. It holds the lock and Ray's
+# folder.
+PREFIX, LOCK, RAY_FOLDER = "raycap-ray-", "lock", "r"
+# The path of a socket has at most 107 characters (macOS: 103). Ray needs about 86 of them.
 LONGEST_PARENT = 14
-# What says to Ray, here and in the processes that it starts, who may talk to it.
+# Variables that tell Ray, here and in the processes that it starts, who may talk to it.
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# On a busy machine Ray may take longer to start than it gives itself.
+# On a busy machine Ray may need longer to start than it allows.
 TRIES = 3
-PATIENT = {"agent_register_timeout_ms": 60_000}
-# Ray's processes end soon after their driver, and write until then.
-SECONDS_TO_REMOVE = 5.0
+SYSTEM_CONFIG = {"agent_register_timeout_ms": 60_000}
+# For Ray's processes, some of which end shortly after their driver.
+SECONDS_TO_END = 5.0
 
 
 @contextlib.contextmanager
@@ -38,10 +40,10 @@ def local_ray(cpus: int | None, log_to_driver: bool) -> Iterator[None]:
     """Start a Ray, and stop it in the end."""
     with _own_folder() as folder, _own_token():
         try:
-            _start(cpus, log_to_driver, folder / RAYS_FOLDER)
+            _start(cpus, log_to_driver, folder / RAY_FOLDER)
             yield
         finally:
-            ray.shutdown()
+            _stop()
 
 
 def _start(cpus: int | None, log_to_driver: bool, folder: Path) -> None:
@@ -54,22 +56,42 @@ def _start(cpus: int | None, log_to_driver: bool, folder: Path) -> None:
                 logging_level=logging.WARNING,
                 log_to_driver=log_to_driver,
                 _temp_dir=str(folder),
-                _system_config=PATIENT,
+                _system_config=SYSTEM_CONFIG,
             )
             return
-        except Exception as error:  # Ray raises plain ones, as when its processes take more than 30 seconds to start
+        # Ray raises a plain Exception, for example if its processes take more than 30 seconds.
+        except Exception as error:
             ray.shutdown()
             if not tries_left:
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise UserError(
-                    f"Ray did not start on this machine ({reason}): see that the machine is not overloaded, that "
-                    f"{folder.parent.parent} has space, and try again"
+                    f"Ray did not start on this machine ({reason}): check that the machine is not "
+                    f"overloaded and that {folder.parent.parent} has space, and try again"
                 ) from error
+
+
+def _stop() -> None:
+    """Stop Ray, and kill those of its processes that do not end: they would go on to write."""
+    import psutil  # a copy that comes with Ray, and is found after Ray is imported
+
+    node: Any = ray._private.worker._global_node
+    processes = []
+    for started in node.all_processes.values() if node else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(started[0].process.pid)
+            processes += [process, *process.children(recursive=True)]
+    ray.shutdown()
+    _, alive = psutil.wait_procs(processes, SECONDS_TO_END)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, SECONDS_TO_END)
 
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[Path]:
-    """A folder for what Ray writes. Those of commands that were killed are removed too."""
+    """A folder for what Ray writes. The folders of commands that were killed are removed too,
+    before and after: processes of a killed Ray may write for some seconds more."""
     parent = Path(tempfile.gettempdir())
     if len(str(parent)) > LONGEST_PARENT:
         parent = Path("/tmp")
@@ -78,10 +100,12 @@ def _own_folder() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     except OSError as error:
         raise UserError(
-            f"Ray needs a folder for its sockets, and none can be made in {parent} ({error.strerror}): set TMPDIR "
-            f"to a folder that may be written and whose path has at most {LONGEST_PARENT} characters"
+            f"Ray needs a folder for its sockets, and none can be made in {parent} "
+            f"({error.strerror}): set TMPDIR to a writable folder whose path has at most "
+            f"{LONGEST_PARENT} characters"
         ) from error
-    # The lock is held before it has its name, so that nobody ever finds one that is free and in use.
+    # The lock gets its name after it is held, so that no other command finds a lock that is free
+    # but in use.
     with (folder / f".{LOCK}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / f".{LOCK}").rename(folder / LOCK)
@@ -89,10 +113,11 @@ def _own_folder() -> Iterator[Path]:
             yield folder
         finally:
             _remove(folder)
+            _remove_stale(parent)
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove the folders whose commands were killed: nobody holds their locks."""
+    """Remove the folders of commands that were killed: nobody holds their locks."""
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
@@ -103,22 +128,22 @@ def _remove_stale(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    end = time.monotonic() + SECONDS_TO_REMOVE
-    while True:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists() or time.monotonic() > end:
+    """The lock goes last: a folder without one would never be removed."""
+    for _ in range(TRIES):
+        shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
+        if not (folder / RAY_FOLDER).exists():
+            shutil.rmtree(folder, ignore_errors=True)
             return
-        time.sleep(0.05)
 
 
 @contextlib.contextmanager
 def _own_token() -> Iterator[None]:
-    """A token that only this command and its processes know: else anybody who reaches the machine's ports could run
-    code in it."""
+    """A token that only this command and its processes know. Without one, anybody who reaches the
+    machine's ports could run code in this Ray."""
     before = {name: os.environ.get(name) for name in AUTHENTICATION}
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    _read_authentication_again()
+    _reload_authentication()
     try:
         yield
     finally:
@@ -127,10 +152,10 @@ def _own_token() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _read_authentication_again()
+        _reload_authentication()
 
 
-def _read_authentication_again() -> None:
-    """Ray reads these variables when it is imported, and remembers the token."""
+def _reload_authentication() -> None:
+    """Ray reads these variables when it is imported, and keeps the token."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

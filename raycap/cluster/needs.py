@@ -1,4 +1,5 @@
-"""What a command needs of the cluster before it can start, and the wait for nodes that an autoscaler brings."""
+"""The resources that a command needs before it can start, and the wait for nodes that an
+autoscaler starts for them."""
 
 import time
 from collections.abc import Sequence
@@ -11,16 +12,16 @@ from raycap.cluster.nodes import labelled, selector
 from raycap.errors import UserError
 from raycap.terminal import write_err
 
-# Of what a long run could use: more is asked for later, by the work itself.
+# Of a long run. The work itself asks for more later.
 MOST_PIECES = 64
 SECONDS_BETWEEN_LOOKS = 0.5
-# When the least is there, the rest is waited for as long as nodes are being started, ...
+# When the least is there, the run waits for the rest while nodes are being started, ...
 SECONDS_TO_START_NODES = 300.0
-# ... and otherwise until none has come for some seconds: an autoscaler adds nodes in steps.
+# ... and otherwise until no node has come for some seconds: an autoscaler adds nodes in steps.
 SECONDS_TO_SETTLE = 15.0
-# The first word after some seconds, the next ones after twice the time each.
-SECONDS_TO_FIRST_WORD = 2.0
-MOST_SECONDS_BETWEEN_WORDS = 600.0
+# The first message comes after some seconds, and each next one after twice the time.
+SECONDS_TO_FIRST_MESSAGE = 2.0
+MOST_SECONDS_BETWEEN_MESSAGES = 600.0
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,24 @@ class Need:
     purpose: str  # as in "waiting for ... to run the model"
     label: str
     resources: dict[str, float]
-    pieces: int  # as many as could be used
-    least: int = 1  # without so many the work cannot start
+    pieces: int  # that the work could use
+    least: int = 1  # pieces without which the work cannot start
 
     def there(self) -> int:
-        """How many pieces the cluster has, whether free or not."""
-        return sum(
-            int(
-                min(
-                    node["Resources"].get(name, 0) / amount
-                    for name, amount in self.resources.items()
-                )
-            )
-            for node in labelled(self.label)
-        )
+        """How many pieces the cluster has, free or in use."""
+        pieces = 0
+        for node in labelled(self.label):
+            has = node["Resources"]
+            pieces += int(min(has.get(name, 0) / each for name, each in self.resources.items()))
+        return pieces
+
+    def is_met(self, there: int) -> bool:
+        """Whether so many pieces are all that is asked for."""
+        return there >= min(self.pieces, MOST_PIECES)
 
     def ask(self) -> list[PlacementGroup]:
-        """Let the autoscaler know. Ray forgets a reservation when this process ends, however it ends."""
+        """Reserve the pieces, so that the autoscaler knows of them. Ray removes a reservation when
+        this process ends, however it ends."""
         nodes = selector(self.label)
         return [
             placement_group([self.resources], bundle_label_selector=[nodes] if nodes else None)
@@ -60,23 +62,24 @@ class Need:
 
 
 def provide(needs: Sequence[Need], wait: float) -> None:
-    """Ask the cluster's autoscaler for what is needed and not there, and wait for it: at most `wait` seconds (0:
-    for ever) for the least, then some time for more. A cluster without an autoscaler is left as it is."""
-    short = [need for need in needs if need.there() < min(need.pieces, MOST_PIECES)]
+    """Ask the autoscaler for what is needed and not there, and wait for it: at most `wait` seconds
+    (0: for ever) for the least of each need, then some time for more. Without an autoscaler, this
+    does nothing."""
+    short = [need for need in needs if not need.is_met(need.there())]
     if not short or not autoscales():
         return
-    asked = [group for need in short for group in need.ask()]
+    groups = [group for need in short for group in need.ask()]
     try:
         _wait(short, wait)
     finally:
-        for group in asked:
+        for group in groups:
             remove_placement_group(group)
 
 
 def _wait(needs: Sequence[Need], wait: float) -> None:
-    begun = changed = time.monotonic()
+    started = changed = time.monotonic()
     since = time.strftime("%H:%M:%S")
-    next_word = SECONDS_TO_FIRST_WORD
+    next_message = SECONDS_TO_FIRST_MESSAGE
     before: list[int] = []
     while True:
         there = [need.there() for need in needs]
@@ -84,25 +87,21 @@ def _wait(needs: Sequence[Need], wait: float) -> None:
         if there != before:
             before, changed = there, now
         missing = [need for need, pieces in zip(needs, there, strict=True) if pieces < need.least]
-        if not missing and _is_settled(needs, there, now - changed):
-            return
-        waited_for = "; and ".join(map(str, missing))
-        if missing and wait and now - begun >= wait:
-            raise UserError(
-                f"no autoscaler brought {waited_for}, in {wait:,.0f} seconds (--cluster.wait; 0 waits for ever): "
-                "`ray status` on the head says what it does; its nodes must have the label and the resources"
-            )
-        if missing and now - begun >= next_word:
-            end = f"; --cluster.wait ends this after {wait:,.0f} seconds" if wait else ""
-            write_err(f"raycap: waiting for {waited_for} (since {since}{end})\n")
-            next_word += min(next_word, MOST_SECONDS_BETWEEN_WORDS)
+        if not missing:
+            if all(need.is_met(pieces) for need, pieces in zip(needs, there, strict=True)):
+                return
+            if now - changed >= (SECONDS_TO_START_NODES if starting() else SECONDS_TO_SETTLE):
+                return
+        else:
+            names = "; and ".join(map(str, missing))
+            if wait and now - started >= wait:
+                raise UserError(
+                    f"no autoscaler brought {names}, in {wait:,.0f} seconds (--cluster.wait; 0 "
+                    "waits for ever): `ray status` on the head says what it does; its nodes must "
+                    "have the label and the resources"
+                )
+            if now - started >= next_message:
+                limit = f"; --cluster.wait ends this after {wait:,.0f} seconds" if wait else ""
+                write_err(f"raycap: waiting for {names} (since {since}{limit})\n")
+                next_message += min(next_message, MOST_SECONDS_BETWEEN_MESSAGES)
         time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _is_settled(needs: Sequence[Need], there: Sequence[int], quiet: float) -> bool:
-    """Whether it is no use to wait for more; nothing has come for `quiet` seconds."""
-    if all(
-        pieces >= min(need.pieces, MOST_PIECES) for need, pieces in zip(needs, there, strict=True)
-    ):
-        return True
-    return quiet >= (SECONDS_TO_START_NODES if starting() else SECONDS_TO_SETTLE)

@@ -1,27 +1,29 @@
-"""The machines of a cluster: what they have, what each of them must see, and which of them did what."""
+"""The nodes of a cluster: what they have, which of them fit a label, and which paths they see."""
 
+import contextlib
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import ray
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError, RaySystemError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raycap.cluster.autoscaler import autoscales
 from raycap.errors import UserError
 
-Answer = TypeVar("Answer")
-
 SECONDS_TO_ANSWER = 60
+# Waits before the head is asked again when it does not answer.
+SECONDS_BETWEEN_TRIES = (0.5, 1.0, 2.0, 4.0)
 # A label that Ray gives every node.
 NODE_ID = "ray.io/node-id"
-# Column of rows on their way to the table: which process of which node ran the model on them.
+# Column of rows on their way to the table: the node and the process that ran the model on them.
 MAKER = "maker"
 
 
@@ -32,110 +34,119 @@ def signed(rows: pa.Table) -> pa.Table:
 
 
 def makers(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:
-    """Rows of each maker, added up by node: its rows, its rows per second, and how many processes made them (one
-    that was lost and made again counts twice)."""
+    """The rows of each maker, summed by node: rows, rows per second, and number of processes. A
+    process that was replaced counts twice."""
     nodes: dict[str, dict[str, float]] = {}
-    for maker, made in sorted(rows.items()):
-        told = nodes.setdefault(
-            maker.rpartition(" ")[0], {"rows": 0, "rows_per_second": 0.0, "processes": 0}
-        )
-        told["rows"] += made
-        told["rows_per_second"] = round(told["rows"] / max(seconds, 1e-9), 2)
-        told["processes"] += 1
+    for maker, count in sorted(rows.items()):
+        name = maker.rpartition(" ")[0]
+        node = nodes.setdefault(name, {"rows": 0, "rows_per_second": 0.0, "processes": 0})
+        node["rows"] += count
+        node["rows_per_second"] = round(node["rows"] / max(seconds, 1e-9), 2)
+        node["processes"] += 1
     return nodes
 
 
+def alive() -> list[dict[str, Any]]:
+    """The nodes of the cluster, as Ray describes them."""
+    ask: Callable[[], list[dict[str, Any]]] = ray.nodes
+    for seconds in SECONDS_BETWEEN_TRIES:
+        with contextlib.suppress(RpcError, RaySystemError, ConnectionError, TimeoutError):
+            return [node for node in ask() if node["Alive"]]
+        time.sleep(seconds)
+    return [node for node in ask() if node["Alive"]]
+
+
+def labelled(label: str) -> list[dict[str, Any]]:
+    """The nodes with processors that have the label `name=value`; with `name=!value`, those
+    without it; with "", all."""
+    name, _, value = label.partition("=")
+    found = []
+    for node in alive():
+        actual = str(node["Labels"].get(name, ""))
+        if not label:
+            fits = True
+        elif value.startswith("!"):
+            fits = actual != value[1:]
+        else:
+            fits = actual == value
+        if fits and node["Resources"].get("CPU"):
+            found.append(node)
+    return found
+
+
 def capacity(label: str = "") -> dict[str, float]:
-    """Resources of the nodes with that label, added up. Nodes without processors, such as a head that only manages,
-    do not count."""
+    """The sum of the resources of the nodes with the label. A head without processors does not
+    count."""
     total: Counter[str] = Counter()
     for node in labelled(label):
         total.update(node["Resources"])
     return dict(total)
 
 
-def labelled(label: str) -> list[dict[str, Any]]:
-    """The nodes that compute, of those with the label `name=value` (or `name=!value`: those without); "" is all."""
-    name, _, value = label.partition("=")
-    found = []
-    for node in alive():
-        has = str(node["Labels"].get(name, ""))
-        fits = not label or (has != value[1:] if value.startswith("!") else has == value)
-        if fits and node["Resources"].get("CPU"):
-            found.append(node)
-    return found
+def has_free(label: str, resource: str, amount: float) -> bool:
+    """Whether one node with the label has so much of a resource that nobody uses now."""
+    ask: Callable[[], dict[str, dict[str, float]]] = available_resources_per_node
+    free = ask()
+    return any(free.get(node["NodeID"], {}).get(resource, 0) >= amount for node in labelled(label))
 
 
 def selector(label: str) -> dict[str, str] | None:
-    """What Ray calls the wish for nodes with a label `name=value`. It is refused where no node has the label and no
-    autoscaler can bring one, for Ray itself would wait for ever."""
+    """The label `name=value` as Ray's label selector. Raises UserError if no node has the label
+    and no autoscaler can start one: Ray would wait for ever."""
     if not label:
         return None
     name, _, value = label.partition("=")
     if not labelled(label) and not autoscales():
         raise UserError(
-            f"no node of the cluster has the label {label} (cluster.decode_on, cluster.model_on): start nodes with "
-            f"`ray start --labels {name}={value.removeprefix('!')}`, or leave it out"
+            f"no node of the cluster has the label {label} (--cluster.decode-on, "
+            "--cluster.model-on): start nodes with "
+            f"`ray start --labels {name}={value.removeprefix('!')}`, or leave the option out"
         )
     return {name: value}
 
 
 def computing(nodes: dict[str, str] | None) -> dict[str, str] | None:
-    """The selector, without nodes that have no processors. What asks for no processor would run there too, and a
-    head that only manages is small."""
-    idle = [node["NodeID"] for node in alive() if not node["Resources"].get("CPU")]
-    if not idle:
+    """The selector, without nodes that have no processors. Tasks that ask for no processor would
+    run there too, and a head that only manages is small."""
+    heads = [node["NodeID"] for node in alive() if not node["Resources"].get("CPU")]
+    if not heads:
         return nodes
-    return {**(nodes or {}), NODE_ID: f"!in({','.join(idle)})"}
+    return {**(nodes or {}), NODE_ID: f"!in({','.join(heads)})"}
 
 
 def machines() -> int:
-    """How many machines the cluster has; one may hold several of its nodes."""
+    """How many machines the cluster has; one machine may hold several nodes."""
     return len({node["NodeManagerHostname"] for node in alive()})
 
 
 def check_seen(paths: Mapping[str, str]) -> None:
-    """Refuse local paths that not every machine of the cluster sees; `paths` is what each of them is for."""
+    """Raises UserError if a machine of the cluster does not see a local path. `paths` maps each
+    path to what it is for."""
     if not paths or machines() < 2:
         return
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)
-    asked = {}
+    hosts = {}
     for node in alive():
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[look.options(scheduling_strategy=there).remote(dict(paths))] = node[
-            "NodeManagerHostname"
-        ]
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_TO_ANSWER)
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        answer = look.options(scheduling_strategy=on_node).remote(dict(paths))
+        hosts[answer] = node["NodeManagerHostname"]
+    answered, _ = ray.wait(list(hosts), num_returns=len(hosts), timeout=SECONDS_TO_ANSWER)
     for answer in answered:
         try:
             missing = ray.get(answer)
-        except RayError:  # the node has gone meanwhile
+        except RayError:  # the node is gone
             continue
         if missing:
             raise UserError(
-                f"{'; '.join(missing)}, and this cluster has several machines ({asked[answer]} does not see it): "
-                "give a folder that all of them share, or an object store such as s3://bucket/folder"
+                f"{'; '.join(missing)}, and this cluster has several machines ({hosts[answer]} "
+                "does not see it): give a folder that all of them share, or an object store such "
+                "as s3://bucket/folder"
             )
 
 
 def _missing(paths: Mapping[str, str]) -> list[str]:
     return [
-        f"{path} ({what}) is on one machine only"
-        for path, what in paths.items()
+        f"{path} ({purpose}) is on one machine only"
+        for path, purpose in paths.items()
         if not Path(path).exists()
     ]
-
-
-def alive() -> list[dict[str, Any]]:
-    """The nodes of the cluster, as Ray describes them."""
-    return [node for node in steadily(ray.nodes) if node["Alive"]]
-
-
-def steadily(call: Callable[[], Answer]) -> Answer:
-    """Ask the head. One that does not answer at once is asked again, for some seconds."""
-    for seconds in (0.5, 1.0, 2.0, 4.0):
-        try:
-            return call()
-        except (RpcError, RaySystemError, ConnectionError, TimeoutError):
-            time.sleep(seconds)
-    return call()

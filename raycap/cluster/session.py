@@ -1,11 +1,12 @@
-"""A Ray to work on: the cluster that was named, or one of our own that ends with the command. Every command that
-needs Ray enters here."""
+"""The Ray session of a command: joins the cluster that the user named, or starts a Ray on this
+machine."""
 
 import contextlib
 import logging
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -17,39 +18,41 @@ from raycap.cluster.local_ray import local_ray
 from raycap.errors import UserError
 from raycap.terminal import write_err
 
-# Bytes of a block between two acts. Ray's own 128 MiB would hold a listing back until half a million rows are
-# known; this is some 25 thousand rows of a manifest, or 28 decoded pictures.
+# Size of a block between two operators of Ray Data. With Ray's own 128 MiB no picture would be
+# read before half a million rows are listed. This is about 25,000 manifest rows, or 28 decoded
+# pictures.
 BLOCK_BYTES = 4 * 2**20
 SECONDS_TO_JOIN, SECONDS_BETWEEN_TRIES = 20.0, 1.0
 
 
 @contextlib.contextmanager
 def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
-    """Join or start Ray, and leave it as it was found. A UserError raised in a task comes out as itself.
+    """Join or start Ray, and leave it in the end, unless the caller has already started one.
 
-    `workers_heard` shows here what other processes write to their terminals.
+    A UserError raised in a task is raised here as itself. With `workers_heard`, what other
+    processes print appears on this terminal.
     """
-    with contextlib.nullcontext() if ray.is_initialized() else _started(cluster, workers_heard):
-        _quieten()
+    joined = contextlib.nullcontext() if ray.is_initialized() else _joined(cluster, workers_heard)
+    with joined:
+        _silence_ray_data()
         DataContext.get_current().target_max_block_size = BLOCK_BYTES
         try:
             yield
         except RayError as error:
-            refusal = user_error_within(error)
-            if refusal is None:
+            user_error = user_error_within(error)
+            if user_error is None:
                 raise
-            raise refusal from error
+            raise user_error from error
         except ExecutionTimeoutError as error:
-            waited = DataContext.get_current().execution_no_progress_timeout_s
+            seconds = DataContext.get_current().execution_no_progress_timeout_s
             raise UserError(
-                f"no row was finished for {waited:,.0f} s: is a processor of the cluster free (`ray status`), and "
-                "does the disc or network that holds the pictures answer?"
+                f"no row was finished for {seconds:,.0f} s: is a processor of the cluster free "
+                "(`ray status`), and does the disk or network that holds the pictures answer?"
             ) from error
 
 
 @contextlib.contextmanager
-def _started(cluster: Cluster, workers_heard: bool) -> Iterator[None]:
-    """The cluster that was named, or a Ray of our own."""
+def _joined(cluster: Cluster, workers_heard: bool) -> Iterator[None]:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(
         logging.ERROR
     )
@@ -57,38 +60,62 @@ def _started(cluster: Cluster, workers_heard: bool) -> Iterator[None]:
     if address == "local":
         write_err("raycap: starting Ray on this machine\n")
         with local_ray(cluster.cpus, workers_heard):
+            _hide_restart_warning()
             yield
         return
     write_err(f"raycap: joining the Ray cluster at {address}\n")
     _join(address, workers_heard)
     try:
+        _hide_restart_warning()
         yield
     finally:
         ray.shutdown()
 
 
 def _join(address: str, workers_heard: bool) -> None:
-    """Ray itself tries for some time to reach the cluster. What fails at once is tried again: a head that has just
-    started refuses connections."""
-    # Else Ray prints a line for each node that its autoscaler cannot add; what is waited for, raycap says itself.
+    """Connect to the cluster. Ray repeats some attempts itself; others, such as a refused
+    connection while the head is starting, are repeated here."""
+    # Ray would print a line for each node that its autoscaler cannot add. raycap says what it
+    # waits for.
     os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
-    begun = time.monotonic()
+    started = time.monotonic()
     while True:
         try:
             ray.init(address, logging_level=logging.WARNING, log_to_driver=workers_heard)
             return
         except (ConnectionError, ValueError, RuntimeError, RpcError) as error:
             ray.shutdown()
-            transient = isinstance(error, ConnectionError | RpcError)
-            if not transient or time.monotonic() - begun > SECONDS_TO_JOIN:
+            may_pass = isinstance(error, ConnectionError | RpcError)
+            if not may_pass or time.monotonic() - started > SECONDS_TO_JOIN:
                 raise UserError(
-                    f"cannot reach the Ray cluster at {address!r} (--cluster.address, RAY_ADDRESS): {error}"
+                    f"cannot reach the Ray cluster at {address!r} "
+                    f"(--cluster.address, RAY_ADDRESS): {error}"
                 ) from error
             time.sleep(SECONDS_BETWEEN_TRIES)
 
 
-def _quieten() -> None:
-    """Ray Data tells its plans, draws its own bars, and logs each error that it also raises; raycap says these."""
+class _Unused:
+    def __init__(self, argument: object) -> None: ...
+
+
+def _hide_restart_warning() -> None:
+    """Ray Data's actors get their arguments by reference and may restart. Ray writes one line in
+    red about that, in each process, with the first such actor. Create that one here, with nowhere
+    to run, while the process's stderr is closed."""
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        unused: Any = ray.remote(num_cpus=0, resources={"raycap-none": 1}, max_restarts=1)(_Unused)
+        actor = unused.remote(ray.put(None))
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+    ray.kill(actor)
+
+
+def _silence_ray_data() -> None:
+    """Ray Data logs its plans, draws progress bars, and logs each error that it also raises."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     for name in ("exceptions", "_internal.execution.streaming_executor_state"):
@@ -97,23 +124,28 @@ def _quieten() -> None:
 
 
 def error_line(error: BaseException) -> str:
-    """What went wrong at the bottom of Ray's wrappers, in one line; a wrapper's word where the bottom has none."""
-    said = ""
-    seen: BaseException | None = error
-    while seen is not None:
-        if lines := str(seen).strip().splitlines():
-            said = f"{type(seen).__name__}: {lines[-1] if isinstance(seen, RayTaskError) else lines[0]}"
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return said[:300] or type(error).__name__
+    """One line that names the cause below Ray's wrappers. If the cause has no text, a
+    wrapper's."""
+    message = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        if lines := str(cause).strip().splitlines():
+            line = lines[-1] if isinstance(cause, RayTaskError) else lines[0]
+            message = f"{type(cause).__name__}: {line}"
+        cause = _cause_of(cause)
+    return message[:300] or type(error).__name__
 
 
 def user_error_within(error: BaseException) -> UserError | None:
-    """Ray wraps what a task raised, sometimes twice."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if type(seen) is UserError:  # Ray's own wrappers are subclasses of what they wrap
-            return seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    """The UserError that a task raised. Ray wraps it, sometimes twice."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause) is UserError:  # Ray's wrappers are subclasses of what they wrap
+            return cause
+        cause = _cause_of(cause)
     return None
+
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error.__cause__

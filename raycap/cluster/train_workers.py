@@ -1,4 +1,5 @@
-"""The processes that a captioner is trained in: this one, or Ray Train's workers, of which any may be lost."""
+"""Where a captioner is trained: in this process, or on Ray Train's workers, any of which may be
+lost."""
 
 import os
 import shutil
@@ -27,11 +28,13 @@ from raycap.training.run_files import EpochLimit
 from raycap.training.setup import TrainingSetup
 from raycap.training.store import open_store
 
-RAYS_OWN = "_ray"  # Ray Train's folder in the run's; gone when the run ends
+# Ray Train's folder in the run folder; removed when the run ends.
+RAYS_OWN = "_ray"
 
 
 def train_here(setup: TrainingSetup, out: Path, name: str, epoch_token: str = "") -> None:
-    """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit of that token."""
+    """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit of that
+    token."""
     workers = setup.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
@@ -48,15 +51,15 @@ def train_on_workers(
     epoch_token: str = "",
     cluster: Cluster | None = None,
 ) -> None:
-    """Train on Ray Train's workers, where the cluster's options say. A lost one is replaced, and all continue from
-    the last checkpoint."""
+    """Train on Ray Train's workers, where the cluster's options say. A lost one is replaced, and
+    all continue from the last checkpoint."""
     cluster = cluster or Cluster()
     options = setup.options
-    count, gpu = _placed(options, cluster)
+    count, gpu = _workers(options, cluster)
     nodes = selector(cluster.model_on)
     check_seen({str(out): "train.out"})  # also by nodes that came for this
     resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
-    # A worker's folder is the driver's: paths in the config stay what they are.
+    # Workers keep the driver's working directory, so that relative paths in the config hold.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     failures = options.workers.failures
     trainer = TorchTrainer(
@@ -65,8 +68,9 @@ def train_on_workers(
         scaling_config=ScalingConfig(
             num_workers=count, use_gpu=gpu, resources_per_worker=resources, label_selector=nodes
         ),
-        run_config=RunConfig(  # type: ignore[arg-type]  # typed as the old one, and wants the new one
-            # A name of its own for each start: under a name that has finished, Ray would train nothing.
+        # TorchTrainer is typed for the old RunConfig, and wants the new one.
+        run_config=RunConfig(  # type: ignore[arg-type]
+            # A new name for each start: under the name of a finished run Ray would train nothing.
             name=name,
             storage_path=str(out / RAYS_OWN),
             failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
@@ -76,8 +80,8 @@ def train_on_workers(
         trainer.fit()
     except TrainingFailedError as error:
         for failure in (error, *getattr(error, "worker_failures", {}).values()):
-            if refusal := user_error_within(failure):
-                raise refusal from error
+            if user_error := user_error_within(failure):
+                raise user_error from error
         raise
     finally:
         shutil.rmtree(out / RAYS_OWN, ignore_errors=True)
@@ -103,34 +107,36 @@ def _work(given: dict[str, Any]) -> None:
     train_captioner(setup, store, out, precision, group, ray.train.report, limit)
 
 
-def _placed(options: Train, cluster: Cluster) -> tuple[int, bool]:
-    """How many workers, and whether on GPUs; refused where the cluster has no room, for Ray would wait for ever.
-    Where an autoscaler has to bring the nodes, this waits for them."""
+def _workers(options: Train, cluster: Cluster) -> tuple[int, bool]:
+    """How many workers, and whether on GPUs. Waits for nodes where an autoscaler has to start
+    them. Raises UserError if the cluster is too small, because Ray would wait for ever."""
     workers, label = options.workers, cluster.model_on
     least = workers.count or 1
     each: dict[str, float] = {"CPU": workers.cpus}
-    on_gpu = {**each, "GPU": workers.gpus}
-    need = Need("to train", label, on_gpu if workers.gpu else each, least, least)
+    each_with_gpu = {**each, "GPU": workers.gpus}
+    need = Need("to train", label, each_with_gpu if workers.gpu else each, least, least)
     provide([need], cluster.wait)
     if workers.gpu is None and capacity(label).get("GPU"):
-        provide([replace(need, resources=on_gpu)], cluster.wait)
-    selector(label)  # which may be refused
-    there = capacity(label)
-    gpus, processors = int(there.get("GPU", 0)), there.get("CPU", 0)
+        provide([replace(need, resources=each_with_gpu)], cluster.wait)
+    selector(label)  # raises UserError if no node has the label
+    total = capacity(label)
+    gpus, processors = int(total.get("GPU", 0)), total.get("CPU", 0)
     gpu = gpus > 0 if workers.gpu is None else workers.gpu
     if gpu and not gpus:
         raise UserError(
-            "train.workers.gpu asks for GPUs, but Ray sees none here: leave it out, or join a cluster"
+            "--train.workers.gpu asks for GPUs, but Ray sees none here: leave it out, or join a "
+            "cluster"
         )
     count = workers.count or (min(gpus, options.batch) if gpu else 1)
     if gpu and count > gpus:
         raise UserError(
-            f"train.workers.count is {count}, but there are {gpus} GPUs: take as many workers, or gpu false"
+            f"--train.workers.count is {count}, but there are {gpus} GPUs: take as many workers, "
+            "or --train.workers.gpu false"
         )
     if count * workers.cpus > processors:
         raise UserError(
-            f"{count} workers with {workers.cpus} processors each (train.workers) are more than the {processors:g} "
-            "that Ray has: take fewer, or give each less"
+            f"{count} workers with {workers.cpus} processors each (--train.workers) are more than "
+            f"the {processors:g} that Ray has: take fewer, or give each less"
         )
     return count, gpu
 
