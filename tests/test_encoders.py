@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from raycap import precision
+from raycap import device
 from raycap.encoders import (
     ENCODERS,
     MobileNetV2,
@@ -141,7 +141,7 @@ def test_a_picture_alone_is_that_picture_in_a_batch(
 ) -> None:
     options = {"size": 64} if kind == "pixels" else {"size": 64, "weights": "random"}
     encoder = (
-        ENCODERS[kind](**options).build().for_inference(precision.choose_precision("cpu", numbers))
+        ENCODERS[kind](**options).build().for_inference(device.choose_precision("cpu", numbers))
     )
     pixels = pictures(64, 5)
     grid, vector = features(encoder, pixels)
@@ -201,11 +201,11 @@ def test_folding_changes_no_feature(kind: str) -> None:
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     pixels = pictures(64)
     grid, vector = features(encoder, pixels)
-    exact = encoder.for_inference(precision.choose_precision("cpu", "fp32"))
+    exact = encoder.for_inference(device.choose_precision("cpu", "fp32"))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in exact.modules())
     for ours, theirs in zip(features(exact, pixels), (grid, vector), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
-    halved = encoder.for_inference(precision.choose_precision("cpu", "bf16"))
+    halved = encoder.for_inference(device.choose_precision("cpu", "bf16"))
     assert {part.dtype for part in halved.trunk.parameters()} == {torch.bfloat16}
     half = features(halved, pixels)
     assert half[0].dtype == torch.float32
@@ -293,7 +293,7 @@ def chance_of_truth(
 def test_the_he_layout_of_real_weights(shared_data: Path, shared_weights: Path) -> None:
     file = str(shared_weights / "resnet50_he.safetensors")
     head = load_file(file)
-    chosen = precision.choose_precision("cpu", "fp32")
+    chosen = device.choose_precision("cpu", "fp32")
     right, wrong = (
         chance_of_truth(
             ResNet50(weights=file, stride_in_1x1=layout).build().for_inference(chosen),
@@ -475,22 +475,22 @@ def torchvision_names(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def test_precision_is_derived_with_a_reason_and_can_be_forced() -> None:
-    derived = precision.choose_precision("cpu")
+    derived = device.choose_precision("cpu")
     assert derived.dtype in (torch.float32, torch.bfloat16) and "processor" in str(derived)
-    forced = precision.choose_precision("cpu", "bf16")
+    forced = device.choose_precision("cpu", "bf16")
     assert str(forced) == "cpu in bfloat16: as asked for"
     with forced.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    with precision.choose_precision("cpu", "fp32").autocast():
+    with device.choose_precision("cpu", "fp32").autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     with pytest.raises(UserError, match="no device 'gpu'"):
-        precision.choose_precision("gpu")
+        device.choose_precision("gpu")
     with pytest.raises(UserError, match="torch sees"):
-        precision.choose_precision("cuda:99")
+        device.choose_precision("cuda:99")
 
 
 def test_a_fine_tuned_encoder_trains_under_autocast() -> None:
-    chosen = precision.choose_precision("cpu", "bf16")
+    chosen = device.choose_precision("cpu", "bf16")
     encoder = (
         ResNet18(weights="random", size=64, trainable="last").build().for_training(chosen).train()
     )
@@ -534,7 +534,7 @@ def test_timm_models(model: str, positions: int, width: int, class_token: bool) 
         assert torch.allclose(vector, raw[:, 0], atol=1e-4)
     trained = len(list(encoder.trainable_parameters()))
     assert 0 < trained < len(list(encoder.parameters()))
-    half = features(encoder.for_inference(precision.choose_precision("cpu", "bf16")), pixels)
+    half = features(encoder.for_inference(device.choose_precision("cpu", "bf16")), pixels)
     assert cosine_similarity(half.grid, grid, dim=2).mean() > 0.99
 
 

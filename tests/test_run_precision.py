@@ -13,7 +13,7 @@ import ray
 import torch
 from small_captioner import photos, save_captioner
 
-from raycap import precision
+from raycap import device
 from raycap.bulk.captions import captions_work
 from raycap.bulk.features import features_work, pixels_work
 from raycap.bulk.options import Bulk, Caption, Extract
@@ -76,7 +76,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
     # This machine's device shall have bf16. The workers, which are not patched, would choose for themselves.
     with monkeypatch.context() as patch:
-        patch.setattr(precision, "_fastest", lambda device: ("bf16", "as the test has it"))
+        patch.setattr(device, "_fastest", lambda device: ("bf16", "as the test has it"))
         assert caption(folder, out, model) == 0
     assert "precision bf16: as the test has it" in errors()
     assert (recorded(out)["precision"], recorded(out)["batch"]) == ("bf16", 8)
@@ -169,7 +169,7 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
     monkeypatch: pytest.MonkeyPatch, errors: Any
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")  # this driver, to itself
-    monkeypatch.setattr(precision, "_fastest", lambda device: ("fp16", "of the driver"))
+    monkeypatch.setattr(device, "_fastest", lambda device: ("fp16", "of the driver"))
     found = choose(Bulk(), Cluster())
     monkeypatch.undo()
     assert (
@@ -189,4 +189,4 @@ def test_a_device_that_cannot_compute_so_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"
     ):
-        precision.check_supported(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))
+        device.check_supported(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))
