@@ -137,7 +137,7 @@ def test_the_cut_network_is_torchvisions(kind: str) -> None:
 @pytest.mark.parametrize("numbers", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["resnet18", "mobilenet_v2", "pixels"])
 def test_a_picture_alone_is_that_picture_in_a_batch(
-    kind: str, numbers: precision.PrecisionName
+    kind: str, numbers: device.PrecisionName
 ) -> None:
     options = {"size": 64} if kind == "pixels" else {"size": 64, "weights": "random"}
     encoder = (
