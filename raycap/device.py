@@ -1,4 +1,4 @@
-"""Where a model runs and in which numbers: derived from the device, said in one line, forced by whoever asks."""
+"""The device and the precision of a model: chosen from the hardware unless options name them."""
 
 import socket
 from contextlib import AbstractContextManager, nullcontext
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Literal
 
 from raycap.errors import UserError
 
-if TYPE_CHECKING:  # so that the command line can name the choices without loading torch
+if TYPE_CHECKING:  # the command line lists the choices without loading torch
     import torch
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES: dict[PrecisionName, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A device, the numbers that its arithmetic uses, and why these."""
+    """A device, the type of its arithmetic, and the reason for both."""
 
     device: "torch.device"
     dtype: "torch.dtype"
@@ -25,15 +25,16 @@ class Precision:
 
     @property
     def name(self) -> PrecisionName:
-        """As options call it."""
-        names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
-        return next(name for name in names if str(self.dtype) == f"torch.{_DTYPES[name]}")
+        """Its name in options."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return next(name for name, of_name in _DTYPES.items() if of_name == dtype)
 
     def __str__(self) -> str:
         return f"{self.device} in {str(self.dtype).removeprefix('torch.')}: {self.reason}"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """For a model that trains: float32 weights, arithmetic in `dtype`. float16 needs a gradient scaler."""
+        """For training: float32 weights, arithmetic in `dtype`. float16 needs a gradient
+        scaler."""
         import torch
 
         if self.dtype == torch.float32:
@@ -42,21 +43,23 @@ class Precision:
 
 
 def choose_precision(device: str = "auto", precision: PrecisionName = "auto") -> Precision:
-    """The fastest numbers that `device` has in hardware, unless `precision` says which. Refused where the device
-    cannot compute in these at all; emulated ones are slow, and allowed."""
+    """The fastest precision that `device` has in hardware, unless `precision` names one.
+
+    Raises UserError if the device cannot compute in it. Emulated arithmetic is slow, and allowed.
+    """
     import torch
 
-    place = _device(device)
+    chosen = _device(device)
     if precision != "auto":
-        asked = Precision(place, getattr(torch, _DTYPES[precision]), "as asked for")
-        check_supported(asked)
-        return asked
-    name, reason = _fastest(place)
-    return Precision(place, getattr(torch, _DTYPES[name]), reason)
+        named = Precision(chosen, getattr(torch, _DTYPES[precision]), "as asked for")
+        check_supported(named)
+        return named
+    name, reason = _fastest(chosen)
+    return Precision(chosen, getattr(torch, _DTYPES[name]), reason)
 
 
 def check_supported(precision: Precision) -> None:
-    """Refuse a device that has no convolution or product in these numbers."""
+    """Raises UserError if the device has no convolution or matrix product in this precision."""
     import torch
 
     if precision.dtype == torch.float32:
@@ -69,11 +72,11 @@ def check_supported(precision: Precision) -> None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        numbers = str(precision.dtype).removeprefix("torch.")
+        dtype = str(precision.dtype).removeprefix("torch.")
         raise UserError(
-            f"the device {precision.device} of {socket.gethostname()} cannot compute in {numbers} "
-            f"({str(error).splitlines()[0]}): give --precision fp32, or keep the model to nodes that can "
-            "(--cluster.model-on)"
+            f"the device {precision.device} of {socket.gethostname()} cannot compute in {dtype} "
+            f"({str(error).splitlines()[0]}): give --precision fp32, or keep the model on nodes "
+            "that can (--cluster.model-on)"
         ) from error
 
 
@@ -83,24 +86,24 @@ def _device(name: str) -> "torch.device":
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise UserError(
             f"there is no device {name!r}: give auto, cpu, cuda, cuda:1 or mps"
         ) from error
-    seen = torch.cuda.device_count()
-    if place.type == "cuda" and (place.index or 0) >= seen:
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(
-            f"device {name} was asked for, but torch sees {seen} CUDA device(s): give auto or cpu"
+            f"device {name} was asked for, but torch sees {count} CUDA device(s): give auto or cpu"
         )
-    if place.type == "mps" and not torch.backends.mps.is_available():
+    if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(
             "device mps was asked for, but torch cannot use one on this machine: give auto or cpu"
         )
-    return place
+    return device
 
 
-def _fastest(device: "torch.device") -> tuple[str, str]:
+def _fastest(device: "torch.device") -> tuple[PrecisionName, str]:
     import torch
 
     if device.type == "cuda":
@@ -120,11 +123,13 @@ def _fastest(device: "torch.device") -> tuple[str, str]:
 
 
 def _processor_flags() -> set[str]:
-    """What an x86 processor under Linux says it can do; nothing elsewhere: emulated bf16 is slower than fp32."""
+    """The features of an x86 processor under Linux; none elsewhere (emulated bf16 is slower than
+    fp32)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return set()
-    return next(
-        (set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set()
-    )
+    for line in lines:
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()

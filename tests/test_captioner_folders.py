@@ -26,7 +26,7 @@ from raycap.captioners.trained import Plan, TrainedCaptioner
 from raycap.captioners.trained.folder import _digest_of_config
 from raycap.decoders import Recurrent
 from raycap.encoders import ENCODERS, Pixels, ResNet18
-from raycap.encoders.weights import read
+from raycap.encoders.weights import read_weights
 from raycap.errors import UserError
 from raycap.search import Beam, Greedy, Sample
 from raycap.vocabulary import Vocabulary, VocabularyOptions
@@ -453,21 +453,21 @@ def test_weights_are_regular_files_of_tensors(
         Path("/etc/passwd"),
     ):
         with pytest.raises(UserError) as refused:
-            read(str(name))
+            read_weights(str(name))
         assert "root:" not in str(refused.value)
     torch.save({"a": torch.zeros(3)}, tmp_path / "a.pt")
-    assert read(str(tmp_path / "a.pt"))["a"].shape == (3,)
+    assert read_weights(str(tmp_path / "a.pt"))["a"].shape == (3,)
     torch.save({"a": Pixels()}, tmp_path / "b.pt")
-    with pytest.raises(UserError, match="could run anything"):
-        read(str(tmp_path / "b.pt"))
+    with pytest.raises(UserError, match="could run any code"):
+        read_weights(str(tmp_path / "b.pt"))
     monkeypatch.setattr("raycap.encoders.weights.MOST_BYTES", 5000)
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", b"\0" * 10**6)
     with pytest.raises(UserError, match="unpacked it is larger"):
-        read(str(tmp_path / "bomb.pt"))
+        read_weights(str(tmp_path / "bomb.pt"))
     (tmp_path / "large.safetensors").write_bytes(bytes(5001))
     with pytest.raises(UserError, match="larger than 5,000 bytes"):
-        read(str(tmp_path / "large.safetensors"))
+        read_weights(str(tmp_path / "large.safetensors"))
 
 
 def test_the_command_says_what_to_do(captioner: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from raycap.encoders import (
 )
 from raycap.encoders.encoder import Encoder
 from raycap.encoders.preprocessing import Preprocessing
-from raycap.encoders.weights import repeatable
+from raycap.encoders.weights import fixed_seed
 from raycap.errors import UserError
 
 TORCHVISION = [kind for kind in ENCODERS if kind not in ("timm", "pixels")]
@@ -114,7 +114,7 @@ def test_the_cut_network_is_torchvisions(kind: str) -> None:
     """The vector is what torchvision's own network hands to its classifier."""
     size = 64
     encoder = ENCODERS[kind](weights="random", size=size).build()
-    with repeatable():
+    with fixed_seed():
         network = torchvision.models.get_model(
             kind, **({"image_size": size} if kind == "vit_b_16" else {})
         ).eval()
@@ -411,10 +411,10 @@ def test_unusable_files_are_refused(tmp_path: Path, small_state: dict[str, Tenso
     save_file(few, tmp_path / "few.safetensors")
     for name, reason in {
         "nowhere.pth": "cannot read the weights",
-        "torn-whole.safetensors": "no whole safetensors file or torch state dict",
-        "torn-whole.pth": "no whole safetensors file or torch state dict",
-        "empty.pth": "no whole safetensors file or torch state dict",
-        "page.pth": "no whole safetensors file or torch state dict: it begins as neither",
+        "torn-whole.safetensors": "not a whole safetensors file or torch state dict",
+        "torn-whole.pth": "not a whole safetensors file or torch state dict",
+        "empty.pth": "not a whole safetensors file or torch state dict",
+        "page.pth": "not a whole safetensors file or torch state dict: its first bytes are of neither",
         "checkpoint.pth": "holds a mapping of epoch, state_dict, not a state dict",
         "few.safetensors": r"it lacks features\.0\.0\.weight$",
         "narrow.safetensors": r"its features\.0\.0\.weight is \[8, 3, 3, 3\], not \[16, 3, 3, 3\]",
@@ -436,8 +436,8 @@ def test_unusable_files_are_refused(tmp_path: Path, small_state: dict[str, Tenso
         ("resnet50", {"grid": 0}, "grid is 0"),
         ("resnet50", {"size": 16}, "at least 32 pixels"),
         ("resnet50", {"std": (0.2, 0.0, 0.2)}, "above 0"),
-        ("vit_b_16", {"size": 225}, "240 would do"),
-        ("pixels", {"patch": 50}, "250 would do"),
+        ("vit_b_16", {"size": 225}, "give 240, for example"),
+        ("pixels", {"patch": 50}, "give 250, for example"),
         ("pixels", {"frequencies": 33}, "give 1 to 32"),
         ("timm", {"model": ""}, "give timm's name"),
         ("timm", {"size": 0}, "size is 0"),
@@ -453,7 +453,7 @@ def test_impossible_options_are_refused(
 def test_wrong_pixels_are_an_error() -> None:
     encoder = Pixels(size=64).build()
     for wrong in (pictures(32), pictures(64).float(), pictures(64).permute(0, 2, 3, 1)):
-        with pytest.raises(ValueError, match="wanted uint8"):
+        with pytest.raises(ValueError, match="must be uint8"):
             encoder(wrong)
 
 
@@ -560,7 +560,7 @@ def test_timm_files_sizes_and_choices(tmp_path: Path) -> None:
     assert features(encoder, pictures(64))[0].shape == (3, 4, 192)
     with pytest.raises(UserError, match="not of this encoder"):
         Timm(model="vit_small_patch16_224", weights=str(tmp_path / "vit.safetensors")).build()
-    with pytest.raises(UserError, match="112 would do"):
+    with pytest.raises(UserError, match="give 112, for example"):
         Timm(model=model, weights="random", size=100).build()
     with pytest.raises(UserError, match="cannot take pictures of 96 pixels"):
         Timm(model="mixer_s32_224", weights="random", size=96).build()

@@ -12,6 +12,7 @@ from PIL import Image
 from small_captioner import photos, save_captioner
 
 from raycap.bulk import pictures
+from raycap.bulk import run as bulk_run
 from raycap.bulk.job import TableJob
 from raycap.cli import main
 

@@ -1,4 +1,5 @@
-"""Pixels to a grid of features: the encoders there are and their options. Only `build` brings in torch."""
+"""The options of the encoders, which turn pixels into a grid of features. Only `build` imports
+torch."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from raycap.encoders.encoder import Encoder
 
 Trainable = Literal["none", "last", "all"]
-RANDOM = "random"  # weights that describe nothing
+RANDOM = "random"  # weights for trials
 
 
 @dataclass(frozen=True)
@@ -25,111 +26,119 @@ class Torchvision:
     """An ImageNet classifier of torchvision, cut before its pooling."""
 
     name: ClassVar[str]  # torchvision's
-    smallest: ClassVar[int] = 32  # pixels: the grid has a cell for each 32
+    smallest: ClassVar[int] = 32  # pixels: the grid has a position for each 32
 
     weights: str = "torchvision"
-    """torchvision (downloaded once; torchvision:IMAGENET1K_V2 names a version), a path or URI of a state dict with
-    torchvision's names (safetensors, or tensors saved by torch.save), or random (describes nothing: for trials)."""
+    """torchvision (downloaded once; torchvision:IMAGENET1K_V2 names a version), a path or URI of a
+    state dict with torchvision's names (safetensors, or tensors saved by torch.save), or random
+    (for trials)."""
     size: int = 224
-    """Side of the square picture that enters, in pixels."""
+    """Side of the square input picture in pixels."""
     resize: Resize = "squash"
-    """How a picture becomes square: squash (all of it, distorted), crop (its middle) or pad (with borders)."""
+    """How a picture becomes square: squash (distorted), crop (its middle) or pad (with
+    borders)."""
     interpolation: Interpolation = "bilinear"
-    """How pixels are made when a picture is resized."""
+    """Filter for resizing pictures."""
     mean: Colour = IMAGENET_MEAN
-    """Subtracted from the colours (red, green, blue on 0..1): what the weights were trained with."""
+    """Mean that is subtracted from the colours (RGB from 0 to 1), as the weights were trained."""
     std: Colour = IMAGENET_STD
-    """Divides the colours after that: what the weights were trained with."""
+    """Standard deviation that the colours are then divided by, as the weights were trained."""
     grid: int | None = None
-    """Pool (or repeat) the features to so many rows and columns, such as 14; none: as they come."""
+    """Pool (or repeat) the grid to this many rows and columns, such as 14; none: no pooling."""
     trainable: Trainable = "none"
-    """What training may change: none, last (the last stage: a ResNet's layer4, Keras' conv5_block1 on), or all."""
+    """Layers that training changes: none, last (the last stage: a ResNet's layer4) or all."""
 
     def __post_init__(self) -> None:
         self.preprocessing()
         _check(self.weights, self.grid)
         if self.size < self.smallest:
             raise UserError(
-                f"size is {self.size}: {self.name} needs pictures of at least {self.smallest} pixels"
+                f"size is {self.size}: {self.name} needs pictures of at least {self.smallest} "
+                "pixels"
             )
 
     def preprocessing(self) -> Preprocessing:
-        """What pictures must look like at its door."""
+        """How a picture becomes its input."""
         return Preprocessing(self.size, self.resize, self.interpolation, self.mean, self.std)
 
     def build(self, pretrained: bool = True) -> "Encoder":
-        """In float32 on the CPU. Without `pretrained` the weights are left for the caller to load."""
-        from raycap.encoders import convolutional
+        """The encoder in float32 on the CPU; without `pretrained` the caller loads the weights."""
+        from raycap.encoders.torchvision_models import build_convolutional
 
-        return convolutional.build(self, pretrained)
+        return build_convolutional(self, pretrained)
 
 
 @dataclass(frozen=True)
 class ResNet18(Torchvision):
-    """torchvision's ResNet-18: 7x7 cells of 512 features at 224 pixels."""
+    """torchvision's ResNet-18: 7x7 positions of 512 features at 224 pixels."""
 
     name = "resnet18"
 
 
 @dataclass(frozen=True)
 class ResNet34(Torchvision):
-    """torchvision's ResNet-34: 7x7 cells of 512 features at 224 pixels."""
+    """torchvision's ResNet-34: 7x7 positions of 512 features at 224 pixels."""
 
     name = "resnet34"
 
 
 @dataclass(frozen=True)
 class ResNet50(Torchvision):
-    """torchvision's ResNet-50: 7x7 cells of 2048 features at 224 pixels."""
+    """torchvision's ResNet-50: 7x7 positions of 2048 features at 224 pixels."""
 
     name = "resnet50"
 
     stride_in_1x1: bool = False
-    """Whether the weights have the original layout of He et al. (Caffe, Keras): stages 2 to 4 halve the picture in
-    their first 1x1 convolution, not in the 3x3 after it. The wrong layout costs quality silently."""
+    """Whether the weights have the original layout of He et al. (Caffe, Keras), in which stages 2
+    to 4 halve the picture in their first 1x1 convolution. The wrong layout costs quality without
+    an error."""
 
 
 @dataclass(frozen=True)
 class ResNet101(ResNet50):
-    """torchvision's ResNet-101: 7x7 cells of 2048 features at 224 pixels."""
+    """torchvision's ResNet-101: 7x7 positions of 2048 features at 224 pixels."""
 
     name = "resnet101"
 
 
 @dataclass(frozen=True)
 class MobileNetV2(Torchvision):
-    """torchvision's MobileNetV2, for small machines: 7x7 cells of 1280 features at 224 pixels."""
+    """torchvision's MobileNetV2, for small machines: 7x7 positions of 1280 features at 224
+    pixels."""
 
     name = "mobilenet_v2"
 
 
 @dataclass(frozen=True)
 class MobileNetV3Large(Torchvision):
-    """torchvision's MobileNetV3 (large), for small machines: 7x7 cells of 960 features at 224 pixels."""
+    """torchvision's MobileNetV3 (large), for small machines: 7x7 positions of 960 features at 224
+    pixels."""
 
     name = "mobilenet_v3_large"
 
 
 @dataclass(frozen=True)
 class MobileNetV3Small(Torchvision):
-    """torchvision's MobileNetV3 (small), for the smallest machines: 7x7 cells of 576 features at 224 pixels."""
+    """torchvision's MobileNetV3 (small), for the smallest machines: 7x7 positions of 576 features
+    at 224 pixels."""
 
     name = "mobilenet_v3_small"
 
 
 @dataclass(frozen=True)
 class EfficientNetB0(Torchvision):
-    """torchvision's EfficientNet-B0, for small machines: 7x7 cells of 1280 features at 224 pixels."""
+    """torchvision's EfficientNet-B0, for small machines: 7x7 positions of 1280 features at 224
+    pixels."""
 
     name = "efficientnet_b0"
 
     interpolation: Interpolation = "bicubic"
-    """How pixels are made when a picture is resized."""
+    """Filter for resizing pictures."""
 
 
 @dataclass(frozen=True)
 class ViTB16(Torchvision):
-    """torchvision's ViT-B/16: 14x14 patches of 768 features at 224 pixels, the class token beside them."""
+    """torchvision's ViT-B/16: 14x14 patches of 768 features at 224 pixels, and the class token."""
 
     name = "vit_b_16"
     patch: ClassVar[int] = 16  # pixels
@@ -139,74 +148,78 @@ class ViTB16(Torchvision):
         check_patches(self.size, self.patch)
 
     def build(self, pretrained: bool = True) -> "Encoder":
-        """In float32 on the CPU. Without `pretrained` the weights are left for the caller to load."""
-        from raycap.encoders import transformer
+        """The encoder in float32 on the CPU; without `pretrained` the caller loads the weights."""
+        from raycap.encoders.torchvision_models import build_transformer
 
-        return transformer.build(self, pretrained)
+        return build_transformer(self, pretrained)
 
 
 @dataclass(frozen=True)
 class Timm:
-    """Any picture model of timm (CLIP, SigLIP, DINOv2, EVA, ConvNeXt, ...); needs `pip install 'raycap[timm]'`."""
+    """Any picture model of timm (CLIP, SigLIP, DINOv2, EVA, ConvNeXt, ...); needs `pip install
+    'raycap[timm]'`."""
 
     model: str = "vit_base_patch16_clip_224.openai"
-    """timm's name of the model, with the tag of its weights behind the dot."""
+    """timm's name of the model, with the tag of its weights after the dot."""
     weights: str = "timm"
-    """timm (downloaded once), a path or URI of a state dict with timm's names (safetensors, or tensors saved by
-    torch.save), or random (describes nothing: for trials)."""
+    """timm (downloaded once), a path or URI of a state dict with timm's names (safetensors, or
+    tensors saved by torch.save), or random (for trials)."""
     size: int | None = None
-    """Side of the square picture that enters, in pixels; none: what timm says of the model, as in the next four."""
+    """Side of the square input picture in pixels; none: timm's value for the model, as in the next
+    four."""
     resize: Resize | None = None
-    """How a picture becomes square: squash (all of it, distorted), crop (its middle) or pad (with borders)."""
+    """How a picture becomes square: squash (distorted), crop (its middle) or pad (with
+    borders)."""
     interpolation: Interpolation | None = None
-    """How pixels are made when a picture is resized."""
+    """Filter for resizing pictures."""
     mean: Colour | None = None
-    """Subtracted from the colours (red, green, blue on 0..1)."""
+    """Mean that is subtracted from the colours (RGB from 0 to 1)."""
     std: Colour | None = None
-    """Divides the colours after that."""
+    """Standard deviation that the colours are then divided by."""
     grid: int | None = None
-    """Pool (or repeat) the features to so many rows and columns, such as 14; none: as they come."""
+    """Pool (or repeat) the grid to this many rows and columns, such as 14; none: no pooling."""
     trainable: Trainable = "none"
-    """What training may change: none, last (the last stage or block), or all."""
+    """Layers that training changes: none, last (the last stage or block) or all."""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise UserError(
-                "model is empty: give timm's name of a model, such as vit_base_patch16_clip_224.openai"
+                "model is empty: give timm's name of a model, such as "
+                "vit_base_patch16_clip_224.openai"
             )
         if self.size is not None and self.size < 1:
-            raise UserError(
-                f"size is {self.size}: give pixels, or leave it out for what timm says of the model"
-            )
+            raise UserError(f"size is {self.size}: give pixels, or leave it out for timm's value")
         _check(self.weights, self.grid)
 
     def preprocessing(self) -> Preprocessing:
-        """What pictures must look like at its door: as timm says, where no option says otherwise."""
-        from raycap.encoders import tower
+        """How a picture becomes its input: timm's values, with the options that are set."""
+        from raycap.encoders import timm_models
 
-        return tower.preprocessing(self)
+        return timm_models.preprocessing(self)
 
     def build(self, pretrained: bool = True) -> "Encoder":
-        """In float32 on the CPU. Without `pretrained` the weights are left for the caller to load."""
-        from raycap.encoders import tower
+        """The encoder in float32 on the CPU; without `pretrained` the caller loads the weights."""
+        from raycap.encoders import timm_models
 
-        return tower.build(self, pretrained)
+        return timm_models.build(self, pretrained)
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """An encoder without weights: the low frequencies of each patch. For trials: its captions are poor."""
+    """An encoder without weights: the low frequencies of each patch. For trials: captions are
+    poor."""
 
     size: int = 224
-    """Side of the square picture that enters, in pixels."""
+    """Side of the square input picture in pixels."""
     patch: int = 32
     """Side of a patch in pixels: the grid has size / patch rows and columns."""
     frequencies: int = 8
     """Frequencies kept along each side of a patch: 3 x 8 x 8 = 192 features for 8."""
     resize: Resize = "squash"
-    """How a picture becomes square: squash (all of it, distorted), crop (its middle) or pad (with borders)."""
+    """How a picture becomes square: squash (distorted), crop (its middle) or pad (with
+    borders)."""
     interpolation: Interpolation = "bilinear"
-    """How pixels are made when a picture is resized."""
+    """Filter for resizing pictures."""
 
     def __post_init__(self) -> None:
         self.preprocessing()
@@ -217,16 +230,16 @@ class Pixels:
         check_patches(self.size, self.patch)
 
     def preprocessing(self) -> Preprocessing:
-        """What pictures must look like at its door."""
+        """How a picture becomes its input."""
         return Preprocessing(
             self.size, self.resize, self.interpolation, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         )
 
     def build(self, pretrained: bool = True) -> "Encoder":
-        """The same for every `pretrained`: there is nothing to load."""
-        from raycap.encoders import frequencies
+        """The encoder; there are no weights to load."""
+        from raycap.encoders import pixels
 
-        return frequencies.build(self)
+        return pixels.build(self)
 
 
 EncoderOptions = Torchvision | Timm | Pixels
@@ -249,10 +262,11 @@ ENCODERS: dict[str, type[EncoderOptions]] = {
 def _check(weights: str, grid: int | None) -> None:
     if weights in ("", "none"):
         raise UserError(
-            "an encoder without weights describes nothing: leave `weights` out to download them, give a FILE, "
-            "use the encoder `pixels`, or say `random` if that is what you want"
+            "an encoder without weights describes nothing: leave `weights` out to download them, "
+            "give a FILE, "
+            "use the encoder `pixels`, or give `random` if you want random weights"
         )
     if grid is not None and grid < 1:
         raise UserError(
-            f"grid is {grid}: give the rows and columns wanted, such as 14, or leave it out"
+            f"grid is {grid}: give the number of rows and columns, such as 14, or leave it out"
         )

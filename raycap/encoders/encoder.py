@@ -1,4 +1,4 @@
-"""What every encoder is: uint8 pixels in, a grid of features and a global vector out, whatever does the work."""
+"""The encoder around any network: uint8 pixels in, a grid of features and a vector out."""
 
 import copy
 from collections.abc import Iterator
@@ -14,25 +14,26 @@ from raycap.encoders.preprocessing import Preprocessing
 
 
 class Features(NamedTuple):
-    """What a decoder knows of pictures, in float32."""
+    """The features of pictures, in float32."""
 
     grid: Tensor  # [B, P, D], row by row from the top left
     vector: Tensor  # [B, D], of the whole picture
 
 
 class Trunk(nn.Module):
-    """The network inside an encoder: normalised pixels [B, 3, S, S] -> a map [B, D, H, H] and a vector [B, D]."""
+    """The network in an encoder: normalised pixels [B, 3, S, S] -> grid [B, D, H, H], vector [B,
+    D]."""
 
     def last_stage(self) -> list[nn.Module]:
-        """The parts that `trainable: last` trains."""
+        """The layers that `trainable: last` trains."""
         raise NotImplementedError
 
     def fold(self) -> None:
-        """Merge for inference what can be merged, with the same answers; not to be trained afterwards."""
+        """Merge layers for inference, with the same results; not to be trained afterwards."""
 
 
 class Encoder(nn.Module):
-    """A trunk with its door in front (colours normalised on the device) and its grid behind."""
+    """A trunk, with normalisation of colours before it and pooling to a grid after it."""
 
     scale: Tensor  # [3, 1, 1]
     shift: Tensor  # [3, 1, 1]
@@ -47,57 +48,53 @@ class Encoder(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.preprocessing = preprocessing
-        self.size, self.resize, self.interpolation = (
-            preprocessing.size,
-            preprocessing.resize,
-            preprocessing.interpolation,
-        )
-        self.is_own = (
-            trainable != "none"
-        )  # whether its weights are no longer those that its options name
+        self.size = preprocessing.size
+        self.resize = preprocessing.resize
+        self.interpolation = preprocessing.interpolation
+        # Whether its weights may differ from those that its options name.
+        self.is_own = trainable != "none"
         self._grid = grid
         self._dtype = torch.float32  # of the trunk's weights
-        # pixel * scale + shift = (pixel / 255 - mean) / std; not saved, the options say it
-        mean, std = (
-            torch.tensor(colour)[:, None, None]
-            for colour in (preprocessing.mean, preprocessing.std)
-        )
+        # pixel * scale + shift = (pixel / 255 - mean) / std; not saved, for the options have it
+        mean = torch.tensor(preprocessing.mean)[:, None, None]  # [3, 1, 1]
+        std = torch.tensor(preprocessing.std)[:, None, None]
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
         self.requires_grad_(False)
-        # a tuple, which torch does not register as children of their own
+        # A tuple, which torch does not register as child modules.
         self._trained: tuple[nn.Module, ...] = ()
         if trainable != "none":
             self._trained = (trunk,) if trainable == "all" else tuple(trunk.last_stage())
         for part in self._trained:
             part.requires_grad_(True)
         self.eval()
-        with (
-            torch.no_grad()
-        ):  # not inference_mode: networks that keep tensors from here could not be trained later
+        # Not inference_mode: networks that keep tensors from here could not be trained later.
+        with torch.no_grad():
             example = self(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8))
         self.positions, self.width = example.grid.shape[1:]
         self.side = round(self.positions**0.5)  # positions = side * side
 
     def forward(self, pixels: Tensor) -> Features:
-        """uint8 pixels [B, 3, S, S], red, green, blue, from any device."""
+        """The features of uint8 pixels [B, 3, S, S] in RGB, from any device."""
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, self.size, self.size):
             raise ValueError(
-                f"pixels are {pixels.dtype} {list(pixels.shape)}; wanted uint8 [B, 3, {self.size}, {self.size}]"
+                f"pixels are {pixels.dtype} {list(pixels.shape)}; they must be "
+                f"uint8 [B, 3, {self.size}, {self.size}]"
             )
         pixels = pixels.to(self.scale.device, non_blocking=True)
         colours = pixels.to(torch.float32, memory_format=torch.channels_last)
         colours = torch.addcmul(self.shift, colours, self.scale)  # [B, 3, S, S]
-        cells, vector = self.trunk(colours.to(self._dtype))
-        cells = cells.float()  # [B, D, H, H]
+        grid, vector = self.trunk(colours.to(self._dtype))
+        grid = grid.float()  # [B, D, H, H]
         if self._grid is not None:
-            cells = adaptive_avg_pool2d(cells, self._grid)
-        return Features(cells.flatten(2).transpose(1, 2), vector.float())
+            grid = adaptive_avg_pool2d(grid, self._grid)
+        return Features(grid.flatten(2).transpose(1, 2), vector.float())
 
     def train(self, mode: bool = True) -> Self:
-        """What is frozen stays as in inference: no dropout, and batch norm keeps its statistics.
+        """Frozen layers stay in inference mode: no dropout, and batch norm keeps its statistics.
 
-        Those of a last stage are kept too: they are of a million pictures, and a step has a few.
+        Batch norm in a trained last stage keeps its statistics too: they are of a million
+        pictures, and a step has a few.
         """
         super().train(False)
         self.training = mode
@@ -110,15 +107,15 @@ class Encoder(nn.Module):
         return self
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """What an optimiser may change; nothing where the encoder is frozen."""
+        """The parameters that are not frozen."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def for_training(self, precision: Precision) -> Self:
-        """This encoder on the device, in float32, to be called under `precision.autocast()`."""
+        """This encoder on the device, in float32; call it under `precision.autocast()`."""
         return self.to(precision.device).to(memory_format=torch.channels_last)
 
-    def for_inference(self, precision: Precision, compiled: bool = False) -> "Encoder":
-        """A frozen copy on the device, in the precision's numbers, folded; save or train the original."""
+    def for_inference(self, precision: Precision) -> "Encoder":
+        """A frozen, folded copy on the device in this precision; save or train the original."""
         frozen = copy.deepcopy(self).requires_grad_(False)
         frozen._trained = ()
         frozen.eval()
@@ -126,6 +123,4 @@ class Encoder(nn.Module):
         frozen.trunk.to(dtype=precision.dtype)
         frozen._dtype = precision.dtype
         frozen.to(precision.device).to(memory_format=torch.channels_last)
-        if compiled:
-            frozen.trunk.compile()
         return frozen

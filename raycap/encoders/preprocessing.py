@@ -1,4 +1,4 @@
-"""What an encoder takes in: the shape and the colours that its pictures must have. No torch here."""
+"""The preprocessing of pictures for an encoder: shape and colours. Without torch."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing(Square):
-    """What an encoder takes in: a square of pixels, whose 0..1 colours become (colour - mean) / std."""
+    """What an encoder takes in: a square of pixels, whose 0..1 colours become (colour - mean) /
+    std."""
 
     mean: Colour = IMAGENET_MEAN
     std: Colour = IMAGENET_STD
@@ -28,9 +29,10 @@ class Preprocessing(Square):
 
 
 def check_patches(size: int, patch: int) -> None:
-    """Refuse a picture of which a strip would be cut off."""
+    """Raises UserError if patches do not fill the picture."""
     if size % patch:
         fits = math.ceil(size / patch) * patch
         raise UserError(
-            f"size is {size}, which patches of {patch} pixels do not fill: {fits} would do"
+            f"size is {size}, which patches of {patch} pixels do not fill: give {fits}, for "
+            "example"
         )

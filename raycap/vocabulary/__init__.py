@@ -1,4 +1,4 @@
-"""Words and numbers: cleaning captions, the vocabulary, and GloVe vectors for it."""
+"""The vocabulary: cleaning of captions, the numbers of words, and GloVe vectors."""
 
 from raycap.vocabulary.cleaning import Cleaning
 from raycap.vocabulary.glove import GloveVectors, load_glove

@@ -1,4 +1,5 @@
-"""The encoder without weights: each patch as the low frequencies of its colours (a discrete cosine transform)."""
+"""The encoder `pixels`, which needs no weights: the low frequencies of the colours of each
+patch."""
 
 import math
 
@@ -9,8 +10,9 @@ from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder, Trunk
 
 
-class Frequencies(Trunk):
-    """A fixed projection: no seed, and close to the best that so few numbers can keep of a natural picture."""
+class CosineTrunk(Trunk):
+    """A discrete cosine transform of each patch: close to the best that so few numbers can keep of
+    a natural picture."""
 
     basis: Tensor  # [K, patch]
     gain: Tensor  # [K, K]
@@ -21,22 +23,19 @@ class Frequencies(Trunk):
         pixel = torch.arange(patch)[None]  # [1, patch]
         basis = torch.cos(math.pi * frequency * (2 * pixel + 1) / (2 * patch)) / patch
         self.register_buffer("basis", basis, persistent=False)
-        # natural pictures have amplitudes that fall with frequency: this brings all features to one order of size
+        # In natural pictures amplitudes fall with frequency: this brings features to one scale.
         self.register_buffer("gain", 1.0 + frequency + frequency.T, persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] -> [B, 3 K K, H, H], [B, 3 K K]."""
         patch = self.basis.shape[1]
         side = pixels.shape[2] // patch
-        cells = pixels.reshape(-1, 3, side, patch, side, patch)  # [B, 3, H, patch, H, patch]
-        spectrum = (
-            torch.einsum("bchpwq,kp,lq->bcklhw", cells, self.basis, self.basis)
-            * self.gain[:, :, None, None]
-        )
-        features = spectrum.flatten(1, 3)
+        patches = pixels.reshape(-1, 3, side, patch, side, patch)  # [B, 3, H, patch, H, patch]
+        spectrum = torch.einsum("bchpwq,kp,lq->bcklhw", patches, self.basis, self.basis)
+        features = (spectrum * self.gain[:, :, None, None]).flatten(1, 3)  # [B, 3 K K, H, H]
         return features, features.mean((2, 3))
 
 
 def build(options: Pixels) -> Encoder:
-    """Nothing to load and nothing to train."""
-    return Encoder(Frequencies(options.patch, options.frequencies), options.preprocessing())
+    """The encoder; there is nothing to load and nothing to train."""
+    return Encoder(CosineTrunk(options.patch, options.frequencies), options.preprocessing())

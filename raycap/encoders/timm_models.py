@@ -1,4 +1,5 @@
-"""Any picture model of timm: its last map or patch tokens are the grid, what its classifier reads is the vector."""
+"""Any picture model of timm: its last map or patch tokens are the grid, the classifier's input the
+vector."""
 
 import difflib
 import math
@@ -9,21 +10,16 @@ from torch import Tensor, nn
 from raycap.encoders import RANDOM, Timm
 from raycap.encoders.encoder import Encoder, Trunk
 from raycap.encoders.preprocessing import Preprocessing, check_patches
-from raycap.encoders.weights import fill, read, repeatable, undelivered
+from raycap.encoders.weights import download_error, fixed_seed, load_weights, read_weights
 from raycap.errors import UserError
 
 RESIZE_OF_CROP_MODE = {"center": "crop", "squash": "squash", "border": "pad"}
-LAST_STAGES = (
-    "layer4",
-    "s4",
-    "stages",
-    "blocks",
-    "layers",
-    "levels",
-)  # as timm's networks name their stages
+# Names of the last stage, or of all stages, in timm's networks.
+WHOLE_LAST_STAGES = ("layer4", "s4")
+LISTS_OF_STAGES = ("stages", "blocks", "layers", "levels")
 
 
-class Tower(Trunk):
+class TimmTrunk(Trunk):
     """A timm network without its classifier."""
 
     def __init__(self, network: Any, name: str) -> None:
@@ -34,13 +30,16 @@ class Tower(Trunk):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] -> [B, D, H, H], [B, D]."""
         features = self.network.forward_features(pixels)
-        cells = self._map(features)
-        pooled = self.network.forward_head(features, pre_logits=True)
-        # a few small networks widen the vector for their classifier; the grid's own mean then fits the decoders
-        return cells, pooled if pooled.shape == cells.shape[:2] else cells.mean((2, 3))
+        grid = self._grid(features)
+        vector = self.network.forward_head(features, pre_logits=True)
+        if vector.shape != grid.shape[:2]:
+            # A few small networks widen the vector for their classifier; decoders want width D.
+            vector = grid.mean((2, 3))
+        return grid, vector
 
-    def _map(self, features: Tensor) -> Tensor:
-        """[B, D, H, H] from a map in either order of axes, or from tokens of which the first may be no patches."""
+    def _grid(self, features: Tensor) -> Tensor:
+        """[B, D, H, H] from a map in either order of axes, or from tokens (some prefix tokens are
+        no patches)."""
         width: int = self.network.num_features
         shape = list(features.shape) if isinstance(features, Tensor) else []
         if len(shape) == 4 and shape[1] == width:
@@ -48,28 +47,33 @@ class Tower(Trunk):
         if len(shape) == 4 and shape[3] == width:
             return features.permute(0, 3, 1, 2)
         if len(shape) == 3 and shape[2] == width:
-            patches = features[:, getattr(self.network, "num_prefix_tokens", 0) or 0 :]
+            prefix = getattr(self.network, "num_prefix_tokens", 0) or 0
+            patches = features[:, prefix:]
             side = math.isqrt(patches.shape[1])
             if side * side == patches.shape[1]:
                 return patches.transpose(1, 2).reshape(-1, width, side, side)
         raise UserError(
-            f"timm's {self.name} gives no square grid ({shape or 'several maps'}): take another model"
+            f"timm's {self.name} gives no square grid ({shape or 'several maps'}): choose another "
+            "model"
         )
 
     def last_stage(self) -> list[nn.Module]:
-        """The last stage or block, and what follows it."""
+        """The last stage or block, and the layers after it."""
         children = dict(self.network.named_children())
-        name = next((name for name in LAST_STAGES if name in children), None)
-        if name is None:
+        for name in WHOLE_LAST_STAGES + LISTS_OF_STAGES:
+            if name in children:
+                break
+        else:
             raise UserError(
-                f"no last stage is known of timm's {self.name}: train none or all of it (trainable)"
+                f"raycap does not know the last stage of timm's {self.name}: train none or all of "
+                "it "
+                "(trainable)"
             )
-        stage, after = children[name], list(children)[list(children).index(name) + 1 :]
-        whole = name in ("layer4", "s4")
-        return [
-            stage if whole else list(stage.children())[-1],
-            *(children[later] for later in after),
-        ]
+        stage = children[name]
+        if name in LISTS_OF_STAGES:
+            stage = list(stage.children())[-1]
+        index = list(children).index(name)
+        return [stage, *list(children.values())[index + 1 :]]
 
 
 def _timm() -> Any:
@@ -83,9 +87,9 @@ def _timm() -> Any:
 
 
 def preprocessing(options: Timm) -> Preprocessing:
-    """timm's data config of the model, where no option says otherwise."""
+    """timm's data config of the model, with the options that are set."""
     timm = _timm()
-    config = timm.data.resolve_data_config(pretrained_cfg=_card(timm, options.model))
+    config = timm.data.resolve_data_config(pretrained_cfg=_pretrained_config(timm, options.model))
     height, width = config["input_size"][1:]
     if options.size is None and height != width:
         raise UserError(
@@ -100,46 +104,41 @@ def preprocessing(options: Timm) -> Preprocessing:
     )
 
 
-def _card(timm: Any, model: str) -> dict[str, Any]:
-    """What timm knows of the weights that the name stands for."""
+def _pretrained_config(timm: Any, model: str) -> dict[str, Any]:
+    """timm's description of the weights that the name stands for."""
     if not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
-        raise UserError(
-            f"timm has no model {model!r}{'; close: ' + ', '.join(close) if close else ''}"
-        )
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise UserError(f"timm has no model {model!r}{hint}")
     try:
-        card = timm.get_pretrained_cfg(model)
-    except RuntimeError as error:  # the tag behind the dot
+        config = timm.get_pretrained_cfg(model)
+    except RuntimeError as error:  # an unknown tag behind the dot
         known = timm.list_pretrained(f"{model.partition('.')[0]}.*")
         raise UserError(f"timm has no weights {model!r}: it has {', '.join(known)}") from error
-    return card.to_dict() if card else {}
+    return config.to_dict() if config else {}
 
 
 def build(options: Timm, pretrained: bool) -> Encoder:
-    """The network with its weights and without its classifier."""
+    """The encoder of one of timm's networks."""
     timm, wanted = _timm(), preprocessing(options)
-    card = _card(timm, options.model)
+    config = _pretrained_config(timm, options.model)
     download = pretrained and options.weights == "timm"
     try:
-        with repeatable():
+        with fixed_seed():
             network = timm.create_model(options.model, pretrained=download, num_classes=0)
     except (OSError, RuntimeError) as error:
-        raise undelivered(f"timm's {options.model}", error) from error
+        raise download_error(f"timm's {options.model}", error) from error
     if pretrained and options.weights not in ("timm", RANDOM):
-        heads = card.get("classifier", "head")
-        fill(
-            network,
-            read(options.weights),
-            options.weights,
-            (heads,) if isinstance(heads, str) else tuple(heads),
-        )
+        heads = config.get("classifier", "head")
+        heads = (heads,) if isinstance(heads, str) else tuple(heads)
+        load_weights(network, read_weights(options.weights), options.weights, heads)
     try:
         if options.size and hasattr(network, "set_input_size"):
             patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
             check_patches(options.size, patch if isinstance(patch, int) else patch[0])
-            network.set_input_size(img_size=options.size)  # stretches the places of the patches
-        return Encoder(Tower(network, options.model), wanted, options.grid, options.trainable)
-    except AssertionError as error:  # timm's way of refusing a size
+            network.set_input_size(img_size=options.size)  # interpolates position embeddings
+        return Encoder(TimmTrunk(network, options.model), wanted, options.grid, options.trainable)
+    except AssertionError as error:  # timm's error for a wrong size
         raise UserError(
             f"timm's {options.model} cannot take pictures of {wanted.size} pixels: {error}"
         ) from error

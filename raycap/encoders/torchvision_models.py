@@ -1,0 +1,109 @@
+"""torchvision's networks as trunks: ResNet, MobileNet and EfficientNet, and the vision
+transformer."""
+
+from collections import OrderedDict
+from itertools import pairwise
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from raycap.encoders import RANDOM, ResNet50, Torchvision, ViTB16
+from raycap.encoders.encoder import Encoder, Trunk
+from raycap.encoders.weights import fixed_seed, load_weights, torchvision_weights
+
+
+class ConvolutionalTrunk(Trunk):
+    """A network cut before its pooling: its last map is the grid, the mean of the map the
+    vector."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, S, S] -> [B, D, H, H], [B, D]."""
+        grid = self.layers(pixels)
+        return grid, grid.float().mean((2, 3))
+
+    def last_stage(self) -> list[nn.Module]:
+        """The layers from the last one that halves the picture: a ResNet's layer4."""
+        layers = list(self.layers)
+        start = 0
+        for index, layer in enumerate(layers):
+            for part in layer.modules():
+                if isinstance(part, nn.Conv2d) and part.stride == (2, 2):
+                    start = index
+        return layers[start:]
+
+    def fold(self) -> None:
+        """Fold each batch norm, in inference a scale and a shift, into the convolution before
+        it."""
+        for part in list(self.modules()):
+            # torchvision names a convolution and its norm in the order in which they run.
+            for (name, layer), (norm_name, norm) in pairwise(list(part.named_children())):
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    setattr(part, name, fuse_conv_bn_eval(layer, norm))
+                    setattr(part, norm_name, nn.Identity())
+
+
+class TransformerTrunk(Trunk):
+    """A vision transformer without its classifier: patch tokens are the grid, the class token the
+    vector."""
+
+    def __init__(self, network: VisionTransformer) -> None:
+        super().__init__()
+        self.patches = network.conv_proj
+        self.class_token = network.class_token  # [1, 1, D]
+        self.blocks = network.encoder  # adds the position of each token, ends in a layer norm
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, S, S] -> [B, D, H, H], [B, D]."""
+        patches = self.patches(pixels)  # [B, D, H, H]
+        class_token = self.class_token.expand(len(patches), -1, -1)  # [B, 1, D]
+        tokens = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = self.blocks(tokens)  # [B, 1 + P, D]
+        return tokens[:, 1:].transpose(1, 2).reshape(patches.shape), tokens[:, 0]
+
+    def last_stage(self) -> list[nn.Module]:
+        """The last block and the norm after it."""
+        return [self.blocks.layers[-1], self.blocks.ln]
+
+
+def build_convolutional(options: Torchvision, pretrained: bool) -> Encoder:
+    """The encoder of a convolutional network."""
+    with fixed_seed():
+        network = torchvision.models.get_model(options.name, weights=None)
+    is_resnet = isinstance(network, torchvision.models.ResNet)
+    head = "fc" if is_resnet else "classifier"
+    setattr(network, head, nn.Identity())
+    if isinstance(options, ResNet50) and options.stride_in_1x1:
+        for stage in (network.layer2, network.layer3, network.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    if pretrained and options.weights != RANDOM:
+        state = torchvision_weights(options.name, options.weights)
+        load_weights(network, state, options.weights, (head,))
+    if is_resnet:
+        children = list(network.named_children())
+        layers = nn.Sequential(OrderedDict(children[:-2]))  # without pooling and classifier
+    else:
+        layers = network.features
+    trunk = ConvolutionalTrunk(layers)
+    return Encoder(trunk, options.preprocessing(), options.grid, options.trainable)
+
+
+def build_transformer(options: ViTB16, pretrained: bool) -> Encoder:
+    """The encoder of the vision transformer; for another size than that of the weights, their
+    position embeddings are interpolated."""
+    with fixed_seed():
+        network = torchvision.models.get_model(options.name, weights=None, image_size=options.size)
+    network.heads = nn.Identity()
+    if pretrained and options.weights != RANDOM:
+        state = torchvision_weights(options.name, options.weights)
+        if "encoder.pos_embedding" in state:
+            state = interpolate_embeddings(options.size, options.patch, state)
+        load_weights(network, state, options.weights, ("heads",))
+    trunk = TransformerTrunk(network)
+    return Encoder(trunk, options.preprocessing(), options.grid, options.trainable)
