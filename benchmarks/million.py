@@ -24,7 +24,7 @@ from ray.data import Dataset
 
 from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob
-from raycap.bulk.options import Caption
+from raycap.bulk.options import CaptionOptions
 from raycap.bulk.pending import PendingRows
 from raycap.bulk.pictures import manifest
 from raycap.bulk.pool import model_pool, through_model
@@ -80,7 +80,7 @@ class Pretends:
 
 
 def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> TableJob:
-    options = Caption(
+    options = CaptionOptions(
         out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000, part_seconds=5
     )
     source = Numbers(rows)

@@ -29,7 +29,7 @@ from ray.data import Dataset
 
 from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob
-from raycap.bulk.options import Caption
+from raycap.bulk.options import CaptionOptions
 from raycap.bulk.pending import PendingRows
 from raycap.bulk.pictures import manifest
 from raycap.bulk.pool import ModelPool, through_model
@@ -66,7 +66,7 @@ class Sleeps:
 
 
 def work(out: Path, rows: int, batch: int, gpus: int) -> TableJob:
-    options = Caption(out=str(out), batch=batch, part_seconds=2)
+    options = CaptionOptions(out=str(out), batch=batch, part_seconds=2)
     source = Numbers(rows)
 
     def captioned(job: TableJob, pending: PendingRows) -> Dataset:

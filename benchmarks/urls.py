@@ -28,7 +28,7 @@ from ray.data import Dataset
 
 from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob
-from raycap.bulk.options import Caption
+from raycap.bulk.options import CaptionOptions
 from raycap.bulk.pending import PendingRows
 from raycap.bulk.pictures import pending_pictures
 from raycap.bulk.pool import ModelPool, through_model
@@ -107,7 +107,7 @@ class Brightness:
 
 def child(addresses: Path, out: Path) -> None:
     """A captioning job without a model."""
-    options, source = Caption(out=str(out)), Urls(path=str(addresses))
+    options, source = CaptionOptions(out=str(out)), Urls(path=str(addresses))
     square = Square(224, "squash", "bilinear")
 
     def rows(job: TableJob, pending: PendingRows) -> Dataset:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from raycap import options
-from raycap.bulk.options import Caption, Extract
+from raycap.bulk.options import CaptionOptions, ExtractOptions
 from raycap.cluster import Cluster
 from raycap.decoders import DECODERS, DecoderChoice, TopDown
 from raycap.encoders import ENCODERS, EncoderOptions, ResNet50
@@ -74,8 +74,8 @@ class Config:
     tune: Tune = field(default_factory=Tune)
     cluster: Cluster = field(default_factory=Cluster)
     inspect: Inspect = field(default_factory=Inspect)
-    extract: Extract = field(default_factory=Extract)
-    caption: Caption = field(default_factory=Caption)
+    extract: ExtractOptions = field(default_factory=ExtractOptions)
+    caption: CaptionOptions = field(default_factory=CaptionOptions)
     evaluate: Evaluate = field(default_factory=Evaluate)
     metric: MetricOptions = field(default_factory=MetricOptions)
     report: Report = field(default_factory=Report)

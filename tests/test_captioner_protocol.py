@@ -15,7 +15,7 @@ from toy_captioner import SizeCaptioner, SizeOptions
 
 from raycap.bulk.captions import captions_job
 from raycap.bulk.job import TableJob
-from raycap.bulk.options import Caption
+from raycap.bulk.options import CaptionOptions
 from raycap.bulk.run import run_job
 from raycap.captioners import Caption as Row
 from raycap.captioners.protocol import Prediction, caption_row
@@ -41,7 +41,9 @@ def one_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def job(folder: Path, out: Path, **options: Any) -> TableJob:
-    asked = Caption(out=str(out), batch=4, part_rows=4, part_seconds=0.1, actors=1, **options)
+    asked = CaptionOptions(
+        out=str(out), batch=4, part_rows=4, part_seconds=0.1, actors=1, **options
+    )
     how = (Fetch(), Reading(), Cluster())
     return captions_job(SizeOptions(), Folder(str(folder)), asked, *how)
 

@@ -18,7 +18,7 @@ from raycap.bulk.captions import captions_job
 from raycap.bulk.features import features_job, pixels_job
 from raycap.bulk.identity import FORMATS_OF_OLDER_VERSIONS
 from raycap.bulk.job import in_cache
-from raycap.bulk.options import BulkOptions, Caption, Extract
+from raycap.bulk.options import BulkOptions, CaptionOptions, ExtractOptions
 from raycap.bulk.precision import choose_run_precision, with_precision
 from raycap.captioners.trained import TrainedOptions
 from raycap.cli import main
@@ -145,8 +145,8 @@ def test_caches_of_different_precision_are_different_folders(
     captioner = TrainedOptions.read(str(model), "", None, batch=64)
     how = (Fetch(), Reading(), Cluster())
     encoder = Pixels(size=64).build()
-    features = features_job(Pixels(size=64), encoder, source, Extract(), *how)
-    for work in (captions_job(captioner, source, Caption(), *how), features):
+    features = features_job(Pixels(size=64), encoder, source, ExtractOptions(), *how)
+    for work in (captions_job(captioner, source, CaptionOptions(), *how), features):
         folders = []
         names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
         for name in names:
@@ -163,7 +163,7 @@ def test_caches_of_different_precision_are_different_folders(
             in_cache(with_precision(other, "fp32"), str(tmp_path), "cache").options.out
             == folders[0]
         )
-    assert "precision" not in pixels_job(encoder, source, Extract(), *how).identity, (
+    assert "precision" not in pixels_job(encoder, source, ExtractOptions(), *how).identity, (
         "pixels have none"
     )
 

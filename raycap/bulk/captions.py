@@ -15,7 +15,7 @@ from ray.data import Dataset
 from raycap import __version__
 from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob, reading_identity, source_identity
-from raycap.bulk.options import Caption
+from raycap.bulk.options import CaptionOptions
 from raycap.bulk.pending import TICKET, PendingRows
 from raycap.bulk.pictures import pending_pictures
 from raycap.bulk.pool import model_pool, through_model
@@ -36,7 +36,7 @@ REMEMBERED = 100_000
 def captions_job(
     captioner: CaptionerOptions,
     source: Source,
-    options: Caption,
+    options: CaptionOptions,
     fetch: Fetch,
     reading: Reading,
     cluster: Cluster,
@@ -77,7 +77,7 @@ def captions_job(
 def caption_rows(captioner: CaptionerOptions, job: TableJob, pending: PendingRows) -> Dataset:
     """The pending rows with their captions."""
     options = job.options
-    assert isinstance(options, Caption)
+    assert isinstance(options, CaptionOptions)
     if job.runs_model:
         captioner = captioner.in_precision(options.precision)
     pool = model_pool(options, job.cluster, pending.few)

@@ -13,7 +13,7 @@ from ray.data import Dataset
 from raycap import __version__
 from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob, reading_identity, source_identity
-from raycap.bulk.options import Extract
+from raycap.bulk.options import ExtractOptions
 from raycap.bulk.pending import PendingRows
 from raycap.bulk.pictures import pending_pictures
 from raycap.bulk.pool import model_pool, through_model
@@ -31,7 +31,7 @@ from raycap.schema import SUCCESS, features_schema
 from raycap.sources import Source
 
 
-class View(NamedTuple):
+class AugmentedView(NamedTuple):
     """One way in which pictures are changed before they are encoded: by these options, drawn with this number."""
 
     options: Augmentation
@@ -46,11 +46,11 @@ def features_job(
     encoder_options: EncoderOptions,
     encoder: Encoder,
     source: Source,
-    options: Extract,
+    options: ExtractOptions,
     fetch: Fetch,
     reading: Reading,
     cluster: Cluster,
-    view: View | None = None,
+    view: AugmentedView | None = None,
 ) -> TableJob:
     """A grid and a vector for each picture, as it is or in a changed view."""
     sha256 = digest_of(encoder)
@@ -88,7 +88,7 @@ def features_job(
 def pixels_job(
     encoder: Encoder,
     source: Source,
-    options: Extract,
+    options: ExtractOptions,
     fetch: Fetch,
     reading: Reading,
     cluster: Cluster,
@@ -133,7 +133,7 @@ def pixel_rows(square: Square, job: TableJob, pending: PendingRows) -> Dataset:
 
 
 def feature_rows(
-    encoder: Encoder, view: View | None, job: TableJob, pending: PendingRows
+    encoder: Encoder, view: AugmentedView | None, job: TableJob, pending: PendingRows
 ) -> Dataset:
     """The pending rows with their features."""
     options = job.options
@@ -156,7 +156,9 @@ def square_of(encoder: Encoder) -> Square:
 class EncodeWorker:
     """An actor: loaded pictures in; out the same rows with grids and vectors instead of pixels."""
 
-    def __init__(self, encoder: Any, threads: int, options: Extract, view: View | None) -> None:
+    def __init__(
+        self, encoder: Any, threads: int, options: ExtractOptions, view: AugmentedView | None
+    ) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
         whole: Encoder = ray.get(encoder)
         self._encode = whole.for_inference(choose_precision(options.device, options.precision))

@@ -80,7 +80,7 @@ class BulkOptions:
 
 
 @dataclass(frozen=True)
-class Extract(BulkOptions):
+class ExtractOptions(BulkOptions):
     """What `raycap extract` writes: OUT/features, a table of encoded pictures, for training."""
 
     part_rows: int = 1000
@@ -90,7 +90,7 @@ class Extract(BulkOptions):
 
 
 @dataclass(frozen=True)
-class Caption(BulkOptions):
+class CaptionOptions(BulkOptions):
     """What `raycap caption` writes: OUT/captions, a table with one row for each picture. Captions of single photos
     are printed, without a table."""
 

@@ -189,9 +189,10 @@ class Captioner(ABC):
 
         `encoder_weights` says where the encoder's weights are, for a folder that does not hold them.
         """
-        from raycap.captioners.trained import TrainedCaptioner, folder
+        from raycap.captioners.trained import TrainedCaptioner
+        from raycap.captioners.trained.folder import load_folder
 
-        parts = folder.load(str(path), encoder_weights)
+        parts = load_folder(str(path), encoder_weights)
         return TrainedCaptioner(*parts, device=device, precision=precision, batch=batch)
 
     @abstractmethod

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from raycap import __version__
-from raycap.bulk.features import View, features_job, pixels_job
+from raycap.bulk.features import AugmentedView, features_job, pixels_job
 from raycap.bulk.job import in_cache
 from raycap.bulk.precision import choose_run_precision, with_precision
 from raycap.bulk.run import run_job
@@ -213,7 +213,9 @@ def make_tables(
                 "give --fresh to start over"
             )
         precision = recorded or choose_run_precision(config.extract, config.cluster)
-        views = [View(augmentation, number) for number in range(1, augmentation.views + 1)]
+        views = [
+            AugmentedView(augmentation, number) for number in range(1, augmentation.views + 1)
+        ]
         jobs = [
             features_job(config.encoder, encoder, source, *how, view) for view in (None, *views)
         ]

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from raycap.captioners.trained import folder
+from raycap.captioners.trained.folder import save_folder
 from raycap.device import Precision
 from raycap.storage.training_log import RunLog
 from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -320,7 +320,7 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
             f"{name} on {options.validation_split}": round(line[name], 4) for name in CARD_SCORES
         },
     }
-    folder.save(
+    save_folder(
         run.out / CAPTIONER,
         run.setup.plan,
         run.setup.vocabulary,

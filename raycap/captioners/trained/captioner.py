@@ -18,8 +18,8 @@ from raycap.captioners.protocol import (
     Captioner,
     Prediction,
 )
-from raycap.captioners.trained import folder
 from raycap.captioners.trained.batches import FittingBatch
+from raycap.captioners.trained.folder import save_folder
 from raycap.captioners.trained.plan import Plan
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
@@ -75,7 +75,7 @@ class TrainedCaptioner(Captioner):
 
     def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
         """Write the folder. An encoder with weights of its own is always in it, another one if asked for."""
-        folder.save(
+        save_folder(
             Path(path),
             self.plan,
             self.vocabulary,

@@ -72,7 +72,7 @@ class CaptionerParts(NamedTuple):
     facts: dict[str, Any]
 
 
-def save(
+def save_folder(
     path: Path,
     plan: Plan,
     vocabulary: Vocabulary,
@@ -118,7 +118,7 @@ def save(
     _put(path, files)
 
 
-def load(path: str, encoder_weights: str) -> CaptionerParts:
+def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     """Rebuild the parts; what is not as it was written is refused.
 
     The folder may be from anybody. Nothing outside of it is opened and nothing is downloaded, unless the caller

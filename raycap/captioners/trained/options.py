@@ -8,8 +8,8 @@ import pyarrow as pa
 import torch
 
 from raycap.captioners.protocol import CaptionerOptions, Placement
-from raycap.captioners.trained import folder
 from raycap.captioners.trained.captioner import TrainedCaptioner
+from raycap.captioners.trained.folder import CaptionerParts, load_folder, read_digests
 from raycap.device import PrecisionName
 from raycap.images import Reading, Square
 from raycap.options import to_plain
@@ -28,7 +28,7 @@ ATTENTION = pa.schema(
 class TrainedOptions(CaptionerOptions):
     """A trained captioner with its weights. They travel with it: workers need not see its folder."""
 
-    parts: folder.CaptionerParts
+    parts: CaptionerParts
     digest: str  # of the folder's config.json, which holds the digests of its other files
     vocabulary: str  # digest
     search: SearchChoice
@@ -43,8 +43,8 @@ class TrainedOptions(CaptionerOptions):
         cls, path: str, encoder_weights: str, search: SearchChoice | None, **how: Any
     ) -> Self:
         """The captioner in a folder. Without `search`, it searches as it was made to."""
-        parts = folder.load(path, encoder_weights)
-        digest, vocabulary = folder.read_digests(path)
+        parts = load_folder(path, encoder_weights)
+        digest, vocabulary = read_digests(path)
         return cls(parts, digest, vocabulary, search or parts.plan.search, **how)
 
     def identity(self) -> dict[str, Any]:
