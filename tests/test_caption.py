@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from hostile import hostile, write
 from PIL import Image
 from server import HTML, serving
@@ -20,14 +18,7 @@ from raycap.cli import main
 from raycap.schema import CAPTIONS
 from raycap.storage import Lease, RunFolder
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +54,7 @@ def facts(out: Path) -> dict[str, Any]:
     return json.loads((out / "facts.json").read_text())
 
 
+@pytest.mark.actors
 def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(43))
     assert caption(folder, tmp_path / "out", model) == 0
@@ -86,6 +78,7 @@ def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: 
     assert metadata[b"captioner"].decode() == facts(tmp_path / "out")["identity"]["captioner"]
 
 
+@pytest.mark.actors
 def test_the_same_table_whatever_the_actors_and_the_parts(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(30))
     assert caption(folder, tmp_path / "one", model) == 0
@@ -340,6 +333,7 @@ def test_other_forms_are_made_of_the_whole_table_and_made_again_after_a_retry(
     }
 
 
+@pytest.mark.actors
 def test_copies_are_captioned_once_and_all_have_rows(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(4))
     for number in range(40):

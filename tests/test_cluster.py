@@ -23,7 +23,7 @@ from raycap.cli import main
 from raycap.cluster.nodes import check_seen, selector
 from raycap.errors import UserError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
 MEMORY = {"object_store_memory": 150 * 2**20}
 DECODER_TITLE = "ray::MapBatches(open_pictures)"
 

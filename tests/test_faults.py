@@ -20,7 +20,7 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 
 import faults  # noqa: E402 - the long version of these tests
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
 
 # Stands where a decoder with a fault of its own would: these bytes in a PNG kill the process that opens it.
 POISON = b"kills its reader"

@@ -8,21 +8,19 @@ import random
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from hostile import flips, hostile
 from server import Server, serving
 from small_captioner import photos, save_captioner
 
 from raycap.cli import main
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 GOOD, UNFETCHED, UNREAD = "success", "failed_to_fetch", "failed_to_decode"
 DEEP = "deep" * 60
@@ -39,13 +37,6 @@ class Case:
     )  # of each key; ANY where either is right
     left_out: dict[str, int] = field(default_factory=dict)  # how many of what
     flags: tuple[str, ...] = ()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,18 @@
 """`raycap inspect` on a real Ray: every row there, each bad one with its reason, exit codes right."""
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from hostile import flips, hostile, jpeg, quadrants, write
 from PIL import Image
 from server import HTML, serving
 
 from raycap.cli import main
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 
 def inspect(

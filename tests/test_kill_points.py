@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from raycap.bulk.anew import NEW
 from raycap.bulk.options import Bulk
 from raycap.bulk.passes import perform
 from raycap.bulk.pictures import manifest
@@ -40,14 +41,11 @@ ROWS, MORE_ROWS = 12, 15
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.cloudpickle.register_pickle_by_value(
-        sys.modules[__name__]
-    )  # workers cannot import this file
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+def _in_a_session(one_ray: None) -> Iterator[None]:
+    # Workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with session(Cluster()):
         yield
-    ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,9 @@ def check(out: Path, finished: bool) -> str:
     if finished:
         assert facts is not None and keys
         # A kill may also leave a hidden file that was on its way, such as .0ad8ac9f.part.
-        left = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        assert left == ["_lease.lock", "captions", "facts.json", "run.json"]
+        left = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+        # What a killed --overwrite made stays for the next one.
+        assert left - {NEW} == {"_lease.lock", "captions", "facts.json", "run.json"}
     return next(iter(captioners), "")
 
 
@@ -243,6 +242,9 @@ def follow(step: Path, commands: list[Command], folder: Path) -> None:
         for key in pq.read_table(part)["key"].to_pylist()
     ]
     assert sorted(map(int, keys)) == list(range(MORE_ROWS)), "a row is lost"
+    if (out / NEW).exists():
+        Command("B", overwrite=True, rows=MORE_ROWS).run(out)
+        assert check(out, finished=True) == "B" and not (out / NEW).exists()
     shutil.rmtree(out)
 
 

@@ -55,21 +55,6 @@ def config(tmp_path: Path, table: str) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
-
-
 def curve(out: Path) -> list[dict[str, Any]]:
     """The epochs of a run, without its times."""
     return [
@@ -217,6 +202,7 @@ def test_data_without_splits_is_told_how_to_have_some(
 
 
 @pytest.mark.parametrize("act", ["train", "tune"])
+@pytest.mark.usefixtures("no_ray")
 def test_a_source_that_cannot_be_learned_from_is_refused_before_a_picture_is_read(
     act: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +62,6 @@ def sweep(tmp_path: Path, table: str) -> Callable[..., list[str]]:
     return words
 
 
-@pytest.fixture(scope="module")
-def two_processors() -> Iterator[None]:
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
-
-
 def trials(tmp_path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
     return rows
@@ -97,7 +82,7 @@ def journal(tmp_path: Path, trial: str) -> Path:
 def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
-    two_processors: None,
+    one_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two at once: one is killed on the way, the later ones are ended early; each gives its processor back."""
@@ -159,7 +144,7 @@ def trial_process(folder: Path) -> int:
 def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
-    two_processors: None,
+    one_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     flags = ["--searcher", "grid", "--scheduler", "none", "--train.epochs", "2"]
@@ -176,7 +161,7 @@ def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
 def test_a_captioner_to_start_from_that_is_not_there_is_refused_before_any_trial(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
-    two_processors: None,
+    one_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     space = "train.start_from: {choice: ['', /no/such/captioner]}"
