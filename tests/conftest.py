@@ -67,8 +67,8 @@ def no_ray() -> None:
 def model_in_tasks(
     one_ray: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Runs the model of `caption` and `extract` in tasks, which takes a second less than in actors.
-    Tests marked `actors` run it as users do."""
+    """Runs the model of `caption` and `extract` in tasks, which takes a second less than in
+    actors. Tests marked `actors` run it as users do."""
     from sessions import on_tasks
 
     if request.node.get_closest_marker("actors") is None:

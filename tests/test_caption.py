@@ -1,4 +1,5 @@
-"""`raycap caption` on a real Ray: a row for every picture, once, the same as the captioner says of it alone."""
+"""`raycap caption` on a real Ray: a row for every picture, once, the same as the captioner says of
+it alone."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""Several Ray nodes on this machine: what runs where, nodes that come and go, and machines that see other discs."""
+"""Several Ray nodes on this machine: what runs where, nodes that come and go, and machines that
+see other discs."""
 
 import contextlib
 import json
@@ -223,9 +224,8 @@ def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_start
                 len([each for each in ray.nodes() if each["Alive"]]) < 2 and time.monotonic() < end
             ):
                 if other.poll() is not None:
-                    pytest.skip(
-                        f"may not play another machine here: {other.stdout and other.stdout.read()[:200]}"
-                    )
+                    printed = other.stdout.read()[:200] if other.stdout else ""
+                    pytest.skip(f"may not play another machine here: {printed}")
                 time.sleep(0.1)
             check_seen({str(shared): "--out"})
             (hidden / "out").mkdir()

@@ -1,4 +1,5 @@
-"""`raycap extract` on a real Ray: a row for every picture, once, equal to what the encoder says of it alone."""
+"""`raycap extract` on a real Ray: a row for every picture, once, equal to what the encoder says of
+it alone."""
 
 import json
 from pathlib import Path

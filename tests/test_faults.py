@@ -1,4 +1,5 @@
-"""Processes really killed in the middle of `raycap caption`: nothing lost, nothing doubled, and an end in words."""
+"""Processes really killed in the middle of `raycap caption`: nothing lost, nothing doubled, and an
+end in words."""
 
 import json
 import os
@@ -22,7 +23,8 @@ import faults  # noqa: E402 - the long version of these tests
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
 
-# Stands where a decoder with a fault of its own would: these bytes in a PNG kill the process that opens it.
+# Stands where a decoder with a fault of its own would: these bytes in a PNG kill the process that
+# opens it.
 POISON = b"kills its reader"
 POISONED_DECODER = f"""
 import os
@@ -169,8 +171,8 @@ def test_a_full_disc_ends_the_run_in_words_and_can_be_resumed(tmp_path: Path) ->
         subprocess.run(["umount", disc], check=True)
 
 
-# Stands where decoders that hang would: a PNG is read in the worker at first, a BMP in a child at once. Each
-# read that hangs is noted. In C with the GIL held, no thread of Python can help.
+# Stands where decoders that hang would: a PNG is read in the worker at first, a BMP in a child at
+# once. Each read that hangs is noted. In C with the GIL held, no thread of Python can help.
 HANGING_DECODERS = """
 import ctypes, os
 from pathlib import Path
@@ -222,7 +224,8 @@ def test_pictures_that_hang_their_readers_cost_only_their_rows(tmp_path: Path) -
     assert not (hook / "notes").exists(), "a rerun has nothing to do"
 
 
-# Makes the reading of one local file stand still, once: a disc on the network that does not answer.
+# Makes the reading of one local file stand still, once: a disc on the network that does not
+# answer.
 STANDING_DISC = """
 import time
 from pathlib import Path

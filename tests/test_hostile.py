@@ -1,4 +1,5 @@
-"""Hostile files, lists and tables through the command line: rows out = rows in, and every count adds up."""
+"""Hostile files, lists and tables through the command line: rows out = rows in, and every count
+adds up."""
 
 import csv
 import io
@@ -52,7 +53,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
-    """About so many files, good and bad, beside everything that is no file and has the name of a picture."""
+    """About so many files, good and bad, beside everything that is no file and has the name of a
+    picture."""
     case = Case(Path(os.fsdecode(os.fsencode(root) + b"/pictures \xff")))
     case.path.mkdir()
 
@@ -122,7 +124,8 @@ def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
 
 
 def too_deep(root: Path) -> None:
-    """Folders in folders until a path is longer than the system allows: the last cannot be listed, by anybody."""
+    """Folders in folders until a path is longer than the system allows: the last cannot be listed,
+    by anybody."""
     here = Path.cwd()
     os.chdir(root)
     for _ in range(17):

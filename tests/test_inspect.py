@@ -1,4 +1,5 @@
-"""`raycap inspect` on a real Ray: every row there, each bad one with its reason, exit codes right."""
+"""`raycap inspect` on a real Ray: every row there, each bad one with its reason, exit codes
+right."""
 
 import json
 from io import BytesIO

@@ -33,8 +33,8 @@ def rows(out: Path) -> list[str]:
     ]
 
 
-# What each job reads is in the working directory that goes along, as it is for most people; what it writes is not.
-# The encoder and the pictures are the smoke test's, which need no download.
+# What each job reads is in the working directory that goes along, as it is for most people; what
+# it writes is not. The encoder and the pictures are the smoke test's, which need no download.
 SMOKE = ["--config", "configs/smoke.yaml", "--source.count", "24"]
 
 
@@ -120,7 +120,8 @@ def test_exit_codes_and_refusals_reach_whoever_submits(
     assert no_model.returncode == 1
     assert "/none is no captioner folder" in no_model.stdout + no_model.stderr
     assert "exit code 2" in no_model.stdout + no_model.stderr
-    # `python -m raycap` finds the package in the working directory; what it would write there would be lost.
+    # `python -m raycap` finds the package in the working directory; what it would write there
+    # would be lost.
     lost = submit(cluster, "-m", "raycap", "inspect", "--source", "shapes")
     assert lost.returncode == 1
     assert (

@@ -1,8 +1,8 @@
-"""A run is killed between any two of its steps, and another one follows: rows of one captioner only, each key once,
-and facts that are true.
+"""A run is killed between any two of its steps, and another one follows: rows of one captioner
+only, each key once, and facts that are true.
 
-A process that is killed (kill -9) does nothing more. So the folder as it is before each step of a run is what a
-kill at that moment would leave: it is copied, and the next commands run on the copy.
+A process that is killed (kill -9) does nothing more. So the folder as it is before each step of a
+run is what a kill at that moment would leave: it is copied, and the next commands run on the copy.
 """
 
 import hashlib
@@ -224,7 +224,8 @@ AFTER = [RETRY, OVERWRITE, RESUME, Command("B"), Command("A", overwrite=True)]
 
 
 def follow(step: Path, commands: list[Command], folder: Path) -> None:
-    """The commands one after the other on a copy of what the kill left, and the last captioner's once more."""
+    """The commands one after the other on a copy of what the kill left, and the last captioner's
+    once more."""
     check(step, finished=False)
     out = folder / "copy"
     shutil.copytree(step, out)

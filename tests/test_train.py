@@ -1,4 +1,5 @@
-"""`raycap train` on a real Ray: many workers do what one does, and whatever is killed, the same command goes on."""
+"""`raycap train` on a real Ray: many workers do what one does, and whatever is killed, the same
+command goes on."""
 
 import json
 import os
@@ -23,8 +24,8 @@ from raycap.training.run_files import read_epochs, read_log
 pytestmark = pytest.mark.ray
 
 DECODER = (
-    "{kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16, projection_width: 16, "
-    "output_dropout: 0.0}"
+    "{kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16, "
+    "projection_width: 16, output_dropout: 0.0}"
 )
 CONFIG = """
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
@@ -68,7 +69,8 @@ def curve(out: Path) -> list[dict[str, Any]]:
 
 
 def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
-    """Whether losses agree to a thousandth, which is what other orders of adding float32 numbers leave."""
+    """Whether losses agree to a thousandth, which is what other orders of adding float32 numbers
+    leave."""
     names = ("training_loss", "validation_loss")
     return [one["epoch"] for one in ours] == [one["epoch"] for one in theirs] and all(
         one[name] == pytest.approx(other[name], rel=1e-3)
@@ -77,7 +79,8 @@ def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------- without Ray's workers
+# -------------------------------------------------------------------------------------------
+# without Ray's workers
 
 
 def test_in_this_process_and_from_the_command_line(config: Path, tmp_path: Path) -> None:
@@ -232,7 +235,8 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_pat
     assert main([*arguments, "--epochs", "1"]) == 0
 
 
-# ------------------------------------------------------------------------------------------- killed for real
+# -------------------------------------------------------------------------------------------
+# killed for real
 
 
 @pytest.fixture
@@ -249,8 +253,8 @@ def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
 def start(
     started: list["subprocess.Popen[bytes]"], config: Path, out: Path, *flags: str
 ) -> "subprocess.Popen[bytes]":
-    """The command as a person starts it, in a session of its own. It gets Ctrl-C, also where tests run in the
-    background, where interrupts are ignored."""
+    """The command as a person starts it, in a session of its own. It gets Ctrl-C, also where tests
+    run in the background, where interrupts are ignored."""
     command = [
         sys.executable,
         "-m",
@@ -357,7 +361,8 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------- on Ray's workers
+# ------------------------------------------------------------------------------------------- on
+# Ray's workers
 
 
 def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: None) -> None:

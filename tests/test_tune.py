@@ -1,4 +1,5 @@
-"""`raycap tune` on a real Ray: trials end early, die, are killed with their driver; the sweep comes to its end."""
+"""`raycap tune` on a real Ray: trials end early, die, are killed with their driver; the sweep
+comes to its end."""
 
 import json
 import os
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.ray
 
 CONFIG = """
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
-decoder: {kind: top_down, hidden_width: 16, embedding_width: 16, attention_width: 16, projection_width: 16}
+decoder:
+  {kind: top_down, hidden_width: 16, embedding_width: 16, attention_width: 16, projection_width: 16}
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:
@@ -85,7 +87,8 @@ def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing
     one_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two at once: one is killed on the way, the later ones are ended early; each gives its processor back."""
+    """Two at once: one is killed on the way, the later ones are ended early; each gives its
+    processor back."""
     space = "train.lr: {choice: [2.0e-2, 1.0e-4, 1.0e-5, 1.0e-6]}"
     flags = [
         "--searcher",
