@@ -19,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray's raylet gives up when the processes that it starts are slow, as on a busy machine.
 os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")
+# Ray gives its workers a low priority, and on a busy machine they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Ray Train looks for lost workers this often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 

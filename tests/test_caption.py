@@ -406,7 +406,7 @@ def test_refusals(
     assert not (tmp_path / "out" / "captions").exists()
 
 
-@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_few_processors_do_not_starve(cpus: int, tmp_path: Path, model: Path) -> None:
     """In a process of its own with a Ray of its own; the deadline only ends what hangs."""
     folder = photos(tmp_path / "photos", range(20))
@@ -430,6 +430,18 @@ def test_few_processors_do_not_starve(cpus: int, tmp_path: Path, model: Path) ->
     assert answer.returncode == 1, answer.stderr
     assert len(rows(tmp_path / "out")) == 21
     assert "model actor" in answer.stderr
+
+
+@pytest.mark.actors
+def test_a_model_that_cannot_start_ends_the_run_in_words(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
+    assert caption(folder, out, model, "--device", "cuda:7") == 2
+    shown = capsys.readouterr().err
+    assert "device cuda:7 was asked for" in shown and "Traceback" not in shown
+    assert caption(folder, out, model) == 0, "the same command continues the run"
+    assert len(rows(out)) == 4
 
 
 def test_an_unreadable_picture_size_is_zero(tmp_path: Path, model: Path) -> None:

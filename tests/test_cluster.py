@@ -107,6 +107,7 @@ def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(
             ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG % DECODER)
@@ -146,6 +147,7 @@ def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
     assert close(curve(out), curve(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
     source, model, out = (
         photos(tmp_path / "photos", range(160), size=8),

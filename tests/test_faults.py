@@ -45,13 +45,21 @@ PngImagePlugin.PngImageFile._open = _open
 
 @pytest.fixture(scope="module")
 def pile(tmp_path_factory: pytest.TempPathFactory) -> faults.Pile:
-    return faults.make_pile(tmp_path_factory.mktemp("pile"), 300)
+    return faults.make_pile(tmp_path_factory.mktemp("pile"), 160)
 
 
-@pytest.mark.parametrize("kind", faults.KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    # test_cluster.py loses a node too, and a picture that kills its reader is below.
+    [
+        "driver",
+        "actor",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("decoder", "node")),
+    ],
+)
 def test_a_kill_costs_nothing(kind: str, pile: faults.Pile, tmp_path: Path) -> None:
     tally = faults.Tally()
-    faults.disturb(pile, tmp_path / "out", kind, [60], tally)
+    faults.disturb(pile, tmp_path / "out", kind, [40], tally)
     assert (tally.kills, tally.lost, tally.doubled, tally.changed) == (1, 0, 0, 0)
     assert tally.resumed == (kind == "driver"), "only the death of the driver ends a run"
 
@@ -131,16 +139,6 @@ def test_a_disc_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> N
     found = faults.read(tmp_path / "out")
     assert len(found) == 20 and {status for _, status in found.values()} == {"success"}
     assert (tmp_path / "out" / "facts.json").stat().st_size
-
-
-def test_a_model_that_cannot_start_ends_the_run_in_words(tmp_path: Path) -> None:
-    folder, model = photos(tmp_path / "photos", range(4)), tmp_path / "model"
-    save_captioner(model)
-    answer = run(folder, model, tmp_path / "out", "--device", "cuda:7")
-    assert answer.returncode == 2
-    assert "device cuda:7 was asked for" in answer.stderr and "Traceback" not in answer.stderr
-    assert run(folder, model, tmp_path / "out").returncode == 0, "the run can be gone on with"
-    assert len(faults.read(tmp_path / "out")) == 4
 
 
 def test_a_full_disc_ends_the_run_in_words_and_can_be_resumed(tmp_path: Path) -> None:

@@ -172,14 +172,14 @@ def test_what_only_the_listing_can_know_is_refused_and_leaves_no_report(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.csv"]
 
 
-def test_real_datasets(shared_data: Path, tmp_path: Path) -> None:
+def test_a_real_dataset(shared_data: Path, tmp_path: Path) -> None:
     code, report, _ = inspect(shared_data / "coco-mini", tmp_path)
-    assert (code, report["source"]["kind"], report["rows"], report["captions"]) == (
-        0,
-        "coco",
-        60,
-        300,
-    )
+    found = (code, report["source"]["kind"], report["rows"], report["captions"])
+    assert found == (0, "coco", 60, 300)
+
+
+@pytest.mark.slow
+def test_a_large_real_dataset(shared_data: Path, tmp_path: Path) -> None:
     code, report, _ = inspect(shared_data / "flickr8k", tmp_path)
     assert (code, report["source"]["kind"], report["rows"]) == (0, "flickr", 7000)
     assert report["splits"] == {"train": 6000, "dev": 1000}

@@ -44,17 +44,20 @@ def test_the_caption_job_with_its_defaults(cluster: dict[str, str], tmp_path: Pa
     assert len(rows(tmp_path / "out")) == 12
 
 
+@pytest.mark.slow
 def test_the_extract_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     check_job(cluster, "jobs/extract.py", *SMOKE, "--out", str(tmp_path / "out"))
     assert pq.read_table(tmp_path / "out" / "features").num_rows == 24
 
 
+@pytest.mark.slow
 def test_the_evaluate_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     check_job(cluster, "jobs/evaluate.py", "shipped", *SMOKE, "--out", str(out))
     assert "bleu_4" in out.read_text()
 
 
+@pytest.mark.slow
 def test_the_train_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     check_job(cluster, "jobs/train.py", *SMOKE, "--epochs", "1", "--batch", "8", "--out", str(out))

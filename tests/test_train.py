@@ -294,7 +294,7 @@ def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(
     here = ["--workers.count", "0", "--epochs", "24", "--validation.best-by", "loss"]
     assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole"), *here]) == 0
     out, killed = tmp_path / "killed", 0
-    for _ in range(3):
+    for _ in range(2):
         process, before = start(started, config, out, *here), steps(out)
         wait_for(
             lambda before=before, process=process: (
@@ -314,7 +314,7 @@ def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_ctrl_c_saves_in_the_middle_of_an_epoch(
     workers: str, config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:

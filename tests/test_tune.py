@@ -27,7 +27,11 @@ pytestmark = pytest.mark.ray
 CONFIG = """
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
 decoder:
-  {kind: top_down, hidden_width: 16, embedding_width: 16, attention_width: 16, projection_width: 16}
+  kind: top_down
+  hidden_width: 16
+  embedding_width: 16
+  attention_width: 16
+  projection_width: 16
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:
@@ -143,7 +147,6 @@ def trial_process(folder: Path) -> int:
     return int(json.loads((folder / "_lease.json").read_text())["pid"])
 
 
-@pytest.mark.slow
 def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
@@ -185,6 +188,7 @@ def up_to_checkpoint(folder: Path) -> list[dict[str, Any]]:
     return [line for line in read_log(folder / "metrics.jsonl") if line["step"] <= step]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_without_doing_again_what_is_done(
     sweep: Callable[..., list[str]], tmp_path: Path
 ) -> None:
