@@ -1,9 +1,11 @@
-"""Kill -9 a captioning run at random moments, over and over, resume it, and compare the table with the source.
+"""Kill -9 a captioning run at random moments, over and over, resume it, and compare the table with
+the source.
 
     python benchmarks/faults.py --kills 40 --pictures 2000
 
-In turn the driver, a captioning actor, a decode worker and a whole node of a cluster on this machine are killed.
-While the run goes on the table is read as any reader would, and must hold whole files and no key twice.
+In turn the driver, a captioning actor, a decode worker and a whole node of a cluster on this
+machine are killed. While the run goes on the table is read as any reader would, and must hold
+whole files and no key twice.
 """
 
 import argparse
@@ -98,7 +100,8 @@ def process_error(out: Path) -> str:
 
 
 def read(out: Path) -> dict[str, tuple[str, str]]:
-    """The table as any reader sees it now; fails on a torn file and on a key that is there twice."""
+    """The table as any reader sees it now; fails on a torn file and on a key that is there
+    twice."""
     found: dict[str, tuple[str, str]] = {}
     for part in sorted((out / "captions").glob("*.parquet")):
         table = pq.read_table(part, columns=["key", "caption", "status"])
@@ -265,9 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"run {number}, {kind}: {tallies[kind]}", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(
-        f"\n{'killed':10}{'kills':>8}{'too late':>10}{'resumed':>9}{'lost':>6}{'doubled':>9}{'changed':>9}"
-    )
+    head = f"{'killed':10}{'kills':>8}{'too late':>10}{'resumed':>9}"
+    print(f"\n{head}{'lost':>6}{'doubled':>9}{'changed':>9}")
     for kind, tally in tallies.items():
         row = (tally.kills, tally.missed, tally.resumed, tally.lost, tally.doubled, tally.changed)
         print(f"{kind:10}{row[0]:>8}{row[1]:>10}{row[2]:>9}{row[3]:>6}{row[4]:>9}{row[5]:>9}")

@@ -1,4 +1,7 @@
-"""As `raycap caption`, on a cluster: `ray job submit --working-dir . -- python jobs/caption.py SOURCE ...`."""
+"""`raycap caption` as a job:
+
+ray job submit --working-dir . -- python jobs/caption.py SOURCE ...
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""`raycap evaluate` for `ray job submit --working-dir . -- python jobs/evaluate.py TABLE --references SOURCE`."""
+"""`raycap evaluate` as a job:
+
+ray job submit --working-dir . -- python jobs/evaluate.py TABLE --references SOURCE
+"""
 
 import sys
 

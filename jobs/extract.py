@@ -1,4 +1,7 @@
-"""As `raycap extract`, on a cluster: `ray job submit --working-dir . -- python jobs/extract.py SOURCE ...`."""
+"""`raycap extract` as a job:
+
+ray job submit --working-dir . -- python jobs/extract.py SOURCE ...
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The act `raycap train` as a job: `ray job submit --working-dir . -- python jobs/train.py --config FILE`."""
+"""`raycap train` as a job:
+
+ray job submit --working-dir . -- python jobs/train.py --config FILE
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The act `raycap tune` as a job: `ray job submit --working-dir . -- python jobs/tune.py --config A --space B`."""
+"""`raycap tune` as a job:
+
+ray job submit --working-dir . -- python jobs/tune.py --config FILE --space FILE
+"""
 
 import sys
 

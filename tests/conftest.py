@@ -1,6 +1,11 @@
-"""What several test files share: where the development data lies, if it is there at all."""
+"""What the test files share: one Ray, the folders of the development data, and checks of what the
+tests leave behind."""
 
+import ctypes
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,24 +13,20 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# The tensors here are tiny: more threads would only wait for each other, and on a busy machine for very long.
+# The tensors here are tiny: more threads would only wait for each other, and on a busy machine for
+# very long. PASSIVE is what the command line sets too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line has it
-
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray's raylet gives up when the processes that it starts are slow, as on a busy machine.
 os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")
+# Ray gives its workers a low priority, and on a busy machine they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Ray Train looks for lost workers this often.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
-# No deadlines: tests say what is right, never how fast.
+# No deadlines: tests check what is right, never how fast.
 settings.register_profile("raycap", deadline=None)
 settings.load_profile("raycap")
-
-
-def _present(folder: Path) -> Path:
-    if not folder.is_dir():
-        pytest.skip(
-            f"no development data at {folder}: set RAYCAP_DATA to the folder that holds it"
-        )
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,81 @@ def shared_data() -> Path:
 def shared_weights(shared_data: Path) -> Path:
     """Real pretrained backbones, beside the data."""
     return _present(shared_data.parent / "weights")
+
+
+def _present(folder: Path) -> Path:
+    if not folder.is_dir():
+        pytest.skip(
+            f"no development data at {folder}: set RAYCAP_DATA to the folder that holds it"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> None:
+    """A Ray with two processors. It stays for the next test file that wants one."""
+    import ray
+    from sessions import start_ray
+
+    if not ray.is_initialized():
+        start_ray(2)
+
+
+@pytest.fixture(scope="module")
+def no_ray() -> None:
+    """For tests that start a Ray of their own in this process."""
+    _stop_ray()
+
+
+@pytest.fixture
+def model_in_tasks(
+    one_ray: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Runs the model of `caption` and `extract` in tasks, which takes a second less than in
+    actors. Tests marked `actors` run it as users do."""
+    from sessions import on_tasks
+
+    if request.node.get_closest_marker("actors") is None:
+        monkeypatch.setattr("raycap.bulk.captions.on_actors", on_tasks)
+        monkeypatch.setattr("raycap.bulk.features.on_actors", on_tasks)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _give_memory_back() -> Iterator[None]:
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _stop_ray() -> None:
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """No process of the tests outlives them: a test that leaves one fails the run."""
+    _stop_ray()
+    if "ray" not in sys.modules:
+        return
+    import psutil  # comes with Ray
+
+    children = psutil.Process().children(recursive=True)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    # Python's own helper of multiprocessing lives as long as this process.
+    left = [child for child in alive if "resource_tracker" not in " ".join(_command(child))]
+    if left:
+        lines = [f"  {child.pid} {' '.join(_command(child))[:200]}" for child in left]
+        print("\nprocesses that the tests left behind:", *lines, sep="\n")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _command(process: "object") -> list[str]:
+    import psutil
+
+    try:
+        return list(process.cmdline())  # type: ignore[attr-defined]
+    except psutil.Error:
+        return []

@@ -1,4 +1,5 @@
-"""Heads of real Ray clusters on this machine, as `ray start --head` makes them, and jobs submitted to them."""
+"""Heads of real Ray clusters on this machine, as `ray start --head` makes them, and jobs submitted
+to them."""
 
 import contextlib
 import json
@@ -42,7 +43,8 @@ def free_ports(count: int) -> list[int]:
 def head(
     home: Path, *arguments: str, more: Mapping[str, str] | None = None, gcs: int = 0
 ) -> Iterator[dict[str, str]]:
-    """A head with a dashboard; what the environment of somebody must say who submits a job to it."""
+    """A head with a dashboard; what the environment of somebody must say who submits a job to
+    it."""
     port, dashboard, client, agent = free_ports(4)
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
@@ -126,9 +128,10 @@ def check_job(cluster: Mapping[str, str], *job: str) -> str:
 
 @contextlib.contextmanager
 def autoscaled_head(
-    home: Path, types: Mapping[str, Any], version: int
+    home: Path, types: Mapping[str, Any], version: int, idle_minutes: float = 1
 ) -> Iterator[dict[str, str]]:
-    """A head without processors, whose autoscaler makes nodes on this machine: Ray's own fake for its tests."""
+    """A head without processors, whose autoscaler makes nodes on this machine: Ray's own fake for
+    its tests."""
     from ray._private.services import get_node_ip_address
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
@@ -151,7 +154,7 @@ def autoscaled_head(
             **types,
         },
         "head_node_type": own,
-        "idle_timeout_minutes": 1,
+        "idle_timeout_minutes": idle_minutes,
         "auth": {"ssh_user": "nobody"},
         "file_mounts": {},
         **{name: [] for name in COMMANDS},

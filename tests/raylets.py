@@ -1,4 +1,5 @@
-"""Which processes of Ray there are on this machine, by the names that it gives them while they work."""
+"""Which processes of Ray there are on this machine, by the names that it gives them while they
+work."""
 
 import contextlib
 from pathlib import Path

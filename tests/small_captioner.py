@@ -1,4 +1,5 @@
-"""A captioner for tests: real in every part, small, and untrained, so that its captions differ and mean nothing."""
+"""A captioner for tests: real in every part, small, and untrained, so that its captions differ and
+mean nothing."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Clusters that start with a head without processors and no other node: the nodes come when work does."""
+"""Clusters that start with a head without processors and no other node: the nodes come when work
+does."""
 
 import re
 from collections.abc import Iterator

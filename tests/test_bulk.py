@@ -1,4 +1,5 @@
-"""What makes each row exactly one, without Ray: digests, listings, the publisher's memory, leases, whole files."""
+"""What makes each row exactly one, without Ray: digests, listings, the publisher's memory, leases,
+whole files."""
 
 import subprocess
 import sys

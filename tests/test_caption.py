@@ -1,15 +1,14 @@
-"""`raycap caption` on a real Ray: a row for every picture, once, the same as the captioner says of it alone."""
+"""`raycap caption` on a real Ray: a row for every picture, once, the same as the captioner says of
+it alone."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from hostile import hostile, write
 from PIL import Image
 from server import HTML, serving
@@ -20,14 +19,7 @@ from raycap.cli import main
 from raycap.schema import CAPTIONS
 from raycap.storage import Lease, RunFolder
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +55,7 @@ def facts(out: Path) -> dict[str, Any]:
     return json.loads((out / "facts.json").read_text())
 
 
+@pytest.mark.actors
 def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(43))
     assert caption(folder, tmp_path / "out", model) == 0
@@ -86,6 +79,7 @@ def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: 
     assert metadata[b"captioner"].decode() == facts(tmp_path / "out")["identity"]["captioner"]
 
 
+@pytest.mark.actors
 def test_the_same_table_whatever_the_actors_and_the_parts(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(30))
     assert caption(folder, tmp_path / "one", model) == 0
@@ -340,6 +334,7 @@ def test_other_forms_are_made_of_the_whole_table_and_made_again_after_a_retry(
     }
 
 
+@pytest.mark.actors
 def test_copies_are_captioned_once_and_all_have_rows(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(4))
     for number in range(40):
@@ -411,7 +406,7 @@ def test_refusals(
     assert not (tmp_path / "out" / "captions").exists()
 
 
-@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_few_processors_do_not_starve(cpus: int, tmp_path: Path, model: Path) -> None:
     """In a process of its own with a Ray of its own; the deadline only ends what hangs."""
     folder = photos(tmp_path / "photos", range(20))
@@ -435,6 +430,18 @@ def test_few_processors_do_not_starve(cpus: int, tmp_path: Path, model: Path) ->
     assert answer.returncode == 1, answer.stderr
     assert len(rows(tmp_path / "out")) == 21
     assert "model actor" in answer.stderr
+
+
+@pytest.mark.actors
+def test_a_model_that_cannot_start_ends_the_run_in_words(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
+    assert caption(folder, out, model, "--device", "cuda:7") == 2
+    shown = capsys.readouterr().err
+    assert "device cuda:7 was asked for" in shown and "Traceback" not in shown
+    assert caption(folder, out, model) == 0, "the same command continues the run"
+    assert len(rows(out)) == 4
 
 
 def test_an_unreadable_picture_size_is_zero(tmp_path: Path, model: Path) -> None:

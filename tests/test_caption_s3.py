@@ -1,14 +1,15 @@
 """`raycap caption` from a bucket into a bucket, on a server of the test's own."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
+from sessions import start_ray
 from small_captioner import photos, save_captioner
+
+from raycap.cli import main
 
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
 moto_server = pytest.importorskip(
@@ -18,7 +19,12 @@ moto_server = pytest.importorskip(
 pytestmark = pytest.mark.ray
 
 
-def test_from_a_bucket_into_a_bucket(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_ray")
+def test_from_a_bucket_into_a_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(ray.shutdown)  # its workers have this test's environment
+    request.addfinalizer(s3fs.S3FileSystem.clear_instance_cache)
     server = moto_server.ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -38,27 +44,11 @@ def test_from_a_bucket_into_a_bucket(tmp_path: Path) -> None:
         save_captioner(tmp_path / "model")
         s3.put(str(tmp_path / "model"), "bucket/model", recursive=True)
 
-        def run(*flags: str) -> "subprocess.CompletedProcess[str]":
-            command = [sys.executable, "-m", "raycap", "caption", "s3://bucket/photos"]
-            return subprocess.run(
-                [
-                    *command,
-                    "--model",
-                    "s3://bucket/model",
-                    "--out",
-                    "s3://bucket/out",
-                    "--batch",
-                    "8",
-                    "--cluster.cpus",
-                    "2",
-                    *flags,
-                ],
-                env={**os.environ, **environment},
-                cwd=Path(__file__).parent.parent,
-                capture_output=True,
-                text=True,
-                timeout=240,
-            )
+        command = ["caption", "s3://bucket/photos", "--model", "s3://bucket/model"]
+        command += ["--out", "s3://bucket/out", "--batch", "8"]
+
+        def run(*flags: str) -> int:
+            return main([*command, *flags])
 
         def keys() -> list[str]:
             s3.invalidate_cache()
@@ -67,16 +57,16 @@ def test_from_a_bucket_into_a_bucket(tmp_path: Path) -> None:
                 key for part in parts for key in pq.read_table(s3.open(part))["key"].to_pylist()
             ]
 
-        first = run("--limit", "12", "--part-rows", "8")
-        assert first.returncode == 0, first.stderr
+        s3fs.S3FileSystem.clear_instance_cache()  # of another test's server
+        start_ray(2)
+        assert run("--limit", "12", "--part-rows", "8") == 0
         assert len(keys()) == len(set(keys())) == 12
-        second = run("--also", "jsonl")
-        assert second.returncode == 0, second.stderr
+        assert run("--also", "jsonl") == 0
         assert sorted(keys()) == [f"{number:05d}.png" for number in range(20)]
         s3.invalidate_cache()
         assert json.loads(s3.cat("bucket/out/facts.json"))["rows"] == 20
         left = sorted(Path(name).name for name in s3.ls("bucket/out"))
         assert left == ["captions", "facts.json", "jsonl", "run.json"]
-        refused = run("--overwrite")
-        assert refused.returncode == 2 and "another --out" in refused.stderr
+        capsys.readouterr()
+        assert run("--overwrite") == 2 and "another --out" in capsys.readouterr().err
     server.stop()

@@ -1,4 +1,5 @@
-"""Several Ray nodes on this machine: what runs where, nodes that come and go, and machines that see other discs."""
+"""Several Ray nodes on this machine: what runs where, nodes that come and go, and machines that
+see other discs."""
 
 import contextlib
 import json
@@ -23,7 +24,7 @@ from raycap.cli import main
 from raycap.cluster.nodes import check_seen, selector
 from raycap.errors import UserError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
 MEMORY = {"object_store_memory": 150 * 2**20}
 DECODER_TITLE = "ray::MapBatches(open_pictures)"
 
@@ -106,6 +107,7 @@ def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(
             ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG % DECODER)
@@ -145,6 +147,7 @@ def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
     assert close(curve(out), curve(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
     source, model, out = (
         photos(tmp_path / "photos", range(160), size=8),
@@ -223,9 +226,8 @@ def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_start
                 len([each for each in ray.nodes() if each["Alive"]]) < 2 and time.monotonic() < end
             ):
                 if other.poll() is not None:
-                    pytest.skip(
-                        f"may not play another machine here: {other.stdout and other.stdout.read()[:200]}"
-                    )
+                    printed = other.stdout.read()[:200] if other.stdout else ""
+                    pytest.skip(f"may not play another machine here: {printed}")
                 time.sleep(0.1)
             check_seen({str(shared): "--out"})
             (hidden / "out").mkdir()

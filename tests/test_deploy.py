@@ -1,4 +1,5 @@
-"""cluster.yaml, the Kubernetes manifests and the Dockerfile: what can be known of them without a cloud."""
+"""cluster.yaml, the Kubernetes manifests and the Dockerfile: what can be known of them without a
+cloud."""
 
 import re
 import shlex
@@ -17,7 +18,8 @@ CLUSTER = REPOSITORY / "cluster.yaml"
 MANIFESTS = sorted((REPOSITORY / "deploy").glob("*.yaml"))
 PINNED = re.search(r"^ray==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 
-# Fields of KubeRay's ray.io/v1 (ray-operator/apis/ray/v1 of its repository), as far as they are of use here.
+# Fields of KubeRay's ray.io/v1 (ray-operator/apis/ray/v1 of its repository), as far as they are of
+# use here.
 JOB = {
     "entrypoint",
     "backoffLimit",
@@ -57,7 +59,8 @@ def test_cluster_yaml_is_what_ray_takes() -> None:
 
 
 def test_cluster_yaml_sends_the_whole_package() -> None:
-    """A pattern of rsync that does not begin with / fits in every folder: `runs` would leave out raycap/runs."""
+    """A pattern of rsync that does not begin with / fits in every folder: `runs` would leave out
+    raycap/runs."""
     tops = {path.name for path in (REPOSITORY / "raycap").parent.iterdir()} & {
         "raycap",
         "jobs",
@@ -143,7 +146,8 @@ def test_the_commands_of_manifests_are_understood(
 
 
 def test_the_dockerfile() -> None:
-    """Every instruction is one, the base is given before it is used, and what is copied is there."""
+    """Every instruction is one, the base is given before it is used, and what is copied is
+    there."""
     text = (REPOSITORY / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     words = [line.split() for line in lines]

@@ -1,18 +1,16 @@
 """`raycap evaluate` on captioners: it captions first, once, and finds the losses that training found."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from raycap.cli import main
 from raycap.storage.training_log import read_epochs
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 CONFIG = """
 source: {kind: shapes, count: 120}
@@ -35,15 +33,8 @@ extract: {batch: 8, actors: 1, precision: fp32}
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Path:
     """A folder with run.yaml, and two runs of it: `short` learned less."""
     folder = tmp_path_factory.mktemp("trained")
     config = folder / "run.yaml"

@@ -1,14 +1,13 @@
-"""`raycap extract` on a real Ray: a row for every picture, once, equal to what the encoder says of it alone."""
+"""`raycap extract` on a real Ray: a row for every picture, once, equal to what the encoder says of
+it alone."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from hostile import write
 from PIL import Image
@@ -20,14 +19,7 @@ from raycap.images import Reading, Square, read_picture
 from raycap.schema import features_schema
 from raycap.training.store import unpack_table
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 
 def extract(path: Path, out: Path, *flags: str) -> int:
@@ -56,6 +48,7 @@ def photos(folder: Path, numbers: range) -> Path:
     return folder
 
 
+@pytest.mark.actors
 def test_each_picture_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", range(37))  # no multiple of the batch
     assert extract(folder, tmp_path / "out") == 0

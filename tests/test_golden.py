@@ -15,14 +15,12 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from small_captioner import save_captioner
 
@@ -66,19 +64,6 @@ def digests(path: Path) -> dict[str, str]:
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(path.iterdir())
     }
-
-
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -214,7 +199,7 @@ def _check_run(name: str, found: dict[str, Any]) -> None:
 
 @pytest.mark.ray
 def test_a_training_run_on_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_in_tasks: None
 ) -> None:
     _check_run("training_on_features", _trained(FEATURES, tmp_path, monkeypatch))
     # Its feature tables were made by the same code as `raycap extract`'s, and their runs are named alike.
@@ -228,13 +213,15 @@ def test_a_training_run_on_features(
 
 @pytest.mark.ray
 def test_a_training_run_on_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_in_tasks: None
 ) -> None:
     _check_run("training_on_pixels", _trained(PIXELS, tmp_path, monkeypatch))
 
 
 @pytest.mark.ray
-def test_run_identities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_ray: None) -> None:
+def test_run_identities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_in_tasks: None
+) -> None:
     monkeypatch.setattr(folder, "__version__", VERSION)
     save_captioner(tmp_path / "captioner")
     pixels = ["--encoder", "pixels", "--encoder.size", "32", "--encoder.patch", "16"]

@@ -1,4 +1,5 @@
-"""Hostile files, lists and tables through the command line: rows out = rows in, and every count adds up."""
+"""Hostile files, lists and tables through the command line: rows out = rows in, and every count
+adds up."""
 
 import csv
 import io
@@ -8,21 +9,19 @@ import random
 import shutil
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 from hostile import flips, hostile
 from server import Server, serving
 from small_captioner import photos, save_captioner
 
 from raycap.cli import main
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 GOOD, UNFETCHED, UNREAD = "success", "failed_to_fetch", "failed_to_decode"
 DEEP = "deep" * 60
@@ -41,13 +40,6 @@ class Case:
     flags: tuple[str, ...] = ()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "captioner"
@@ -61,7 +53,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
-    """About so many files, good and bad, beside everything that is no file and has the name of a picture."""
+    """About so many files, good and bad, beside everything that is no file and has the name of a
+    picture."""
     case = Case(Path(os.fsdecode(os.fsencode(root) + b"/pictures \xff")))
     case.path.mkdir()
 
@@ -131,7 +124,8 @@ def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
 
 
 def too_deep(root: Path) -> None:
-    """Folders in folders until a path is longer than the system allows: the last cannot be listed, by anybody."""
+    """Folders in folders until a path is longer than the system allows: the last cannot be listed,
+    by anybody."""
     here = Path.cwd()
     os.chdir(root)
     for _ in range(17):

@@ -1,27 +1,19 @@
-"""`raycap inspect` on a real Ray: every row there, each bad one with its reason, exit codes right."""
+"""`raycap inspect` on a real Ray: every row there, each bad one with its reason, exit codes
+right."""
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from hostile import flips, hostile, jpeg, quadrants, write
 from PIL import Image
 from server import HTML, serving
 
 from raycap.cli import main
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 
 def inspect(
@@ -180,14 +172,14 @@ def test_what_only_the_listing_can_know_is_refused_and_leaves_no_report(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.csv"]
 
 
-def test_real_datasets(shared_data: Path, tmp_path: Path) -> None:
+def test_a_real_dataset(shared_data: Path, tmp_path: Path) -> None:
     code, report, _ = inspect(shared_data / "coco-mini", tmp_path)
-    assert (code, report["source"]["kind"], report["rows"], report["captions"]) == (
-        0,
-        "coco",
-        60,
-        300,
-    )
+    found = (code, report["source"]["kind"], report["rows"], report["captions"])
+    assert found == (0, "coco", 60, 300)
+
+
+@pytest.mark.slow
+def test_a_large_real_dataset(shared_data: Path, tmp_path: Path) -> None:
     code, report, _ = inspect(shared_data / "flickr8k", tmp_path)
     assert (code, report["source"]["kind"], report["rows"]) == (0, "flickr", 7000)
     assert report["splits"] == {"train": 6000, "dev": 1000}

@@ -1,10 +1,6 @@
-"""The doors in jobs/, through `ray job submit` to a real cluster on this machine."""
+"""The scripts in jobs/, through `ray job submit` to a real cluster on this machine."""
 
-import os
-import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,90 +9,21 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from feature_tables import features, write
+from heads import RAY, check_job, head, submit
 from small_captioner import photos, save_captioner
 from test_train import CONFIG, DECODER
 
 from raycap.cli import main
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-RAY = str(Path(sys.executable).with_name("ray"))
 PICTURES = 240
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What the environment of somebody must say who submits a job to it."""
-    gcs, dashboard, client, agent = free_ports(4)
-    folder = Path("/tmp") / f"raycap-jobs-{os.getpid()}"  # paths of sockets must be short
-    log = (tmp_path_factory.mktemp("cluster") / "head.log").open("wb")
-    command = [
-        RAY,
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=2",
-        f"--port={gcs}",
-        f"--temp-dir={folder}",
-    ]
-    ports = [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-    ports.append(f"--dashboard-agent-listen-port={agent}")
-    # Somebody who has used Ray on this machine before has a token file, and Ray then asks for it.
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 32}
-    # The cluster's `python` is this one, also where its environment was never activated.
-    environment["PATH"] = f"{Path(RAY).parent}{os.pathsep}{environment['PATH']}"
-    environment["HOME"] = str(tmp_path_factory.mktemp("home"))  # for the cache
-    head = subprocess.Popen(
-        [*command, *ports, "--object-store-memory=300000000", "--disable-usage-stats"],
-        env=environment,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    end = time.monotonic() + 120
-    while head.poll() is None and time.monotonic() < end:
-        with socket.socket() as look:
-            if not look.connect_ex(("127.0.0.1", dashboard)):
-                break
-        time.sleep(0.2)
-    try:
-        yield environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        head.terminate()
-        head.wait(60)
-        log.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def submit(
-    cluster: dict[str, str], *job: str, name: str = "", wait: bool = True
-) -> "subprocess.CompletedProcess[str]":
-    named = [f"--submission-id={name}"] if name else []
-    waiting = [] if wait else ["--no-wait"]
-    command = [
-        RAY,
-        "job",
-        "submit",
-        "--working-dir",
-        str(REPOSITORY),
-        *named,
-        *waiting,
-        "--",
-        "python",
-        *job,
-    ]
-    return subprocess.run(
-        command, env=cluster, capture_output=True, text=True, timeout=250, check=False
-    )
+    """The environment of somebody who submits a job to a cluster."""
+    home = tmp_path_factory.mktemp("home")  # for the cache
+    with head(home, "--num-cpus=2", "--object-store-memory=300000000") as environment:
+        yield environment
 
 
 def rows(out: Path) -> list[str]:
@@ -106,16 +33,9 @@ def rows(out: Path) -> list[str]:
     ]
 
 
-# What each job reads is in the working directory that goes along, as it is for most people; what it writes is not.
-# The encoder and the pictures are the smoke test's, which need no download.
+# What each job reads is in the working directory that goes along, as it is for most people; what
+# it writes is not. The encoder and the pictures are the smoke test's, which need no download.
 SMOKE = ["--config", "configs/smoke.yaml", "--source.count", "24"]
-
-
-def check_job(cluster: dict[str, str], *job: str) -> str:
-    """Submit a job that must end well; the answer is what it printed."""
-    done = submit(cluster, *job)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def test_the_caption_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
@@ -124,17 +44,20 @@ def test_the_caption_job_with_its_defaults(cluster: dict[str, str], tmp_path: Pa
     assert len(rows(tmp_path / "out")) == 12
 
 
+@pytest.mark.slow
 def test_the_extract_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     check_job(cluster, "jobs/extract.py", *SMOKE, "--out", str(tmp_path / "out"))
     assert pq.read_table(tmp_path / "out" / "features").num_rows == 24
 
 
+@pytest.mark.slow
 def test_the_evaluate_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     check_job(cluster, "jobs/evaluate.py", "shipped", *SMOKE, "--out", str(out))
     assert "bleu_4" in out.read_text()
 
 
+@pytest.mark.slow
 def test_the_train_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     check_job(cluster, "jobs/train.py", *SMOKE, "--epochs", "1", "--batch", "8", "--out", str(out))
@@ -200,7 +123,8 @@ def test_exit_codes_and_refusals_reach_whoever_submits(
     assert no_model.returncode == 1
     assert "/none is no captioner folder" in no_model.stdout + no_model.stderr
     assert "exit code 2" in no_model.stdout + no_model.stderr
-    # `python -m raycap` finds the package in the working directory; what it would write there would be lost.
+    # `python -m raycap` finds the package in the working directory; what it would write there
+    # would be lost.
     lost = submit(cluster, "-m", "raycap", "inspect", "--source", "shapes")
     assert lost.returncode == 1
     assert (
@@ -234,6 +158,7 @@ def test_exit_codes_and_refusals_reach_whoever_submits(
     ],
     ids=" ".join,
 )
+@pytest.mark.usefixtures("no_ray")
 def test_an_output_in_the_copy_of_the_working_directory_is_refused(
     command: list[str],
     tmp_path: Path,

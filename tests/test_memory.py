@@ -1,4 +1,5 @@
-"""Peak memory of reading a picture, measured in processes of their own: bounded by what its format states."""
+"""Peak memory of reading a picture, measured in processes of their own: bounded by what its format
+states."""
 
 import io
 import json
@@ -25,17 +26,19 @@ MIB = 2**20
 # What a process has before it reads a picture, and what bands and records take beside the picture.
 BESIDE = 40 * MIB
 
-# Prints the peak of each file over what the process had before, and the reason where it could not be read.
+# Prints the peak of each file over what the process had before, and the reason where it could not
+# be read.
 MEASURE = """
 import json, pathlib, sys, warnings
 warnings.simplefilter("ignore")
 from raycap.images import Reading, read_picture
 def status(name):
-    return int(pathlib.Path("/proc/self/status").read_text().partition(name + ":")[2].split()[0]) * 1024
+    lines = pathlib.Path("/proc/self/status").read_text()
+    return int(lines.partition(name + ":")[2].split()[0]) * 1024
 read_picture(pathlib.Path(sys.argv[1]).read_bytes(), Reading())  # loads what is loaded once
 for path in sys.argv[2:]:
     before = status("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     picture = read_picture(pathlib.Path(path).read_bytes(), Reading())
     print(json.dumps([path, status("VmHWM") - before, status("VmHWM"), picture.error]), flush=True)
 """
@@ -90,7 +93,8 @@ MAKE: dict[str, Make] = {
 
 
 def peaks(folder: Path, files: dict[str, bytes]) -> list[Any]:
-    """For each file its name, the peak over what was there before, the peak of all, and the reason."""
+    """For each file its name, the peak over what was there before, the peak of all, and the
+    reason."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
     first = folder / "first.png"

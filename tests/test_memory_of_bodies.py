@@ -1,4 +1,5 @@
-"""Memory of a worker that opens rows with large bodies: a few of them, however many rows there are."""
+"""Memory of a worker that opens rows with large bodies: a few of them, however many rows there
+are."""
 
 import json
 import subprocess
@@ -18,10 +19,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read 
 
 ROWS = 60
 BODY = 12_000_000
-# What the process and its libraries need. (malloc keeps up to as much as the bodies take, in pieces between them.)
+# What the process and its libraries need. (malloc keeps up to as much as the bodies take, in
+# pieces between them.)
 REST = 300e6
 
-# What a worker does with its rows, in a process of its own; it prints its peak and what became of the rows.
+# What a worker does with its rows, in a process of its own; it prints its peak and what became of
+# the rows.
 OPEN = """
 import json, sys
 from collections import Counter

@@ -1,13 +1,11 @@
 """Every file in configs/ trains: on a few made pictures, with random weights in place of downloaded ones."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 import torchvision
 from PIL import Image
@@ -20,7 +18,7 @@ from raycap.encoders import MobileNetV2
 from raycap.errors import UserError
 from raycap.storage.training_log import read_epochs
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COLOURS = {
@@ -50,19 +48,6 @@ TRIALS = [
     ("recipe-resnet50-attention-lstm-flickr30k", "", "flickr", HALVES),
     ("recipe-resnet101-attention-lstm-flickr8k", "", "flickr", []),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

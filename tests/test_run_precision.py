@@ -2,14 +2,12 @@
 
 import json
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from small_captioner import photos, save_captioner
 
@@ -30,14 +28,7 @@ from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.sources import Folder
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 
 
 @pytest.fixture(scope="module")

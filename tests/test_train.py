@@ -1,4 +1,5 @@
-"""`raycap train` on a real Ray: many workers do what one does, and whatever is killed, the same command goes on."""
+"""`raycap train` on a real Ray: many workers do what one does, and whatever is killed, the same
+command goes on."""
 
 import json
 import os
@@ -23,8 +24,8 @@ from raycap.storage.training_log import read_epochs, read_log
 pytestmark = pytest.mark.ray
 
 DECODER = (
-    "{kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16, projection_width: 16, "
-    "output_dropout: 0.0}"
+    "{kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16, "
+    "projection_width: 16, output_dropout: 0.0}"
 )
 CONFIG = """
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
@@ -55,21 +56,6 @@ def config(tmp_path: Path, table: str) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def one_ray() -> Iterator[None]:
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
-
-
 def curve(out: Path) -> list[dict[str, Any]]:
     """The epochs of a run, without its times."""
     return [
@@ -83,7 +69,8 @@ def curve(out: Path) -> list[dict[str, Any]]:
 
 
 def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
-    """Whether losses agree to a thousandth, which is what other orders of adding float32 numbers leave."""
+    """Whether losses agree to a thousandth, which is what other orders of adding float32 numbers
+    leave."""
     names = ("training_loss", "validation_loss")
     return [one["epoch"] for one in ours] == [one["epoch"] for one in theirs] and all(
         one[name] == pytest.approx(other[name], rel=1e-3)
@@ -92,7 +79,8 @@ def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:
     )
 
 
-# ------------------------------------------------------------------------------------------- without Ray's workers
+# -------------------------------------------------------------------------------------------
+# without Ray's workers
 
 
 def test_in_this_process_and_from_the_command_line(config: Path, tmp_path: Path) -> None:
@@ -217,6 +205,7 @@ def test_data_without_splits_is_told_how_to_have_some(
 
 
 @pytest.mark.parametrize("act", ["train", "tune"])
+@pytest.mark.usefixtures("no_ray")
 def test_a_source_that_cannot_be_learned_from_is_refused_before_a_picture_is_read(
     act: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,7 +235,8 @@ def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_pat
     assert main([*arguments, "--epochs", "1"]) == 0
 
 
-# ------------------------------------------------------------------------------------------- killed for real
+# -------------------------------------------------------------------------------------------
+# killed for real
 
 
 @pytest.fixture
@@ -263,8 +253,8 @@ def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
 def start(
     started: list["subprocess.Popen[bytes]"], config: Path, out: Path, *flags: str
 ) -> "subprocess.Popen[bytes]":
-    """The command as a person starts it, in a session of its own. It gets Ctrl-C, also where tests run in the
-    background, where interrupts are ignored."""
+    """The command as a person starts it, in a session of its own. It gets Ctrl-C, also where tests
+    run in the background, where interrupts are ignored."""
     command = [
         sys.executable,
         "-m",
@@ -304,7 +294,7 @@ def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(
     here = ["--workers.count", "0", "--epochs", "24", "--validation.best-by", "loss"]
     assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole"), *here]) == 0
     out, killed = tmp_path / "killed", 0
-    for _ in range(3):
+    for _ in range(2):
         process, before = start(started, config, out, *here), steps(out)
         wait_for(
             lambda before=before, process=process: (
@@ -324,7 +314,7 @@ def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_ctrl_c_saves_in_the_middle_of_an_epoch(
     workers: str, config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:
@@ -371,7 +361,8 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------- on Ray's workers
+# ------------------------------------------------------------------------------------------- on
+# Ray's workers
 
 
 def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: None) -> None:

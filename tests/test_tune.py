@@ -1,4 +1,5 @@
-"""`raycap tune` on a real Ray: trials end early, die, are killed with their driver; the sweep comes to its end."""
+"""`raycap tune` on a real Ray: trials end early, die, are killed with their driver; the sweep
+comes to its end."""
 
 import json
 import os
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ pytestmark = pytest.mark.ray
 
 CONFIG = """
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
-decoder: {kind: top_down, hidden_width: 16, embedding_width: 16, attention_width: 16, projection_width: 16}
+decoder:
+  kind: top_down
+  hidden_width: 16
+  embedding_width: 16
+  attention_width: 16
+  projection_width: 16
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:
@@ -62,21 +68,6 @@ def sweep(tmp_path: Path, table: str) -> Callable[..., list[str]]:
     return words
 
 
-@pytest.fixture(scope="module")
-def two_processors() -> Iterator[None]:
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
-
-
 def trials(tmp_path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
     return rows
@@ -97,10 +88,11 @@ def journal(tmp_path: Path, trial: str) -> Path:
 def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
-    two_processors: None,
+    one_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two at once: one is killed on the way, the later ones are ended early; each gives its processor back."""
+    """Two at once: one is killed on the way, the later ones are ended early; each gives its
+    processor back."""
     space = "train.lr: {choice: [2.0e-2, 1.0e-4, 1.0e-5, 1.0e-6]}"
     flags = [
         "--searcher",
@@ -155,11 +147,10 @@ def trial_process(folder: Path) -> int:
     return int(json.loads((folder / "_lease.json").read_text())["pid"])
 
 
-@pytest.mark.slow
 def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
-    two_processors: None,
+    one_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     flags = ["--searcher", "grid", "--scheduler", "none", "--train.epochs", "2"]
@@ -176,7 +167,7 @@ def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
 def test_a_captioner_to_start_from_that_is_not_there_is_refused_before_any_trial(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
-    two_processors: None,
+    one_ray: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     space = "train.start_from: {choice: ['', /no/such/captioner]}"
@@ -197,6 +188,7 @@ def up_to_checkpoint(folder: Path) -> list[dict[str, Any]]:
     return [line for line in read_log(folder / "metrics.jsonl") if line["step"] <= step]
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_without_doing_again_what_is_done(
     sweep: Callable[..., list[str]], tmp_path: Path
 ) -> None:
