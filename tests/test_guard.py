@@ -19,8 +19,7 @@ from PIL import Image
 
 from raycap.errors import UserError
 from raycap.images import Reading, Square, guard, read_picture
-from raycap.images.guard import needs_guard, read_guarded, read_in_child
-from raycap.images.ordinary import is_ordinary
+from raycap.images.guard import is_ordinary, needs_guard, read_guarded, read_in_child
 
 pytestmark = pytest.mark.skipif(
     os.name != "posix", reason="the limits of child processes are POSIX"

@@ -1,6 +1,8 @@
-"""Bytes to pixels, or a reason: a picture as a viewer shows it, in RGB, at the size that the encoder wants.
+"""Bytes to pixels, or a reason: a picture as a viewer shows it, in RGB, at the size that the
+encoder wants.
 
-Knows nothing of where bytes come from. Never raises for bad bytes; limits are checked before pixels are decoded.
+Knows nothing of where bytes come from. Never raises for bad bytes; limits are checked before
+pixels are decoded.
 """
 
 from raycap.images.pixels import Interpolation, Resize

@@ -1,7 +1,7 @@
-"""The child process in which suspicious pictures are read, so that a bad one costs this process and no other.
+"""The child process in which suspicious pictures are read: a bad one can only harm this process.
 
-`raycap.images.guard` starts it as `python -m raycap.images.child` and talks to it over pipes. It imports neither
-Ray nor torch. It ends when its parent ends, or when one picture takes too long.
+`raycap.images.guard` starts it as `python -m raycap.images.child` and talks to it over pipes. It
+imports neither Ray nor torch. It ends when its parent ends, or when one picture takes too long.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ from PIL import AvifImagePlugin
 from raycap.images.guard import ANSWER, READY, REQUEST
 from raycap.images.reading import Picture, Reading, Square, read_picture, read_whole
 
-# The parent ends a child whose time is up. Where it cannot, because it is gone, the child ends itself a bit later.
+# The parent ends a child whose time is up. If the parent is gone, the child ends itself later.
 GRACE_SECONDS = 5
-# What decoders say when they are refused memory: MemoryError, "out of memory error", "Memory allocation error", ...
-NO_MEMORY = re.compile(r"memory|bad_alloc|allocat|decoder error -9$", re.I)  # -9 is Pillow's
-# A failed picture that may need more memory than allowed, at this rate, says so.
+# Messages of decoders that got no memory: MemoryError, "out of memory error", ... -9 is Pillow's.
+NO_MEMORY = re.compile(r"memory|bad_alloc|allocat|decoder error -9$", re.I)
+# A picture that failed, and may need more than the memory limit at this rate, says so.
 BYTES_A_PIXEL = 6
 IN_DOUBT = " (or it takes too much memory, --reading.max-memory)"
-# A child that has grown by so many bytes of address space is replaced: some decoder leaks.
+# A child whose address space has grown by this many bytes is replaced: some decoders leak.
 MOST_GROWTH = 128 * 2**20
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Read one picture after the other until the pipe is closed."""
+    """Read pictures until the pipe is closed."""
     requests, answers, exchange, parent, max_memory = map(int, sys.argv[1:])
     _end_with(parent)
     _use_one_thread()
@@ -50,9 +50,8 @@ def main() -> None:
             _limit_memory(max_memory)
             picture = _read(exchange, size, reading, square)
             _limit_memory(None)
-            answer = _answer(
-                picture, exchange, max_memory, _mapped() - mapped_at_start > MOST_GROWTH
-            )
+            retire = _mapped() - mapped_at_start > MOST_GROWTH
+            answer = _answer(picture, exchange, max_memory, retire)
             _set_alarm(0)
             outgoing.write(ANSWER.pack(len(answer)) + answer)
 
@@ -74,17 +73,18 @@ def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> b
         written, pixels = 0, picture.pixels.data.cast("B")
         while written < len(pixels):
             written += os.pwrite(exchange, pixels[written:], written)
-    # "too much memory" is a refusal by the header: nothing was decoded.
-    no_memory = bool(NO_MEMORY.search(picture.error)) and not picture.error.startswith(
-        "too much memory"
-    )
-    # Some decoders take a refused allocation for a fault of the file. Only large pictures leave that in doubt.
-    doubtful = picture.error and picture.width * picture.height * BYTES_A_PIXEL > max_memory
+    no_memory = bool(NO_MEMORY.search(picture.error))
+    if picture.error.startswith("too much memory"):
+        no_memory = False  # rejected by the header: nothing was decoded
+    error = picture.error
+    # Some decoders report a lack of memory as a broken file, which only large pictures leave open.
+    if error and picture.width * picture.height * BYTES_A_PIXEL > max_memory:
+        error += IN_DOUBT
     fields = {
         "format": picture.format,
         "width": picture.width,
         "height": picture.height,
-        "error": picture.error + (IN_DOUBT if doubtful else ""),
+        "error": error,
         "shape": shape,
         "no_memory": no_memory,
         "retire": retire,
@@ -94,9 +94,8 @@ def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> b
 
 def _end_with(parent: int) -> None:
     """Die with the parent, even in the middle of a decoder that never returns."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the parent, which then closes the pipe
+    # Ctrl-C is for the parent, which then closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -106,7 +105,7 @@ def _end_with(parent: int) -> None:
 
 
 def _use_one_thread() -> None:
-    """Each thread of a decoder reserves address space, which the limit counts; and a worker has one processor."""
+    """Every thread of a decoder reserves address space, which counts towards the memory limit."""
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     with contextlib.suppress(ImportError):
         import pillow_heif
@@ -115,7 +114,7 @@ def _use_one_thread() -> None:
 
 
 def _limit_memory(more: int | None) -> None:
-    """Allow this process `more` bytes than it has mapped now; None for no limit of ours."""
+    """Let this process map `more` bytes than now; None removes the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = hard
     if more is not None and (mapped := _mapped()):
@@ -124,7 +123,7 @@ def _limit_memory(more: int | None) -> None:
 
 
 def _mapped() -> int:
-    """Bytes of address space in use; 0 where the system does not say, which is then without a memory limit."""
+    """Bytes of address space in use; 0 if the system does not say: then there is no limit."""
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
     except OSError:
@@ -132,7 +131,7 @@ def _mapped() -> int:
 
 
 def _set_alarm(seconds: float) -> None:
-    """SIGALRM ends the process where it is, in C code too; 0 for no alarm."""
+    """After so many seconds SIGALRM ends the process, in C code too; 0 for no alarm."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 

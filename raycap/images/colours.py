@@ -9,11 +9,13 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-# Profiles that cameras and editors write have some kilobytes, those for printing up to three megabytes.
+# Profiles that cameras and editors write have some kilobytes, those for printing up to three
+# megabytes.
 _LARGEST_PROFILE = 4 * 2**20
 _CURVE_POINTS = 4096
 
-# White x y, red x y, green x y, blue x y, by their numbers in ITU-T H.273, which cICP and AVIF use.
+# White x y, red x y, green x y, blue x y, by their numbers in ITU-T H.273, which cICP and AVIF
+# use.
 _D65, _C, _DCI = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
 PRIMARIES: dict[int, tuple[float, ...]] = {
     1: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),  # BT.709, sRGB
@@ -31,13 +33,15 @@ _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
 _D50 = np.array([0.9642, 1.0, 0.8249])
-# Photos show a white sheet of paper at 203 of the 10,000 or 1,000 candelas that HDR curves reach (ITU-R BT.2408).
+# Photos show a white sheet of paper at 203 of the 10,000 or 1,000 candelas that HDR curves reach
+# (ITU-R BT.2408).
 _PAPER = 203.0
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What a file says about its colours. Without a profile or a gamma they are sRGB, as in browsers."""
+    """What a file says about its colours. Without a profile or a gamma they are sRGB, as in
+    browsers."""
 
     profile: bytes | None = None
     gamma: float | None = None
@@ -45,7 +49,8 @@ class Colours:
 
 
 def to_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
-    """An L, RGB or CMYK picture in RGB. A profile that does not fit the picture is ignored, as browsers do."""
+    """An L, RGB or CMYK picture in RGB. A profile that does not fit the picture is ignored, as
+    browsers do."""
     if colours.profile and len(colours.profile) <= _LARGEST_PROFILE:
         build = _small_transform if len(colours.profile) <= 2**16 else _large_transform
         transform = build(colours.profile, picture.mode)
@@ -58,7 +63,8 @@ def to_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
 
 
 def _brightened(picture: Image.Image, gamma: float) -> Image.Image:
-    """For a screen of gamma 2.2, as libpng does it in browsers, which leaves differences under 5 % alone."""
+    """For a screen of gamma 2.2, as libpng does it in browsers, which leaves differences under 5 %
+    alone."""
     exponent = 1 / (gamma * 2.2)
     if abs(gamma * 2.2 - 1) < 0.05:
         return picture
@@ -69,7 +75,8 @@ Transform = tuple[str, ImageCms.ImageCmsTransform]
 
 
 def _build_transform(profile: bytes, mode: str) -> Transform | None:
-    """The mode for the picture, and the transform; None where the profile does not fit or changes nothing."""
+    """The mode for the picture, and the transform; None where the profile does not fit or changes
+    nothing."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = source.profile.xcolor_space.strip()
@@ -84,15 +91,15 @@ def _build_transform(profile: bytes, mode: str) -> Transform | None:
         return None
 
 
-# Building a transform takes three times as long as applying it, and cameras repeat their profiles. The caches are
-# bounded in bytes too, for strangers choose the profiles.
+# Building a transform takes three times as long as applying it, and cameras repeat their profiles.
+# The caches are bounded in bytes too, for strangers choose the profiles.
 _small_transform = lru_cache(maxsize=32)(_build_transform)
 _large_transform = lru_cache(maxsize=2)(_build_transform)
 
 
 def _changes(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether it moves any of some test colours by more than one level. Names of profiles say nothing: linear
-    variants of sRGB are called sRGB too."""
+    """Whether it moves any of some test colours by more than one level. Names of profiles say
+    nothing: linear variants of sRGB are called sRGB too."""
     if mode == "CMYK":
         return True
     steps = np.arange(0, 256, 15, dtype=np.uint8)

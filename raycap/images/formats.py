@@ -1,13 +1,14 @@
-"""Which format the bytes are in (never the name), and the class that opens each."""
+"""Recognises the format of a picture by its bytes, and names the class that reads each format."""
 
 import re
 
+from raycap.images.avif_heif import Avif, Heif
+from raycap.images.bitmaps import Bmp, Gif, Ppm
 from raycap.images.jpeg import Jpeg, Jpeg2000
-from raycap.images.modern import Avif, Heif, JpegXl, WebP
 from raycap.images.picture_file import PictureFile
-from raycap.images.plain import Bmp, Gif, Ppm
 from raycap.images.png import Png
 from raycap.images.tiff import Tiff
+from raycap.images.webp_jxl import JpegXl, WebP
 
 READERS: dict[str, type[PictureFile]] = {
     "jpeg": Jpeg,
@@ -23,7 +24,7 @@ READERS: dict[str, type[PictureFile]] = {
     "ppm": Ppm,
 }
 
-# Also what raycap does not read, so that a refusal can name it.
+# With formats that raycap does not read, so that an error can name them.
 _SIGNATURES = (
     (b"\xff\xd8\xff", "jpeg"),
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -49,7 +50,7 @@ _PPM = re.compile(rb"P[1-6][\s#]")
 
 
 def picture_format(data: bytes) -> str:
-    """The name of the format that the first bytes show, "" where they show none."""
+    """The name of the format by the first bytes, "" if they are unknown."""
     if data[:4] == b"RIFF":
         return "webp" if data[8:12] == b"WEBP" else "riff"
     if data[4:8] == b"ftyp":
@@ -63,7 +64,7 @@ def picture_format(data: bytes) -> str:
 
 
 def _boxed_format(data: bytes) -> str:
-    """AVIF, HEIC or a film: all share one container, and name themselves in a list of four-letter brands."""
+    """AVIF, HEIF or MP4: they share a container, which lists four-letter brands."""
     end = min(int.from_bytes(data[:4], "big"), 256)
     brands = {data[8:12], *(data[start : start + 4] for start in range(16, end, 4))}
     if brands & {b"avif", b"avis"}:
@@ -74,7 +75,8 @@ def _boxed_format(data: bytes) -> str:
 
 
 def describe_unknown(data: bytes) -> str:
-    """What bytes of no known format are: servers send pages and messages in place of pictures."""
+    """Describes bytes of no known format: servers send web pages and messages in place of
+    pictures."""
     if _is_markup(data):
         return "a web page (HTML or XML)"
     start = data[:1024]

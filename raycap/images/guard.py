@@ -1,7 +1,8 @@
 """Reads pictures that may hang, eat memory or crash their decoder, in child processes with limits.
 
-A child is used again for the next picture. When a picture takes longer than `Reading.timeout`, more memory than
-`Reading.max_memory`, or kills the child, that picture alone fails, with a reason, and a new child takes over.
+Children are reused. When a picture takes longer than `Reading.timeout` or more memory than
+`Reading.max_memory`, or kills its child, only that picture fails, with a reason, and a new child
+takes over.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import select
 import struct
 import subprocess
@@ -20,23 +22,32 @@ from pathlib import Path
 import numpy as np
 
 from raycap.images.formats import READERS, picture_format
-from raycap.images.ordinary import is_ordinary
 from raycap.images.reading import Picture, Reading, Square, read_picture, read_whole
 
-# What the parent sends before each picture: size of the picture's bytes, size of the pickled settings.
+# A picture with more pixels takes so much memory that it needs a limit.
+MOST_PIXELS = {"jpeg": 2**25, "png": 2**24}
+MOST_BYTES = 2**25
+# Segments before the frame header of a JPEG: EXIF, colour profiles, ...
+MOST_SEGMENTS = 200
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_BASELINE_OR_PROGRESSIVE = (0xC0, 0xC1, 0xC2)
+_TABLES_AND_NOTES = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)
+# The parent sends this before each picture: its size, and the size of the pickled settings.
 REQUEST = struct.Struct("<QI")
-# What the child sends back: size of the answer, which is JSON.
+# The child sends this before its answer, which is JSON: the size of the answer.
 ANSWER = struct.Struct("<I")
 READY = b"!"
-# A picture is blamed for the death of a child, or for its lack of memory, when that happens in a new child too. The
-# first time, an earlier picture may have damaged the child, or the system may have ended it for want of memory.
+# A picture fails for the death of a child, or for its lack of memory, only after a new child had
+# the same problem: an earlier picture may have damaged the first child, or the system may have
+# ended it.
 TRIES = 2
-# The exchange file gives its memory back after a picture that was larger than this.
+# The exchange file releases its memory after a picture larger than this.
 LARGE = 4 * 2**20
 SECONDS_TO_START = 120
-# Bytes above `Reading.max_memory` that a child may map: stacks and the reserves of the allocator are not in use.
+# Bytes above `Reading.max_memory` that a child may map: it does not use all stacks and reserves.
 SLACK = 64 * 2**20
-# One thread each: idle ones would cost address space, which the memory limit counts.
+# One thread each: the address space of idle threads would count towards the memory limit.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -45,9 +56,45 @@ ENVIRONMENT = {
 }
 
 
+def is_ordinary(kind: str, data: bytes) -> bool:
+    """Whether `data` of the format `kind` may be read without a guard, by its header: a JPEG or
+    PNG with 8 bits per channel that is not very large. Every decoder has seen billions of
+    those."""
+    if len(data) > MOST_BYTES:
+        return False
+    if kind == "jpeg":
+        frame = _frame_of_jpeg(data)
+    elif kind == "png" and data[12:16] == b"IHDR" and len(data) > 25:
+        width, height, bits = struct.unpack_from(">IIB", data, 16)
+        frame = bits, width, height
+    else:
+        frame = None
+    if frame is None:
+        return False
+    bits, width, height = frame
+    return bits <= 8 and width * height <= MOST_PIXELS[kind]
+
+
+def _frame_of_jpeg(data: bytes) -> tuple[int, int, int] | None:
+    """Bits per channel, width and height of a baseline or progressive JPEG; None for others."""
+    position = 2
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.match(data, position)
+        if not found or found.end() + 7 > len(data):
+            return None
+        marker, start = found[1][0], found.end()
+        if marker in _BASELINE_OR_PROGRESSIVE:
+            bits, height, width = struct.unpack_from(">BHH", data, start + 2)
+            return bits, width, height
+        if marker not in _TABLES_AND_NOTES:
+            return None
+        position = start + int.from_bytes(data[start : start + 2], "big")
+    return None
+
+
 def needs_guard(data: bytes, reading: Reading) -> bool:
-    """Whether a picture is to be read in a child process: all but ordinary JPEGs and PNGs, and what is refused
-    unopened. (The limits are POSIX: on Windows every picture is read in this process.)"""
+    """Whether a picture must be read in a child process: all but ordinary JPEGs and PNGs, and
+    those that are rejected unopened. The limits are POSIX: never on Windows."""
     kind = picture_format(data)
     return (
         os.name == "posix"
@@ -58,7 +105,7 @@ def needs_guard(data: bytes, reading: Reading) -> bool:
 
 
 def read_guarded(data: bytes, reading: Reading, square: Square | None) -> Picture:
-    """The picture, read in a child process if need be; at its own size where there is no `square`."""
+    """The picture, read in a child process if needed; at its own size if `square` is None."""
     if needs_guard(data, reading):
         return read_in_child(data, reading, square)
     return read_whole(data, reading) if square is None else read_picture(data, reading, square)
@@ -73,21 +120,24 @@ def read_in_child(data: bytes, reading: Reading, square: Square | None) -> Pictu
             answer = child.read(data, reading, square)
         except _TooLong:
             child.close()
-            return _failed(
-                data, f"reading it took longer than {reading.timeout:g} s (--reading.timeout)"
-            )
+            limit = f"{reading.timeout:g} s (--reading.timeout)"
+            return _failed(data, f"reading it took longer than {limit}")
         except _Died:
             child.close()
             reason = "reading it kills the process"
-        except BaseException:  # an interrupt leaves a child that still works on this picture
+        except BaseException:  # after an interrupt the child still works on this picture
             child.close()
             raise
         else:
             if not answer.no_memory:
-                child.close() if answer.retire else _idle.append(child)
+                if answer.retire:
+                    child.close()
+                else:
+                    _idle.append(child)
                 return answer.picture
             child.close()
-            reason = f"reading it takes more than {reading.max_memory} MiB of memory (--reading.max-memory)"
+            limit = f"{reading.max_memory} MiB of memory (--reading.max-memory)"
+            reason = f"reading it takes more than {limit}"
             if is_new:
                 break
     return _failed(data, reason)
@@ -102,7 +152,7 @@ class _TooLong(Exception):
 
 
 class _Died(Exception):
-    """The child ended while it read."""
+    """The child ended while it read a picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,32 +163,28 @@ class _Answer:
 
 
 class _Child:
-    """One child process, with a file through which bytes go in and pixels come out."""
+    """One child process, with a file for the bytes of pictures and for their pixels."""
 
     def __init__(self, max_memory: int) -> None:
         self.max_memory = max_memory
         self.pictures_read = 0
         # The child opens nothing by name: it inherits two pipes and a file that has no name.
-        self._exchange = (
-            os.memfd_create("raycap") if hasattr(os, "memfd_create") else _unnamed_file()
-        )
+        if hasattr(os, "memfd_create"):
+            self._exchange = os.memfd_create("raycap")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self._exchange = os.dup(file.fileno())
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         theirs = (requests, answers, self._exchange)
-        # -P: no module in the working directory can take the place of one that the child imports.
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "raycap.images.child",
-            *map(str, theirs),
-            str(os.getpid()),
-        ]
-        # A worker of Ray finds raycap by a path that its environment need not name.
+        # -P: no module in the working directory can replace one that the child imports.
+        command = [sys.executable, "-P", "-m", "raycap.images.child"]
+        command += [*map(str, theirs), str(os.getpid()), str(max_memory)]
+        # A Ray worker finds raycap by a path that its environment may not have.
         path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
         try:
             self._process = subprocess.Popen(
-                [*command, str(max_memory)],
+                command,
                 env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
                 pass_fds=theirs,
                 stdin=subprocess.DEVNULL,
@@ -154,14 +200,15 @@ class _Child:
         if not started:
             self.close()
             raise RuntimeError(
-                "the process that reads pictures does not start; what it wrote is above. Is there memory for it?"
+                "the process that reads pictures did not start; its output is above. Is there "
+                "enough memory for it?"
             )
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def read(self, data: bytes, reading: Reading, square: Square | None) -> _Answer:
-        """Raises _TooLong or _Died, after which the child is of no more use."""
+        """Raises _TooLong or _Died, after which the child must be closed."""
         end = time.monotonic() + reading.timeout
         settings = pickle.dumps((reading, square))
         with open(self._exchange, "r+b", buffering=0, closefd=False) as file:
@@ -189,7 +236,7 @@ class _Child:
         return _Answer(Picture(pixels, **fields), no_memory, retire)
 
     def close(self) -> None:
-        """End the child, whatever it does."""
+        """Kill the child."""
         self._process.kill()
         self._process.wait()
         for file in (self._requests, self._answers, self._exchange):
@@ -211,11 +258,11 @@ class _Child:
         return b"".join(parts)
 
 
-_idle: list[_Child] = []  # children without work; append and pop are atomic
+_idle: list[_Child] = []  # append and pop are atomic
 
 
 def _take(max_memory: int) -> _Child:
-    """A child without work, or a new one."""
+    """An idle child, or a new one."""
     while True:
         try:
             child = _idle.pop()
@@ -226,13 +273,8 @@ def _take(max_memory: int) -> _Child:
         child.close()
 
 
-def _unnamed_file() -> int:
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
 def _forget_children() -> None:
-    """After a fork, the children are the parent's: two who write to one pipe would mix their pictures."""
+    """After a fork the children belong to the parent: two writers to a pipe would mix pictures."""
     _idle.clear()
 
 

@@ -10,13 +10,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from raycap.images.picture_file import FAULTS, PictureError, PictureFile, bytes_per_pixel
 
-# Progressive photos have about ten scans. Each scan may be a few bytes that cost a pass over all pixels.
+# Progressive photos have about ten scans. Each scan may be a few bytes that cost a pass over all
+# pixels.
 _MOST_SCANS = 100
 _MARKER = re.compile(
     rb"\xff([^\x00\xd0-\xd7\xff])"
 )  # of a JPEG segment; the others occur inside of scans
 _END = b"\xff\xd9"
-# Bytes that no scan lacks. A restart marker before each part lets a decoder that waits for one take them too.
+# Bytes that no scan lacks. A restart marker before each part lets a decoder that waits for one
+# take them too.
 _NOISE = bytes(range(7, 247, 5)) * 16
 _MORE_SCAN = _NOISE + b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE for number in range(8))
 
@@ -59,7 +61,8 @@ class Jpeg(PictureFile):
                 if last == 63 and not bits & 15:
                     refined.update(self.data[start + 3 : start + 3 + 2 * count : 2])
                 if sequential and self.data[start + 2 : start + 3] == components:
-                    # All there is in one pass, and the decoder reads no other: no need to walk the pixels' bytes.
+                    # All there is in one pass, and the decoder reads no other: no need to walk the
+                    # pixels' bytes.
                     self._coefficients = 0
                     break
             position = start + length
@@ -79,7 +82,8 @@ class Jpeg(PictureFile):
 
     def load(self, salvage: bool) -> Image.Image:
         if salvage:
-            # An end marker of our own lets the decoder finish a JPEG that lacks one, and does nothing to others.
+            # An end marker of our own lets the decoder finish a JPEG that lacks one, and does
+            # nothing to others.
             self.picture = JpegImageFile(BytesIO(self.data + _END))
             if self._shrunk_to:
                 self.shrink(self._shrunk_to)
@@ -93,8 +97,9 @@ class Jpeg(PictureFile):
         return picture
 
     def _is_cut(self) -> bool:
-        """Whether the last scan ends before its last block. Then a decoder that finds more bytes there shows them;
-        behind a whole scan it skips them. A progressive JPEG that lacks details only is whole: it is less sharp."""
+        """Whether the last scan ends before its last block. Then a decoder that finds more bytes
+        there shows them; behind a whole scan it skips them. A progressive JPEG that lacks details
+        only is whole: it is less sharp."""
         end = _end_of_picture(self.data)
         longer = self.data[:end] + _MORE_SCAN + _END
         return _small(self.data) != _small(longer)
@@ -137,7 +142,8 @@ class Jpeg2000(PictureFile):
         return Jpeg2KImageFile(BytesIO(self.data))
 
     def _read_codestream(self, stream: bytes) -> None:
-        """Sizes of the picture, its tiles and their parts: all are allocated before a pixel is decoded."""
+        """Sizes of the picture, its tiles and their parts: all are allocated before a pixel is
+        decoded."""
         if len(stream) < 42 or stream[:4] != b"\xff\x4f\xff\x51":
             raise EOFError("end of file in the header")
         right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack(
@@ -186,7 +192,8 @@ class Jpeg2000(PictureFile):
 
     def shrink(self, enough: tuple[int, int]) -> None:
         fits = min(self.size[0] / enough[0], self.size[1] / enough[1])
-        # One halving less than would be enough, for the picture's edges move by up to half of one of its pixels.
+        # One halving less than would be enough, for the picture's edges move by up to half of one
+        # of its pixels.
         while self._reduce < self._halvings and fits >= 4:
             fits /= 2
             self._reduce += 1
@@ -194,7 +201,8 @@ class Jpeg2000(PictureFile):
         self.shift = (
             1 - self.fraction
         ) / 2  # wavelets keep the first of each group of pixels, not their middle
-        # Pillow rounds reduced sizes down where OpenJPEG rounds edges up, and then refuses the picture.
+        # Pillow rounds reduced sizes down where OpenJPEG rounds edges up, and then refuses the
+        # picture.
         left, top, right, bottom = (-(-edge // 2**self._reduce) for edge in self._edges)
         assert isinstance(self.picture, Jpeg2KImageFile)
         [(decoder, _, offset, options)] = self.picture.tile

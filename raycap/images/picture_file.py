@@ -1,8 +1,7 @@
-"""A picture whose header has been read and whose pixels have not: what every format has in common."""
+"""The base of all formats: a picture whose header is read and whose pixels are not decoded yet."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from io import BytesIO
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
@@ -10,26 +9,26 @@ from PIL.ImageFile import ImageFile
 from raycap.images.colours import Colours
 from raycap.images.pixels import TURNS, Levels
 
-# What Pillow's readers raise for files that are damaged or cut short.
+# What Pillow's readers raise for damaged or truncated files.
 FAULTS = (SyntaxError, ValueError, TypeError, LookupError, OSError)
-# Headers may carry XMP and text that Pillow would take an orientation from. Browsers do not, so raycap does not.
+# Pillow would take an orientation from XMP and text in headers. Browsers do not, nor does raycap.
 _OTHER_ORIENTATIONS = ("xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
 class PictureError(Exception):
-    """Why bytes do not become a picture; up to its first colon the same for all files with this fault."""
+    """Why a picture cannot be read. The text up to the first colon is the same for all such
+    files."""
 
 
 @dataclass
 class PictureLimits:
-    """How large a picture may be; each check comes before memory for pixels is taken."""
+    """How large a picture may be; checked before memory for pixels is allocated."""
 
     max_pixels: int
     max_side: int
     max_aspect: float
     max_memory: int
-    size: tuple[int, int] = field(default=(0, 0))
-    """the size that the header states, once it has been read"""
+    size: tuple[int, int] = (0, 0)  # that the header states, once it is read
 
     def check_size(self, width: int, height: int) -> None:
         self.size = width, height
@@ -42,7 +41,8 @@ class PictureLimits:
             raise PictureError(f"too long and thin: {named} (--reading.max-aspect)")
 
     def check_part(self, name: str, width: int, height: int) -> None:
-        """Tiles and the like, which decoders allocate whole and which may be larger than their picture."""
+        """Check tiles and the like, which decoders allocate and which may be larger than the
+        picture."""
         if width * height > self.max_pixels:
             raise PictureError(
                 f"a decompression bomb: {name} of {width}x{height} pixels (--reading.max-pixels)"
@@ -52,22 +52,23 @@ class PictureLimits:
         if memory > self.max_memory:
             needed = f"decoding may take {memory / 2**20:.0f} MiB"
             raise PictureError(
-                f"too much memory: {needed} (--reading.max-memory is {self.max_memory / 2**20:.0f})"
+                f"too much memory: {needed} (--reading.max-memory is "
+                f"{self.max_memory / 2**20:.0f})"
             )
 
 
 class PictureFile:
-    """One picture. A format is a subclass that says how it is opened, and what decoding it takes."""
+    """One picture. Each format is a subclass that opens it and knows how much memory decoding
+    takes."""
 
-    salvageable = False
-    """whether the part of a truncated file that is there can be shown"""
+    salvageable = False  # whether the start of a truncated file can be shown
 
     def __init__(self, data: bytes, limits: PictureLimits) -> None:
         self.data = data
         self.limits = limits
         self.levels = Levels()
-        self.fraction = 1.0  # of the size that is decoded; `shrink` may make it less
-        self.shift = 0.0  # of what is decoded then, in its own pixels
+        self.fraction = 1.0  # of the size at which it is decoded; `shrink` may reduce it
+        self.shift = 0.0  # of the decoded picture, in its own pixels
         self.colours = Colours()
         self.picture: Image.Image = self.open()
         if self.picture.info:
@@ -77,17 +78,19 @@ class PictureFile:
         limits.check_size(*self.size)
 
     def open(self) -> Image.Image:
-        """The picture, not decoded. Formats whose decoder allocates when it opens check the size here first."""
+        """The picture, not decoded. If its decoder allocates on opening, the size is checked
+        here."""
         raise NotImplementedError
 
     def stored_size(self) -> tuple[int, int]:
         return self.picture.size
 
     def shrink(self, enough: tuple[int, int]) -> None:
-        """Let the decoder make a smaller picture that is at least `enough`, where the format allows it."""
+        """Decode at a smaller size that is at least `enough`, if the format allows it."""
 
     def memory(self) -> float:
-        """Bytes that decoding takes at its peak, the file included. tests/test_memory.py measures each format."""
+        """Peak memory of decoding in bytes, with the file. tests/test_memory.py measures each
+        format."""
         raise NotImplementedError
 
     def load(self, salvage: bool) -> Image.Image:
@@ -97,28 +100,43 @@ class PictureFile:
         except FAULTS:
             if not (salvage and self.salvageable and isinstance(self.picture, ImageFile)):
                 raise
-            self.picture.tile = []  # what was decoded before the fault stays; raises again where that is nothing
+            # Keeps what was decoded before the error; raises again if that is nothing.
+            self.picture.tile = []
             self.picture.load()
         return self.picture
 
     def profile(self) -> Colours:
-        """What colours the numbers stand for; asked after decoding."""
+        """The meaning of its colours; call it after decoding."""
         return Colours(profile=self.picture.info.get("icc_profile"))
 
     def turn(self) -> Image.Transpose | None:
-        """The turn that puts the picture upright; asked after decoding."""
+        """The rotation or reflection that puts the picture upright; call it after decoding."""
         for name in _OTHER_ORIENTATIONS:
             self.picture.info.pop(name, None)
         try:
             return TURNS.get(int(self.picture.getexif().get(ExifTags.Base.Orientation, 1)))
         except FAULTS:
-            return None  # EXIF that cannot be read costs the turn, not the picture
+            return None  # without readable EXIF the picture is shown as it is stored
 
 
 def bytes_per_pixel(mode: str) -> int:
-    """Of a picture in Pillow's memory, where all colours take four bytes."""
+    """Of a picture in Pillow's memory, where a colour always takes four bytes."""
     return {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}.get(mode, 4)
 
 
-def file_of(data: bytes, reader: Callable[[BytesIO], ImageFile]) -> ImageFile:
-    return reader(BytesIO(data))
+Box = tuple[bytes, int, int]
+
+
+def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
+    """The boxes of an ISO media file from `start` to `end`: kind, start and end of the content."""
+    while start + 8 <= end:
+        length = int.from_bytes(data[start : start + 4], "big")
+        kind, content = data[start + 4 : start + 8], start + 8
+        if length == 1:
+            length, content = int.from_bytes(data[start + 8 : start + 16], "big"), start + 16
+        if length == 0:
+            length = end - start
+        yield kind, content, min(end, start + length)
+        if length < content - start:
+            return
+        start += length

@@ -1,7 +1,8 @@
 """PNG: its chunks are read here, and only those that make pixels reach the decoder.
 
-A text chunk that inflates to gigabytes, a profile of megabytes or a wrong checksum of either then costs nothing.
-Animations are dropped with them: what stays is the default image, their first frame.
+A text chunk that inflates to gigabytes, a profile of megabytes or a wrong checksum of either then
+costs nothing. Animations are dropped with them: what stays is the default image, their first
+frame.
 """
 
 import struct
@@ -58,7 +59,8 @@ class Png(PictureFile):
         return picture
 
     def _pixels_only(self, data: bytes) -> bytes:
-        """The file without ancillary chunks that do not change pixels; notes what the others say."""
+        """The file without ancillary chunks that do not change pixels; notes what the others
+        say."""
         view, parts = memoryview(data), []
         kept_from, position, before_pixels = 0, 8, True
         while position + 12 <= len(data):
@@ -120,7 +122,8 @@ class Png(PictureFile):
         return picture
 
     def _may_lack_rows(self, picture: Image.Image) -> bool:
-        """Rows that the file lacks are left zero. The decoder does not tell when the data end early but orderly."""
+        """Rows that the file lacks are left zero. The decoder does not tell when the data end
+        early but orderly."""
         last = picture.crop((0, picture.height - 1, picture.width, picture.height))
         return bool(self._interlaced) or not any(last.tobytes())
 
@@ -155,8 +158,8 @@ class Png(PictureFile):
             position += 12 + length
 
     def _wide_holes(self, high: Image.Image) -> Image.Image:
-        """Where all 16 bits of each channel are those of the key. The decoder keeps the high bytes; told that the
-        low ones come first, it takes the low bytes for the high ones."""
+        """Where all 16 bits of each channel are those of the key. The decoder keeps the high
+        bytes; told that the low ones come first, it takes the low bytes for the high ones."""
         low = PngImageFile(BytesIO(self.data))
         tile = low.tile[0]
         low.tile = [tile._replace(args="RGB;16L")]

@@ -1,4 +1,4 @@
-"""How pictures are read: the options, the outcome, and the one door from bytes to pixels."""
+"""Reads a picture: its options, and the way from bytes to RGB pixels or a reason."""
 
 import difflib
 import math
@@ -17,35 +17,34 @@ from raycap.images.pixels import (
     Box,
     Interpolation,
     Resize,
-    in_channels,
-    padded,
-    placement,
+    pad_to_square,
+    resize_plan,
     scale_to,
-    turned,
+    to_eight_bits,
 )
 
-# A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is still this many times the size wanted.
-# Less is hardly faster and softens the picture: benchmarks/decode.py prints the difference.
+# A JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is still this many times the size
+# wanted. Less is hardly faster, and softens the picture: benchmarks/decode.py prints the
+# difference.
 _MARGIN = 1.5
-# What the readers say when bytes run out.
+# Messages of readers that run out of bytes.
 _RUN_OUT = re.compile(
-    r"truncat|end of file|EOF|no more images|outside of file|buffer of at least|requires a buffer|only got",
+    r"truncat|end of file|EOF|no more images|outside of file|buffer of at least"
+    r"|requires a buffer|only got",
     re.I,
 )
-
-
-# Options of Reading that decide no pixel: with more time or memory, what failed can be tried again.
+# Options of Reading that change no pixel: with other values, failed pictures can be tried again.
 LIMITS = ("timeout", "max_memory")
 
 
 @dataclass(frozen=True)
 class Square:
-    """What every picture becomes: a square of pixels, as the encoder wants it."""
+    """The square of pixels that every picture becomes."""
 
     size: int = 224
     """Side in pixels."""
     resize: Resize = "squash"
-    """squash (all of it, distorted), crop (its middle), pad (all of it, with borders)"""
+    """squash (distorted), crop (its middle) or pad (with borders)"""
     interpolation: Interpolation = "bicubic"
     """The antialiased filter."""
 
@@ -56,30 +55,31 @@ class Square:
 
 @dataclass(frozen=True)
 class Reading:
-    """Which pictures are accepted, and how they are shown."""
+    """Which pictures are accepted, and how they become pixels."""
 
     background: str = "#ffffff"
-    """colour behind transparent pictures, and of the bars of pad"""
+    """colour behind transparent pictures, and of the borders of pad"""
     formats: tuple[str, ...] = tuple(READERS)
-    """formats accepted, by the bytes, not the name"""
+    """accepted formats; recognised by the bytes, not the name"""
     max_bytes: int = 128 * 2**20
-    """largest file in bytes"""
+    """maximum size of a file in bytes"""
     max_pixels: int = 120_000_000
-    """largest picture in pixels, by its header"""
+    """maximum number of pixels, by the header"""
     max_memory: int = 640
-    """most MiB that decoding one picture may take, with its file. Bytes for each pixel: 1 to 4 as jpeg, png, gif,
-    bmp, tiff or ppm (8 more in a progressive jpeg, a float tiff; 6 more in a gif whose frame is smaller than its
-    canvas), 13 as webp, 12 to 22 as heif or avif, 30 as jpeg2000 (less where a fraction of its size is enough),
-    10 to 28 as jpeg-xl"""
+    """maximum MiB for decoding one picture, with its file. Bytes per pixel: 1 to 4 for jpeg, png,
+    gif, bmp, tiff and ppm (8 more for a progressive jpeg or a float tiff; 6 more for a gif whose
+    frame is smaller than its canvas), 13 for webp, 12 to 22 for heif and avif, 30 for jpeg2000
+    (less if it is decoded at a fraction of its size), 10 to 28 for jpeg-xl"""
     max_side: int = 50_000
-    """longest side in pixels"""
+    """maximum length of a side in pixels"""
     max_aspect: float = 50
-    """longest side over shortest"""
+    """maximum ratio of the sides"""
     salvage_truncated: bool = False
-    """show what is there of a truncated jpeg, png, gif, bmp or ppm (the rest grey or black), not refuse it"""
+    """accept truncated jpeg, png, gif, bmp and ppm files; the missing part is grey or black"""
     timeout: float = 60.0
-    """seconds that reading one picture may take; all but ordinary JPEGs and PNGs are read in child processes, which
-    are ended then, or when they take more than `max_memory` (on Linux)"""
+    """seconds for reading one picture. All but ordinary JPEGs and PNGs are read in child
+    processes, which are ended after this time, or when they take more than `max_memory` (on
+    Linux)"""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_memory", "max_side", "max_aspect"):
@@ -95,7 +95,8 @@ class Reading:
             ImageColor.getrgb(self.background)
         except ValueError:
             raise UserError(
-                f"--reading.background {self.background!r} is no colour: write it like #ffffff or white"
+                f"--reading.background {self.background!r} is no colour: write it like #ffffff or "
+                "white"
             ) from None
         for name in self.formats:
             if name not in READERS:
@@ -111,26 +112,27 @@ ANY_SQUARE = Square()
 
 @dataclass(frozen=True)
 class Picture:
-    """What became of one picture's bytes: pixels, or the reason why not."""
+    """The result of reading a picture: pixels, or the reason why there are none."""
 
     pixels: np.ndarray | None
-    """uint8 [S, S, 3] RGB; none where it failed"""
+    """uint8 [S, S, 3] in RGB; None if reading failed"""
     format: str
-    """what the bytes are, "" where unknown"""
+    """the format of the bytes, "" if unknown"""
     width: int
-    """as a viewer shows the picture, 0 where unknown"""
+    """as a viewer shows the picture; 0 if unknown"""
     height: int
     error: str
-    """"" for none; up to its first colon the same for all files with this fault"""
+    """"" for none; the text up to its first colon is the same for all pictures with this fault"""
 
 
 def read_picture(data: bytes, reading: Reading, square: Square = ANY_SQUARE) -> Picture:
-    """The picture as a square of RGB pixels. Never raises: a bad picture costs its own row only."""
+    """The picture as a square [S, S, 3]. Never raises: a bad picture has an error instead."""
     return _read(data, reading, square)
 
 
 def read_whole(data: bytes, reading: Reading) -> Picture:
-    """The picture at its own size [H, W, 3], with the same care; for showing, not for encoding."""
+    """The picture at its own size [H, W, 3], with the same checks; for display, not for
+    encoders."""
     return _read(data, reading, None)
 
 
@@ -139,38 +141,37 @@ def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
     limits = PictureLimits(
         reading.max_pixels, reading.max_side, reading.max_aspect, reading.max_memory * 2**20
     )
-    interpolation = square.interpolation if square else ANY_SQUARE.interpolation
+    side = square.size if square else None
+    interpolation = (square or ANY_SQUARE).interpolation
     try:
         _check_bytes(data, kind, reading)
-        opened = READERS[kind](data, limits)
-        size = opened.size
-        wanted, box = (
-            placement(size, square.size, square.resize) if square else (size, (0.0, 0.0, *size))
-        )
-        decoded, box = _decode(opened, wanted, box, reading.salvage_truncated)
-        channels, box = in_channels(decoded, opened.levels, wanted, box)
-        scaled = scale_to(channels, wanted, box, interpolation)
+        file = READERS[kind](data, limits)
+        wanted = file.size
+        box: Box = (0, 0, *wanted)
+        if square:
+            wanted, box = resize_plan(file.size, square.size, square.resize)
+        decoded, box = _decode(file, wanted, box, reading.salvage_truncated)
+        eight_bit, box = to_eight_bits(decoded, file.levels, wanted, box)
+        scaled = scale_to(eight_bit, wanted, box, interpolation)
         background = ImageColor.getrgb(reading.background)[:3]
-        upright = turned(_on(background, scaled, opened), turn := opened.turn())
-        shown = size[::-1] if turn in SIDEWAYS else size
-        return Picture(
-            np.array(padded(upright, square.size if square else None, background)),
-            kind,
-            *shown,
-            "",
-        )
+        upright = _flatten(scaled, file, background)
+        turn = file.turn()
+        if turn is not None:
+            upright = upright.transpose(turn)
+        shown = file.size[::-1] if turn in SIDEWAYS else file.size
+        padded = pad_to_square(upright, side, background)
+        return Picture(np.array(padded), kind, *shown, "")
     except PictureError as fault:
         error = str(fault)
-    except Exception as fault:  # noqa: BLE001 - decoders raise anything; it becomes the row's reason
+    except Exception as fault:  # noqa: BLE001 - decoders raise anything
         error = _reason(fault, data, kind, reading)
-    claimed = (
-        limits.size if max(limits.size) < 2**31 else (0, 0)
-    )  # a header may claim what no table can hold
-    return Picture(None, kind, *claimed, error)
+    # A header may state sizes that no table can hold.
+    width, height = limits.size if max(limits.size) < 2**31 else (0, 0)
+    return Picture(None, kind, width, height, error)
 
 
 def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
-    """Refuse what need not be opened to be refused."""
+    """Raises PictureError for what can be rejected without opening it."""
     if not data:
         raise PictureError("zero bytes")
     if len(data) > reading.max_bytes:
@@ -184,46 +185,47 @@ def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
 
 
 def _decode(
-    opened: PictureFile, wanted: tuple[int, int], box: Box, salvage: bool
+    file: PictureFile, wanted: tuple[int, int], box: Box, salvage: bool
 ) -> tuple[Image.Image, Box]:
-    """The pixels, at a fraction of the size where the format allows it and that is enough; `box` in it."""
-    size = opened.size
-    enough = [
-        math.ceil(_MARGIN * wanted[axis] * size[axis] / (box[axis + 2] - box[axis]))
-        for axis in (0, 1)
-    ]
-    opened.shrink((enough[0], enough[1]))
-    memory = opened.memory()
-    if wanted == size:
-        memory += (
-            12 * size[0] * size[1]
-        )  # kept whole: copies in other channels, turned, and as an array
-    opened.limits.check_memory(memory)
-    decoded = opened.load(salvage)
-    left, top, right, bottom = (edge * opened.fraction + opened.shift for edge in box)
+    """The decoded picture, and `box` in it; at a fraction of its size if the format allows it."""
+    width, height = file.size
+    left, top, right, bottom = box
+    file.shrink(
+        (
+            math.ceil(_MARGIN * wanted[0] * width / (right - left)),
+            math.ceil(_MARGIN * wanted[1] * height / (bottom - top)),
+        )
+    )
+    memory = file.memory()
+    if wanted == file.size:
+        # A picture at its own size is copied: other channels, upright, as an array.
+        memory += 12 * width * height
+    file.limits.check_memory(memory)
+    decoded = file.load(salvage)
+    left, top, right, bottom = (edge * file.fraction + file.shift for edge in box)
     return decoded, (left, top, min(right, decoded.width), min(bottom, decoded.height))
 
 
-def _on(background: tuple[int, ...], picture: Image.Image, opened: PictureFile) -> Image.Image:
-    """In sRGB, with transparent parts showing the background, which is in sRGB already."""
+def _flatten(picture: Image.Image, file: PictureFile, background: tuple[int, ...]) -> Image.Image:
+    """In sRGB, with the background (sRGB too) behind transparent parts."""
     if picture.mode not in ("LA", "RGBA"):
-        return to_srgb(picture, opened.profile())
-    colours = to_srgb(picture.convert("L" if picture.mode == "LA" else "RGB"), opened.profile())
-    shown = Image.new("RGB", picture.size, background)
-    shown.paste(colours, mask=picture.getchannel("A"))
-    return shown
+        return to_srgb(picture, file.profile())
+    colours = to_srgb(picture.convert("L" if picture.mode == "LA" else "RGB"), file.profile())
+    flat = Image.new("RGB", picture.size, background)
+    flat.paste(colours, mask=picture.getchannel("A"))
+    return flat
 
 
 def _reason(fault: Exception, data: bytes, kind: str, reading: Reading) -> str:
-    """A fault that a decoder raised, with a constant head."""
+    """The reason for an exception of a decoder; its start is the same for all such pictures."""
     if isinstance(fault, MemoryError):
         return f"too little memory for this {kind} (--reading.max-pixels)"
     message = str(fault)
-    # A few of Pillow's readers also ask its own limit, where the process has one.
+    # Some of Pillow's readers check its own limit, if the process has one.
     if isinstance(fault, Image.DecompressionBombError):
         return f"a decompression bomb: {message.split(',')[0]}"
-    lacking = kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if not lacking and not _RUN_OUT.search(message):
+    is_cut = kind == "webp" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if not is_cut and not _RUN_OUT.search(message):
         return f"broken {kind}: {message[:200]}" if message else f"broken {kind}"
     if READERS[kind].salvageable and not reading.salvage_truncated:
         return f"truncated {kind}: --reading.salvage-truncated shows what is there"

@@ -1,7 +1,8 @@
 """TIFF: its first picture, handed to the decoder with only the tags that its pixels need.
 
-The tags are read here and written anew behind the file's own bytes, so that sizes of tiles are checked before they
-are allocated, big-endian BigTIFF becomes a plain TIFF, and what Pillow would misread is set right.
+The tags are read here and written anew behind the file's own bytes, so that sizes of tiles are
+checked before they are allocated, big-endian BigTIFF becomes a plain TIFF, and what Pillow would
+misread is set right.
 """
 
 import struct
@@ -26,7 +27,8 @@ STRIP_OFFSETS, ORIENTATION, SAMPLES, STRIP_ROWS, STRIP_LENGTHS, PLANAR = (
 )
 COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_LENGTHS = 320, 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES, PROFILE = 338, 339, 347, 34675
-# Also: fill order, fax options, predictor, dot range, what old JPEG needs, and how YCbCr is sampled.
+# Also: fill order, fax options, predictor, dot range, what old JPEG needs, and how YCbCr is
+# sampled.
 _KEPT = {
     WIDTH,
     HEIGHT,

@@ -30,9 +30,8 @@ class Gif(PictureFile):
         picture = super().load(salvage)
         if self._fills_canvas():
             return picture
-        canvas = Image.new(
-            "RGBA", self.size
-        )  # around the frame, browsers show what lies behind the picture
+        # Around the frame, browsers show the background.
+        canvas = Image.new("RGBA", self.size)
         canvas.paste(picture.crop(self._frame).convert("RGBA"), self._frame[:2])
         return canvas
 
@@ -44,24 +43,20 @@ class Bmp(PictureFile):
         return BmpImageFile(BytesIO(self.data))
 
     def memory(self) -> float:
-        packed = (
-            2 if self.picture.info.get("compression") in (1, 2) else 0
-        )  # run lengths are unpacked in Python
-        return len(self.data) + self.size[0] * self.size[1] * (
-            packed + bytes_per_pixel(self.picture.mode)
-        )
+        each = bytes_per_pixel(self.picture.mode)
+        if self.picture.info.get("compression") in (1, 2):
+            each += 2  # run lengths are decoded in Python
+        return len(self.data) + self.size[0] * self.size[1] * each
 
     def load(self, salvage: bool) -> Image.Image:
         picture = super().load(salvage)
-        # Programs that know of no alpha leave it zero. Then it is none, or the picture would be empty.
-        self.levels.opaque = picture.mode == "RGBA" and picture.getchannel("A").getextrema() == (
-            0,
-            0,
-        )
+        if picture.mode == "RGBA":
+            # Programs without alpha write 0 for it. Ignore it then, or nothing would be visible.
+            self.levels.opaque = picture.getchannel("A").getextrema() == (0, 0)
         return picture
 
 
-# A header of PPM: numbers between blanks and comments, and one blank behind the last.
+# A PPM header: numbers between blanks and comments, and one blank behind the last number.
 _GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _HEADER = re.compile(rb"P([14])" + _GAP + rb"(\d{1,10})" + _GAP + rb"(\d{1,10})\s", re.A)
 _HEADER_WITH_WHITE = re.compile(
@@ -71,7 +66,7 @@ _COMMENT = re.compile(rb"#[^\r\n]*")
 
 
 class Ppm(PictureFile):
-    """PBM, PGM and PPM, as bytes and as text. Pillow reads most of them number by number, which takes minutes."""
+    """PBM, PGM and PPM, binary or text. Pillow reads most of them number by number, in minutes."""
 
     salvageable = True
 
@@ -97,7 +92,7 @@ class Ppm(PictureFile):
 
     def memory(self) -> float:
         each = 1 if self._channels() == 1 else 4
-        # The shortest number in a text takes two bytes, and four when it is read.
+        # The shortest number takes two bytes in text and four once it is read.
         copies = 6 if self._kind <= 3 else 2
         return copies * len(self.data) + self.size[0] * self.size[1] * each
 
@@ -105,12 +100,12 @@ class Ppm(PictureFile):
         width, height = self.size
         row = width * self._channels()
         if self._kind == 4:
-            return Image.frombytes(
-                "1", self.size, self._bytes(height * ((width + 7) // 8), salvage), "raw", "1;I"
-            )
-        levels = (
-            self._text(row * height) if self._kind <= 3 else self._numbers(row * height, salvage)
-        )
+            packed = self._bytes(height * ((width + 7) // 8), salvage)
+            return Image.frombytes("1", self.size, packed, "raw", "1;I")
+        if self._kind <= 3:
+            levels = self._text(row * height)
+        else:
+            levels = self._numbers(row * height, salvage)
         if len(levels) < row * height:
             if not salvage:
                 raise EOFError("truncated")
@@ -120,13 +115,11 @@ class Ppm(PictureFile):
         for top in range(0, height, rows):
             part = levels[top * row : (top + rows) * row]
             if self._white != 255:
-                part = (
-                    np.minimum(part, self._white).astype(np.float32) * (255 / self._white)
-                ).round()
+                part = np.minimum(part, self._white).astype(np.float32)
+                part = (part * (255 / self._white)).round()
             shape = (-1, width, 3) if self._channels() == 3 else (-1, width)
-            picture.paste(
-                Image.fromarray(np.ascontiguousarray(part, np.uint8).reshape(shape)), (0, top)
-            )
+            band = np.ascontiguousarray(part, np.uint8).reshape(shape)
+            picture.paste(Image.fromarray(band), (0, top))
         return picture
 
     def _bytes(self, length: int, salvage: bool) -> bytes:
@@ -141,11 +134,11 @@ class Ppm(PictureFile):
 
     def _text(self, count: int) -> np.ndarray:
         body = _COMMENT.sub(b"", self.data[self._start :])
-        if self._kind == 1:  # 1 is black, and the digits need no blanks between them
+        if self._kind == 1:  # 1 is black; digits need no blanks between them
             digits = np.frombuffer(body.translate(None, b" \t\r\n\v\f"), np.uint8)[:count]
             return np.asarray(digits == ord("0"), np.uint8)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of text behind the last number
+            warnings.simplefilter("ignore", DeprecationWarning)  # for text behind the last number
             levels: np.ndarray = np.fromstring(body, np.int32, sep=" ")[:count]
         levels[levels < 0] = 0
         return levels

@@ -1,47 +1,88 @@
-"""What AVIF and HEIF files state of the pictures inside: the sizes of AV1 frames, and the colours.
+"""AVIF and HEIF, and what their files state of the pictures inside: colours and sizes of AV1
+frames.
 
-An AVIF may state a small size and hold a huge frame, which the decoder makes first and scales down after.
+An AVIF may state a small size and hold a huge frame, which the decoder decodes first and then
+scales down.
 """
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 
-from raycap.images.picture_file import PictureError
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
 
-Box = tuple[bytes, int, int]
+from raycap.images.colours import Colours, coded_profile
+from raycap.images.picture_file import Box, PictureError, PictureFile, boxes
+
 _MOST_ITEMS = 10_000
 _SEQUENCE_HEADER = 1
 
 
+class Avif(PictureFile):
+    def open(self) -> Image.Image:
+        self._frames: Frames = frames_of_avif(self.data)
+        for width, height in self._frames.sizes:
+            self.limits.check_part("a frame", width, height)
+        return AvifImageFile(BytesIO(self.data))
+
+    def memory(self) -> float:
+        pixels = self.size[0] * self.size[1]
+        coded = sum(width * height for width, height in self._frames.sizes) or pixels
+        each = 7 if self._frames.deep else 3.5
+        return 2 * len(self.data) + coded * each + pixels * 8
+
+    def load(self, salvage: bool) -> Image.Image:
+        assert isinstance(self.picture, AvifImageFile)
+        pixels = self.picture._decoder.get_frame(0)[0]
+        self.picture._decoder = None  # which holds another copy
+        mode = self.picture.mode
+        if mode == "RGBA":
+            return Image.frombuffer(mode, self.size, pixels, "raw", mode, 0, 1)  # without a copy
+        return Image.frombytes(mode, self.size, pixels)
+
+    def profile(self) -> Colours:
+        return (
+            super().profile() if self.picture.info.get("icc_profile") else coded_colours(self.data)
+        )
+
+
+class Heif(PictureFile):
+    def open(self) -> Image.Image:
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError:
+            raise PictureError(
+                "a HEIC picture, which needs an extra: pip install 'raycap[heif]'"
+            ) from None
+        file = BytesIO(self.data)
+        picture: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call, unused-ignore]
+        return picture
+
+    def memory(self) -> float:
+        """libheif itself rejects frames that are larger than the size that the file states."""
+        each = 12 if self.picture.info.get("bit_depth", 8) <= 8 else 18
+        if self.picture.mode == "RGBA":
+            each += 4
+        return 2 * len(self.data) + self.size[0] * self.size[1] * each
+
+    def profile(self) -> Colours:
+        return (
+            super().profile() if self.picture.info.get("icc_profile") else coded_colours(self.data)
+        )
+
+
 @dataclass
 class Frames:
-    """The coded frames of a file: one, or one for each tile of a grid, and one for each alpha."""
+    """The AV1 frames of a file: one, or one for each tile of a grid, and others for alpha."""
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    deep: bool = False
-    """whether any has more than 8 bits a channel"""
-
-
-def boxes(data: bytes, start: int, end: int) -> Iterator[Box]:
-    """Each box between `start` and `end`: its kind, and where its content starts and ends."""
-    while start + 8 <= end:
-        length, kind, content = (
-            int.from_bytes(data[start : start + 4], "big"),
-            data[start + 4 : start + 8],
-            start + 8,
-        )
-        if length == 1:
-            length, content = int.from_bytes(data[start + 8 : start + 16], "big"), start + 16
-        if length == 0:
-            length = end - start
-        if length < content - start:
-            return
-        yield kind, content, min(end, start + length)
-        start += length
+    deep: bool = False  # whether any has more than 8 bits per channel
 
 
 def inside(data: bytes, box: Box, *path: bytes) -> Iterator[Box]:
-    """The boxes at the end of a path of kinds."""
+    """The boxes at a path of kinds, such as meta, iprp."""
     for found in boxes(data, box[1], box[2]):
         if found[0] == path[0]:
             if len(path) == 1:
@@ -50,20 +91,19 @@ def inside(data: bytes, box: Box, *path: bytes) -> Iterator[Box]:
                 yield from inside(data, found, *path[1:])
 
 
-def coded_colours(data: bytes) -> tuple[int, int] | None:
-    """The first primaries and transfer that a picture states as numbers of ITU-T H.273."""
-    for meta in inside(data, (b"", 0, len(data)), b"meta"):
-        for _, start, end in inside(
-            data, (b"meta", meta[1] + 4, meta[2]), b"iprp", b"ipco", b"colr"
-        ):
+def coded_colours(data: bytes) -> Colours:
+    """The first colours that a file states as numbers of ITU-T H.273; sRGB if there are none."""
+    for _, meta_start, meta_end in inside(data, (b"", 0, len(data)), b"meta"):
+        meta = (b"meta", meta_start + 4, meta_end)  # behind its version
+        for _, start, end in inside(data, meta, b"iprp", b"ipco", b"colr"):
             if data[start : start + 4] == b"nclx" and end - start >= 8:
-                return int.from_bytes(data[start + 4 : start + 6], "big"), int.from_bytes(
-                    data[start + 6 : start + 8], "big"
-                )
-    return None
+                primaries, transfer = struct.unpack_from(">HH", data, start + 4)
+                return Colours(profile=coded_profile(primaries, transfer))
+    return Colours()
 
 
 def frames_of_avif(data: bytes) -> Frames:
+    """The frames, as the sequence headers of the AV1 streams state them."""
     frames = Frames()
     for at in _starts(data):
         header = _sequence_header(data, at)
@@ -78,22 +118,21 @@ def frames_of_avif(data: bytes) -> Frames:
 
 
 def _starts(data: bytes) -> Iterator[int]:
-    """Where the bytes of each item and of each track begin."""
+    """The offsets of all items and tracks."""
     everything = b"", 0, len(data)
     for meta in inside(data, everything, b"meta"):
         content = b"meta", meta[1] + 4, meta[2]
-        own = next((start for _, start, _ in inside(data, content, b"idat")), 0)
+        item_data = next((start for _, start, _ in inside(data, content, b"idat")), 0)
         for _, start, end in inside(data, content, b"iloc"):
-            yield from _item_starts(data[start:end], own)
+            yield from _item_starts(data[start:end], item_data)
+    tables = b"moov", b"trak", b"mdia", b"minf", b"stbl"
     for kind, size in ((b"stco", 4), (b"co64", 8)):
-        for _, start, _ in inside(
-            data, everything, b"moov", b"trak", b"mdia", b"minf", b"stbl", kind
-        ):
+        for _, start, _ in inside(data, everything, *tables, kind):
             yield int.from_bytes(data[start + 8 : start + 8 + size], "big")
 
 
-def _item_starts(table: bytes, own: int) -> Iterator[int]:
-    """Of an item location box; `own` is where the box for small items begins."""
+def _item_starts(table: bytes, item_data: int) -> Iterator[int]:
+    """The offsets in an item location box; `item_data` is where the box of small items begins."""
     position = 6
 
     def number(size: int) -> int:
@@ -124,15 +163,17 @@ def _item_starts(table: bytes, own: int) -> Iterator[int]:
             if position > len(table):
                 return
             if extent == 0:
-                yield base + start + (own if method == 1 else 0)
+                yield base + start + (item_data if method == 1 else 0)
 
 
 def _sequence_header(data: bytes, at: int) -> bytes:
-    """The content of the first sequence header among the units that begin there, b"" where there is none."""
+    """The content of the first sequence header among the units from `at` on; b"" if there is
+    none."""
     for _ in range(16):
         if at >= len(data) or not data[at] & 2:  # a unit without a length is the last
             return b""
-        kind, at = data[at] >> 3 & 15, at + (2 if data[at] & 4 else 1)
+        kind, has_extension = data[at] >> 3 & 15, data[at] & 4
+        at += 2 if has_extension else 1
         length = 0
         for place in range(8):
             byte = data[at] if at < len(data) else 0
@@ -146,8 +187,8 @@ def _sequence_header(data: bytes, at: int) -> bytes:
     return b""
 
 
-class _Bits:
-    """Numbers from bits, the highest of each byte first."""
+class _HighBitsFirst:
+    """Reads numbers of some bits, the highest bit of each byte first."""
 
     def __init__(self, data: bytes) -> None:
         self._all, self._left = int.from_bytes(data, "big"), 8 * len(data)
@@ -160,8 +201,8 @@ class _Bits:
 
 
 def _parse_sequence_header(header: bytes) -> tuple[int, int, bool]:
-    """Largest width and height of a frame, and whether it has more than 8 bits (AV1 specification, 5.5)."""
-    take = _Bits(header).take
+    """Largest width and height of a frame, and whether it has more than 8 bits (AV1 spec, 5.5)."""
+    take = _HighBitsFirst(header).take
     take(4)  # profile, still picture
     reduced = take(1)
     if reduced:
