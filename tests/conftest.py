@@ -74,8 +74,8 @@ def model_in_tasks(
     from sessions import on_tasks
 
     if request.node.get_closest_marker("actors") is None:
-        monkeypatch.setattr("raycap.bulk.captions.on_actors", on_tasks)
-        monkeypatch.setattr("raycap.bulk.features.on_actors", on_tasks)
+        monkeypatch.setattr("raycap.bulk.captions.through_model", on_tasks)
+        monkeypatch.setattr("raycap.bulk.features.through_model", on_tasks)
 
 
 @pytest.fixture(scope="module", autouse=True)
