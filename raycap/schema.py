@@ -26,6 +26,10 @@ MANIFEST = pa.schema(
 )
 
 
+# Of feature and pixel tables. Format 1 held splits and captions too.
+FEATURES_FORMAT = 2
+
+
 def features_schema(positions: int, width: int, int8: bool = False) -> pa.Schema:
     """One encoded picture: a float16 grid [P, D] and the global vector [D] beside it. In int8 the grid has a scale
     [D], by which its channels are to be multiplied."""
@@ -33,8 +37,6 @@ def features_schema(positions: int, width: int, int8: bool = False) -> pa.Schema
     return pa.schema(
         [
             ("key", pa.string()),
-            ("split", pa.string()),
-            ("references", pa.list_(pa.string())),
             (
                 "grid",
                 pa.fixed_shape_tensor(pa.int8() if int8 else pa.float16(), (positions, width)),

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
-from feature_tables import features, write
+from feature_tables import features, source_config, write
 from ray.cluster_utils import Cluster
 from raylets import parents_of
 from small_captioner import photos, save_captioner
@@ -110,8 +110,8 @@ def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(
 @pytest.mark.slow
 def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(CONFIG % DECODER)
     table = write(tmp_path / "table", features(64))
+    config.write_text(source_config(table) + CONFIG % DECODER)
     usual = [
         "--config",
         str(config),

@@ -73,15 +73,15 @@ def test_in_8_bits_a_grid_is_nearly_the_same_and_read_back_for_training(tmp_path
     assert extract(folder, tmp_path / "small", "--int8") == 0
     table = pq.read_table(tmp_path / "small" / "features")
     assert table.schema.remove_metadata() == features_schema(4, 192, int8=True)
-    full, small = (
+    (full, full_keys), (small, small_keys) = (
         unpack_table(str(tmp_path / name / "features"), tmp_path / "cache")
         for name in ("full", "small")
     )
-    assert full.captions.equals(small.captions) and small.rows.dtype == np.float16
-    assert np.array_equal(full.rows[:, -1], small.rows[:, -1]), "the vector stays as it is"
-    largest = np.abs(full.rows[:, :-1]).max(1, keepdims=True)
-    assert (np.abs(full.rows[:, :-1] - small.rows[:, :-1]) <= largest / 127 * 0.6 + 1e-3).all()
-    assert not np.array_equal(full.rows, small.rows)
+    assert full_keys.equals(small_keys) and small.dtype == np.float16
+    assert np.array_equal(full[:, -1], small[:, -1]), "the vector stays as it is"
+    largest = np.abs(full[:, :-1]).max(1, keepdims=True)
+    assert (np.abs(full[:, :-1] - small[:, :-1]) <= largest / 127 * 0.6 + 1e-3).all()
+    assert not np.array_equal(full, small)
     assert extract(folder, tmp_path / "full", "--int8") == 2, "not into a table of the other kind"
 
 
@@ -121,10 +121,23 @@ def test_the_hostile_corpus_has_a_row_for_each(tmp_path: Path) -> None:
         assert row["status"] == "success" or not np.any(row["grid"]), row["key"]
 
 
-def test_references_and_splits_travel_along(shared_data: Path, tmp_path: Path) -> None:
-    assert extract(shared_data / "coco-mini", tmp_path / "out") == 0
-    rows = features(tmp_path / "out")
-    assert len(rows) == 60 and all(len(row["references"]) == 5 for row in rows.values())
+def test_captions_stay_with_the_source(tmp_path: Path) -> None:
+    """They may be corrected later, and a table of features is kept."""
+    assert extract(photos(tmp_path / "photos", range(2)), tmp_path / "out") == 0
+    [row, _] = features(tmp_path / "out").values()
+    assert set(row) == {"key", "grid", "vector", "status", "error_message"}
+
+
+def test_a_table_of_an_older_format_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(2)), tmp_path / "out"
+    assert extract(folder, out) == 0
+    record = json.loads((out / "run.json").read_text())
+    del record["identity"]["format"]  # as in format 1
+    (out / "run.json").write_text(json.dumps(record))
+    assert extract(folder, out) == 2
+    assert "format was None, now 2" in capsys.readouterr().err
 
 
 def test_other_rows_are_refused_with_the_difference(

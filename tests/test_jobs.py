@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import ray
-from feature_tables import features, write
+from feature_tables import features, source_config, write
 from heads import RAY, check_job, head, submit
 from small_captioner import photos, save_captioner
 from test_train import CONFIG, DECODER
@@ -190,7 +190,7 @@ def test_a_captioner_a_table_and_a_list_in_the_copy_of_the_working_directory_are
     photos(copy / "pictures", range(1))
     (copy / "references.csv").write_text("image,caption\n00000.png,a dog runs\n")
     write(copy / "encoded", features(24))
-    (copy / "train.yaml").write_text(CONFIG % DECODER)
+    (copy / "train.yaml").write_text(source_config("encoded") + CONFIG % DECODER)
     monkeypatch.chdir(copy)
     assert main(["caption", "pictures/00000.png", "--model", "model"]) == 0
     assert (

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import ray
-from feature_tables import features, write
+from feature_tables import features, source_config, source_flags, source_rows, write
 
 from raycap import Captioner
 from raycap.cli import main
@@ -52,7 +51,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 def config(tmp_path: Path, table: str) -> Path:
     file = tmp_path / "run.yaml"
     cache = f"  features: {table}\n  cache: {tmp_path / 'cache'}\n"
-    file.write_text(CONFIG % DECODER + cache)
+    file.write_text(source_config(table) + CONFIG % DECODER + cache)
     return file
 
 
@@ -194,13 +193,10 @@ def test_what_cannot_work_is_refused_before_anything_is_started(
 def test_data_without_splits_is_told_how_to_have_some(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = features(8)
-    table = table.set_column(
-        table.schema.get_field_index("split"), "split", pa.array([""] * 8, pa.string())
-    )
-    bare = write(tmp_path / "bare", table)
+    rows = [{**row, "part": ""} for row in source_rows(8)]
+    bare = write(tmp_path / "bare", features(8), rows)
     usual = ["--out", str(tmp_path / "run"), "--workers.count", "0", "--features", bare]
-    assert main(["train", "--config", str(config), *usual]) == 2
+    assert main(["train", *source_flags(bare), "--config", str(config), *usual]) == 2
     assert "(none): 8: --source.fractions 0.9 0.1 0 draws" in capsys.readouterr().err
 
 

@@ -13,7 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from feature_tables import POSITIONS, WIDTH, features, write
+from feature_tables import (
+    POSITIONS,
+    WIDTH,
+    features,
+    pictures_of,
+    source_rows,
+    store_of,
+    write,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_captioner import save_captioner
@@ -83,7 +91,7 @@ CPU = choose_precision("cpu", "fp32")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> PictureStore:
     folder = tmp_path_factory.mktemp("tables")
-    return unpack_table(write(folder / "table", features(48)), folder / "cache")
+    return store_of(write(folder / "table", features(48)), folder / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +117,11 @@ def network(options: object, vocabulary: Vocabulary) -> Network:
 
 
 def test_a_store_holds_what_the_table_held(store: PictureStore) -> None:
-    table = features(48)
-    for column in CAPTION_COLUMNS:
-        assert store.captions[column].to_pylist() == table[column].to_pylist()
+    table, rows = features(48), source_rows(48)
+    columns = {"key": "path", "split": "part", "references": "references"}
+    assert list(columns) == CAPTION_COLUMNS
+    for column, name in columns.items():
+        assert store.captions[column].to_pylist() == [row[name] for row in rows]
     grids = table["grid"].combine_chunks().to_numpy_ndarray()
     vectors = table["vector"].combine_chunks().to_numpy_ndarray()
     assert np.array_equal(store.rows[:, :-1], grids)
@@ -127,20 +137,16 @@ def test_a_table_is_unpacked_once_and_a_changed_one_anew(tmp_path: Path) -> None
     assert (folder / "rows.bin").stat().st_mtime_ns == before_that
     shutil.rmtree(table)
     write(Path(table), features(12))
-    assert len(unpack_table(table, cache)) == 12
+    assert len(unpack_table(table, cache)[0]) == 12
 
 
 def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Path) -> None:
     table = features(12)
     status = ["failed_to_decode" if number == 1 else "success" for number in range(12)]
     table = table.set_column(table.column_names.index("status"), "status", [status])
-    references = [
-        [] if number == 3 else own for number, own in enumerate(table["references"].to_pylist())
-    ]
-    table = table.set_column(
-        table.column_names.index("references"), table.schema.field("references"), [references]
-    )
-    opened = unpack_table(write(tmp_path / "table", table), tmp_path / "cache")
+    rows = source_rows(12)
+    rows[3]["references"] = []
+    opened = store_of(write(tmp_path / "table", table, rows), tmp_path / "cache")
     learned = {opened.key(place) for place in opened.rows_of("train", "dev")}
     assert learned == set(table["key"].to_pylist()) - {"0001.png", "0003.png"}
 
@@ -148,6 +154,12 @@ def test_failed_rows_and_rows_without_captions_are_not_learned_from(tmp_path: Pa
 def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no feature table.*raycap extract"):
         unpack_table(str(tmp_path), tmp_path / "cache")
+
+
+def test_a_table_of_an_older_format_is_refused(tmp_path: Path) -> None:
+    table = features(2).append_column("references", [[["a dog"], ["a cat"]]])
+    with pytest.raises(UserError, match=r"format 1.*make it again with `raycap extract`"):
+        unpack_table(write(tmp_path / "table", table), tmp_path / "cache")
 
 
 def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(
@@ -187,7 +199,7 @@ def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path:
     told = []
     for order in (np.arange(24), np.random.default_rng(1).permutation(24)):
         table = write(tmp_path / f"table-{order[0]}", features(24).take(order))
-        store = unpack_table(table, tmp_path / "cache")
+        store = store_of(table, tmp_path / "cache")
         learned = CaptionDataset(store, store.rows_of("train"), vocabulary)
         told.append(
             [[store.key(place) for place in step] for step in learned.shares(2, 7, 4, 0, 1)]
@@ -230,7 +242,7 @@ def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(
         changed = pa.FixedShapeTensorArray.from_numpy_ndarray((grids + number).astype(np.float16))
         view = table.set_column(table.schema.get_field_index("grid"), "grid", changed).take(order)
         written.append(write(tmp_path / f"view-{number}", view))
-    store = open_store(PictureTables(tuple(written)), tmp_path / "cache")
+    store = open_store(pictures_of(*written), tmp_path / "cache")
     for number in range(36):
         view, place = divmod(number, 12)
         shown = store.pictures(np.array([number]))[0, :-1]
@@ -252,9 +264,9 @@ WALK = """
 import sys
 from pathlib import Path
 from raycap.training.dataset import CaptionDataset
-from raycap.training.store import unpack_table
+from raycap.training.store import PictureTables, open_store
 from raycap.vocabulary import Vocabulary, VocabularyOptions
-store = unpack_table(sys.argv[1], Path(sys.argv[2]))
+store = open_store(PictureTables((sys.argv[1],), sys.argv[2]), Path(sys.argv[3]))
 dataset = CaptionDataset(store, store.rows_of("train"), Vocabulary.build(["a red dog"], VocabularyOptions(min_count=1)))
 for share in dataset.shares(0, 0, 32, 0, 1):
     dataset.batch(share)
@@ -270,8 +282,9 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     kilobytes = []
     for count in (500, 20_000):
         table = write(tmp_path / str(count), features(count))
-        unpack_table(table, tmp_path / "cache")
-        walk = [sys.executable, "-c", WALK, table, str(tmp_path / "cache")]
+        pictures = pictures_of(table)
+        open_store(pictures, tmp_path / "cache")
+        walk = [sys.executable, "-c", WALK, table, pictures.listing, str(tmp_path / "cache")]
         done = subprocess.run(walk, capture_output=True, text=True, check=True)
         kilobytes.append(int(done.stdout))
     assert kilobytes[1] - kilobytes[0] < 6_000, kilobytes
@@ -546,7 +559,9 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     encoder = plan.encoder.build()
     assert (encoder.positions, encoder.width) == (POSITIONS, WIDTH)
-    setup = TrainingSetup(plan, train, vocabulary, encoder, PictureTables(("a table",)))
+    setup = TrainingSetup(
+        plan, train, vocabulary, encoder, PictureTables(("a table",), "a listing")
+    )
     return loop.train_captioner(setup, store, out, CPU, WorkerGroup())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
-from feature_tables import features, write
+from feature_tables import features, source_config, write
 
 from raycap import Captioner
 from raycap.cli import main
@@ -58,7 +58,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> str:
 def sweep(tmp_path: Path, table: str) -> Callable[..., list[str]]:
     """The words of a command for a sweep of a space, given as YAML."""
     config = tmp_path / "run.yaml"
-    config.write_text(CONFIG % (table, tmp_path / "cache"))
+    config.write_text(source_config(table) + CONFIG % (table, tmp_path / "cache"))
 
     def words(space: str, *flags: str) -> list[str]:
         (tmp_path / "space.yaml").write_text(space)

@@ -27,7 +27,7 @@ from raycap.fetch import Fetch
 from raycap.images import Reading, Square
 from raycap.images.augmentation import Augmentation, augment, draws_of, names_sides
 from raycap.options import to_plain
-from raycap.schema import SUCCESS, features_schema
+from raycap.schema import FEATURES_FORMAT, SUCCESS, features_schema
 from raycap.sources import Source
 
 
@@ -55,6 +55,7 @@ def features_job(
     """A grid and a vector for each picture, as it is or in a changed view."""
     sha256 = digest_of(encoder)
     identity: dict[str, Any] = {
+        "format": FEATURES_FORMAT,
         "source": source_identity(source, options.split),
         "reading": reading_identity(reading),
         "encoder": to_plain(encoder_options, ENCODERS),
@@ -104,6 +105,7 @@ def pixels_job(
         reading=reading,
         cluster=cluster,
         identity={
+            "format": FEATURES_FORMAT,
             "source": source_identity(source, options.split),
             "reading": reading_identity(reading),
             "square": dataclasses.asdict(square),
@@ -121,7 +123,7 @@ def pixels_job(
 
 def pixels_schema(size: int) -> pa.Schema:
     """One picture's pixels [S, S, 3], red, green, blue."""
-    names = ("key", "split", "references", "status", "error_message")
+    names = ("key", "status", "error_message")
     features = features_schema(1, 1)
     pixels = pa.field("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)))
     return pa.schema([*(features.field(name) for name in names), pixels])

@@ -118,7 +118,7 @@ def run_training(
             list_pictures(config, out / LISTING, is_resumed=folder.exists(RUN))
         encoder = build_encoder(plan, options.start_from)
         if pictures is None and options.features:
-            pictures = given_features(options.features, encoder)
+            pictures = given_features(options.features, str(out / LISTING), encoder)
 
         is_here = options.workers.count == 0
         needs_ray = not is_here or pictures is None
@@ -187,8 +187,13 @@ def _weights_option(config: Config) -> str:
 def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
     """Write what the source says of its pictures, once for the whole run, and refuse a source that
     lacks a split."""
-    if config.train.features or (is_resumed and listing.exists()):
+    if is_resumed and listing.exists():
         return
+    if config.train.features and config.source is None:
+        raise UserError(
+            "train.features holds no captions: name the source that has them, as in "
+            f"raycap train SOURCE --features {config.train.features}"
+        )
     source = with_captions(checked_source(config.source, "train"))
     check_splits(source.path, config.train, write_listing(source, listing))
 

@@ -105,7 +105,7 @@ def run_identity(
         "search": to_plain(plan.search, SEARCHES),
         "train": {name: value for name, value in train.items() if name not in MAY_CHANGE},
     }
-    if not options.features and source is not None:
+    if source is not None:
         identity["source"] = to_plain(source, SOURCES)
     return identity
 
@@ -130,7 +130,7 @@ def check_same(
         )
 
 
-def given_features(features: str, encoder: Encoder) -> PictureTables:
+def given_features(features: str, listing: str, encoder: Encoder) -> PictureTables:
     """The feature table that the user gave: a folder that `raycap extract` made, or the table
     itself."""
     folder = RunFolder(features)
@@ -145,14 +145,14 @@ def given_features(features: str, encoder: Encoder) -> PictureTables:
                 f"there are no features in {features}: make them with `raycap extract SOURCE "
                 f"--out {features}`"
             )
-        return PictureTables((features,))
+        return PictureTables((features,), listing)
     if facts.get("identity", {}).get("encoder_sha256") != digest_of(encoder):
         raise UserError(
             f"the features in {features} were made with another encoder, or with other weights, "
             "than this run's: give the same encoder and weights, or make the features again with "
             "`raycap extract`"
         )
-    return PictureTables((str(folder / TABLE),))
+    return PictureTables((str(folder / TABLE),), listing)
 
 
 def build_encoder(plan: Plan, start_from: str) -> Encoder:

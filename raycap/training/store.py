@@ -1,6 +1,9 @@
 """Training pictures as rows of equal size in one local file, so that any row can be read at any
 time.
 
+Tables hold what a picture looks like; splits and captions come from the listing of the source
+alone.
+
 Tables are Parquet files, which are read in runs of rows; a shuffled epoch wants single rows. Each
 machine unpacks a table once. The files are mapped into memory, not loaded: memory stays flat, and
 what fits in the page cache is read from disk once.
@@ -14,7 +17,7 @@ import shutil
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +27,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycap.errors import UserError
-from raycap.schema import MANIFEST, SUCCESS
+from raycap.schema import FEATURES_FORMAT, MANIFEST, SUCCESS
 from raycap.sources import Source
 from raycap.storage import stores, write_json
 from raycap.uris import is_local
 
 LISTING = "pictures.arrow"
-ROWS, CAPTIONS, FORM = "rows.bin", "captions.arrow", "form.json"
+ROWS, KEYS, FORM = "rows.bin", "keys.arrow", "form.json"
 ROWS_AT_ONCE = 128
 CAPTION_COLUMNS = ["key", "split", "references"]
 
@@ -39,12 +42,12 @@ CAPTION_COLUMNS = ["key", "split", "references"]
 class PictureTables:
     """What a run learns from: a table of pictures, and tables of their views.
 
-    `listing`, where there is a source, is a file of what the source says of each picture now:
-    tables are kept for later runs, and captions and splits may have been corrected since.
+    `listing` is a file with the splits and captions that the source has now. Tables are kept for
+    later runs, and captions may have been corrected since.
     """
 
     tables: tuple[str, ...]
-    listing: str = ""
+    listing: str
     precision: str = ""  # in which features were computed, where they were made for this run
 
 
@@ -57,7 +60,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureStore:
-    """An unpacked table. A row is a picture's features [P + 1, D] in float16, the vector below the
+    """An unpacked table with its captions. A row is a picture's features [P + 1, D] in float16, the vector below the
     grid, or its pixels [S, S, 3] in uint8.
 
     Items are numbers: from 0 to N - 1 the pictures as they are, the next N their first views, and
@@ -65,7 +68,7 @@ class PictureStore:
     """
 
     rows: np.ndarray  # [N, ...], mapped
-    captions: pa.Table  # of CAPTION_COLUMNS
+    captions: pa.Table  # of CAPTION_COLUMNS; null split and references if the source lacks it
     views: tuple[View, ...] = ()
 
     def __len__(self) -> int:
@@ -112,30 +115,25 @@ class PictureStore:
 
 def open_store(pictures: PictureTables, cache: Path) -> PictureStore:
     """The first table, with the others as its views."""
-    store, *others = (unpack_table(table, cache) for table in pictures.tables)
-    keys = store.captions["key"]
+    (rows, keys), *others = (unpack_table(table, cache) for table in pictures.tables)
     views = []
-    for other in others:
-        rows = pc.index_in(keys, other.captions["key"]).fill_null(-1).to_numpy()
-        views.append(View(other.rows, rows))
-    captions = _with_listing(store.captions, pictures.listing)
-    return replace(store, captions=captions, views=tuple(views))
+    for other_rows, other_keys in others:
+        places = pc.index_in(keys, other_keys).fill_null(-1).to_numpy()
+        views.append(View(other_rows, places))
+    return PictureStore(rows, captions_of(keys, pictures.listing), tuple(views))
 
 
 def read_captions(pictures: PictureTables) -> pa.Table:
     """Key, split and captions of each readable picture."""
-    captions = pa.concat_tables(read_rows(pictures.tables[0], CAPTION_COLUMNS))
-    return _with_listing(captions, pictures.listing)
+    keys = pa.concat_tables(read_rows(pictures.tables[0], ["key"]))["key"]
+    return captions_of(keys, pictures.listing)
 
 
-def _with_listing(captions: pa.Table, listing: str) -> pa.Table:
-    """The same pictures with what the listing says of each; nulls for one that it does not
-    hold."""
-    if not listing:
-        return captions
+def captions_of(keys: pa.ChunkedArray, listing: str) -> pa.Table:
+    """What the listing says about these pictures; nulls for one that it does not hold."""
     listed = pa.ipc.open_file(pa.memory_map(listing)).read_all()
-    listed = listed.take(pc.index_in(captions["key"], listed["key"].combine_chunks()))
-    return listed.set_column(0, "key", captions["key"])
+    listed = listed.take(pc.index_in(keys, listed["key"].combine_chunks()))
+    return listed.set_column(0, "key", keys)
 
 
 def write_listing(source: Source, file: Path) -> Counter[str]:
@@ -160,11 +158,11 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
     return pictures
 
 
-def unpack_table(table: str, cache: Path) -> PictureStore:
-    """The rows of the table at `table` (a path or URI), unpacked on this machine now or by an
-    earlier run."""
+def unpack_table(table: str, cache: Path) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """The rows of the table at `table` (a path or URI) and their keys, unpacked on this machine now
+    or by an earlier run."""
     files = _parquet_files(table)
-    fingerprint = json.dumps([CAPTIONS, str(table), *files], default=str)
+    fingerprint = json.dumps([KEYS, str(table), *files], default=str)
     folder = cache / "rows" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
     if not (folder / FORM).exists():
         part = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.part")
@@ -180,27 +178,27 @@ def unpack_table(table: str, cache: Path) -> PictureStore:
             shutil.rmtree(part, ignore_errors=True)
 
     form = json.loads((folder / FORM).read_text(encoding="utf-8"))
-    captions = pa.ipc.open_file(pa.memory_map(str(folder / CAPTIONS))).read_all()
-    shape = (len(captions), *form["shape"])
-    return PictureStore(np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape), captions)
+    keys = pa.ipc.open_file(pa.memory_map(str(folder / KEYS))).read_all()["key"]
+    shape = (len(keys), *form["shape"])
+    return np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape), keys
 
 
 def _unpack(table: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     columns = list(row_shapes(table))
-    captions, form = [], None
+    keys, form = [], None
     with (folder / ROWS).open("wb") as out:
-        for piece in read_rows(table, [*CAPTION_COLUMNS, *columns]):
+        for piece in read_rows(table, ["key", *columns]):
             if len(piece):
                 rows = _rows(piece, columns)
                 rows.tofile(out)
                 form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
-                captions.append(piece.select(CAPTION_COLUMNS))
+                keys.append(piece.select(["key"]))
     if form is None:
         raise UserError(f"{table} holds no readable picture")
-    whole = pa.concat_tables(captions).combine_chunks()
+    whole = pa.concat_tables(keys).combine_chunks()
     with (
-        pa.OSFile(str(folder / CAPTIONS), "wb") as file,
+        pa.OSFile(str(folder / KEYS), "wb") as file,
         pa.ipc.new_file(file, whole.schema) as writer,
     ):
         writer.write_table(whole)
@@ -228,6 +226,11 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
         for name in ("grid", "scale", "vector", "pixels")
         if name in schema.names
     }
+    if "references" in schema.names:
+        raise UserError(
+            f"{table} was made by an older version of raycap, which kept captions in it (format 1, "
+            f"this version reads {FEATURES_FORMAT}): make it again with `raycap extract`"
+        )
     if not shapes:
         raise UserError(
             f"{table} is no feature table: it has no column `grid`; make one with `raycap extract`"

@@ -114,7 +114,7 @@ def tune(config: Config) -> int:
                 for one in configs:
                     encoder = build_encoder(plan_of(one), one.train.start_from)
                     plan.tables[plan.tables_key(one)] = (
-                        given_features(one.train.features, encoder)
+                        given_features(one.train.features, str(listing_of(out, one)), encoder)
                         if one.train.features
                         else make_tables(one, encoder, listing_of(out, one))
                     )
