@@ -120,7 +120,28 @@ def open_store(pictures: PictureTables, cache: Path) -> PictureStore:
     for other_rows, other_keys in others:
         places = pc.index_in(keys, other_keys).fill_null(-1).to_numpy()
         views.append(View(other_rows, places))
-    return PictureStore(rows, captions_of(keys, pictures.listing), tuple(views))
+    folder = Path(str(rows.filename)).parent
+    return PictureStore(rows, _mapped_captions(keys, pictures.listing, folder), tuple(views))
+
+
+def _mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Table:
+    """`captions_of`, as a file beside the unpacked rows: it is mapped, and takes no memory."""
+    with Path(listing).open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    file = folder / f"captions-{digest}.arrow"
+    if not file.exists():
+        _write_whole(file, captions_of(keys, listing).combine_chunks())
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def _write_whole(file: Path, table: pa.Table) -> None:
+    part = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.part")
+    try:
+        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+            writer.write_table(table)
+        part.rename(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_captions(pictures: PictureTables) -> pa.Table:
@@ -158,7 +179,7 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
     return pictures
 
 
-def unpack_table(table: str, cache: Path) -> tuple[np.ndarray, pa.ChunkedArray]:
+def unpack_table(table: str, cache: Path) -> tuple[np.memmap, pa.ChunkedArray]:
     """The rows of the table at `table` (a path or URI) and their keys, unpacked on this machine now
     or by an earlier run."""
     files = _parquet_files(table)
