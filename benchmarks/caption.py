@@ -1,11 +1,14 @@
-"""`raycap caption` beside plain programs for the same work: pictures per second, and where the time goes.
+r"""`raycap caption` beside plain programs for the same work: pictures per second, and where the
+time goes.
 
-    python benchmarks/caption.py --photos FOLDER --weights resnet50.safetensors [--pictures 3000] [--rounds 3]
+    python benchmarks/caption.py --photos FOLDER --weights resnet50.safetensors \
+        [--pictures 3000] [--rounds 3]
 
-ResNet-50, LSTM with attention (512, 10,000 words, random weights: no caption ends early), beam 3, captions of 20
-words. In turn, each in a process of its own: raycap; the best plain program that we know (DataLoader workers,
-batches, the same encoder in the same numbers, channels_last, the batched beam, one Parquet file); and, on a few
-pictures, the tutorials' way (one at a time, float32, a beam search in Python lists). Medians over the rounds.
+ResNet-50, LSTM with attention (512, 10,000 words, random weights: no caption ends early), beam 3,
+captions of 20 words. In turn, each in a process of its own: raycap; the best plain program that we
+know (DataLoader workers, batches, the same encoder in the same numbers, channels_last, the batched
+beam, one Parquet file); and, on a few pictures, the tutorials' way (one at a time, float32, a beam
+search in Python lists). Medians over the rounds.
 """
 
 import argparse
@@ -43,7 +46,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "tests"))
 BATCH, WORDS, SLOW_PICTURES = int(os.environ.get("BATCH", "64")), 10_000, 16
 
-# Workers of the DataLoader and threads of torch; which is best depends on what else the machine does.
+# Workers of the DataLoader and threads of torch; which is best depends on what else the machine
+# does.
 PLAIN = ("plain 1 2", "plain 2 2")
 # Ratios wanted; the last is one that a busy machine blurs least.
 KINDS = {"steady": "wanted 0.95", "whole run": "wanted 0.85", "by processor time": "wanted 0.95"}
@@ -166,7 +170,8 @@ def slow(model: Path, folder: Path) -> None:
 
 
 def costs(model: Path, folder: Path) -> dict[str, float]:
-    """Milliseconds a picture of each act, alone in one process with all threads (decoding has one)."""
+    """Milliseconds a picture of each act, alone in one process with all threads (decoding has
+    one)."""
     captioner = Captioner.load(model)
     preprocessing = captioner.encoder.preprocessing
     encode = captioner.encoder.for_inference(choose_precision())
@@ -243,7 +248,8 @@ def processor_of(root: int) -> dict[int, float]:
 def measure(
     name: str, model: Path, folder: Path, out: Path, pictures: int
 ) -> tuple[float, float, float]:
-    """Steady pictures per second, those of the whole run, and steady pictures per second of processor time."""
+    """Steady pictures per second, those of the whole run, and steady pictures per second of
+    processor time."""
     said = out.with_suffix(".said")
 
     def lines() -> int:
@@ -337,13 +343,15 @@ def main() -> None:
                 name: statistics.median(one[kind] for one in each) for name, each in found.items()
             }
             print(
-                f"raycap / plain, {title}: {rates['raycap'] / max(rates[name] for name in PLAIN):.2f} ({wanted})"
+                f"raycap / plain, {title}: "
+                f"{rates['raycap'] / max(rates[name] for name in PLAIN):.2f} ({wanted})"
             )
             print(f"raycap / one at a time, {title}: {rates['raycap'] / rates['slow']:.1f}")
         cheapest = max(statistics.median(one[2] for one in found[name]) for name in PLAIN)
         own = 1000 / statistics.median(one[2] for one in found["raycap"]) - 1000 / cheapest
         print(
-            f"Ray's own: {own:.2f} ms of processor time a picture, more than the cheapest plain program takes"
+            f"Ray's own: {own:.2f} ms of processor time a picture, more than the cheapest plain "
+            "program takes"
         )
     finally:
         shutil.rmtree(home, ignore_errors=True)

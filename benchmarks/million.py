@@ -1,9 +1,11 @@
-"""What a run costs that hardly computes: a million rows through a captioner that pretends, and sleeping actors.
+"""What a run costs that hardly computes: a million rows through a captioner that pretends, and
+sleeping actors.
 
     python benchmarks/million.py [--rows 1000000] [--scaling]
 
-Prints the driver's memory while the table grows, rows per second of all the machinery around the model, how long a
-run takes that finds nothing to do, and (--scaling) how 1, 2 and 4 actors that only sleep share the work.
+Prints the driver's memory while the table grows, rows per second of all the machinery around the
+model, how long a run takes that finds nothing to do, and (--scaling) how 1, 2 and 4 actors that
+only sleep share the work.
 """
 
 import argparse
@@ -117,7 +119,8 @@ def million(folder: Path, rows: int) -> None:
         run_job(work(folder / "out", count, ROWS_IN_BATCH, 1, 0.0), {})
         took = time.monotonic() - began
         print(
-            f"{count:,} rows in {took:.1f} s; driver {memory.seen[0]} MiB at first, {max(memory.seen)} MiB at most"
+            f"{count:,} rows in {took:.1f} s; driver {memory.seen[0]} MiB at first, "
+            f"{max(memory.seen)} MiB at most"
         )
     began = time.monotonic()
     run_job(work(folder / "out", rows, ROWS_IN_BATCH, 1, 0.0), {})
@@ -125,7 +128,8 @@ def million(folder: Path, rows: int) -> None:
 
 
 def scaling(folder: Path, rounds: int = 3) -> None:
-    """Batches of 16 that take 0.4 s each; the start of a run is taken off by a run of one batch for each actor."""
+    """Batches of 16 that take 0.4 s each; the start of a run is taken off by a run of one batch
+    for each actor."""
     rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
     for number in range(rounds):
         for actors, found in rates.items():

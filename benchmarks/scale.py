@@ -1,12 +1,14 @@
-"""How the machinery around the model scales: decoding and captioning that only sleep, on GPUs in name.
+"""How the machinery around the model scales: decoding and captioning that only sleep, on GPUs in
+name.
 
     python benchmarks/scale.py [--workers 1 2 4 8 16 32] [--batches 25] [--rows 1000000]
 
-A batch of 64 pictures sleeps 0.2 s on a GPU and 0.2 s on each of two processors that decode for it. For each number
-of GPUs: rows per second once all work, beside what so many sleepers could do; when the last of them got its first
-batch, counted from the start of the run in a Ray that is up; the driver's share of a processor and its memory;
-and the most that lay in the object store. Rows have no pixels here: a real block of 64 pictures has 10 MB.
-`--rows` then goes through with the last number of workers and batches of 1,024, for memory over a long run.
+A batch of 64 pictures sleeps 0.2 s on a GPU and 0.2 s on each of two processors that decode for
+it. For each number of GPUs: rows per second once all work, beside what so many sleepers could do;
+when the last of them got its first batch, counted from the start of the run in a Ray that is up;
+the driver's share of a processor and its memory; and the most that lay in the object store. Rows
+have no pixels here: a real block of 64 pictures has 10 MB. `--rows` then goes through with the
+last number of workers and batches of 1,024, for memory over a long run.
 """
 
 import argparse
@@ -123,9 +125,11 @@ def measured(folder: Path, gpus: int, rows: int, batch: int) -> str:
     )
     could = gpus * batch / REST
     return (
-        f"{gpus:4} GPUs, {rows:9,} rows: {rate:9,.0f} rows/s of {could:7,.0f} ({rate / could:.2f}); "
+        f"{gpus:4} GPUs, {rows:9,} rows: {rate:9,.0f} rows/s of {could:7,.0f} "
+        f"({rate / could:.2f}); "
         f"{len(first)} busy after {busy:5.1f} s; driver {used / seconds:.2f} of a processor, "
-        f"{watch.memory[0]} -> {max(watch.memory)} MiB; object store at most {max(watch.stored)} MiB"
+        f"{watch.memory[0]} -> {max(watch.memory)} MiB; object store at most {max(watch.stored)} "
+        "MiB"
     )
 
 

@@ -3,8 +3,8 @@
     python benchmarks/structure.py            # a table
     python benchmarks/structure.py --json     # the same as JSON, to compare two commits
 
-Everything is read off the syntax trees in raycap/, apart from two figures that a fresh process measures: the files
-that `import raycap.captioners` loads and the time of `raycap --help`.
+Everything is read off the syntax trees in raycap/, apart from two figures that a fresh process
+measures: the files that `import raycap.captioners` loads and the time of `raycap --help`.
 """
 
 import argparse
@@ -104,7 +104,8 @@ def functions_that_take_config(functions: list[Any]) -> int:
 
 
 def import_cycles(trees: dict[str, ast.Module]) -> int:
-    """Groups of files that import each other at the top of the file (strongly connected, two files or more)."""
+    """Groups of files that import each other at the top of the file (strongly connected, two files
+    or more)."""
     modules = {
         name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name
         for name in trees
@@ -151,7 +152,8 @@ def strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
 
 
 def files_loaded_by_the_captioners() -> int:
-    """Files of raycap that are loaded by importing what captions pictures (its older name: raycap.captioners.trained)."""
+    """Files of raycap that are loaded by importing what captions pictures (its older name:
+    raycap.captioners.trained)."""
     module = (
         "raycap.captioners" if (PACKAGE / "captioners").is_dir() else "raycap.captioners.trained"
     )

@@ -1,12 +1,13 @@
-"""Addresses fetched, decoded and resized per second: raycap beside img2dataset, on one list, from a server here.
+"""Addresses fetched, decoded and resized per second: raycap beside img2dataset, on one list, from
+a server here.
 
-    python benchmarks/urls.py --photos FOLDER --peer VENV/bin/img2dataset [--rows 3000] [--rounds 3]
+    python benchmarks/urls.py --photos FOLDER --peer img2dataset [--rows 3000] [--rounds 3]
 
-Both fetch each address, decode it and bring it to 224 pixels: raycap as a captioning job does, with all its checks
-of addresses, sizes and pictures, for an actor that says of each picture how bright it is, into a table of captions;
-img2dataset into JPEG files, with a process for each processor and 64 threads in each. In turn, each in a process of
-its own, start included; and again on a tenth of the list, so that the difference is the steady rate. Medians over
-the rounds.
+Both fetch each address, decode it and bring it to 224 pixels: raycap as a captioning job does,
+with all its checks of addresses, sizes and pictures, for an actor that says of each picture how
+bright it is, into a table of captions; img2dataset into JPEG files, with a process for each
+processor and 64 threads in each. In turn, each in a process of its own, start included; and again
+on a tenth of the list, so that the difference is the steady rate. Medians over the rounds.
 """
 
 import argparse
@@ -180,7 +181,8 @@ def main() -> None:
         }
         for title, rates in (("whole run", whole), ("steady", steady)):
             print(
-                f"{title}: raycap {rates['raycap']:.1f}/s, img2dataset {rates['img2dataset']:.1f}/s, "
+                f"{title}: raycap {rates['raycap']:.1f}/s, img2dataset "
+                f"{rates['img2dataset']:.1f}/s, "
                 f"ratio {rates['raycap'] / rates['img2dataset']:.2f} (wanted 1.0)"
             )
     finally:

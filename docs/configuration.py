@@ -20,16 +20,16 @@ PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """\
 # Configuration reference
 
-Every option of every command is one entry of one tree. `raycap COMMAND --print-config` prints the tree as YAML, and
-`--config FILE` reads it back. A flag changes one entry:
+Every option of every command is one entry of one tree. `raycap COMMAND --print-config` prints
+the tree as YAML, and `--config FILE` reads it back. A flag changes one entry:
 
 ```bash
 raycap inspect photos/ --fetch.threads 128 --print-config > run.yaml
 raycap inspect --config run.yaml --fetch.threads 64
 ```
 
-The options of a command's own section need no prefix: for `raycap caption`, `--caption.batch 32` is `--batch 32`.
-Where a section offers kinds, `--SECTION KIND` chooses one and `--SECTION.OPTION` sets its options.
+The options of a command's own section need no prefix: for `raycap caption`, `--caption.batch 32`
+is `--batch 32`. Where a section offers kinds, `--SECTION KIND` chooses one and `--SECTION.OPTION` sets its options.
 
 `docs/configuration.py` writes this page from the option classes; a test compares the two.
 """
@@ -96,7 +96,8 @@ def default_of(option: Any) -> str:
 
 
 def summary(options: Any) -> str:
-    """The class's docstring on one line per paragraph; dataclasses write a signature where there is none."""
+    """The class's docstring on one line per paragraph; dataclasses write a signature where there
+    is none."""
     about = inspect.getdoc(options) or ""
     if about.startswith(f"{options.__name__}(") or options is MetricOptions:
         return ""

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. The exit code is 0 if all went well, 1 if rows failed, 2 after a UserError."""
-    # Threads that wait for each other must sleep. By default they spin. On a busy machine two threads that spin were
-    # measured to take 25 times as long as one.
+    """Run the command line. The exit code is 0 if all went well, 1 if rows failed, 2 after a
+    UserError."""
+    # Threads that wait for each other must sleep. By default they spin. On a busy machine two
+    # threads that spin were measured to take 25 times as long as one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     log_to_stderr()
     if arguments is None:
@@ -99,7 +100,8 @@ def _list_of_commands() -> str:
 
 
 def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
-    """The config of a command: its defaults, then the file, then SOURCE and kinds, then dotted flags.
+    """The config of a command: its defaults, then the file, then SOURCE and kinds, then dotted
+    flags.
 
     Also returns whether the config is only to be printed.
     """
@@ -123,7 +125,8 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
 
     if chosen.run and not chosen.config:
         raise UserError(
-            f"--run {chosen.run} names one of the runs of a file: say which with --config FILE.yaml"
+            f"--run {chosen.run} names one of the runs of a file: say which with --config "
+            "FILE.yaml"
         )
     config = load(chosen.config, chosen.run) if chosen.config else Config()
     path = chosen.references if command.words else None if filled else next(iter(words), None)
@@ -133,7 +136,8 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     for section in choices:
         kind = getattr(chosen, section)
         config = _choose(config, section, kind, path if section == "source" else None)
-    # A captioner has its own search. Another one is meant only if a captioner is trained, or by a --search flag.
+    # A captioner has its own search. Another one is meant only if a captioner is trained, or by a
+    # --search flag.
     trains = "decoder" in command.sections
     if config.search is None and (trains or any(flag.startswith("--search.") for flag in flags)):
         config = dataclasses.replace(config, search=Beam())
@@ -148,7 +152,8 @@ def _leading_words(arguments: list[str]) -> list[str]:
 
 
 def _choose(config: "Config", section: str, kind: str | None, path: str | None) -> "Config":
-    """Change the kind of a section: by name or, for a source, by what is at `path`. The same kind keeps its options."""
+    """Change the kind of a section: by name or, for a source, by what is at `path`. The same kind
+    keeps its options."""
     from raycap.config import CHOICES
     from raycap.options import choose, kind_of
     from raycap.sources import detect
@@ -203,7 +208,8 @@ def _with_flags(config: "Config", name: str, command: Command, flags: list[str])
 
 
 def _without_prefix(flag: str, own: str) -> str:
-    """`--inspect.limit` is `--limit` for `raycap inspect`. Config files have the former, so flags may too."""
+    """`--inspect.limit` is `--limit` for `raycap inspect`. Config files have the former, so flags
+    may too."""
     return flag.replace(f"--{own}.", "--", 1) if flag.startswith(f"--{own}.") else flag
 
 
@@ -217,7 +223,8 @@ def _common_flags(command: Command) -> str:
     )
     return "\n".join(
         [
-            f"{_words(command)} comes first. Also: --config FILE.yaml (flags override it), --print-config,",
+            f"{_words(command)} comes first. Also: --config FILE.yaml (flags override it), "
+            "--print-config,",
             "--run NAME (if the file has several runs),",
             *references,
             *(f"{line} (its options are listed once it is known)" for line in kinds),

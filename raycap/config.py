@@ -1,7 +1,9 @@
-"""The config: all options of a run as one frozen, typed tree, read from YAML and changed by dotted flags.
+"""The config: all options of a run as one frozen, typed tree, read from YAML and changed by dotted
+flags.
 
-Each section is the option class of a package. Where a package has alternatives (sources, encoders, ...), the section
-holds the options of the one chosen, and a YAML file names it with `kind`. One file serves all commands.
+Each section is the option class of a package. Where a package has alternatives (sources, encoders,
+...), the section holds the options of the one chosen, and a YAML file names it with `kind`. One
+file serves all commands.
 """
 
 import dataclasses
@@ -54,7 +56,8 @@ class Inspect:
             )
         if not self.out.endswith(".json"):
             raise UserError(
-                f"--out is {self.out!r}: the report is a JSON file, so give a name that ends in .json"
+                f"--out is {self.out!r}: the report is a JSON file, so give a name that ends in "
+                ".json"
             )
 
 
@@ -91,7 +94,8 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 
 
 def load(path: str, run: str = "") -> Config:
-    """Read a YAML file. `run` chooses one of the runs in it, if it holds several. Raises UserError for unknown options."""
+    """Read a YAML file. `run` chooses one of the runs in it, if it holds several. Raises UserError
+    for unknown options."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,9 +1,11 @@
-"""Options as plain data and back: frozen dataclasses as the mappings that YAML files and captioner folders hold.
+"""Options as plain data and back: frozen dataclasses as the mappings that YAML files and captioner
+folders hold.
 
     from_plain(ENCODERS, {"kind": "pixels", "size": 32}, "encoder")  ->  Pixels(size=32)
     to_plain(Pixels(size=32), ENCODERS)  ->  {"kind": "pixels", "size": 32, ...}
 
-Where a part has alternatives, a plain dict holds them by name (ENCODERS, SOURCES, ...), and `kind` says which one it is.
+Where a part has alternatives, a plain dict holds them by name (ENCODERS, SOURCES, ...), and `kind`
+says which one it is.
 """
 
 import dataclasses
@@ -18,8 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from raycap.errors import UserError
 
-# Options that no longer exist: the default that they had, and why they were removed. Files of earlier versions name
-# them. The default is ignored; any other value is refused.
+# Options that no longer exist: the default that they had, and why they were removed. Files of
+# earlier versions name them. The default is ignored; any other value is refused.
 REMOVED: dict[str, tuple[Any, str]] = {
     "decoder.scaled_words": (False, "it lowered the loss and made captions no better"),
     "extract.shuffle_seed": (None, "every run makes all rows, so their order changes nothing"),
@@ -31,16 +33,19 @@ Shape = Any
 
 
 def to_plain(options: Any, kinds: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The options as a mapping of words, numbers and lists, with their `kind` if they are one of several kinds."""
+    """The options as a mapping of words, numbers and lists, with their `kind` if they are one of
+    several kinds."""
     # Through JSON: tuples become lists, which safe YAML can hold.
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(options)))
     return plain if kinds is None else {"kind": kind_of(options, kinds), **plain}
 
 
 def from_plain(shape: Shape, data: Any, name: str) -> Any:
-    """The options that `to_plain` wrote. Missing ones get their defaults; unknown ones raise UserError.
+    """The options that `to_plain` wrote. Missing ones get their defaults; unknown ones raise
+    UserError.
 
-    `shape` is a dataclass, or a dict of alternatives. `name` is what messages call the options: `encoder`.
+    `shape` is a dataclass, or a dict of alternatives. `name` is what messages call the options:
+    `encoder`.
     """
     if not isinstance(shape, Mapping):
         return _build(shape, data, name)
@@ -84,7 +89,8 @@ def without_removed(section: str, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(part: Any, data: Any, place: str) -> Any:
-    """A dataclass from a mapping. `place` is the dotted name of the options: `encoder`, or "" for the whole file."""
+    """A dataclass from a mapping. `place` is the dotted name of the options: `encoder`, or "" for
+    the whole file."""
     if not isinstance(data, Mapping):
         where = place or "the top level"
         raise UserError(f"{where} is {data!r}: a mapping of option to value belongs there")
@@ -96,7 +102,8 @@ def _build(part: Any, data: Any, place: str) -> Any:
             default, reason = REMOVED[dotted]
             if value != default:
                 raise UserError(
-                    f"{dotted} is {value!r}, and this version no longer has that option ({reason}): "
+                    f"{dotted} is {value!r}, and this version no longer has that option "
+                    f"({reason}): "
                     "leave it out, or use raycap 0.1 for what was made with it"
                 )
             continue
@@ -118,7 +125,8 @@ def _value(hint: Any, value: Any, dotted: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, dotted)
     try:
-        # Strict as JSON is strict: no "5" for 5, no yes for a word, but a list for a tuple and 1 for 1.0.
+        # Strict as JSON is strict: no "5" for 5, no yes for a word, but a list for a tuple and 1
+        # for 1.0.
         return _adapter(hint).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(detail["msg"].lower() for detail in error.errors()))

@@ -15,7 +15,8 @@ COMMONEST = 3
 
 
 class Progress:
-    """Counts rows done and failed; a `total` that nobody knows yet is asked for until somebody does."""
+    """Counts rows done and failed; a `total` that nobody knows yet is asked for until somebody
+    does."""
 
     def __init__(
         self,
@@ -34,7 +35,8 @@ class Progress:
         self._bar = tqdm(desc=what, unit=" rows", smoothing=0.1) if sys.stderr.isatty() else None
 
     def add(self, done: int, failed: int | Mapping[Any, int]) -> None:
-        """So many more rows; of the failed ones how many there are, or how many for each (status, reason)."""
+        """So many more rows; of the failed ones how many there are, or how many for each (status,
+        reason)."""
         self._done += done
         self._failed.update({("failed", ""): failed} if isinstance(failed, int) else failed)
         self._total = self._total if self._total is not None else self._ask_total()

@@ -1,4 +1,5 @@
-"""The Arrow schemas of all tables, and `fit`, which casts a table to its schema before it is written."""
+"""The Arrow schemas of all tables, and `fit`, which casts a table to its schema before it is
+written."""
 
 from collections.abc import Sequence
 
@@ -6,7 +7,8 @@ import pyarrow as pa
 
 from raycap.errors import UserError
 
-# The status of a row. Errors are strings, "" for none: a column of nulls would break Parquet later.
+# The status of a row. Errors are strings, "" for none: a column of nulls would break Parquet
+# later.
 SUCCESS = "success"
 FAILED_TO_FETCH = "failed_to_fetch"
 FAILED_TO_DECODE = "failed_to_decode"
@@ -31,8 +33,8 @@ FEATURES_FORMAT = 2
 
 
 def features_schema(positions: int, width: int, int8: bool = False) -> pa.Schema:
-    """One encoded picture: a float16 grid [P, D] and the global vector [D] beside it. In int8 the grid has a scale
-    [D], by which its channels are to be multiplied."""
+    """One encoded picture: a float16 grid [P, D] and the global vector [D] beside it. In int8 the
+    grid has a scale [D], by which its channels are to be multiplied."""
     vector = pa.fixed_shape_tensor(pa.float16(), (width,))
     return pa.schema(
         [
@@ -64,8 +66,8 @@ CAPTIONS = pa.schema(
     ]
 )
 
-# Behind those, where asked for: how well the captioner predicts the picture's own captions, word by word, given the
-# true words before. Null where it did not see the picture.
+# Behind those, where asked for: how well the captioner predicts the picture's own captions, word
+# by word, given the true words before. Null where it did not see the picture.
 TRUE_WORDS = pa.schema(
     [
         ("true_surprise", pa.float64()),  # cross-entropy in nats, summed over the words
@@ -76,11 +78,13 @@ TRUE_WORDS = pa.schema(
 
 
 def fit(table: pa.Table, schema: pa.Schema, carry: Sequence[str] = ()) -> pa.Table:
-    """Select and cast `table` to `schema`, with the user's own columns named by `carry` behind it."""
+    """Select and cast `table` to `schema`, with the user's own columns named by `carry` behind
+    it."""
     missing = [name for name in (*schema.names, *carry) if name not in table.column_names]
     if missing:
         raise UserError(
-            f"the table lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
+            f"the table lacks the column(s) {', '.join(missing)}; it has "
+            f"{', '.join(table.column_names)}"
         )
     fields = [*schema, *(table.schema.field(name) for name in carry if name not in schema.names)]
     return table.select([field.name for field in fields]).cast(pa.schema(fields))

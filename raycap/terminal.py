@@ -1,4 +1,5 @@
-"""Everything that is printed goes through here: what strangers wrote must not drive a person's terminal."""
+"""Everything that is printed goes through here: what strangers wrote must not drive a person's
+terminal."""
 
 import logging
 import sys
@@ -7,15 +8,16 @@ import unicodedata
 from types import TracebackType
 from typing import TextIO
 
-# Escape sequences (Cc), characters that turn the direction of text or are not seen (Cf), halves of characters (Cs),
-# and the two line ends of Unicode (Zl, Zp).
+# Escape sequences (Cc), characters that turn the direction of text or are not seen (Cf), halves of
+# characters (Cs), and the two line ends of Unicode (Zl, Zp).
 _ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 # Emoji and some scripts are written with these two, and they move nothing.
 _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """One line that is safe to print: controls, line ends and what turns the direction of text are escaped."""
+    """One line that is safe to print: controls, line ends and what turns the direction of text are
+    escaped."""
     if text.isprintable():
         return text
     return "".join(_escaped(character) for character in text)

@@ -30,7 +30,8 @@ def references(number: int) -> list[str]:
 
 
 def source_rows(count: int) -> list[dict[str, Any]]:
-    """What the source says of `count` pictures: three of four in the split train, the others in dev."""
+    """What the source says of `count` pictures: three of four in the split train, the others in
+    dev."""
     return [
         {
             "path": f"{number:04}.png",

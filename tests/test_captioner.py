@@ -1,4 +1,5 @@
-"""A captioner as its users meet it: taught until it knows its pictures, saved, loaded, tampered with, explained."""
+"""A captioner as its users meet it: taught until it knows its pictures, saved, loaded, tampered
+with, explained."""
 
 import dataclasses
 import io
@@ -40,7 +41,8 @@ DECODERS: dict[str, DecoderChoice] = {
 def taught(
     plan: Plan, pictures: Sequence[bytes], captions: Sequence[str], steps: int, rate: float = 1e-2
 ) -> tuple[TrainedCaptioner, list[float]]:
-    """A captioner that has seen only these pictures, one caption each, until it knows them; and its losses."""
+    """A captioner that has seen only these pictures, one caption each, until it knows them; and
+    its losses."""
     torch.manual_seed(0)
     vocabulary = Vocabulary.build(captions, VocabularyOptions(min_count=1))
     encoder = plan.encoder.build()
@@ -240,7 +242,8 @@ def test_a_folder_that_stands_alone_needs_no_other_weights(
     assert all(
         caption.succeeded for caption in Captioner.load(tmp_path / "half").caption(shapes[0][:2])
     )
-    # Rounded, the encoder is no longer what its options name: a copy must hold it without being asked.
+    # Rounded, the encoder is no longer what its options name: a copy must hold it without being
+    # asked.
     Captioner.load(tmp_path / "half").save(tmp_path / "again", half=True)
     again, half = (
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "half")

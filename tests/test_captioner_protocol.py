@@ -1,4 +1,5 @@
-"""Captioners are replaceable: a kind that raycap does not know goes through the table job and through Python."""
+"""Captioners are replaceable: a kind that raycap does not know goes through the table job and
+through Python."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""The config tree: files and flags become the same frozen tree, and what is wrong is refused by name."""
+"""The config tree: files and flags become the same frozen tree, and what is wrong is refused by
+name."""
 
 import dataclasses
 import os

@@ -1,12 +1,13 @@
-"""Golden tests: what raycap writes for fixed inputs is what it wrote when these files were recorded.
+"""Golden tests: what raycap writes for fixed inputs is what it wrote when these files were
+recorded.
 
-They make a change of behaviour visible in code that is only to be moved or renamed. When a change is wanted, record
-the files again and say so in the commit:
+They make a change of behaviour visible in code that is only to be moved or renamed. When a change
+is wanted, record the files again and say so in the commit:
 
     RAYCAP_RECORD_GOLDEN=1 pytest tests/test_golden.py -k identities
 
-Floating-point results differ in their last digits between processors and versions of torch. On the kind of machine
-that recorded them they must be equal; elsewhere they must be close.
+Floating-point results differ in their last digits between processors and versions of torch. On the
+kind of machine that recorded them they must be equal; elsewhere they must be close.
 """
 
 import contextlib
@@ -35,7 +36,8 @@ from raycap.tuning.trials import SCHEMA as TRIALS
 GOLDEN = Path(__file__).parent / "golden"
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 RECORD = bool(os.environ.get("RAYCAP_RECORD_GOLDEN"))
-VERSION = "golden"  # written into captioner folders in place of raycap's own, which changes with each release
+# Written into captioner folders in place of raycap's own, which changes with each release.
+VERSION = "golden"
 DEV_PHOTOS = 200
 
 
@@ -66,7 +68,7 @@ def digests(path: Path) -> dict[str, str]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ configuration
+# -------------------------------------------------------------------------------- configuration
 
 
 def test_the_printed_config_of_every_command() -> None:
@@ -99,7 +101,7 @@ def _described(schema: pa.Schema) -> list[str]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ captioners
+# -------------------------------------------------------------------------------- captioners
 
 
 def test_the_files_of_a_saved_captioner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +141,13 @@ def test_the_shipped_captioners_captions_of_real_photos(shared_data: Path) -> No
     _captions("captions_of_photos", photos)
 
 
-# ------------------------------------------------------------------------------------------------ runs
+# -------------------------------------------------------------------------------- runs
 
 TRAIN = """
 source: {kind: shapes, count: 60}
 encoder: {kind: pixels, size: 96, patch: 16, frequencies: 4}
-decoder: {kind: top_down, hidden_width: 48, embedding_width: 32, projection_width: 48, attention_width: 32}
+decoder:
+  {kind: top_down, hidden_width: 48, embedding_width: 32, projection_width: 48, attention_width: 32}
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:
@@ -202,7 +205,8 @@ def test_a_training_run_on_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_in_tasks: None
 ) -> None:
     _check_run("training_on_features", _trained(FEATURES, tmp_path, monkeypatch))
-    # Its feature tables were made by the same code as `raycap extract`'s, and their runs are named alike.
+    # Its feature tables were made by the same code as `raycap extract`'s, and their runs are named
+    # alike.
     runs = sorted((tmp_path / "cache" / "features").glob("*/run.json"))
     extracts = [json.loads(run.read_text())["identity"] for run in runs]
     extracts.sort(key=lambda identity: "view" in identity)

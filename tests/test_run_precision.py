@@ -1,4 +1,5 @@
-"""One precision for a run: what it began with is what it goes on with, whatever a worker would choose."""
+"""One precision for a run: what it began with is what it goes on with, whatever a worker would
+choose."""
 
 import json
 import socket
@@ -68,7 +69,8 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
-    # This machine's device shall have bf16. The workers, which are not patched, would choose for themselves.
+    # This machine's device shall have bf16. The workers, which are not patched, would choose for
+    # themselves.
     with monkeypatch.context() as patch:
         patch.setattr(device, "_fastest", lambda _: ("bf16", "as the test has it"))
         assert caption(folder, out, model) == 0

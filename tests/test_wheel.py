@@ -21,9 +21,13 @@ def test_the_wheel_captions_a_photo(tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "--no-deps", "--quiet", wheel]
     subprocess.run(install, check=True)
-    # Only raycap comes from the new environment. What it depends on is some gigabytes, and is taken from this one.
-    # A path in PYTHONPATH is searched for packages only: the .pth file of an editable raycap is not read there.
-    program = "import raycap, sys; from raycap.cli import main; print(raycap.__file__); sys.exit(main(sys.argv[1:]))"
+    # Only raycap comes from the new environment. What it depends on is some gigabytes, and is
+    # taken from this one. A path in PYTHONPATH is searched for packages only: the .pth file of an
+    # editable raycap is not read there.
+    program = (
+        "import raycap, sys; from raycap.cli import main\n"
+        "print(raycap.__file__); sys.exit(main(sys.argv[1:]))"
+    )
     command = [python, "-c", program, "caption", "--precision", "fp32"]
     command.append(REPOSITORY / "samples" / "tennis.jpg")
     answer = subprocess.run(

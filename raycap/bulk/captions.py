@@ -160,7 +160,8 @@ class CaptionWorker:
 
 
 def _arrow_value(value: Any, kind: pa.DataType) -> Any:
-    """A value as its column takes it: arrays as lists of their own numbers, an empty list where there is none."""
+    """A value as its column takes it: arrays as lists of their own numbers, an empty list where
+    there is none."""
     if value is None and pa.types.is_list(kind):
         return []
     if isinstance(value, np.ndarray):

@@ -1,11 +1,14 @@
-"""From a stream of finished rows to whole files of a table, each row once: tasks write, the driver alone commits.
+"""From a stream of finished rows to whole files of a table, each row once: tasks write, the driver
+alone commits.
 
-A task writes some rows to a staged file, which no reader sees, and reports the numbers of the rows in it (see
-`pending.TICKET`). The driver renames the file into the table if none of its rows has been committed in this pass. If
-Ray runs a task twice, or makes a block again with other borders after a node was lost, the second file is thrown away;
-what was good in it is made by the next pass, which lists what the table lacks. The driver remembers one bit for each
-row. Rows of a second listing (its task was lost too, and the source may have changed meanwhile) are not taken at all.
-After the death of the driver nobody commits: its tasks may still write, but their files are only staged.
+A task writes some rows to a staged file, which no reader sees, and reports the numbers of the rows
+in it (see `pending.TICKET`). The driver renames the file into the table if none of its rows has
+been committed in this pass. If Ray runs a task twice, or makes a block again with other borders
+after a node was lost, the second file is thrown away; what was good in it is made by the next
+pass, which lists what the table lacks. The driver remembers one bit for each row. Rows of a second
+listing (its task was lost too, and the source may have changed meanwhile) are not taken at all.
+After the death of the driver nobody commits: its tasks may still write, but their files are only
+staged.
 """
 
 import hashlib
@@ -34,7 +37,8 @@ from raycap.storage.folder import STAGED
 
 log = logging.getLogger(__name__)
 
-# What ends a pass and leaves what it has finished: a lost worker or node, or a stream that makes no progress.
+# What ends a pass and leaves what it has finished: a lost worker or node, or a stream that makes
+# no progress.
 LOST_WORK = (RayError, ExecutionTimeoutError)
 # Files that are written at the same time; with more, a slow disk would fill the object store.
 MOST_WRITING = 4
@@ -88,7 +92,8 @@ class Committer:
     def commit(self, rows: Dataset) -> Generator[RowCounts]:
         """Write and commit the rows; yields the counts of each committed file.
 
-        When it ends early, by a fault or because the caller stops, what is finished is committed first.
+        When it ends early, by a fault or because the caller stops, what is finished is committed
+        first.
         """
         try:
             for blocks in self._blocks_of_files(rows):
@@ -108,7 +113,8 @@ class Committer:
                     ray.wait(self._writing, num_returns=len(self._writing))
 
     def _blocks_of_files(self, rows: Dataset) -> Iterator[list[Any]]:
-        """References to the blocks of one file each; the rows themselves do not come to the driver."""
+        """References to the blocks of one file each; the rows themselves do not come to the
+        driver."""
         blocks: list[Any] = []
         held, since = 0, time.monotonic()
         try:
@@ -136,7 +142,8 @@ class Committer:
         return bool(self._writing) and bool(ray.wait(self._writing, timeout=0)[0])
 
     def _commit_one(self) -> RowCounts | None:
-        """Wait for one file and commit it; None if it was lost or its rows are in the table already."""
+        """Wait for one file and commit it; None if it was lost or its rows are in the table
+        already."""
         [ready], self._writing = ray.wait(self._writing, num_returns=1)
         try:
             file: StagedFile = ray.get(ready)
@@ -182,7 +189,8 @@ def write_staged(folder: RunFolder, run: str, layout: FileLayout, *blocks: pa.Ta
     table = fit(rows, layout.schema, layout.carry).replace_schema_metadata(layout.metadata)
     keys = "\0".join(rows["key"].to_pylist()).encode()
     name = f"part-{run}-{hashlib.blake2b(keys, digest_size=8).hexdigest()}.parquet"
-    # A name of its own for each try: a task that was given up may still hold its file open, and write.
+    # A name of its own for each try: a task that was given up may still hold its file open, and
+    # write.
     staged = f"{STAGED}/{run}/{uuid.uuid4().hex}"
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")

@@ -1,4 +1,5 @@
-"""What a table holds: its keys as digests, its rows by status, and why rows failed. Read by tasks."""
+"""What a table holds: its keys as digests, its rows by status, and why rows failed. Read by
+tasks."""
 
 import hashlib
 from collections import Counter
@@ -18,11 +19,12 @@ from raycap.fetch.hosts import HostCounts
 from raycap.schema import SUCCESS
 from raycap.storage import RunFolder
 
-# [2, N]: the two halves of the 128-bit digest of each key. Two different keys with one digest would cost a picture
-# its row: with 128 bits that does not happen.
+# [2, N]: the two halves of the 128-bit digest of each key. Two different keys with one digest
+# would cost a picture its row: with 128 bits that does not happen.
 Digests = NDArray[np.uint64]
 
-# Each listed table of rows is looked up in every group, so there are few groups, however large the table is.
+# Each listed table of rows is looked up in every group, so there are few groups, however large the
+# table is.
 MOST_GROUPS = 32
 LEAST_FILES_IN_GROUP = 16
 
@@ -53,7 +55,8 @@ class RowCounts:
 
 @dataclass
 class TableContents:
-    """A table at one moment. The digests stay with the tasks that read them; here are references."""
+    """A table at one moment. The digests stay with the tasks that read them; here are
+    references."""
 
     counts: RowCounts
     keys: tuple[Any, ...]  # sorted digests of all keys
@@ -61,7 +64,8 @@ class TableContents:
 
 
 def read_contents(folder: RunFolder, table: str, retry: Sequence[str] = ()) -> TableContents:
-    """Read the table's files in tasks. `retry` names the statuses whose rows are to be made again."""
+    """Read the table's files in tasks. `retry` names the statuses whose rows are to be made
+    again."""
     files = folder.names(table)
     size = max(LEAST_FILES_IN_GROUP, -(-len(files) // MOST_GROUPS))
     # No processor each: they wait for a disk or a network, and run before anything else does.
@@ -113,7 +117,8 @@ def count_rows(rows: Any) -> RowCounts:
     if counts.failed:
         bad = rows.filter(pc.not_equal(rows["status"], SUCCESS))
         pairs = zip(bad["status"].to_pylist(), bad["error_message"].to_pylist(), strict=True)
-        # Everything up to the first colon is the same for all such faults; the rest is about one row.
+        # Everything up to the first colon is the same for all such faults; the rest is about one
+        # row.
         counts.reasons = Counter((status, reason.partition(":")[0]) for status, reason in pairs)
     return counts
 

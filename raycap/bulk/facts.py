@@ -52,7 +52,8 @@ def write_facts(job: TableJob, folder: RunFolder, result: RunResult, more: dict[
 
 
 def update_facts(folder: RunFolder, result: RunResult) -> None:
-    """Of a run that had nothing to make: what the source leaves out may have changed since the last one."""
+    """Of a run that had nothing to make: what the source leaves out may have changed since the
+    last one."""
     facts = folder.read_json(FACTS) or {}
     now = {"left_out": list(result.left_out), "notes": list(result.notes)}
     if {name: facts.get(name, []) for name in now} != now:

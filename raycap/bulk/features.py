@@ -1,4 +1,5 @@
-"""What training learns from, as tables: encoded pictures, or their pixels if the encoder itself is to learn."""
+"""What training learns from, as tables: encoded pictures, or their pixels if the encoder itself is
+to learn."""
 
 import dataclasses
 import functools
@@ -32,7 +33,8 @@ from raycap.sources import Source
 
 
 class AugmentedView(NamedTuple):
-    """One way in which pictures are changed before they are encoded: by these options, drawn with this number."""
+    """One way in which pictures are changed before they are encoded: by these options, drawn with
+    this number."""
 
     options: Augmentation
     number: int
@@ -197,7 +199,8 @@ class EncodeWorker:
 
 
 def in_int8(grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grids [R, P, D] in 8 bits, and the scales [R, D] by which each channel is to be multiplied."""
+    """Grids [R, P, D] in 8 bits, and the scales [R, D] by which each channel is to be
+    multiplied."""
     scales = (np.abs(grids).max(1) / 127).astype(np.float16)
     divisors = scales[:, None]  # [R, 1, D]
     steps = np.zeros(grids.shape, np.float32)
@@ -206,8 +209,8 @@ def in_int8(grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def padded(pixels: np.ndarray, batch: int) -> np.ndarray:
-    """The pictures [R, S, S, 3] with black ones behind them, up to `batch`. Arithmetic rounds by the size of the
-    batch; with one size, a picture's features do not depend on its neighbours."""
+    """The pictures [R, S, S, 3] with black ones behind them, up to `batch`. Arithmetic rounds by
+    the size of the batch; with one size, a picture's features do not depend on its neighbours."""
     missing = batch - len(pixels)
     if missing <= 0:
         return pixels

@@ -36,7 +36,8 @@ def differences_from(job: TableJob, folder: RunFolder) -> list[str]:
     if record is None:
         return [f"{job.table} of unknown origin"] if folder.names(job.table) else []
     identity = record.get("identity", {})
-    # More formats are accepted by default than in older versions. If a run had the default then, it takes today's.
+    # More formats are accepted by default than in older versions. If a run had the default then,
+    # it takes today's.
     reading = identity.get("reading", {})
     formats = job.identity.get("reading", {}).get("formats")
     had_default = tuple(reading.get("formats", ())) in FORMATS_OF_OLDER_VERSIONS

@@ -78,8 +78,8 @@ def source_identity(source: Source, split: str) -> dict[str, Any]:
 
 
 def reading_identity(reading: Reading) -> dict[str, Any]:
-    """The options of reading that determine the rows. How long a picture may take does not: with more time, what
-    failed can be tried again."""
+    """The options of reading that determine the rows. How long a picture may take does not: with
+    more time, what failed can be tried again."""
     return {name: value for name, value in to_plain(reading).items() if name not in LIMITS}
 
 

@@ -32,7 +32,8 @@ class BulkOptions:
     batch: int = 64
     """Pictures in one batch of the model."""
     actors: int | None = None
-    """Worker processes that hold the model. None: as many as the cluster's GPUs or processors carry."""
+    """Worker processes that hold the model. None: as many as the cluster's GPUs or processors
+    carry."""
     threads: int | None = None
     """Threads of each worker. None: the processors, divided among the workers."""
     gpus: float | None = None
@@ -74,7 +75,8 @@ class BulkOptions:
                 raise ValueError
         except ValueError:
             raise UserError(
-                f"--max-failed is {self.max_failed!r}: give a count such as 500 or a share like 10%"
+                f"--max-failed is {self.max_failed!r}: give a count such as 500 or a share like "
+                "10%"
             ) from None
         return number / 100 * done if share else number
 
@@ -86,19 +88,21 @@ class ExtractOptions(BulkOptions):
     part_rows: int = 1000
     """Rows in one Parquet file. A row of ResNet-50 takes about 200 KB before compression."""
     int8: bool = False
-    """Store grids in 8 bits, with a scale for each channel: about two thirds of the disk space for ResNet-50."""
+    """Store grids in 8 bits, with a scale for each channel: about two thirds of the disk space for
+    ResNet-50."""
 
 
 @dataclass(frozen=True)
 class CaptionOptions(BulkOptions):
-    """What `raycap caption` writes: OUT/captions, a table with one row for each picture. Captions of single photos
-    are printed, without a table."""
+    """What `raycap caption` writes: OUT/captions, a table with one row for each picture. Captions
+    of single photos are printed, without a table."""
 
     out: str = ""
-    """Folder of the run, local or in an object store (s3://...). The same command resumes it. Empty: ./captions/NAME,
-    where NAME is that of the source."""
+    """Folder of the run, local or in an object store (s3://...). The same command resumes it.
+    Empty: ./captions/NAME, where NAME is that of the source."""
     model: str = "shipped"
-    """The captioner: a folder or URI that `raycap train` or Captioner.save wrote, or the one that ships."""
+    """The captioner: a folder or URI that `raycap train` or Captioner.save wrote, or the one that
+    ships."""
     encoder_weights: str = ""
     """Where the encoder's weights are, for a captioner folder that does not hold them."""
     beam: int | None = None
@@ -106,14 +110,16 @@ class CaptionOptions(BulkOptions):
     num_captions: int | None = None
     """Captions of each picture: the best one, and the next best as alternatives."""
     min_score: float | None = None
-    """Mark rows whose caption scores less than this, in a column low_score. They stay in the table."""
+    """Mark rows whose caption scores less than this, in a column low_score. They stay in the
+    table."""
     attention: bool = False
-    """Store where the captioner looked for each word, in the columns words and attention. For single photos, draw it:
-    NAME.attention.png."""
+    """Store where the captioner looked for each word, in the columns words and attention. For
+    single photos, draw it: NAME.attention.png."""
     true_words: bool = False
-    """Also measure how well the captioner predicts the source's own captions, word by word: columns true_surprise
-    (nats), true_right (words that it ranked first) and true_count (words, with the end of each caption). `raycap
-    evaluate` computes loss, token accuracy and perplexity from them."""
+    """Also measure how well the captioner predicts the source's own captions, word by word:
+    columns true_surprise (nats), true_right (words that it ranked first) and true_count (words,
+    with the end of each caption). `raycap evaluate` computes loss, token accuracy and perplexity
+    from them."""
     show: bool = False
     """For single photos: draw each with its caption below it, NAME.captioned.png."""
     photos: tuple[str, ...] = ()
@@ -121,7 +127,8 @@ class CaptionOptions(BulkOptions):
     columns: tuple[str, ...] = ()
     """Columns of the source's own table to copy into the output."""
     also: tuple[Literal["txt", "jsonl", "webdataset", "imagefolder"], ...] = ()
-    """Also write these forms: a text file for each picture, JSON lines, tars for WebDataset, a metadata.jsonl."""
+    """Also write these forms: a text file for each picture, JSON lines, tars for WebDataset, a
+    metadata.jsonl."""
     txt_beside: bool = False
     """Put text files beside the pictures, not into OUT/txt."""
     txt_mode: Literal["skip", "overwrite", "append", "prepend"] = "skip"
@@ -137,11 +144,13 @@ class CaptionOptions(BulkOptions):
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give at least 1")
         if self.true_words and self.dedup:
             raise UserError(
-                "--true-words and --dedup do not go together: equal pictures may have different captions"
+                "--true-words and --dedup do not go together: equal pictures may have different "
+                "captions"
             )
 
     def search(self, given: SearchChoice | None, trained: SearchChoice) -> SearchChoice:
-        """The search to use: the one in the config, else the captioner's own, changed by --beam and --num-captions."""
+        """The search to use: the one in the config, else the captioner's own, changed by --beam
+        and --num-captions."""
         chosen = given or trained
         if self.beam is None and self.num_captions is None:
             return chosen

@@ -12,7 +12,8 @@ NEW, OLD = "_new", "_old"
 
 
 def begin_overwrite(job: TableJob, out: RunFolder) -> RunFolder:
-    """The folder in which the new table grows. What an interrupted run made of the same rows stays in it."""
+    """The folder in which the new table grows. What an interrupted run made of the same rows stays
+    in it."""
     if not out.is_local:
         raise UserError(
             "--overwrite cannot swap the tables of an object store in one step: "
@@ -27,7 +28,8 @@ def begin_overwrite(job: TableJob, out: RunFolder) -> RunFolder:
 
 
 def finish_overwrite(out: RunFolder) -> None:
-    """Swap the tables if the new one is whole. Every step can be repeated after a crash: the new facts move last."""
+    """Swap the tables if the new one is whole. Every step can be repeated after a crash: the new
+    facts move last."""
     if out.read(f"{NEW}/{FACTS}") is None:
         if out.exists(OLD):  # all has moved, and only the old table is left to remove
             out.remove(NEW)

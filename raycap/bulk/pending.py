@@ -19,9 +19,10 @@ from raycap.errors import UserError
 from raycap.sources import Notes, Source
 from raycap.sources.splits import split_word
 
-# Columns behind each row: which listing it came from, its number there, and whether it is the listing's last. By these
-# the commit knows that no row is doubled or missing, whatever Ray runs a second time. The last row also brings the
-# notes of the source (see `sources.notes`), so that the driver need not list it again.
+# Columns behind each row: which listing it came from, its number there, and whether it is the
+# listing's last. By these the commit knows that no row is doubled or missing, whatever Ray runs a
+# second time. The last row also brings the notes of the source (see `sources.notes`), so that the
+# driver need not list it again.
 TICKET = pa.schema(
     [("listing", pa.int64()), ("place", pa.int64()), ("last", pa.bool_()), ("notes", pa.string())]
 )
@@ -41,7 +42,8 @@ class PendingRows:
     notes: Notes = field(default_factory=Notes)
 
     def tables(self) -> Iterator[pa.Table]:
-        """Manifest rows with their tickets. There is always a last row, unless there is none at all."""
+        """Manifest rows with their tickets. There is always a last row, unless there is none at
+        all."""
         self.notes.clear()  # Ray may list again in the same process
         self.skipped[0] = 0
         listing, place = secrets.randbits(62), 0
@@ -98,8 +100,8 @@ def count_pending(pending: PendingRows, most: int | None) -> PendingCount:
 
 
 def notes_of(table: pa.Table) -> dict[str, Any] | None:
-    """The notes of the source, if the last row of its listing is in the table: what may be a picture and has no row
-    ("left_out"), and other remarks ("notes")."""
+    """The notes of the source, if the last row of its listing is in the table: what may be a
+    picture and has no row ("left_out"), and other remarks ("notes")."""
     last = table["notes"].filter(table["last"])
     return json.loads(last[0].as_py()) if len(last) else None
 
@@ -116,7 +118,8 @@ def _of_split(tables: Iterator[pa.Table], split: str, path: str) -> Iterator[pa.
 
 
 def _drawn(table: pa.Table, share: float) -> NDArray[np.bool_]:
-    """Which rows a sample takes. By the key alone, so that a row stays in when others come or go."""
+    """Which rows a sample takes. By the key alone, so that a row stays in when others come or
+    go."""
     numbers = (
         hashlib.blake2b(key.encode(), digest_size=8, person=b"sample").digest()
         for key in table["key"].to_pylist()

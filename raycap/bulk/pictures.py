@@ -1,4 +1,5 @@
-"""From a source to loaded pictures on Ray: a stream of manifest rows, and each row a picture or a reason."""
+"""From a source to loaded pictures on Ray: a stream of manifest rows, and each row a picture or a
+reason."""
 
 import functools
 import signal
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from raycap.bulk.job import TableJob
     from raycap.bulk.pending import PendingRows
 
-# Rows that one task loads: enough to pay for the task, few enough that a small folder keeps every core busy.
+# Rows that one task loads: enough to pay for the task, few enough that a small folder keeps every
+# core busy.
 ROWS_PER_TASK = 256
-# If nothing is finished for so long, plus what the pictures may take, the stream is stuck. The slowest fetch is far
-# below that.
+# If nothing is finished for so long, plus what the pictures may take, the stream is stuck. The
+# slowest fetch is far below that.
 SECONDS_WITHOUT_PROGRESS = 900
 
 
@@ -41,8 +43,8 @@ class LazyManifest(Protocol):
 
 
 def manifest(source: LazyManifest, rows_per_task: int = ROWS_PER_TASK) -> Dataset:
-    """The rows of a source, listed lazily by one task that holds no processor: listing is waiting, and on a machine
-    with one core a lister that held it would starve the pictures."""
+    """The rows of a source, listed lazily by one task that holds no processor: listing is waiting,
+    and on a machine with one core a lister that held it would starve the pictures."""
     listing = ray.data.read_datasource(_Listing(source), override_num_blocks=1, num_cpus=0)
     rows: Dataset = listing.repartition(target_num_rows_per_block=rows_per_task)
     return rows
@@ -106,7 +108,8 @@ def load_rows(
     rows_per_task: int = ROWS_PER_TASK,
     nodes: dict[str, str] | None = None,
 ) -> Dataset:
-    """Fetch and decode every row in tasks (on nodes with that label). No row is lost: a bad one has a reason."""
+    """Fetch and decode every row in tasks (on nodes with that label). No row is lost: a bad one
+    has a reason."""
     # A task takes longest, without a fault, when every picture in it hangs.
     seconds = SECONDS_WITHOUT_PROGRESS + rows_per_task * reading.timeout
     for context in (rows.context, DataContext.get_current()):  # the first is a copy of the second
@@ -148,8 +151,9 @@ def load_table(
     square: Square,
     keep_pixels: bool,
 ) -> pa.Table:
-    """Manifest rows in; out the same rows with status, reason, format, size, digest and pixels instead of `bytes`
-    and `error`. Bodies are read as they arrive, so memory holds a few of them, however many rows there are."""
+    """Manifest rows in; out the same rows with status, reason, format, size, digest and pixels
+    instead of `bytes` and `error`. Bodies are read as they arrive, so memory holds a few of them,
+    however many rows there are."""
     found: list[dict[str, Any]] = [{}] * len(table)
     side = square.size if keep_pixels else 0
     # Unreadable pictures stay black. Their status says so, and nobody looks at them.
@@ -197,9 +201,10 @@ def _transfer(fetched: Fetched) -> dict[str, Any] | None:
 def _reader() -> Read:
     """How this task reads its pictures.
 
-    A worker that hangs in a picture, or dies of it, leaves no word of which one it was. So when Ray runs a task
-    again, each picture is read in a child process, and the one that is to blame gets its reason. The first time,
-    ordinary pictures are read here, which is faster, and an alarm ends a worker that hangs.
+    A worker that hangs in a picture, or dies of it, leaves no word of which one it was. So when
+    Ray runs a task again, each picture is read in a child process, and the one that is to blame
+    gets its reason. The first time, ordinary pictures are read here, which is faster, and an alarm
+    ends a worker that hangs.
     """
     attempt = _attempt()
     if attempt is None:
@@ -231,6 +236,7 @@ def _read_with_alarm(data: bytes, reading: Reading, square: Square | None) -> Pi
 @functools.cache
 def _fetcher(fetch: Fetch, trust: Trust) -> Fetcher:
     """One for each worker process, so that connections outlive a task."""
-    # A fault of a picture becomes its row's reason; Pillow's remarks about metadata would fill the logs of a long job.
+    # A fault of a picture becomes its row's reason; Pillow's remarks about metadata would fill the
+    # logs of a long job.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     return Fetcher(fetch, trust)

@@ -16,7 +16,8 @@ from raycap.terminal import write_err
 
 # Of one worker without a GPU: torch, the weights and a batch.
 BYTES_OF_WORKER = 2 * 2**30
-# A worker that dies is started again so often; then the pass ends and the next one begins with new workers.
+# A worker that dies is started again so often; then the pass ends and the next one begins with new
+# workers.
 RESTARTS = 3
 
 
@@ -35,8 +36,9 @@ class ModelPool:
 
 
 def model_pool(wanted: BulkOptions, cluster: Cluster, few: int | None = None) -> ModelPool:
-    """The pool that the options ask for. By default as many workers as fit on the GPUs; without GPUs, one for each
-    processor as far as memory goes; for `few` rows no more than they make batches.
+    """The pool that the options ask for. By default as many workers as fit on the GPUs; without
+    GPUs, one for each processor as far as memory goes; for `few` rows no more than they make
+    batches.
 
     If an autoscaler has to bring the nodes, this waits for them.
     """
@@ -57,7 +59,8 @@ def model_pool(wanted: BulkOptions, cluster: Cluster, few: int | None = None) ->
     if few is not None:
         fitting = min(fitting, batches)
     workers = wanted.actors or max(1, fitting)
-    # Threads of one worker wait for each other, all the more while pictures are decoded on the same processors.
+    # Threads of one worker wait for each other, all the more while pictures are decoded on the
+    # same processors.
     threads = wanted.threads or max(1, cpus // workers)
     return ModelPool(workers, threads, share, computing(selector(cluster.model_on)))
 
@@ -68,7 +71,8 @@ def decoding_need(cluster: Cluster, tasks: int) -> Need:
 
 
 def provide_model_nodes(wanted: BulkOptions, cluster: Cluster, actors: int) -> None:
-    """Ask for nodes that can run the model, and wait for them, if an autoscaler has to bring them."""
+    """Ask for nodes that can run the model, and wait for them, if an autoscaler has to bring
+    them."""
     resources = {"GPU": wanted.gpus} if wanted.gpus else {"CPU": 1.0}
     need = Need("to run the model", cluster.model_on, resources, actors)
     provide([need], cluster.wait)
@@ -77,8 +81,8 @@ def provide_model_nodes(wanted: BulkOptions, cluster: Cluster, actors: int) -> N
 
 
 def gpus_per_worker(wanted: BulkOptions, label: str) -> float:
-    """The GPUs of each model worker: as asked for, else one if there is any. Raises UserError if the nodes for the
-    model have too few."""
+    """The GPUs of each model worker: as asked for, else one if there is any. Raises UserError if
+    the nodes for the model have too few."""
     gpus = capacity(label).get("GPU", 0.0)
     share = wanted.gpus if wanted.gpus is not None else min(1.0, gpus)
     if share > gpus:
@@ -92,8 +96,9 @@ def gpus_per_worker(wanted: BulkOptions, label: str) -> float:
 def through_model(
     rows: Dataset, model: type, pool: ModelPool, batch: int, arguments: dict[str, Any]
 ) -> Dataset:
-    """Each batch through the model. The workers hold no logical processor: so they can never wait for the tasks that
-    feed them, nor these for them, on one processor or on many. The operating system shares the real ones."""
+    """Each batch through the model. The workers hold no logical processor: so they can never wait
+    for the tasks that feed them, nor these for them, on one processor or on many. The operating
+    system shares the real ones."""
     write_err(f"raycap: {pool}, batches of {batch}\n")
     options: Callable[[], dict[str, Any]] = lambda: {  # noqa: E731 - Ray Data asks for a function
         "max_restarts": RESTARTS,

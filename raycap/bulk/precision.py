@@ -1,8 +1,10 @@
-"""One precision for a run: chosen before its first row, recorded with its rows, and used by every worker.
+"""One precision for a run: chosen before its first row, recorded with its rows, and used by every
+worker.
 
-In bf16 the captioner that ships writes another caption for about one photo in eight than in fp32. So `auto` is not
-left to each worker: a node that will run the model is asked once, and its answer is part of the run's identity. In
-bf16 and fp16 a caption also depends on the size of the batch, which is then part of the identity too.
+In bf16 the captioner that ships writes another caption for about one photo in eight than in fp32.
+So `auto` is not left to each worker: a node that will run the model is asked once, and its answer
+is part of the run's identity. In bf16 and fp16 a caption also depends on the size of the batch,
+which is then part of the identity too.
 """
 
 import socket
@@ -41,8 +43,8 @@ def with_precision(job: TableJob, precision: PrecisionName) -> TableJob:
 
 
 def resolve_precision(job: TableJob, folder: RunFolder) -> TableJob:
-    """The job in the precision of its run: the one asked for, else the one that the folder's run began with, else
-    the fastest that the model's nodes have."""
+    """The job in the precision of its run: the one asked for, else the one that the folder's run
+    began with, else the fastest that the model's nodes have."""
     if not job.runs_model:
         return job
     asked, record = job.options.precision, folder.read_json(RUN)
@@ -55,8 +57,10 @@ def resolve_precision(job: TableJob, folder: RunFolder) -> TableJob:
     check_same(job, folder)
     if asked == "auto":
         raise UserError(
-            f"{folder} was begun by a version of raycap that did not record its precision: give it with "
-            "--precision (fp32 on most processors, bf16 on newer GPUs), or --overwrite to replace the rows"
+            f"{folder} was begun by a version of raycap that did not record its precision: give "
+            "it with "
+            "--precision (fp32 on most processors, bf16 on newer GPUs), or --overwrite to replace "
+            "the rows"
         )
     job = with_precision(job, asked)
     folder.remove(FACTS)
@@ -65,7 +69,8 @@ def resolve_precision(job: TableJob, folder: RunFolder) -> TableJob:
 
 
 def as_recorded(job: TableJob, folder: RunFolder) -> TableJob:
-    """The job as it is compared with the folder's run; nothing is chosen that is not chosen yet."""
+    """The job as it is compared with the folder's run; nothing is chosen that is not chosen
+    yet."""
     asked, recorded = job.options.precision, _recorded(folder.read_json(RUN))
     if not job.runs_model or not recorded:
         return job
@@ -73,8 +78,8 @@ def as_recorded(job: TableJob, folder: RunFolder) -> TableJob:
 
 
 def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionName:
-    """The precision asked for. For auto the fastest one that a node for the model has, with the GPU that the model
-    will have there."""
+    """The precision asked for. For auto the fastest one that a node for the model has, with the
+    GPU that the model will have there."""
     if options.precision != "auto":
         return options.precision
     provide_model_nodes(options, cluster, actors=1)
@@ -89,7 +94,8 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
         answer = ask.remote(options.device)
         if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:
             write_err(
-                "raycap: waiting for a node that can run the model, to choose the precision of the run "
+                "raycap: waiting for a node that can run the model, to choose the precision of "
+                "the run "
                 "(--precision says it at once)\n"
             )
         name, reason = ray.get(answer)

@@ -1,10 +1,11 @@
-"""--retry: rows made again are written to a side table, and then replace the failed ones, file by file.
+"""--retry: rows made again go to a side table, and then replace the failed ones, file by file.
 
-A file is written again with the new rows in the places of the old ones, and takes its own name again: at each moment
-a reader finds each key once. A crash between two files leaves the side table, and the next run replaces the rest.
+A file is written again with the new rows in the places of the old ones, and takes its own name
+again: at each moment a reader finds each key once. A crash between two files leaves the side
+table, and the next run replaces the rest.
 
-The side table names the run that made it. `--overwrite` with another captioner may come between the crash and the
-next run, and rows of one captioner must not come into the table of another.
+The side table names the run that made it. `--overwrite` with another captioner may come between
+the crash and the next run, and rows of one captioner must not come into the table of another.
 """
 
 import uuid
@@ -65,7 +66,8 @@ def merge_side_table(job: TableJob, folder: RunFolder, lease: Lease) -> None:
 def _stage_replaced(
     folder: RunFolder, file: str, run: str, side: Sequence[str]
 ) -> tuple[str, str]:
-    """Runs in a task: the file with its failed rows replaced, staged; "" if the side table has none of them."""
+    """Runs in a task: the file with its failed rows replaced, staged; "" if the side table has
+    none of them."""
     old = folder.reading(file, pq.read_table)
     failed = old.filter(pc.not_equal(old["status"], SUCCESS))["key"]
     new = _rows_with(folder, side, failed)

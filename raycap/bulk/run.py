@@ -1,4 +1,5 @@
-"""The run of a table job, from its first look at the folder to its facts, in the order in which things happen."""
+"""The run of a table job, from its first look at the folder to its facts, in the order in which
+things happen."""
 
 import contextlib
 import logging
@@ -33,7 +34,8 @@ from raycap.terminal import write_out
 
 log = logging.getLogger(__name__)
 
-# Passes in a row that brought nothing before the run ends: a fault that stays is not mended by trying again.
+# Passes in a row that brought nothing before the run ends: a fault that stays is not mended by
+# trying again.
 FRUITLESS_PASSES = 3
 SECONDS_AFTER_A_FAULT = 2.0  # before the next pass, and four times as long before the one after it
 # Ray takes some time to end the tasks of a pass.
@@ -45,7 +47,8 @@ ROWS_TO_JUDGE = 200
 
 
 def run_job(job: TableJob, more_facts: dict[str, Any]) -> int:
-    """Make the table of a job, in a session of Ray. Returns 0 if every row is good, 1 if some failed."""
+    """Make the table of a job, in a session of Ray. Returns 0 if every row is good, 1 if some
+    failed."""
     out = output_folder(job.options.out)
     if job.options.dry_run:
         write_out(_forecast(job, out))
@@ -80,8 +83,8 @@ def run_job(job: TableJob, more_facts: dict[str, Any]) -> int:
             finish_overwrite(out)
             job.export(out)
         finally:
-            # What makes this impossible is reported already, or does no harm. A run that has lost its lease leaves
-            # alone what its successor has staged.
+            # What makes this impossible is reported already, or does no harm. A run that has lost
+            # its lease leaves alone what its successor has staged.
             with contextlib.suppress(UserError):
                 out.remove(STAGED if lease.is_ours() else f"{STAGED}/{lease.run}")
 
@@ -108,10 +111,12 @@ class _Run:
     def fill(
         self, table: str, contents: TableContents, only: tuple[Any, ...] | None = None
     ) -> RowCounts:
-        """Make what the table lacks of the source, or of the keys in `only`; returns what it holds then.
+        """Make what the table lacks of the source, or of the keys in `only`; returns what it holds
+        then.
 
-        A pass lists the source and makes the rows that the table does not have. Usually one is enough. After a
-        fault (a lost worker, a store that restarts) another pass makes what is still missing.
+        A pass lists the source and makes the rows that the table does not have. Usually one is
+        enough. After a fault (a lost worker, a store that restarts) another pass makes what is
+        still missing.
         """
         fruitless = 0
         while True:
@@ -123,11 +128,13 @@ class _Run:
                 return contents.counts
 
             self.faults.append(result.fault)
-            # Waiting for a cluster that is full or has no nodes yet is no fault, however long it takes.
+            # Waiting for a cluster that is full or has no nodes yet is no fault, however long it
+            # takes.
             fruitless = 0 if result.counts.rows or result.waited else fruitless + 1
             if fruitless == FRUITLESS_PASSES:
                 raise UserError(
-                    f"the work fails each time it is tried ({result.fault}); what is made stays in "
+                    f"the work fails each time it is tried ({result.fault}); what is made stays "
+                    "in "
                     f"{self.folder}, and the same command goes on from there"
                 )
             log.warning(
@@ -138,7 +145,8 @@ class _Run:
             contents = read_contents(self.folder, table)
 
     def _pass(self, table: str, pending: PendingRows) -> "_PassResult":
-        """One listing of the source, and everything that is pending of it through the model into the table."""
+        """One listing of the source, and everything that is pending of it through the model into
+        the table."""
         try:
             found = _look(pending)
         except RayError as error:
@@ -213,14 +221,14 @@ def _check_failures(job: TableJob, counts: RowCounts) -> None:
     if counts.failed > allowed:
         raise UserError(
             f"{counts.failed:,} of {counts.rows:,} rows failed, more than --max-failed "
-            f"{job.options.max_failed}; what is made stays, and the same command goes on with it:\n"
-            + "\n".join(reason_lines(counts))
+            f"{job.options.max_failed}; what is made stays, and the same command goes on with "
+            "it:\n" + "\n".join(reason_lines(counts))
         )
 
 
 def _has_free_processors(job: TableJob) -> bool:
-    """Whether a task and a model could run now, after those of the last pass have ended. If they could, they ran and
-    made nothing. If not, the processors are gone, or other work uses them."""
+    """Whether a task and a model could run now, after those of the last pass have ended. If they
+    could, they ran and made nothing. If not, the processors are gone, or other work uses them."""
     cluster, gpus = job.cluster, job.options.gpus
     needs = [(cluster.decode_on, "CPU", 1.0)]
     if gpus is None:

@@ -1,4 +1,5 @@
-"""What a captioner is: options that travel to the workers, and an object there that writes captions.
+"""What a captioner is: options that travel to the workers, and an object there that writes
+captions.
 
     @dataclass(frozen=True)
     class SizeOptions(CaptionerOptions):
@@ -12,7 +13,8 @@
         def predict(self, pictures, rows):
             return [Prediction(f"{row['width']} by {row['height']} pixels") for row in rows]
 
-The command for single photos, Python programs and the table job use every captioner in this one way.
+The command for single photos, Python programs and the table job use every captioner in this one
+way.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
     from raycap.captioners.trained import TrainedCaptioner
     from raycap.device import PrecisionName
 
-# A path or URI, a picture's bytes, a PIL picture, or an array [H, W], [H, W, 3] or [H, W, 4] of uint8.
+# A path or URI, a picture's bytes, a PIL picture, or an array [H, W], [H, W, 3] or [H, W, 4] of
+# uint8.
 AnyPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 # The modes of PIL pictures that PNG and TIFF files hold as they are.
@@ -76,7 +79,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Caption:
-    """One picture's row. If `status` is not success, `error_message` says why and the caption is empty."""
+    """One picture's row. If `status` is not success, `error_message` says why and the caption is
+    empty."""
 
     caption: str
     score: float
@@ -89,7 +93,8 @@ class Caption:
     height: int
     words: tuple[str, ...] = ()
     attention: NDArray[np.float32] | None = None
-    """Where the captioner looked for each word [T, P], if asked for and if the captioner has attention."""
+    """Where the captioner looked for each word [T, P], if asked for and if the captioner has
+    attention."""
 
     @property
     def succeeded(self) -> bool:
@@ -100,7 +105,8 @@ class Caption:
 
 
 def caption_row(status: str, error: str, prediction: Prediction | None) -> dict[str, Any]:
-    """The columns of one row that the captioner decides: a picture's status so far, and its prediction.
+    """The columns of one row that the captioner decides: a picture's status so far, and its
+    prediction.
 
     The prediction is None for a picture that could not be loaded.
     """
@@ -131,21 +137,23 @@ class Placement:
     gpus: float | None = None
     """GPUs of each worker; None: one if the cluster has any; 0: never."""
     precision: PrecisionName | None = None
-    """In which numbers the model computes; "auto" is decided once for the whole run. None: this captioner has no
-    such choice."""
+    """In which numbers the model computes; "auto" is decided once for the whole run. None: this
+    captioner has no such choice."""
 
 
 class CaptionerOptions(ABC):
-    """A captioner before it is opened: a frozen dataclass that can be pickled and sent to the workers."""
+    """A captioner before it is opened: a frozen dataclass that can be pickled and sent to the
+    workers."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What determines the captions, as JSON: digest of the model, prompts, search. Another identity is another
-        run, whose rows never mix with those of this one."""
+        """What determines the captions, as JSON: digest of the model, prompts, search. Another
+        identity is another run, whose rows never mix with those of this one."""
 
     @abstractmethod
     def open(self, device: str, threads: int | None) -> Captioner:
-        """The captioner itself, on a device (auto, cpu, cuda) and with so many threads; None: as they are."""
+        """The captioner itself, on a device (auto, cpu, cuda) and with so many threads; None: as
+        they are."""
 
     def intake(self) -> Square:
         """The pixels that it wants."""
@@ -156,7 +164,8 @@ class CaptionerOptions(ABC):
         return asked
 
     def columns(self) -> pa.Schema:
-        """Columns of its own, behind those of every caption table. Values come from `Prediction.extras`."""
+        """Columns of its own, behind those of every caption table. Values come from
+        `Prediction.extras`."""
         return pa.schema([])
 
     def metadata(self) -> dict[str, str]:
@@ -167,7 +176,8 @@ class CaptionerOptions(ABC):
         return Placement()
 
     def in_precision(self, precision: PrecisionName) -> Self:
-        """The same captioner in the precision of the run. Called only where `placement` names a precision."""
+        """The same captioner in the precision of the run. Called only where `placement` names a
+        precision."""
         raise NotImplementedError
 
 
@@ -185,9 +195,11 @@ class Captioner(ABC):
         encoder_weights: str = "",
         batch: int = 64,
     ) -> TrainedCaptioner:
-        """The captioner in the folder at `path` (or URI), or the one that ships. Nothing in it is executed.
+        """The captioner in the folder at `path` (or URI), or the one that ships. Nothing in it is
+        executed.
 
-        `encoder_weights` says where the encoder's weights are, for a folder that does not hold them.
+        `encoder_weights` says where the encoder's weights are, for a folder that does not hold
+        them.
         """
         from raycap.captioners.trained import TrainedCaptioner
         from raycap.captioners.trained.folder import load_folder
@@ -201,16 +213,18 @@ class Captioner(ABC):
     ) -> list[Prediction]:
         """One answer for each picture [S, S, 3], in their order.
 
-        A row holds what is known about the picture besides its pixels: width and height, and in a table job also key,
-        uri, references and the user's own columns.
+        A row holds what is known about the picture besides its pixels: width and height, and in a
+        table job also key, uri, references and the user's own columns.
         """
 
     def caption(self, pictures: Sequence[AnyPicture], trust: Sequence[str] = ()) -> list[Caption]:
-        """One caption for each picture, in their order. If a picture cannot be read or captioned, its caption says why.
+        """One caption for each picture, in their order. If a picture cannot be read or captioned,
+        its caption says why.
 
-        Strings often come from data. So they may be local paths, http(s) URLs of public addresses and object stores
-        (s3://, gs://, ...). URIs of other kinds and chains (zip://a.jpg::s3://b/c.zip) are opened only if every
-        link begins with one of the prefixes in `trust`.
+        Strings often come from data. So they may be local paths, http(s) URLs of public addresses
+        and object stores (s3://, gs://, ...). URIs of other kinds and chains
+        (zip://a.jpg::s3://b/c.zip) are opened only if every link begins with one of the prefixes
+        in `trust`.
         """
         return self.caption_loaded(self.load_pictures(pictures, trust))
 
@@ -242,7 +256,8 @@ class Captioner(ABC):
     def load_pictures(
         self, pictures: Sequence[AnyPicture], trust: Sequence[str] = ()
     ) -> list[LoadedPicture]:
-        """The pictures as this captioner wants them, in their order. `trust` is as in `caption`."""
+        """The pictures as this captioner wants them, in their order. `trust` is as in
+        `caption`."""
         if isinstance(pictures, str | bytes | Path):
             raise UserError("caption takes a list of pictures: put the one in brackets")
         if isinstance(trust, str):
@@ -256,7 +271,8 @@ class Captioner(ABC):
 
 
 def _encoded(picture: bytes | Image.Image | NDArray[np.uint8]) -> bytes:
-    """The bytes of a file. Every picture goes the one way, so that a PIL picture and its file get the same caption."""
+    """The bytes of a file. Every picture goes the one way, so that a PIL picture and its file get
+    the same caption."""
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, np.ndarray):

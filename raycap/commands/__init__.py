@@ -10,7 +10,8 @@ class Command:
     summary: str
     function: str  # module:function, called with the config, returns the exit code
     sections: tuple[str, ...]
-    # The option of the command's own section that the words before the flags fill; "": they are SOURCE.
+    # The option of the command's own section that the words before the flags fill; "": they are
+    # SOURCE.
     words: str = ""
     # The option that they fill if there are several.
     several: str = ""
@@ -23,7 +24,8 @@ COMMANDS = {
         ("inspect", "source", "fetch", "reading", "cluster"),
     ),
     "caption": Command(
-        "write a caption for every picture of a source into a table, or print those of single photos",
+        "write a caption for every picture of a source into a table, or print those of single "
+        "photos",
         "raycap.commands.caption:caption",
         ("caption", "source", "fetch", "reading", "search", "cluster"),
         several="photos",
@@ -65,7 +67,8 @@ COMMANDS = {
         ),
     ),
     "evaluate": Command(
-        "score tables of captions, or captioners, against human captions, with confidence intervals",
+        "score tables of captions, or captioners, against human captions, with confidence "
+        "intervals",
         "raycap.commands.evaluate:evaluate",
         ("evaluate", "metric", "source", "caption", "fetch", "reading", "search", "cluster"),
         words="tables",
@@ -78,11 +81,13 @@ COMMANDS = {
     ),
 }
 
-ABOUT = "Captions for large collections of pictures, and training of captioners, on a laptop or a Ray cluster."
+ABOUT = (
+    "Captions large collections of pictures, and trains captioners, on a laptop or a Ray cluster."
+)
 EXAMPLES = """\
 examples:
   raycap caption photo.jpg                                print its caption
-  raycap caption photos/ --model DIR --out captions/      one table with a caption for every picture
+  raycap caption photos/ --model DIR --out captions/      a table with a caption for each picture
   raycap inspect photos/                                  a folder, with its sub-folders
   raycap inspect s3://bucket/pictures                     anything that fsspec can open
   raycap inspect urls.txt --fetch.threads 128             a list of URLs, one a line
@@ -90,5 +95,6 @@ examples:
   raycap inspect flickr8k/ --config run.yaml --limit 500  options from a file, overridden by flags
   raycap evaluate a/ b.json --references flickr8k/ --split dev     compare two tables of captions
 
-`raycap COMMAND --help` lists every option of a command; `--print-config` prints the config that a command would use.
+`raycap COMMAND --help` lists every option of a command. `--print-config` prints the config that a
+command would use.
 """

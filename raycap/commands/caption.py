@@ -1,4 +1,5 @@
-"""`raycap caption`: all pictures of a source into a table, on Ray; or single photos, in this process, printed."""
+"""`raycap caption`: all pictures of a source into a table, on Ray; or single photos, in this
+process, printed."""
 
 import dataclasses
 import functools
@@ -41,7 +42,8 @@ def caption(config: Config) -> int:
         return _caption_photos(config, photos)
     if options.photos:
         raise UserError(
-            "a table is made of one source: give the photos' folder or a list of them, or leave out --out"
+            "a table is made of one source: give the photos' folder or a list of them, or leave "
+            "out --out"
         )
     if options.show:
         raise UserError(
@@ -143,7 +145,8 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
     from raycap.images.loading import load_in_order
 
     captioner = read_captioner(config, fixed_batch=False)
-    # Threads would wait for each other longer than they work on one photo, and on a busy machine for seconds.
+    # Threads would wait for each other longer than they work on one photo, and on a busy machine
+    # for seconds.
     threads = options.threads or (1 if len(photos) == 1 else None)
     opened = captioner.open(options.device, threads)
     reading = captioner.reading(config.reading)
@@ -166,7 +169,8 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
 
 
 def _print_caption(name: str, found: "Caption", config: Config) -> None:
-    """The caption; with --num-captions each with its score, best first; or the reason, to stderr."""
+    """The caption; with --num-captions each with its score, best first; or the reason, to
+    stderr."""
     options, prefix = config.caption, f"{printable(name)}: " if name else ""
     if not found.succeeded:
         reason = f"{printable(found.status)}: {printable(found.error_message)}"

@@ -1,4 +1,5 @@
-"""`raycap extract`: every picture of a source through the encoder, once, into a table of features for training."""
+"""`raycap extract`: every picture of a source through the encoder, once, into a table of features
+for training."""
 
 import dataclasses
 

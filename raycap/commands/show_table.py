@@ -1,4 +1,5 @@
-"""What is shown of a finished table of captions: a few captions are printed, up to 1,000 pictures get a page."""
+"""What is shown of a finished table of captions: a few captions are printed, up to 1,000 pictures
+get a page."""
 
 import dataclasses
 from pathlib import Path

@@ -176,7 +176,8 @@ def run_training(
 
 
 def _weights_option(config: Config) -> str:
-    """The option that names the weights of a frozen encoder: the captioner's folder does not hold them."""
+    """The option that names the weights of a frozen encoder: the captioner's folder does not hold
+    them."""
     weights = getattr(config.encoder, "weights", "random")
     is_in_folder = getattr(config.encoder, "trainable", "none") != "none"
     return (
@@ -201,7 +202,8 @@ def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
 def make_tables(
     config: Config, encoder: Encoder, listing: Path, record: Mapping[str, Any] | None = None
 ) -> PictureTables:
-    """The tables to learn from, made from the source, or found where an earlier run has made the same.
+    """The tables to learn from, made from the source, or found where an earlier run has made the
+    same.
 
     `record` is the run.json of a run that continues: it keeps the precision of its features.
     """
@@ -214,7 +216,8 @@ def make_tables(
         recorded, asked = (record or {}).get(PRECISION), config.extract.precision
         if recorded and asked not in ("auto", recorded):
             raise UserError(
-                f"this run learns from features in {recorded}, and extract.precision is {asked}: leave it out, or "
+                f"this run learns from features in {recorded}, and extract.precision is {asked}: "
+                "leave it out, or "
                 "give --fresh to start over"
             )
         precision = recorded or choose_run_precision(config.extract, config.cluster)

@@ -60,8 +60,8 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureStore:
-    """An unpacked table with its captions. A row is a picture's features [P + 1, D] in float16, the vector below the
-    grid, or its pixels [S, S, 3] in uint8.
+    """An unpacked table with its captions. A row is a picture's features [P + 1, D] in float16,
+    the vector below the grid, or its pixels [S, S, 3] in uint8.
 
     Items are numbers: from 0 to N - 1 the pictures as they are, the next N their first views, and
     so on.
@@ -180,8 +180,8 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
 
 
 def unpack_table(table: str, cache: Path) -> tuple[np.memmap, pa.ChunkedArray]:
-    """The rows of the table at `table` (a path or URI) and their keys, unpacked on this machine now
-    or by an earlier run."""
+    """The rows of the table at `table` (a path or URI) and their keys, unpacked on this machine
+    now or by an earlier run."""
     files = _parquet_files(table)
     fingerprint = json.dumps([KEYS, str(table), *files], default=str)
     folder = cache / "rows" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
@@ -249,7 +249,8 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
     }
     if "references" in schema.names:
         raise UserError(
-            f"{table} was made by an older version of raycap, which kept captions in it (format 1, "
+            f"{table} was made by an older version of raycap, which kept captions in it (format "
+            "1, "
             f"this version reads {FEATURES_FORMAT}): make it again with `raycap extract`"
         )
     if not shapes:

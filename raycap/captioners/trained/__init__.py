@@ -1,4 +1,5 @@
-"""The captioner that `raycap train` makes: an encoder, a decoder, a vocabulary and a search, in one folder."""
+"""The captioner that `raycap train` makes: an encoder, a decoder, a vocabulary and a search, in
+one folder."""
 
 from raycap.captioners.trained.captioner import Explanation, TrainedCaptioner
 from raycap.captioners.trained.options import TrainedOptions

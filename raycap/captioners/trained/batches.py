@@ -1,4 +1,5 @@
-"""The batch size that fits into the device's memory: found by trying, halved when memory runs out, remembered."""
+"""The batch size that fits into the device's memory: found by trying, halved when memory runs out,
+remembered."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ class FittingBatch:
     def run(
         self, items: Sequence[Item], act: Callable[[Sequence[Item]], list[Answer]]
     ) -> list[Answer | MemoryError]:
-        """`act` on batches of the items. An item that does not fit even alone is answered with a MemoryError."""
+        """`act` on batches of the items. An item that does not fit even alone is answered with a
+        MemoryError."""
         answers: list[Answer | MemoryError] = []
         while len(answers) < len(items):
             batch = items[len(answers) : len(answers) + self.size]

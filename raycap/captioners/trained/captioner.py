@@ -1,4 +1,5 @@
-"""The trained captioner in one process: encode the pictures, search for captions, turn numbers into words."""
+"""The trained captioner in one process: encode the pictures, search for captions, turn numbers
+into words."""
 
 import dataclasses
 import math
@@ -32,7 +33,8 @@ from raycap.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class TrueWords:
-    """How well a captioner predicts a picture's own captions, word by word, given the true words before."""
+    """How well a captioner predicts a picture's own captions, word by word, given the true words
+    before."""
 
     surprise: float
     """Cross-entropy in nats, summed over the words."""
@@ -74,7 +76,8 @@ class TrainedCaptioner(Captioner):
         self._decode = decoder.to(self.precision.device).eval()
 
     def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
-        """Write the folder. An encoder with weights of its own is always in it, another one if asked for."""
+        """Write the folder. An encoder with weights of its own is always in it, another one if
+        asked for."""
         save_folder(
             Path(path),
             self.plan,
@@ -94,7 +97,8 @@ class TrainedCaptioner(Captioner):
         search: SearchChoice | None = None,
         attention: bool = False,
     ) -> list[Caption]:
-        """As `Captioner.caption`; with another search or beam width for this call, or with attention maps."""
+        """As `Captioner.caption`; with another search or beam width for this call, or with
+        attention maps."""
         loaded = self.load_pictures(pictures, trust)
         return self.caption_loaded(
             loaded, search=self._search(beam, search), attention=attention or None
@@ -112,7 +116,8 @@ class TrainedCaptioner(Captioner):
         references = [row["references"] for row in rows] if self.true_words else None
         squares = list(pictures)
         if self.fixed_batch:
-            # Arithmetic rounds by the size of the batch. With one size, a caption does not depend on its neighbours.
+            # Arithmetic rounds by the size of the batch. With one size, a caption does not depend
+            # on its neighbours.
             missing = -len(squares) % self.batch
             squares += [np.zeros_like(squares[0])] * missing
             references = None if references is None else references + [()] * missing
@@ -122,7 +127,8 @@ class TrainedCaptioner(Captioner):
         )
         if self.fixed_batch and self.precision.name != "fp32" and self._fitting.size < self.batch:
             raise UserError(
-                f"the device's memory is too small for batches of {self.batch}, and in {self.precision.name} captions "
+                f"the device's memory is too small for batches of {self.batch}, and in "
+                f"{self.precision.name} captions "
                 "depend on the size of the batch: give a smaller one, such as "
                 f"--batch {self._fitting.size}, or --precision fp32"
             )

@@ -1,4 +1,5 @@
-"""The captioner folder: config.json, model.safetensors, vocabulary.json and a model card; read with suspicion."""
+"""The captioner folder: config.json, model.safetensors, vocabulary.json and a model card; read
+with suspicion."""
 
 import hashlib
 import json
@@ -53,8 +54,10 @@ MOST_BYTES = {CONFIG: 2**24, WORDS: 2**26, MODEL: 16 * 2**30}
 MOST_WORDS = 1_000_000
 LONGEST_WORD = 200
 MOST_POSITIONS = 128 * 128  # of an encoder's grid
-USUAL_SIZE = 512  # pixels; up to it, a network of torchvision takes less than a gigabyte, whatever its options
-# The largest numbers that a folder may ask for: it may be from anybody, and each of them costs memory or time.
+# Pixels. Up to this, a network of torchvision takes less than a gigabyte, whatever its options.
+USUAL_SIZE = 512
+# The largest numbers that a folder may ask for: it may be from anybody, and each of them costs
+# memory or time.
 MOST = {"size": 2048, "patch": 2048, "grid": 128, "layers": 256, "heads": 1024}
 MOST |= {"width": 256, "best": 256, "samples": 256, "max_length": 1000, "min_length": 1000}
 MOST_OTHERWISE = 1_000_000
@@ -121,8 +124,9 @@ def save_folder(
 def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     """Rebuild the parts; what is not as it was written is refused.
 
-    The folder may be from anybody. Nothing outside of it is opened and nothing is downloaded, unless the caller
-    says so with `encoder_weights`; and nothing is made of a size that its weights do not have.
+    The folder may be from anybody. Nothing outside of it is opened and nothing is downloaded,
+    unless the caller says so with `encoder_weights`; and nothing is made of a size that its
+    weights do not have.
     """
     path = place_of(path)
     config = _config(path)
@@ -131,9 +135,12 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     named = getattr(options, "weights", RANDOM)
     if not config["encoder_included"] and not encoder_weights and named != RANDOM:
         raise UserError(
-            f"{path} does not hold its encoder's weights. It names {named[:200]!r} for them, but what a folder "
-            "names is not opened by itself. Say where they are: --encoder-weights torchvision (or timm) downloads "
-            "them, --encoder-weights FILE reads them (of `evaluate` --caption.encoder-weights, in Python "
+            f"{path} does not hold its encoder's weights. It names {named[:200]!r} for them, but "
+            "what a folder "
+            "names is not opened by itself. Say where they are: --encoder-weights torchvision (or "
+            "timm) downloads "
+            "them, --encoder-weights FILE reads them (of `evaluate` --caption.encoder-weights, in "
+            "Python "
             "encoder_weights=...)"
         )
     vocabulary = _words(path, config)
@@ -150,7 +157,8 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
 
 
 def read_digests(path: str) -> tuple[str, str]:
-    """The digests of the folder's config.json, which holds those of the other files, and of its vocabulary."""
+    """The digests of the folder's config.json, which holds those of the other files, and of its
+    vocabulary."""
     path = place_of(path)
     config = _config(path)
     digest = hashlib.sha256(_read(path, CONFIG)).hexdigest()
@@ -176,7 +184,8 @@ def _plan(path: str, config: Mapping[str, Any]) -> Plan:
         raise UserError(f"{name} is not of a captioner: it is nested too deeply") from None
     for section in ("encoder", "decoder", "search"):
         _check_numbers(section, parts[section], name)
-    # Which pictures are accepted is for whoever reads them to say, not for the folder: it may only ask for less.
+    # Which pictures are accepted is for whoever reads them to say, not for the folder: it may only
+    # ask for less.
     usual, theirs = Reading(), parts["reading"]
     limits = ("max_bytes", "max_pixels", "max_side", "max_aspect")
     least = {limit: min(getattr(usual, limit), getattr(theirs, limit)) for limit in limits}
@@ -198,7 +207,8 @@ def _check_numbers(section: str, part: Any, name: str) -> None:
             most = MOST.get(option.name, MOST_OTHERWISE)
             if abs(number) > most or 0 < abs(number) < 1e-6:
                 raise UserError(
-                    f"{name}: {section}.{option.name} is {number!s:.30}: a captioner folder may ask for at most "
+                    f"{name}: {section}.{option.name} is {number!s:.30}: a captioner folder may "
+                    "ask for at most "
                     f"{most:,} there, and for nothing below 0.000001"
                 )
 
@@ -221,7 +231,8 @@ def _on_paper(path: str) -> Iterator[None]:
 def _new_encoder(
     path: str, config: Mapping[str, Any], options: EncoderOptions, shapes: Shapes
 ) -> Encoder:
-    """The encoder without the weights that the folder holds. One that could be large is first built on paper."""
+    """The encoder without the weights that the folder holds. One that could be large is first
+    built on paper."""
     named_size = (
         isinstance(options, Torchvision) and options.size <= USUAL_SIZE and not options.grid
     )
@@ -230,7 +241,8 @@ def _new_encoder(
             sketch = options.build(pretrained=False)
         if sketch.positions > MOST_POSITIONS:
             raise UserError(
-                f"{path}/{CONFIG}: the encoder's grid would have {sketch.positions:,} cells, and a captioner "
+                f"{path}/{CONFIG}: the encoder's grid would have {sketch.positions:,} cells, and "
+                "a captioner "
                 f"folder may ask for {MOST_POSITIONS:,}"
             )
         if config["encoder_included"]:
@@ -246,8 +258,10 @@ def _check_shapes(network: torch.nn.Module, shapes: Shapes, prefix: str, path: s
     wrong = next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), None)
     if wrong is not None:
         raise UserError(
-            f"{path}/{MODEL} does not fit the {prefix[:-1]} that {CONFIG} describes: in the weights "
-            f"{wrong[:100]!r} is {_said(found.get(wrong))}, by the config {_said(wanted.get(wrong))}"
+            f"{path}/{MODEL} does not fit the {prefix[:-1]} that {CONFIG} describes: in the "
+            "weights "
+            f"{wrong[:100]!r} is {_said(found.get(wrong))}, by the config "
+            f"{_said(wanted.get(wrong))}"
         )
 
 
@@ -256,7 +270,8 @@ def _said(shape: tuple[int, ...] | None) -> str:
 
 
 def _shapes(path: str) -> Shapes:
-    """Of every tensor in the weights, from their header alone: its length in 8 bytes, then JSON."""
+    """Of every tensor in the weights, from their header alone: its length in 8 bytes, then
+    JSON."""
     length = int.from_bytes(_read(path, MODEL, 0, 8), "little")
     if not 2 <= length <= MOST_BYTES[CONFIG]:
         raise UserError(
@@ -334,7 +349,8 @@ def _state(path: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
     broken = next((name for name, part in state.items() if not torch.isfinite(part).all()), None)
     if broken is not None:
         raise UserError(
-            f"{path}/{MODEL}: {broken[:100]!r} holds values that are no numbers; get the captioner folder again"
+            f"{path}/{MODEL}: {broken[:100]!r} holds values that are no numbers; get the "
+            "captioner folder again"
         )
     return state
 
@@ -346,14 +362,17 @@ def _complete(
     options: EncoderOptions,
     state: Mapping[str, Tensor],
 ) -> None:
-    """Give the encoder the folder's weights or, where they are not in it, see that it has the right ones."""
+    """Give the encoder the folder's weights or, where they are not in it, see that it has the
+    right ones."""
     if config["encoder_included"]:
         _fill(encoder, state, "encoder.", path)
         encoder.is_own = True
     elif digest_of(encoder) != config["encoder_sha256"]:
         raise UserError(
-            f"{path} was trained on other weights of its encoder than {getattr(options, 'weights', 'these')}: "
-            "its captions would be nonsense. Say where the right ones are (to caption: encoder_weights; to train: "
+            f"{path} was trained on other weights of its encoder than "
+            f"{getattr(options, 'weights', 'these')}: "
+            "its captions would be nonsense. Say where the right ones are (to caption: "
+            "encoder_weights; to train: "
             "encoder.weights)"
         )
 
@@ -404,13 +423,16 @@ def _config(path: str) -> dict[str, Any]:
         raise UserError(f"{path}/{CONFIG} is not of a captioner: it has no format number")
     if config["format"] != FORMAT:
         raise UserError(
-            f"{path} has format {config['format']!s:.20}, this raycap {__version__} reads {FORMAT}: "
-            f"use raycap {config.get('raycap', '(unknown)')!s:.20}, which wrote it, or train it again"
+            f"{path} has format {config['format']!s:.20}, this raycap {__version__} reads "
+            f"{FORMAT}: "
+            f"use raycap {config.get('raycap', '(unknown)')!s:.20}, which wrote it, or train it "
+            "again"
         )
     wrong = [name for name, kind in WANTED.items() if not isinstance(config.get(name), kind)]
     if wrong:
         raise UserError(
-            f"{path}/{CONFIG} is not what was written: {', '.join(wrong)} missing or of another type"
+            f"{path}/{CONFIG} is not what was written: {', '.join(wrong)} missing or of another "
+            "type"
         )
     try:
         digest = _digest_of_config(config)
@@ -420,7 +442,8 @@ def _config(path: str) -> dict[str, Any]:
         ) from None
     if config["sha256"].get(CONFIG) != digest:
         raise UserError(
-            f"{path}/{CONFIG} is not what was written: it is damaged or was changed; get the captioner folder again"
+            f"{path}/{CONFIG} is not what was written: it is damaged or was changed; get the "
+            "captioner folder again"
         )
     return config
 
@@ -433,7 +456,8 @@ def _digest_of_config(config: Mapping[str, Any]) -> str:
 def _with_weights(options: EncoderOptions, weights: str) -> EncoderOptions:
     if isinstance(options, Pixels):
         raise UserError(
-            "encoder_weights is given, but this captioner's encoder, pixels, has no weights: leave it out"
+            "encoder_weights is given, but this captioner's encoder, pixels, has no weights: "
+            "leave it out"
         )
     return replace(options, weights=weights)
 
@@ -442,13 +466,15 @@ def _checked(path: str, name: str, digests: Mapping[str, str]) -> bytes:
     content = _read(path, name)
     if hashlib.sha256(content).hexdigest() != digests.get(name):
         raise UserError(
-            f"{path}/{name} is not what was written: it is damaged or was changed; get the captioner folder again"
+            f"{path}/{name} is not what was written: it is damaged or was changed; get the "
+            "captioner folder again"
         )
     return content
 
 
 def _read(path: str, name: str, start: int = 0, length: int | None = None) -> bytes:
-    """A file of the folder, or a part of it: a regular file that lies in the folder, and is not too large."""
+    """A file of the folder, or a part of it: a regular file that lies in the folder, and is not
+    too large."""
     try:
         return read_regular(
             f"{path.rstrip('/')}/{name}", MOST_BYTES[name], start, length, inside=path

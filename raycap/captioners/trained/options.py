@@ -1,4 +1,5 @@
-"""The trained captioner as it travels to the workers: its folder, read once, and how it is asked."""
+"""The trained captioner as it travels to the workers: its folder, read once, and how it is
+asked."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ ATTENTION = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class TrainedOptions(CaptionerOptions):
-    """A trained captioner with its weights. They travel with it: workers need not see its folder."""
+    """A trained captioner with its weights. They travel with it: workers need not see its
+    folder."""
 
     parts: CaptionerParts
     digest: str  # of the folder's config.json, which holds the digests of its other files
@@ -62,7 +64,8 @@ class TrainedOptions(CaptionerOptions):
         return Square(wanted.size, wanted.resize, wanted.interpolation)
 
     def reading(self, asked: Reading) -> Reading:
-        # How pictures are shown is a part of what was learned. Which ones are accepted is for the user to say.
+        # How pictures are shown is a part of what was learned. Which ones are accepted is for the
+        # user to say.
         return dataclasses.replace(asked, background=self.parts.plan.reading.background)
 
     def columns(self) -> pa.Schema:
