@@ -93,9 +93,8 @@ class EpochLimit:
 
     def allow(self, epochs: int) -> None:
         """Let the run train until it has done this many epochs."""
-        part = self._file.with_name(".epochs.part")
-        part.write_text(str(epochs), encoding="utf-8")
-        part.replace(self._file)
+        with whole_file(self._file) as file:
+            file.write(str(epochs))
 
     def remove(self) -> None:
         """Clean up when nobody leads the run any more."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raycap.errors import UserError
-from raycap.uris import filesystem_of
+from raycap.storage import open_uri
 from raycap.vocabulary.words import PAD, SPECIAL_TOKENS, Vocabulary
 
 _LONGEST_LINE = 1 << 20  # bytes; a file without line ends must not fill the memory
@@ -145,12 +145,7 @@ class _Reader:
 
 
 def _opened(path: str, stack: ExitStack) -> Any:
-    # Not fsspec.open, which takes '::' in a name for a chain of protocols.
-    filesystem, inner = filesystem_of(path)
-    stack.callback(
-        lambda kept: None, filesystem
-    )  # fsspec's zip closes its file when nobody refers to it
-    file = stack.enter_context(filesystem.open(inner, "rb"))
+    file = stack.enter_context(open_uri(path))
     if not path.endswith(".zip") or path.startswith("zip://"):
         return stack.enter_context(gzip.open(file)) if path.endswith(".gz") else file
     archive = stack.enter_context(zipfile.ZipFile(file))
