@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifest import column, noted, read, rows, write
+from source_rows import column, noted, read, rows, write
 
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.sources import SOURCES, Folder, Notes, Urls, detect, listing
-from raycap.sources.keys import Keys
-from raycap.sources.seen import Seen
+from raycap.sources.keys import NumberedKeys, SeenKeys
 from raycap.sources.splits import seeded_split, split_word
 from raycap.storage.location import existing
 from raycap.uris import local_path, uri_of
@@ -279,7 +278,8 @@ def test_a_list(tmp_path: Path) -> None:
         ]
         assert table["uri"].to_pylist()[2] == "http://h/a.jpg"
         assert noted(Urls(str(one))).lines() == [
-            "1 row repeats an earlier URL and got a number behind the key; most often 'http://h/a.jpg' (2 times)"
+            "1 row repeats an earlier URL and got a number behind the key; "
+            "most often 'http://h/a.jpg' (2 times)"
         ]
     assert Urls(str(path)).trust == Trust((str(tmp_path),))
 
@@ -328,7 +328,7 @@ few_names = st.lists(
 
 @given(st.lists(few_names))
 def test_keys_are_unique_and_tell_name_and_occurrence(batches: list[list[str]]) -> None:
-    keys, met = Keys(), dict[str, int]()
+    keys, met = NumberedKeys(), dict[str, int]()
     found: dict[str, tuple[str, int]] = {}
     for names in batches:
         for name, key in zip(names, keys.of(names), strict=True):
@@ -338,13 +338,13 @@ def test_keys_are_unique_and_tell_name_and_occurrence(batches: list[list[str]]) 
     assert keys.repeats == {name: times for name, times in met.items() if times > 1}
     # The same whatever stands between: a key hangs on its name and occurrence alone.
     for key, (name, times) in found.items():
-        assert Keys().of([name] * times)[-1] == key
+        assert NumberedKeys().of([name] * times)[-1] == key
 
 
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 400), max_size=60), max_size=60))
 def test_seen_is_a_set(batches: list[list[int]]) -> None:
-    seen, reference = Seen(), set[int]()
+    seen, reference = SeenKeys(), set[int]()
     for batch in batches:
         expected = []
         for number in batch:
@@ -354,7 +354,7 @@ def test_seen_is_a_set(batches: list[list[int]]) -> None:
 
 
 def test_seen_takes_eight_bytes_a_key() -> None:
-    seen, order = Seen(), list(range(100_000))
+    seen, order = SeenKeys(), list(range(100_000))
     random.Random(0).shuffle(order)
     for start in range(0, len(order), 1000):
         assert not any(
@@ -362,8 +362,8 @@ def test_seen_takes_eight_bytes_a_key() -> None:
                 [f"http://example.org/{number}.jpg" for number in order[start : start + 1000]]
             )
         )
-    assert sum(run.nbytes for run in seen._runs) == 8 * len(order)
-    assert len(seen._runs) <= np.log2(len(order) / 1000) + 1
+    assert sum(run.nbytes for run in seen._arrays) == 8 * len(order)
+    assert len(seen._arrays) <= np.log2(len(order) / 1000) + 1
     assert all(seen.add([f"http://example.org/{number}.jpg" for number in order[:1000]]))
 
 

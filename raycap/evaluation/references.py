@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from raycap.errors import UserError
 from raycap.sources import Coco, Flickr, Karpathy, Source, Table, coco
-from raycap.sources.annotated import Entry
+from raycap.sources.annotated import AnnotatedPicture
 from raycap.sources.notes import Notes
 from raycap.sources.splits import drawn_splits
 from raycap.storage.location import existing
@@ -68,7 +68,7 @@ def _of_source(source: Source) -> References:
     return _of_entries(entries)
 
 
-def _of_entries(entries: Sequence[Entry]) -> References:
+def _of_entries(entries: Sequence[AnnotatedPicture]) -> References:
     """Of pictures that are not there."""
     told = {entry.key: entry for entry in entries if entry.references}
     return References(

@@ -1,4 +1,4 @@
-"""Every file of a folder, one after the other, in memory that does not grow with the folder."""
+"""Walks through all files of a folder, in memory that does not grow with the folder."""
 
 import errno
 import itertools
@@ -12,13 +12,13 @@ from raycap.sources.notes import UNLISTED_FOLDER, Notes
 from raycap.storage.location import Location
 from raycap.uris import uri_of
 
-# Names sorted at a time: an ordinary folder comes in order of name, a huge one streams in the order of the disc.
+# Names sorted at a time: an ordinary folder is sorted, a huge one comes in the order of the disc.
 SORTED_NAMES = 4096
-# Seconds before each new try to list a folder, and seconds that one walk may wait in all: of a dead disc, every
-# folder fails.
+# Seconds before each retry to list a folder, and the most seconds that one walk waits: on a dead
+# disc every folder fails.
 PAUSES = (0.1, 0.5, 2.0)
 MOST_SECONDS_WAITED = 60.0
-# Another try changes nothing about these; other faults (EIO, ESTALE, a lost connection) may pass.
+# Not retried. Other faults (EIO, ESTALE, a lost connection) may pass.
 _PERMANENT = {
     errno.ENOENT,
     errno.EACCES,
@@ -30,7 +30,7 @@ _PERMANENT = {
 }
 
 
-class Found(NamedTuple):
+class FolderEntry(NamedTuple):
     """One entry of a walk: a file, or something that cannot be read as one."""
 
     path: str  # relative to the root, with '/'
@@ -39,9 +39,11 @@ class Found(NamedTuple):
     is_link: bool = False
 
 
-def walk(root: Location, notes: Notes) -> Iterator[Found]:
-    """The files below the root, and entries that are none: links that are not followed, pipes, folders. Hidden
-    entries are left out. A folder that cannot be listed is added to the notes, after a few tries."""
+def walk(root: Location, notes: Notes) -> Iterator[FolderEntry]:
+    """Yields the files below the root, and what is no file: folders, pipes, links not followed.
+
+    Hidden entries are left out. A folder that cannot be listed is noted, after a few retries.
+    """
     if root.filesystem is None:
         return _walk_local(root.path, notes)
     if hasattr(root.filesystem, "call_s3"):
@@ -49,18 +51,16 @@ def walk(root: Location, notes: Notes) -> Iterator[Found]:
     return _walk_remote(root, notes)
 
 
-class Patience:
-    """How often a folder is listed again after a fault, within one walk."""
+class ListingRetries:
+    """Decides how often a folder is listed again after a fault, within one walk."""
 
     def __init__(self) -> None:
         self._seconds_left = MOST_SECONDS_WAITED
 
     def waits(self, error: Exception, tries: int) -> bool:
-        """Whether another try makes sense after so many; waits before it says yes."""
-        permanent = isinstance(error, OSError) and error.errno in _PERMANENT
-        permanent = permanent or isinstance(
-            error, FileNotFoundError | PermissionError | NotADirectoryError
-        )
+        """Whether to try once more after so many tries; waits before it returns True."""
+        permanent = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        permanent |= isinstance(error, OSError) and error.errno in _PERMANENT
         if permanent or tries > len(PAUSES) or PAUSES[tries - 1] > self._seconds_left:
             return False
         self._seconds_left -= PAUSES[tries - 1]
@@ -68,11 +68,11 @@ class Patience:
         return True
 
 
-def _walk_local(root: str, notes: Notes) -> Iterator[Found]:
-    """Depth first. Links are followed to files inside the root only: so no cycle, and no way out."""
+def _walk_local(root: str, notes: Notes) -> Iterator[FolderEntry]:
+    """Depth first. Links are followed only to files inside the root: so there are no cycles."""
     true_root = os.path.realpath(root)
     cut = len(root.rstrip("/")) + 1
-    patience = Patience()
+    patience = ListingRetries()
     levels = [_entries(root, notes, patience)]
     while levels:
         entry = next(levels[-1], None)
@@ -84,40 +84,46 @@ def _walk_local(root: str, notes: Notes) -> Iterator[Found]:
             if entry.is_symlink():
                 yield _link(path, entry.path, true_root)
             elif entry.is_dir():
-                yield Found(path, "a directory, not a file", is_folder=True)
+                yield FolderEntry(path, "a directory, not a file", is_folder=True)
                 levels.append(_entries(entry.path, notes, patience))
             elif entry.is_file():
-                yield Found(path)
+                yield FolderEntry(path)
             else:
-                yield Found(path, "not a regular file")
-        except OSError as error:  # some file systems tell the type only when asked once more
-            yield Found(path, _words(error))
+                yield FolderEntry(path, "not a regular file")
+        except OSError as error:  # some file systems do not give the type with the listing
+            yield FolderEntry(path, _reason(error))
 
 
-def _link(path: str, whole: str, true_root: str) -> Found:
+def _link(path: str, whole: str, true_root: str) -> FolderEntry:
     target = os.path.realpath(whole)
     try:
         mode = os.stat(target).st_mode  # noqa: PTH116 - pathlib raises for odd names
     except FileNotFoundError:
-        return Found(path, "a link to a missing file", is_link=True)
+        return FolderEntry(path, "a link to a missing file", is_link=True)
     except OSError as error:
-        return Found(path, f"a link that cannot be followed ({_words(error)})", is_link=True)
+        return FolderEntry(
+            path, f"a link that cannot be followed ({_reason(error)})", is_link=True
+        )
     if stat.S_ISDIR(mode):
-        return Found(path, "a link to a directory, not to a file", is_folder=True, is_link=True)
+        return FolderEntry(
+            path, "a link to a directory, not to a file", is_folder=True, is_link=True
+        )
     if os.path.commonpath([true_root, target]) != true_root:
-        return Found(
+        return FolderEntry(
             path,
             "a link that leads out of the folder (not followed: copy the picture itself)",
             is_link=True,
         )
-    return Found(
+    return FolderEntry(
         path, "" if stat.S_ISREG(mode) else "a link to what is not a regular file", is_link=True
     )
 
 
-def _entries(folder: str, notes: Notes, patience: Patience) -> "Iterator[os.DirEntry[str]]":
-    """What is not hidden in one folder. After a fault it is listed again, unless some of it was given already: in
-    another listing the names may come in another order."""
+def _entries(folder: str, notes: Notes, patience: ListingRetries) -> "Iterator[os.DirEntry[str]]":
+    """Yields the entries of one folder that are not hidden.
+
+    After a fault it is listed again, unless some entries were yielded: the order may change.
+    """
     given, tries = 0, 0
     while True:
         try:
@@ -130,16 +136,16 @@ def _entries(folder: str, notes: Notes, patience: Patience) -> "Iterator[os.DirE
         except OSError as error:
             tries += 1
             if given or not patience.waits(error, tries):
-                notes.add(UNLISTED_FOLDER, f"{uri_of(folder)}: {_words(error)}{_after(given)}")
+                notes.add(UNLISTED_FOLDER, f"{uri_of(folder)}: {_reason(error)}{_after(given)}")
                 return
 
 
-def _walk_s3(root: Location, notes: Notes) -> Iterator[Found]:
-    """Page by page, straight from S3: fsspec's own listing would hold the whole bucket."""
+def _walk_s3(root: Location, notes: Notes) -> Iterator[FolderEntry]:
+    """Page by page: fsspec's own listing would hold the whole bucket in memory."""
     bucket, _, prefix = root.path.partition("/")
     prefix = prefix and prefix + "/"
     token: dict[str, str] = {}
-    patience, given, tries = Patience(), 0, 0
+    patience, given, tries = ListingRetries(), 0, 0
     while True:
         try:
             page = root.filesystem.call_s3(
@@ -149,22 +155,22 @@ def _walk_s3(root: Location, notes: Notes) -> Iterator[Found]:
             tries += 1
             if patience.waits(error, tries):
                 continue
-            notes.add(UNLISTED_FOLDER, f"{root.uri}: {_words(error)}{_after(given)}")
+            notes.add(UNLISTED_FOLDER, f"{root.uri}: {_reason(error)}{_after(given)}")
             return
         tries = 0
         for item in page.get("Contents", ()):
             given += 1
             name = item["Key"][len(prefix) :]
             if name and not name.endswith("/") and not is_hidden(name):
-                yield Found(name)
+                yield FolderEntry(name)
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _walk_remote(root: Location, notes: Notes) -> Iterator[Found]:
-    """One folder's listing in memory at a time, which is all that fsspec offers for every kind of storage."""
-    waiting, patience = [""], Patience()
+def _walk_remote(root: Location, notes: Notes) -> Iterator[FolderEntry]:
+    """Folder by folder, which is all that fsspec offers for every kind of store."""
+    waiting, patience = [""], ListingRetries()
     while waiting:
         folder = waiting.pop()
         below = []
@@ -173,23 +179,23 @@ def _walk_remote(root: Location, notes: Notes) -> Iterator[Found]:
             if is_folder:
                 below.append(relative)
             else:
-                yield Found(relative)
+                yield FolderEntry(relative)
         waiting.extend(reversed(below))
 
 
 def _remote_entries(
-    root: Location, below: str, notes: Notes, patience: Patience
+    root: Location, below: str, notes: Notes, patience: ListingRetries
 ) -> list[tuple[str, bool]]:
     folder, tries = f"{root.path}/{below}".rstrip("/"), 0
     while True:
         try:
             listing = root.filesystem.ls(folder, detail=True)
             break
-        except Exception as error:  # noqa: BLE001 - every kind of storage has errors of its own
+        except Exception as error:  # noqa: BLE001 - every kind of store has errors of its own
             tries += 1
             if not patience.waits(error, tries):
-                place = root / below if below else root
-                notes.add(UNLISTED_FOLDER, f"{place.uri}: {_words(error)}")
+                uri = (root / below if below else root).uri
+                notes.add(UNLISTED_FOLDER, f"{uri}: {_reason(error)}")
                 return []
     named = [(item["name"].rstrip("/"), item["type"] == "directory") for item in listing]
     root.filesystem.invalidate_cache(folder)  # fsspec would keep every listing for ever
@@ -197,7 +203,7 @@ def _remote_entries(
     return sorted(entry for entry in entries if not entry[0].startswith("."))
 
 
-def _words(error: Any) -> str:
+def _reason(error: Any) -> str:
     """What went wrong, without the path, which the caller names."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
