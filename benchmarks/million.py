@@ -36,7 +36,7 @@ from raycap.config import Config
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.schema import CAPTIONS
 from raycap.sources import Notes
-from raycap.sources.rows import Row, tables
+from raycap.sources.manifest import Row, tables
 
 ROWS_IN_BATCH = 4096
 

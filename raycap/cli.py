@@ -181,7 +181,7 @@ def _with_flags(config: "Config", name: str, command: Command, flags: list[str])
     """Let tyro read the flags over the sections that this command uses."""
     import tyro
 
-    from raycap.sources import anywhere
+    from raycap.sources import with_absolute_paths
 
     own = command.sections[0]
     present = {section: getattr(config, section) for section in command.sections}
@@ -203,7 +203,7 @@ def _with_flags(config: "Config", name: str, command: Command, flags: list[str])
     )
     given = {section: getattr(changed, section) for section in present}
     if given.get("source") is not None:
-        given["source"] = anywhere(given["source"])
+        given["source"] = with_absolute_paths(given["source"])
     return dataclasses.replace(config, **given)
 
 

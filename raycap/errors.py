@@ -1,8 +1,8 @@
-"""The one error that the user can fix. It names the thing and the remedy, and ends a command with exit code 2."""
+"""UserError, for what the user can fix: its message names the thing and the remedy."""
 
 
 class UserError(ValueError):
-    """A wrong flag, file, source or environment, in words that the user can act on."""
+    """A wrong option, file, source or environment. It ends a command with exit code 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

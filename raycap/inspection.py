@@ -1,4 +1,4 @@
-"""What a pile of pictures holds, counted row by row in flat memory, and said as JSON and as text. Knows no Ray."""
+"""Counts what the pictures of a source are, in flat memory, and reports it as JSON and text."""
 
 import json
 import tempfile
@@ -15,16 +15,16 @@ from raycap.schema import SUCCESS
 from raycap.sources.notes import line_of
 from raycap.terminal import printable
 
-# The longer side in pixels; a picture falls in the last bucket that it reaches.
+# The longer side in pixels; a picture counts for the last of these that it reaches.
 SIDES = (1, 64, 256, 512, 1024, 2048, 4096, 8192)
-# Splits, formats and reasons are few; a column that is not what it seems must not fill the memory.
+# Splits, formats and reasons are few. A wrong column must not fill the memory.
 MOST_NAMES = 1000
 OTHERS = "(others)"
 MOST_HOSTS_SHOWN = 10
 
 
 class Inspection:
-    """Adds up tables of opened pictures (see `stages.pictures.open_pictures`)."""
+    """Counts over tables of decoded pictures (see `bulk.pictures.open_pictures`)."""
 
     def __init__(self, examples: int) -> None:
         self._most_examples = examples
@@ -48,7 +48,7 @@ class Inspection:
         self._copies.close()
 
     def add(self, table: pa.Table) -> list[dict[str, Any]]:
-        """Count the rows; the answer is the failed ones."""
+        """Counts the rows; returns those that failed."""
         self._hosts.add_rows(table)
         rows = table.drop_columns(["references"]).to_pylist()
         for row, references in zip(rows, table["references"].to_pylist(), strict=True):
@@ -70,16 +70,15 @@ class Inspection:
 
     def _add_failed(self, row: dict[str, Any]) -> None:
         self.failed += 1
-        reason = row["error_message"].removesuffix(
-            f": {row['uri']}"
-        )  # "no such file" is one reason, not thousands
+        # Without the file: "no such file" is one reason, not thousands.
+        reason = row["error_message"].removesuffix(f": {row['uri']}")
         reason = self._reasons[row["status"]].add(reason)
         examples = self._reason_examples.setdefault((row["status"], reason), [])
         if len(examples) < self._most_examples:
             examples.append(row["key"])
 
     def report(self) -> dict[str, Any]:
-        """Everything counted, as plain data, the commonest first."""
+        """Returns all counts as plain data, the most frequent first."""
         reasons = [
             {
                 "status": status,
@@ -109,13 +108,13 @@ class Inspection:
 
 
 class Tally:
-    """A counter of names that stops learning new ones when there are too many."""
+    """Counts names; when there are too many, new ones are counted as OTHERS."""
 
     def __init__(self) -> None:
         self._counts: Counter[Any] = Counter()
 
     def add(self, name: Any) -> Any:
-        """Count it; the answer is the name it was counted under."""
+        """Counts a name; returns the name that it was counted as."""
         if name not in self._counts and len(self._counts) >= MOST_NAMES:
             name = OTHERS
         self._counts[name] += 1
@@ -126,10 +125,10 @@ class Tally:
 
 
 class Copies:
-    """Which pictures are the same bytes under several keys.
+    """Finds pictures with the same bytes under several keys.
 
-    Digests wait in 256 files on disk, one for each first byte, and are compared file by file at the end: memory is
-    that of one file, whatever the number of pictures.
+    Digests are kept in 256 files on disk, one for each first byte, and compared file by file at
+    the end. So only one of them is in memory at a time.
     """
 
     def __init__(self) -> None:
@@ -144,7 +143,7 @@ class Copies:
                 file.writelines(batch)
 
     def report(self, most_examples: int) -> dict[str, Any]:
-        """How many pictures are copies of an earlier one, and some groups of keys with the same bytes."""
+        """Returns how many pictures are copies, and examples of keys with the same bytes."""
         copies = groups = 0
         examples: list[list[str]] = []
         for file in sorted(Path(self._folder.name).iterdir()):
@@ -173,7 +172,7 @@ def _side_name(side: int) -> str:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report as a person reads it."""
+    """Formats the report for people."""
     lines = [
         f"{report['rows']:,} rows, {report['readable']:,} readable, {report['failed']:,} failed"
     ]
@@ -190,7 +189,8 @@ def as_text(report: dict[str, Any]) -> str:
     copies = report["copies"]
     lines += [
         "",
-        f"copies (same bytes under another key): {copies['pictures']:,} in {copies['groups']:,} groups",
+        f"copies (same bytes under another key): {copies['pictures']:,} "
+        f"in {copies['groups']:,} groups",
     ]
     lines += [f"  {_names(keys)}" for keys in copies["examples"]]
     if report["reasons"]:
@@ -216,7 +216,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _bars(title: str, counts: dict[str, int]) -> list[str]:
-    """A small histogram; nothing to say of a single empty name."""
+    """A histogram of bars; nothing without counts."""
     if not counts:
         return []
     most, name_width = max(counts.values()), max(len(printable(name)) for name in counts)

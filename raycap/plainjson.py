@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written: no NaN, no infinity, no nesting that breaks its readers."""
+"""Reads JSON of unknown origin: no NaN, no infinity, no nesting that breaks its readers."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def loads(text: str | bytes) -> Any:
-    """What a JSON text says; ValueError, which quotes nothing of the text, where it is not plain JSON."""
+    """Parses JSON; raises ValueError, which quotes nothing of the text, if that fails."""
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except json.JSONDecodeError as error:

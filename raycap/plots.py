@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from raycap.storage import whole_path
 from raycap.terminal import printable
 
 COLUMNS = 5
@@ -220,9 +221,8 @@ def svg(figure: Figure) -> str:
 
 def save(figure: Figure, path: Path, notes: Mapping[str, str] | None = None) -> None:
     """Write a figure as PNG, under its name only when whole; the notes go into it as texts."""
-    beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, format="png", dpi=150, metadata=dict(notes or {}))
-    beside.replace(path)
+    with whole_path(path) as part:
+        figure.savefig(part, format="png", dpi=150, metadata=dict(notes or {}))
 
 
 def learning_curve(epochs: Sequence[Mapping[str, Any]]) -> Figure:

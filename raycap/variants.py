@@ -1,4 +1,4 @@
-"""Several runs in one config file: what they share, and under `runs` what each changes."""
+"""Several runs in one config file: shared options, and under `runs` what each changes."""
 
 import difflib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ RUNS = "runs"
 
 
 def chosen(data: Any, run: str) -> Any:
-    """The file's data as the run named `run` has it; a file without `runs` is one run, which needs no name."""
+    """Returns the data of one run; a file without `runs` is one run without a name."""
     if not isinstance(data, Mapping) or RUNS not in data:
         if run:
             raise UserError(f"there is only one run in it, so leave out --run {run}")
@@ -21,13 +21,13 @@ def chosen(data: Any, run: str) -> Any:
     if run not in runs:
         close = difflib.get_close_matches(run, runs, n=1)
         guess = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"it holds the runs {', '.join(runs)}: say which with --run NAME{guess}")
+        raise UserError(f"it holds the runs {', '.join(runs)}: choose one with --run NAME{guess}")
     shared = {name: value for name, value in data.items() if name != RUNS}
     return merged(shared, runs[run] or {})
 
 
 def merged(shared: Any, own: Any) -> Any:
-    """`own` over `shared`, option by option; a part of another kind takes the place of the whole part."""
+    """Merges `own` over `shared` option by option; a part of another kind replaces all of it."""
     if not isinstance(shared, Mapping) or not isinstance(own, Mapping):
         return own
     if "kind" in own and own["kind"] != shared.get("kind"):

@@ -1,4 +1,4 @@
-"""Pictures and files made by hand for the hostile corpus: coloured quadrants, and what no library would write."""
+"""Pictures and files made by hand for the hostile corpus: what no library would write."""
 
 import struct
 import zlib
@@ -158,7 +158,8 @@ def exif_of(orientation: int) -> Image.Exif:
     return exif
 
 
-# Columns: the red, green and blue primaries in XYZ under D50, of sRGB and of Display P3, as in their ICC profiles.
+# Columns: the red, green and blue primaries of sRGB and of Display P3 in XYZ under D50, as in
+# their ICC profiles.
 SRGB = np.array(
     [[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]]
 )
@@ -189,7 +190,7 @@ def linear(levels: Any) -> Any:
 
 
 def packed(levels: np.ndarray, bits: int, order: str, kind: str = "u") -> bytes:
-    """Rows of levels [H, N] as a TIFF stores them: whole bytes in the file's order, or bits side by side."""
+    """Rows of levels [H, N] as a TIFF stores them: bytes in the file's order, or packed bits."""
     if bits in (8, 16, 32, 64):
         return levels.astype(f"{order}{kind}{bits // 8}").tobytes()
     each = (levels.astype(np.int64)[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1

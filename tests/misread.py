@@ -1,5 +1,5 @@
-"""Pictures that plain Pillow misreads or refuses while browsers and libtiff show them, and closed files that lack
-pixels. Part of the hostile corpus."""
+"""Pictures that plain Pillow misreads while browsers and libtiff show them, and files that lack
+pixels; a part of the hostile corpus."""
 
 import base64
 import struct

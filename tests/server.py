@@ -40,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Stay silent: the test asserts what matters."""
 
     def head(self, status: int = 200, **headers: object) -> None:
-        """The status and headers (`_` stands for `-`), and then no more requests on this connection."""
+        """Sends status and headers (`_` means `-`); the connection takes no more requests."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
@@ -98,7 +98,7 @@ def _endless_chunks(handler: Handler) -> None:
 
 
 def _endlessly(start: bytes, block: bytes) -> Callable[[Handler], object]:
-    """`start`, and then `block` over and over, as fast as the client takes it; counted in `server.sent`."""
+    """Sends `start`, then `block` over and over, as fast as possible; counted in `server.sent`."""
     repeated = block * (-(-(1 << 16) // len(block)))
 
     def answer(handler: Handler) -> None:
@@ -159,7 +159,7 @@ def _raw_deflate_bomb(handler: Handler) -> None:
 
 
 def _once_a_connection(handler: Handler) -> None:
-    """A good answer that keeps the connection; the next request on it is read, and the connection closed."""
+    """A good response; the next request on the connection is read, and the connection closed."""
     if handler.answered_here:
         handler.wfile.write(handler.options.get("then", "").encode())
         handler.close_connection = True
@@ -311,7 +311,7 @@ MISBEHAVIOURS: dict[str, Callable[[Handler], object]] = {
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """What it was asked is in `asked` and `order`, how many /slow answers were made at once in `most_at_once`."""
+    """Requests are in `asked` and `order`, the most /slow ones at a time in `most_at_once`."""
 
     daemon_threads = True
     request_queue_size = 512
@@ -348,7 +348,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Count who makes an answer at the same time; once it is sent, the client may ask for the next."""
+        """Counts requests in progress; once the response is sent, the client may send the next."""
         with self._lock:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
@@ -366,7 +366,7 @@ class Server(http.server.ThreadingHTTPServer):
 def serving(
     pictures: Mapping[str, bytes] | None = None, certificate: Path | None = None
 ) -> Iterator[Server]:
-    """A server with `pictures` by path ("/a.jpg") beside MISBEHAVIOURS; https with a PEM file of key and chain."""
+    """A server with `pictures` by path ("/a.jpg") and MISBEHAVIOURS; https with a PEM file."""
     with Server(pictures or {}, certificate) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()

@@ -23,7 +23,7 @@ from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.progress import Progress
 from raycap.schema import CAPTIONS
 from raycap.sources import Notes
-from raycap.sources.rows import Row, tables
+from raycap.sources.manifest import Row, tables
 from raycap.storage import Lease, RunFolder, differences
 
 

@@ -1,4 +1,4 @@
-"""A URI to bytes or a reason: against a real server that misbehaves, real files, and addresses of every kind."""
+"""Fetching, with a real server that misbehaves, real files, and addresses of every kind."""
 
 import gc
 import http.client
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from server import BODY, ENDLESS, MISBEHAVIOURS, serving
 
 from raycap.errors import UserError
-from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections, files
+from raycap.fetch import Fetch, Fetched, Fetcher, Trust, connections, files, host_queue
 from raycap.fetch.addresses import why_refused
 from raycap.fetch.budget import MemoryBudget
 from raycap.fetch.connections import TimedSocket
@@ -34,7 +34,10 @@ from raycap.fetch.web import WebClient, asked_wait, forbids_ai
 
 PUBLIC = "93.184.215.14"
 OUTSIDE = "refused: a local path outside of the source's folder (--fetch.trust FOLDER permits it)"
-CHAIN = "refused: a chain of protocols, and {}:// is not trusted (--fetch.trust for each link permits it)"
+CHAIN = (
+    "refused: a chain of protocols, and {}:// is not trusted "
+    "(--fetch.trust for each link permits it)"
+)
 STORE = "refused: s3://bucket is not where this source is (--fetch.trust s3://bucket permits it)"
 
 
@@ -180,14 +183,14 @@ def test_an_answer_without_end_costs_no_memory_and_few_bytes(what, reason):
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_bytes_are_capped_at_the_socket_whatever_the_parser_does(what, monkeypatch):
-    """With the standard library's own parser, which reads to the end where a chunk has a negative size."""
+    """With the standard library's parser, which reads to the end after a negative chunk size."""
     for connection in (connections._Connection, connections._TLSConnection):
         monkeypatch.setattr(connection, "response_class", http.client.HTTPResponse)
     _cost_of_endless(what)
 
 
 def _cost_of_endless(what):
-    """Fetch an endless answer once, and check what that took; returns the reason and the number of requests."""
+    """Fetches an endless response and checks the cost; returns the reason and the requests."""
     with serving() as server:
         tracemalloc.start()
         try:
@@ -293,7 +296,10 @@ def test_any_robots_tag_is_understood_or_ignored(header):
 
 
 def test_a_kept_connection_that_the_server_closed_costs_no_row():
-    with serving() as server, Fetcher(quick(retries=0, deadline=30.0), ONLY_WEB) as fetcher:
+    with (
+        serving() as server,
+        Fetcher(quick(retries=0, deadline=30.0, read_timeout=10.0), ONLY_WEB) as fetcher,
+    ):
         urls = [server.url(f"/once-a-connection?number={number}") for number in range(8)]
         for _ in range(3):  # each connection is used twice: the second request meets the close
             assert fetcher.fetch_all(urls) == [Fetched(BODY, "")] * 8
@@ -327,7 +333,8 @@ def test_silence_is_given_up(server):
     )
     assert fetch(server.url("/silent")).error in (
         "no answer within 0.9 s (--fetch.deadline)",
-        "no byte for 0.3 s (--fetch.read-timeout); the next try would miss the deadline (--fetch.deadline)",
+        "no byte for 0.3 s (--fetch.read-timeout); "
+        "the next try would miss the deadline (--fetch.deadline)",
     )
 
 
@@ -423,7 +430,7 @@ def test_private_addresses_are_refused_however_they_are_written(server, host, ad
 
 
 def _answers(monkeypatch, *answers):
-    """Make every look-up give the next of `answers`, each a list of addresses; returns the looked-up names."""
+    """Makes look-ups return `answers`, each a list of addresses; returns the looked-up names."""
     names, coming = [], iter(answers)
 
     def look_up(host, port, *_, **__):
@@ -551,7 +558,7 @@ def test_a_list_that_anyone_wrote_can_name_only_the_web(uri, reason):
 @pytest.mark.skipif(find_spec("s3fs") is not None, reason="s3fs is installed: nothing is missing")
 def test_a_missing_package_is_named():
     error = fetch("s3://bucket/x", trust=("s3://bucket",)).error
-    assert error == "reading s3:// needs a package that is missing: pip install 'raycap[s3]'"
+    assert error == "s3:// needs a package that is missing: pip install 'raycap[s3]'"
 
 
 @pytest.fixture(scope="module")
@@ -695,7 +702,7 @@ def test_hundreds_in_flight_keep_their_order_and_the_hosts_limit(server):
 
 
 def test_a_slow_host_does_not_keep_others_waiting(monkeypatch):
-    """Four threads, and a host whose every answer waits until the other host has served all of its own."""
+    """Four threads, and a host that waits with each response until the other has sent all."""
     done = threading.Event()
 
     def count(handler):
@@ -730,15 +737,15 @@ def test_a_back_off_holds_no_thread():
     st.integers(1, 3),
 )
 @settings(deadline=None)
-def test_turns_lose_nothing_and_keep_the_limit(items, per_host):
-    turns: HostQueue[int] = HostQueue(per_host, host_rate=0)
+def test_the_host_queue_loses_nothing_and_keeps_the_limit(items, per_host):
+    hosts: HostQueue[int] = HostQueue(per_host, host_rate=0)
     for number, (host, waits) in enumerate(items):
-        turns.put(host, number, wait=0.001 if waits else 0.0)
+        hosts.put(host, number, wait=0.001 if waits else 0.0)
     taken, out = [], []
     while len(taken) < len(items):
         if len(out) >= per_host:  # then one host may be full: give the oldest place back
-            turns.done(out.pop(0))
-        host, number = turns.take()
+            hosts.done(out.pop(0))
+        host, number = hosts.take()
         out.append(host)
         taken.append(number)
         assert items[number][0] == host and out.count(host) <= per_host
@@ -746,12 +753,20 @@ def test_turns_lose_nothing_and_keep_the_limit(items, per_host):
 
 
 def test_a_rate_keeps_its_host_back_and_no_other():
-    turns: HostQueue[str] = HostQueue(per_host=9, host_rate=2.0)
-    turns.put("a", "first of a")
-    turns.put("a", "second of a")
-    assert turns.take() == ("a", "first of a")
-    turns.put("b", "first of b")  # came last, and yet a's second has to wait half a second
-    assert [turns.take(), turns.take()] == [("b", "first of b"), ("a", "second of a")]
+    hosts: HostQueue[str] = HostQueue(per_host=9, host_rate=2.0)
+    hosts.put("a", "first of a")
+    hosts.put("a", "second of a")
+    assert hosts.take() == ("a", "first of a")
+    hosts.put("b", "first of b")  # came last, and yet a's second has to wait half a second
+    assert [hosts.take(), hosts.take()] == [("b", "first of b"), ("a", "second of a")]
+
+
+def test_a_worker_ends_even_if_the_queue_is_stopped_in_its_own_thread(monkeypatch):
+    """The garbage collector may run a finalizer between the check and the wait of `take`."""
+    monkeypatch.setattr(host_queue, "SECONDS_BETWEEN_LOOKS", 0.01)
+    hosts: HostQueue[str] = HostQueue(per_host=1, host_rate=0)
+    monkeypatch.setattr(hosts, "_run_timers", lambda: hosts.stop() or float("inf"))
+    assert hosts.take() is None
 
 
 def test_a_closed_fetcher_says_so(server):
@@ -859,7 +874,7 @@ def test_a_handshake_that_never_comes_is_given_up(server):
     ],
 )
 def test_impossible_options_are_refused_by_name(change):
-    with pytest.raises(UserError, match=next(iter(change))):
+    with pytest.raises(UserError, match=next(iter(change)).replace("_", "-")):
         Fetch(**change)
 
 
@@ -900,7 +915,7 @@ def test_local_files_are_read_one_at_a_time_in_order(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bytes_in_memory", [1, 100_000, 2_000_000])
 def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
-    """However slow the caller is: what is held is counted from the first chunk on, over all threads."""
+    """However slow the caller is: bytes are counted from the first chunk on, in all threads."""
     body = 900_000
     budgets, most_held = [], []
 
@@ -963,15 +978,18 @@ def test_fetches_that_fail_give_their_memory_back(server):
 
 
 def test_a_caller_that_stops_early_leaves_no_thread_that_waits(server):
+    before = set(threading.enumerate())  # other tests' fetchers may still be open
     fetcher = Fetcher(quick(threads=4), ONLY_WEB)
     for _ in fetcher.fetch_each([server.url("/good")] * 40, 1):
         break
     assert fetcher.fetch(server.url("/good")).data == BODY
     assert server.asked["/good"] < 1000
-    before = [thread for thread in threading.enumerate() if thread.name == "raycap-fetch"]
+    started = set(threading.enumerate()) - before
+    own = [thread for thread in started if thread.name == "raycap-fetch"]
+    assert len(own) == 4
     fetcher.close()
     del fetcher
-    for thread in before:
+    for thread in own:
         thread.join()
 
 

@@ -1,4 +1,4 @@
-"""Damaged and odd files of every kind of source: each gives rows or a refusal, never another error.
+"""Damaged and odd files of every kind of source: each gives rows or a UserError.
 
 Seeded mutants of valid files. `python tests/test_fuzz_sources.py 5000` tries more of them.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from manifest import write
+from source_rows import write
 
 from raycap.config import Config  # noqa: F401 - as the command line loads it
 from raycap.errors import UserError
@@ -133,7 +133,7 @@ def bars_file() -> bytes:
 
 
 def flipped(data: bytes, chance: random.Random) -> bytes:
-    """A few bytes changed, most often near the beginning or the end, where headers and footers are."""
+    """A few bytes changed, most often near both ends, where headers and footers are."""
     mutant = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 5, 20))):
         place = chance.choice(

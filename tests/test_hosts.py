@@ -131,7 +131,8 @@ def test_what_is_said_of_hosts() -> None:
     said = host_lines(counted(row("http://a.example/", "HTTP 404 Not Found", size=0)).report(), 5)
     assert said == [
         "hosts (1; most failures first, then most bytes):",
-        "  a.example: 1 row, 1 failed, 1 request, 0.0 MB, median 0.25 s, slowest 0.25 s; 1 HTTP 404 Not Found",
+        "  a.example: 1 row, 1 failed, 1 request, 0.0 MB, median 0.25 s, slowest 0.25 s; "
+        "1 HTTP 404 Not Found",
     ]
     many = [row(f"http://{number}.example/", "evil\x1b[2J") for number in range(9)]
     said = host_lines(counted(*many).report(), 5)

@@ -1,5 +1,4 @@
-"""`raycap inspect` on a real Ray: every row there, each bad one with its reason, exit codes
-right."""
+"""`raycap inspect` on Ray: every row is there, each bad one with its reason; exit codes."""
 
 import json
 from io import BytesIO

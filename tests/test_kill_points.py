@@ -30,7 +30,7 @@ from raycap.cluster import Cluster
 from raycap.cluster.session import session
 from raycap.errors import UserError
 from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
-from raycap.sources.rows import Row, tables
+from raycap.sources.manifest import Row, tables
 from raycap.storage import RunFolder
 from raycap.storage.lease import LEASE
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifest import column, noted
+from source_rows import column, noted
 
 from raycap.errors import UserError
 from raycap.sources import SOURCES, Table, Urls, delimited, detect, records
@@ -182,7 +182,7 @@ def test_no_line_is_lost_or_changed(
 
 @pytest.mark.parametrize("kind", PACKERS)
 def test_a_line_without_end_takes_little_memory(tmp_path: Path, kind: str) -> None:
-    """30 MB of one letter, which is a small file where it is compressed. (xz unpacks with 8 MB.)"""
+    """30 MB of one letter, which is a small file when compressed. (xz decompresses with 8 MB.)"""
     path = tmp_path / "list"
     path.write_bytes(PACKERS[kind](b"x" * 30_000_000 + b"\nbehind\n"))
     tracemalloc.start()
@@ -284,7 +284,10 @@ def test_a_long_line_in_a_list_of_urls_is_left_out_and_counted(tmp_path: Path) -
 def test_a_list_of_nothing_but_long_lines_says_so(tmp_path: Path) -> None:
     path = tmp_path / "urls.txt"
     path.write_bytes(b"x" * 1_000_000 + b"\n" + b"y" * 1_000_000)
-    expected = r"no URL in .*; 2 malformed lines left out \(urls\.txt line 1: longer than 65,536 characters, "
+    expected = (
+        r"no URL in .*; 2 malformed lines left out "
+        r"\(urls\.txt line 1: longer than 65,536 characters, "
+    )
     with pytest.raises(UserError, match=expected):
         Urls(str(path)).check()
     with pytest.raises(UserError, match=expected):
@@ -294,7 +297,7 @@ def test_a_list_of_nothing_but_long_lines_says_so(tmp_path: Path) -> None:
 def test_a_row_of_csv_over_many_lines_is_bounded_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No line and no field of it is long, but each line ends within quotes, so that the row never does."""
+    """No line and no field is long, but each line ends within quotes, so the row never ends."""
     monkeypatch.setattr(delimited, "LONGEST_LINE", 100_000)
     path = tmp_path / "t.csv"
     path.write_text("url,note\nhttp://h/1.jpg,a\n" + '"a\n",' * 500_000)

@@ -1,4 +1,4 @@
-"""Faults that pass are waited for, faults that stay are said at once, and nothing is done twice."""
+"""Transient faults are retried, permanent ones reported at once, and nothing is done twice."""
 
 import errno
 import os
@@ -149,7 +149,7 @@ def test_it_is_tried_until_it_works_or_the_time_is_up(monkeypatch: pytest.Monkey
 def test_an_fsync_that_fails_has_the_whole_file_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a failed fsync the system may have thrown the bytes away: a second fsync would find nothing to do."""
+    """After a failed fsync the bytes may be gone: a second fsync would find nothing to do."""
     fsync, sizes = os.fsync, []
 
     def failing(number: int) -> None:
@@ -223,7 +223,7 @@ def test_a_table_is_read_again_when_reading_fails_in_the_middle(tmp_path: Path) 
 def test_the_heartbeat_outlives_every_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "SECONDS_BETWEEN_BEATS", 0.01)
+    monkeypatch.setattr(lease, "SECONDS_BETWEEN_RENEWALS", 0.01)
     monkeypatch.setattr(retry, "SECONDS_IN_ALL", 0.0)
     folder, beaten = RunFolder(str(tmp_path)), threading.Event()
     with Lease(folder) as ours:

@@ -1,4 +1,4 @@
-"""Rows out = rows in: what a source cannot use becomes a failed row with its reason, or is counted."""
+"""Rows out = rows in: what a source cannot use is a failed row with its reason, or is counted."""
 
 import contextlib
 import errno
@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from manifest import column, noted, read, rows, write
 from PIL import Image
 from server import serving
+from source_rows import column, noted, read, rows, write
 
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.pending import PendingRows, count_pending
@@ -39,13 +39,14 @@ from raycap.sources import (
     Karpathy,
     Notes,
     Table,
-    anywhere,
     delimited,
     detect,
     lines,
     listing,
     records,
+    with_absolute_paths,
 )
+from raycap.sources.manifest import Row, tables
 from raycap.sources.notes import (
     DAMAGED_ROW,
     MALFORMED_CAPTION,
@@ -53,7 +54,6 @@ from raycap.sources.notes import (
     NAMELESS,
     UNUSABLE_CAPTION,
 )
-from raycap.sources.rows import Row, tables
 from raycap.storage.location import existing
 from raycap.uris import local_path
 
@@ -120,7 +120,7 @@ def test_what_is_no_file_and_has_the_name_of_a_picture(tmp_path: Path) -> None:
 
 
 def unlistable(folder: Path, depth: int = 17) -> str:
-    """Folders in folders until a path is longer than the system allows: the last cannot be listed, by anybody."""
+    """Nested folders with a path longer than the system allows: nobody can list the last."""
     here = Path.cwd()
     os.chdir(folder)
     for _ in range(depth):
@@ -231,7 +231,7 @@ def test_a_huge_folder_that_breaks_off_doubles_no_row(
 def test_a_dead_disc_does_not_hold_a_walk_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(listing.time, "sleep", slept.append)
-    patience = listing.Patience()
+    patience = listing.ListingRetries()
     for _ in range(1000):
         tries = 1
         while patience.waits(OSError(errno.EIO, "x"), tries):
@@ -288,7 +288,7 @@ def test_a_root_whose_name_is_not_utf8(tmp_path: Path) -> None:
     write(Path(root) / "a.jpg", b"a")
     write(Path(root) / "metadata.jsonl", '{"file_name": "a.jpg", "text": "x"}')
     for kind in (Folder, HuggingFace):
-        source = anywhere(kind(root))
+        source = with_absolute_paths(kind(root))
         source.path.encode()  # as run.json, facts.json and reports hold it
         [row] = rows(source)
         assert row["key"] == "a.jpg" and Path(str(local_path(row["uri"]))).read_bytes() == b"a"
@@ -333,7 +333,7 @@ def test_a_line_with_an_unquoted_comma_is_counted_with_its_number(tmp_path: Path
         {
             "count": 1,
             "what": "malformed line left out",
-            "examples": ["pairs.csv line 3: 3 fields where 2 belong"],
+            "examples": ["pairs.csv line 3: 3 fields instead of 2"],
         }
     ]
 

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from manifest import column, noted, read, rows, write
+from source_rows import column, noted, read, rows, write
 
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.sources import SOURCES, Folder, Notes, Urls, detect, listing
-from raycap.sources.keys import NumberedKeys
-from raycap.sources.seen import SeenKeys
+from raycap.sources.keys import NumberedKeys, SeenKeys
 from raycap.sources.splits import seeded_split, split_word
 from raycap.storage.location import existing
 from raycap.uris import local_path, uri_of
@@ -279,7 +278,8 @@ def test_a_list(tmp_path: Path) -> None:
         ]
         assert table["uri"].to_pylist()[2] == "http://h/a.jpg"
         assert noted(Urls(str(one))).lines() == [
-            "1 row repeats an earlier URL and got a number behind the key; most often 'http://h/a.jpg' (2 times)"
+            "1 row repeats an earlier URL and got a number behind the key; "
+            "most often 'http://h/a.jpg' (2 times)"
         ]
     assert Urls(str(path)).trust == Trust((str(tmp_path),))
 
@@ -362,8 +362,8 @@ def test_seen_takes_eight_bytes_a_key() -> None:
                 [f"http://example.org/{number}.jpg" for number in order[start : start + 1000]]
             )
         )
-    assert sum(run.nbytes for run in seen._runs) == 8 * len(order)
-    assert len(seen._runs) <= np.log2(len(order) / 1000) + 1
+    assert sum(run.nbytes for run in seen._arrays) == 8 * len(order)
+    assert len(seen._arrays) <= np.log2(len(order) / 1000) + 1
     assert all(seen.add([f"http://example.org/{number}.jpg" for number in order[:1000]]))
 
 

@@ -1,4 +1,4 @@
-"""Flickr, COCO and Karpathy's splits in the forms that they are passed around in, and telling them apart."""
+"""Flickr, COCO and Karpathy's splits in all forms that are shared, and their detection."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from manifest import column, noted, read, rows, write
+from source_rows import column, noted, read, rows, write
 
 from raycap.errors import UserError
 from raycap.evaluation import references
@@ -282,7 +282,7 @@ def test_coco_with_folders_in_its_names_and_pictures_elsewhere(tmp_path: Path) -
         ),
         (
             '{"images": [{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}]}',
-            "a stands twice",
+            "a occurs twice",
         ),
         ('{"images": [{"id": 1, "file_name": "../a"}]}', "has to lie below the picture folder"),
         ('{"images": []}', "names no picture"),

@@ -1,7 +1,7 @@
 """A folder in S3, on a server of the test's own: listed page by page, whatever its size."""
 
 import pytest
-from manifest import column, read
+from source_rows import column, read
 
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher

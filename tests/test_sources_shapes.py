@@ -3,8 +3,8 @@
 import io
 
 import numpy as np
-from manifest import rows
 from PIL import Image
+from source_rows import rows
 
 from raycap.sources import Shapes
 from raycap.sources.shapes import COLOURS, SIDE

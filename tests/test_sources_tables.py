@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from manifest import column, noted, read, rows, write
+from source_rows import column, noted, read, rows, write
 
 from raycap.errors import UserError
 from raycap.fetch import Trust
@@ -202,7 +202,7 @@ def test_malformed_lines_are_left_out_and_named(tmp_path: Path) -> None:
     assert column(Table(path), "uri") == ["http://h/1", "http://h/5"]
     (note,) = noted(Table(path)).lines()
     assert note.startswith(
-        "3 malformed lines left out (t.csv line 3: 1 fields where 2 belong, t.csv line 4"
+        "3 malformed lines left out (t.csv line 3: 1 fields instead of 2, t.csv line 4"
     )
     path = str(
         write(
@@ -218,7 +218,7 @@ def test_malformed_lines_are_left_out_and_named(tmp_path: Path) -> None:
     [
         (
             "id,url\n1,http://h/a\n2,http://h/b\n1,http://h/c\n",
-            r"the key '1' stands twice: .*t.csv line 2 and .* line 4",
+            r"the key '1' occurs twice: .*t.csv line 2 and .* line 4",
         ),
         ("id,url\n1,http://h/a\n,http://h/b\n", r"t.csv line 3 has an empty id"),
     ],
@@ -248,7 +248,7 @@ def test_wrong_options(tmp_path: Path, options: dict[str, Any], reason: str) -> 
 def test_tables_that_are_none(tmp_path: Path) -> None:
     for name, content, reason in [
         ("t.csv", b"url\n", "has no rows"),
-        ("t.csv", b"", "no column named as usual"),
+        ("t.csv", b"", "no column with one of the usual names"),
         ("t.parquet", b"PAR1 not really", "not a whole Parquet file"),
         ("t.xyz", b"url\nhttp://h/1", "does not say its format"),
     ]:

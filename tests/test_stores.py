@@ -1,4 +1,4 @@
-"""Names of files and folders are taken literally: on a disc, in a store with real folders, and in a bucket."""
+"""Names of files and folders are literal: on a disc, in a store with real folders, in a bucket."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from raycap.errors import UserError
-from raycap.storage import RunFolder, stores
+from raycap.storage import RunFolder, open_uri
+from raycap.storage.filesystem import filesystem_of, remove
 
 # Each with a neighbour that the name would match as a pattern, or mean as a URI.
 NAMES = [
@@ -96,16 +97,16 @@ def test_a_version_of_an_object_is_no_folder() -> None:
 
 @pytest.mark.parametrize("name, neighbour", [pair for pair in NAMES if "::" not in pair[0]])
 def test_a_store_with_real_folders(name: str, neighbour: str) -> None:
-    """memory:// has folders that stay when the files in them are gone (and takes '::' for a chain by itself)."""
+    """memory:// has folders that stay when their files are gone (and reads '::' as a chain)."""
     memory: Any = fsspec.filesystem("memory")
     for folder in (name, neighbour):
         memory.pipe_file(f"/literal/{folder}/deep/file", folder.encode())
-    filesystem, path = stores.open_store(f"memory://literal/{name}")
-    stores.remove(filesystem, path)
+    filesystem, path = filesystem_of(f"memory://literal/{name}")
+    remove(filesystem, path)
     assert not memory.exists(f"/literal/{name}")
-    with stores.open_file(f"memory://literal/{neighbour}/deep/file") as file:
+    with open_uri(f"memory://literal/{neighbour}/deep/file") as file:
         assert file.read() == neighbour.encode()
-    stores.remove(memory, "/literal")
+    remove(memory, "/literal")
 
 
 def test_a_link_to_a_folder_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
@@ -121,5 +122,5 @@ def test_a_link_to_a_folder_is_removed_and_not_what_it_leads_to(tmp_path: Path) 
 
 
 def test_a_chain_of_protocols_is_still_one() -> None:
-    filesystem, path = stores.open_store("simplecache::memory://a/b")
+    filesystem, path = filesystem_of("simplecache::memory://a/b")
     assert type(filesystem).__name__ == "SimpleCacheFileSystem" and path == "/a/b"

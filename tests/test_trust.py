@@ -1,4 +1,4 @@
-"""Who may name what: odd names are only names, and strings inside files open nothing outside of their source."""
+"""Odd names are only names, and strings inside files open nothing outside of their source."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -8,8 +8,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from manifest import write
 from server import Server, serving
+from source_rows import write
 
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
@@ -17,7 +17,8 @@ from raycap.fetch.errors import FetchError
 from raycap.fetch.trust import PROGRAM
 from raycap.sources import Coco, Flickr, Folder, HuggingFace, Karpathy, Source, Table, Urls
 from raycap.storage import RunFolder
-from raycap.uris import filesystem_of, links_of, local_path, name_of, scheme_of
+from raycap.storage.filesystem import filesystem_of
+from raycap.uris import links_of, local_path, name_of, scheme_of
 
 SECRET = b"not for you"
 

@@ -1,4 +1,4 @@
-"""`raycap inspect`: read every picture of a source, say what is there, and what cannot be read and why."""
+"""`raycap inspect`: reads every picture of a source and reports what it is or why it fails."""
 
 import json
 import time
@@ -23,9 +23,11 @@ from raycap.sources import SOURCES, Source
 from raycap.storage import whole_file, write_json
 from raycap.terminal import write_out
 
+SHOWN_OF_FAILED = ("key", "uri", "status", "error_message", "format", "sha256")
+
 
 def inspect(config: Config) -> int:
-    """Exit code 0 when every row can be read, 1 when some cannot or something could not become a row."""
+    """Returns exit code 0 if every row can be read, 1 if some cannot or something has no row."""
     source, out = config.source, Path(config.inspect.out)
     if source is None:
         raise UserError(
@@ -70,10 +72,7 @@ def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any
             notes = notes_of(table) or notes
             failed = inspection.add(table)
             for row in failed:
-                shown = {
-                    name: row[name]
-                    for name in ("key", "uri", "status", "error_message", "format", "sha256")
-                }
+                shown = {name: row[name] for name in SHOWN_OF_FAILED}
                 failed_file.write(json.dumps(shown, ensure_ascii=False) + "\n")
             progress.add(len(table), len(failed))
         return {**inspection.report(), **notes}

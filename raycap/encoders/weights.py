@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from raycap.errors import UserError
-from raycap.uris import read_regular
+from raycap.storage import read_uri
 
 MOST_BYTES = 16 * 2**30  # in a file of weights
 
@@ -60,8 +60,8 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a state dict saved by torch.save. No code is
     run."""
     try:
-        content = read_regular(uri, MOST_BYTES)
-    except (OSError, ValueError, ImportError) as error:
+        content = read_uri(uri, MOST_BYTES)
+    except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise UserError(f"cannot read the weights {uri}: {reason}") from error
     try:

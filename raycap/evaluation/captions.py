@@ -10,10 +10,9 @@ import pyarrow as pa
 from raycap.errors import UserError
 from raycap.schema import CAPTIONS, SUCCESS, TRUE_WORDS
 from raycap.sources.lines import first_line
+from raycap.sources.manifest import batched, brief, utf8
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.records import Records, RowBatch, records
-from raycap.sources.rows import pieces
-from raycap.sources.text import brief, utf8
 from raycap.storage.location import Location, existing, locate
 
 # What is read of a table; what a form lacks is "", null or an empty list, and the status is success.
@@ -111,7 +110,7 @@ def _pieces(path: str, key_column: str, caption_column: str, notes: Notes) -> It
     for file in files_of(path):
         names = file.names()
         wanted = [name for name in ROWS.names if name in names]
-        wanted += [_column(names, key_column, KEY_NAMES, "keys", "--key-column", file.place.uri)]
+        wanted += [_column(names, key_column, KEY_NAMES, "keys", "--key-column", file.file.uri)]
         wanted += [
             _column(
                 names,
@@ -119,10 +118,10 @@ def _pieces(path: str, key_column: str, caption_column: str, notes: Notes) -> It
                 CAPTION_NAMES,
                 "captions",
                 "--caption-column",
-                file.place.uri,
+                file.file.uri,
             )
         ]
-        yield from file.pieces(list(dict.fromkeys(wanted)), [], notes)
+        yield from file.batches(list(dict.fromkeys(wanted)), [], notes)
 
 
 def _vocabulary(path: str) -> str:
@@ -138,7 +137,7 @@ def files_of(path: str) -> list[Records]:
     place, found = locate(path), records(path)
     if not place.is_folder():
         return found
-    return [file for file in found if "/_" not in file.place.path[len(place.path) :]]
+    return [file for file in found if "/_" not in file.file.path[len(place.path) :]]
 
 
 def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
@@ -149,7 +148,7 @@ def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
         except ValueError as error:
             if first_line(place).rstrip().endswith("}"):
                 lines = Records(place, "jsonl")
-                yield from lines.pieces(lines.names(), [], notes)
+                yield from lines.batches(lines.names(), [], notes)
                 return
             raise UserError(f"{place.uri} is not JSON: {error}") from error
     if isinstance(rows, dict) and "caption" in rows:
@@ -162,7 +161,7 @@ def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
     for row in (row for row in rows if not isinstance(row, dict)):
         notes.add(MALFORMED_LINE, f"{place.name}: {brief(row)!r}")
     found = enumerate((row for row in rows if isinstance(row, dict)), 1)
-    for piece in pieces(found):
+    for piece in batched(found):
         names = list(dict.fromkeys(name for _, row in piece for name in row))
         columns = {
             name: pa.array([_text(row.get(name)) for _, row in piece], pa.string())

@@ -1,14 +1,14 @@
-"""A budget for the bytes of pictures in memory, shared by all fetches of one worker."""
+"""Limits the memory for the bytes of pictures, over all fetches of one worker."""
 
 import threading
 import time
 
 
 class MemoryBudget:
-    """Lets fetches hold `limit` bytes together; one that needs more waits until others are done with theirs.
+    """Lets fetches hold `limit` bytes together; one that needs more waits for the others.
 
-    One fetch at a time may pass the limit. So there is always one that can finish, and the bytes in memory are at
-    most `limit` and the largest picture.
+    One fetch at a time may exceed the limit. So one can always finish, and the bytes in memory are
+    at most `limit` and the largest picture.
     """
 
     def __init__(self, limit: int) -> None:
@@ -19,18 +19,18 @@ class MemoryBudget:
         self._closed = False
 
     def share(self) -> "MemoryShare":
-        """What one fetch holds: nothing yet."""
+        """The share of one fetch, which holds nothing yet."""
         return MemoryShare(self)
 
     def close(self) -> None:
-        """Let all who wait go on, so that their threads can end."""
+        """Lets all that wait go on, so that their threads can end."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class MemoryShare:
-    """The bytes that one picture holds in memory, from its first chunk until nobody needs it any more."""
+    """The bytes that one picture holds, from its first chunk until nobody needs it any more."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget
@@ -38,7 +38,7 @@ class MemoryShare:
         self.waited = 0.0  # seconds, all in all
 
     def grow_to(self, size: int) -> float:
-        """Hold `size` bytes; returns the seconds that this waited."""
+        """Waits until `size` bytes may be held; returns the seconds that this took."""
         budget = self._budget
         started = time.monotonic()
         with budget._changed:
@@ -57,7 +57,7 @@ class MemoryShare:
         return waited
 
     def release(self) -> None:
-        """Hold nothing any more."""
+        """Holds nothing any more."""
         budget = self._budget
         with budget._changed:
             budget._held -= self._size

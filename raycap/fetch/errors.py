@@ -1,4 +1,4 @@
-"""Why a picture could not be fetched, in words that give no password or token away."""
+"""Reasons why a picture could not be fetched, without passwords and tokens."""
 
 import re
 
@@ -6,7 +6,10 @@ _SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s'\"]*")  # user:password@ and ?si
 
 
 class FetchError(Exception):
-    """A fetch that failed for a known reason; `again` if another try may help, after at least `wait` seconds."""
+    """A fetch that failed for a known reason.
+
+    `again` says whether a retry may help, after at least `wait` seconds.
+    """
 
     def __init__(self, reason: str, again: bool = False, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -16,21 +19,31 @@ class FetchError(Exception):
 
 
 def scrubbed(text: str) -> str:
-    """One short line of `text` without what may be secret in the URLs that it quotes."""
+    """Returns one short line of `text` without what may be secret in the URLs that it quotes."""
     line = " ".join(_SECRETS.sub("", text).split())
     return line if len(line) <= 200 else line[:199] + "…"
 
 
-def unforeseen(error: Exception) -> str:
-    """An exception that nobody thought of, as a reason: better one odd row than a dead job."""
+def unexpected(error: Exception) -> str:
+    """The reason for an exception that nobody foresaw: it costs one row, not the job."""
     return f"{type(error).__name__}: {scrubbed(str(error))}".rstrip(": ")
 
 
+# One text for each limit, however it is exceeded, so that reports count them together.
+
+
 def too_large(max_bytes: int) -> FetchError:
-    """The one reason for every way of passing the cap, so that they count as one."""
     return FetchError(f"larger than {max_bytes / 1e6:g} MB (--fetch.max-bytes)")
 
 
 def too_late(seconds: float) -> FetchError:
-    """The one reason for every way of passing the deadline."""
     return FetchError(f"no answer within {seconds:g} s (--fetch.deadline)")
+
+
+def headers_too_large() -> FetchError:
+    return FetchError("headers without end (more than 100, or more than 256 kB)")
+
+
+def framing_too_large() -> FetchError:
+    """For bytes that carry no body: sizes of tiny chunks, trailers."""
+    return FetchError("a body framed without end (tiny chunks, or trailers)")

@@ -1,7 +1,7 @@
-"""Which web servers pictures came from, and how that went: counted by host in bounded memory. Knows no Ray.
+"""Counts rows, failures, requests and seconds by web server, in bounded memory.
 
-Example: a list of a million URLs has 40,000 hosts. The 500 with the most rows are counted each on its own, all
-others together. Where hosts come and go, the count of a host is therefore a lower bound.
+Example: a list of a million URLs has 40,000 hosts. The 500 with the most rows are counted each on
+its own, all others together. A host may move between the two, so its count is a lower bound.
 """
 
 import math
@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raycap.schema import SUCCESS
-from raycap.sources.rows import counted
+from raycap.sources.manifest import counted
 from raycap.terminal import printable
 
-# A column of opened pictures, for this count only: what fetching a row took. Null where nothing was fetched.
+# A column of decoded pictures, for this count only. Null where nothing was fetched.
 FETCHED = pa.field(
     "_fetched",
     pa.struct([("bytes", pa.int64()), ("requests", pa.int32()), ("seconds", pa.float32())]),
@@ -33,7 +33,7 @@ _BUCKETS_PER_OCTAVE = 4  # of seconds, so a median is right within 10 percent
 
 @dataclass
 class Host:
-    """Rows of one host. Seconds are those of requests, without waiting for a turn or before a retry."""
+    """Rows of one host. Seconds are those of requests, without waits for limits and retries."""
 
     rows: int = 0
     failed: int = 0
@@ -58,7 +58,7 @@ class Host:
         self.reasons[reason if known else OTHER_REASONS] += rows
 
     def median(self) -> float:
-        """Seconds that half of the rows took at most."""
+        """Returns the seconds that half of the rows took at most."""
         so_far = 0
         for bucket, rows in sorted(self.seconds.items()):
             so_far += rows
@@ -69,12 +69,12 @@ class Host:
 
 @dataclass
 class HostCounts:
-    """What is known of each host; adds up over tables, tasks and runs."""
+    """Counts for each host; they can be added over tables, tasks and runs."""
 
     hosts: dict[str, Host] = field(default_factory=dict)
 
     def add_rows(self, table: Any) -> None:
-        """Count the rows of a table (or batch) of opened pictures that have web addresses."""
+        """Counts the rows of a table (or batch) of decoded pictures that have web addresses."""
         if FETCHED.name not in table.schema.names:
             return
         columns = ["uri", "status", "error_message", FETCHED.name]
@@ -99,7 +99,7 @@ class HostCounts:
         self._forget_small_ones()
 
     def report(self) -> list[dict[str, Any]]:
-        """Every host that was counted on its own, those with the most failures first, as plain data."""
+        """Returns every host that was counted on its own, most failures first, as plain data."""
         ordered = sorted(
             self.hosts.items(), key=lambda item: (-item[1].failed, -item[1].bytes, item[0])
         )
@@ -118,7 +118,7 @@ class HostCounts:
         ]
 
     def _forget_small_ones(self) -> None:
-        """Between MOST_HOSTS and twice as many are kept, so that this is rare."""
+        """Keeps up to twice MOST_HOSTS, so that this is rare."""
         if len(self.hosts) <= 2 * MOST_HOSTS:
             return
         others = self.hosts.pop(OTHER_HOSTS, Host())
@@ -129,7 +129,7 @@ class HostCounts:
 
 
 def host_lines(report: Iterable[dict[str, Any]], most: int) -> list[str]:
-    """The hosts of a report as text, at most `most`; nothing to say of one host without failures."""
+    """Returns up to `most` hosts of a report as text; nothing for one host without failures."""
     hosts = list(report)
     if len(hosts) < 2 and not any(host["failed"] for host in hosts):
         return []
@@ -139,7 +139,8 @@ def host_lines(report: Iterable[dict[str, Any]], most: int) -> list[str]:
         reasons = sorted(host["reasons"].items(), key=lambda item: -item[1])[:2]
         why = "".join(f"; {rows:,} {printable(reason)}" for reason, rows in reasons)
         lines.append(
-            f"  {printable(host['host'])}: {counted(host['rows'], 'row', 'rows')}, {host['failed']:,} failed, "
+            f"  {printable(host['host'])}: {counted(host['rows'], 'row', 'rows')}, "
+            f"{host['failed']:,} failed, "
             f"{counted(host['requests'], 'request', 'requests')}, {host['bytes'] / 1e6:,.1f} MB, "
             f"median {host['median_seconds']:.2f} s, slowest {host['slowest_seconds']:.2f} s{why}"
         )

@@ -1,5 +1,8 @@
-"""Which places a row may name. That depends on who gave the string: the user, or a file that somebody else may have
-written."""
+"""Decides which files and stores a row may name.
+
+A URI that the user typed may name anything. A list or table may come from somebody else: its rows
+may name what lies in its own folder or bucket, and what --fetch.trust adds.
+"""
 
 import os
 from collections.abc import Iterable
@@ -14,29 +17,29 @@ _REMEDY = "--fetch.trust"
 
 @dataclass(frozen=True)
 class Trust:
-    """The places that the rows of one source may name. It travels to the workers.
+    """What the rows of one source may name; it is sent to the workers.
 
-    http(s) URLs need no trust: the address that is connected to is checked when it is connected to. Everything else
-    has to lie below one of the prefixes: local folders (after all links are followed), or URIs such as s3://bucket.
-    Of a chain such as simplecache::s3://bucket/x each link has to.
+    http(s) URLs need no trust: their address is checked when a connection is opened. Everything
+    else must lie below one of the prefixes: local folders (after all links are followed), or URIs
+    such as s3://bucket. Of a chain such as simplecache::s3://bucket/x each link must.
     """
 
     prefixes: tuple[str, ...] = ()
     anything: bool = False
-    """For strings that the user gave: they are opened whatever they name."""
+    """For URIs that the user typed."""
 
     @classmethod
     def below(cls, *roots: str) -> "Trust":
-        """What lies below these folders; of an object store, all of its bucket."""
+        """Trusts what lies below these folders; of an object store, the whole bucket."""
         return cls(tuple(_bucket(root) for root in roots if root and scheme_of(root) not in WEB))
 
     def also(self, *others: "Trust") -> "Trust":
-        """What this one or one of the others permits."""
+        """Returns the trust that permits what any of these permit."""
         prefixes = dict.fromkeys(prefix for trust in (self, *others) for prefix in trust.prefixes)
         return Trust(tuple(prefixes), any(trust.anything for trust in (self, *others)))
 
     def check(self, uri: str) -> None:
-        """Raise FetchError where the URI is not permitted, or is no place to fetch from."""
+        """Raises FetchError if the URI is not permitted or nothing can be fetched from it."""
         if not uri or uri.isspace():
             raise FetchError("an empty URI")
         scheme = scheme_of(uri)
@@ -50,25 +53,25 @@ class Trust:
             if scheme_of(link) in LOCAL:
                 _check_local(link, [prefix for prefix in trusted if scheme_of(prefix) in LOCAL])
             elif not any(_is_below(link, prefix) for prefix in trusted):
-                raise FetchError(_refusal(link, len(links) > 1))
+                raise FetchError(_reason(link, len(links) > 1))
 
 
 ONLY_WEB = Trust()
 ANYTHING = Trust(anything=True)
-# For a program that calls raycap: its strings often come from data. Paths, stores and http(s), but nothing that
-# wraps another URI or reaches other machines by other roads (ftp, ssh, webhdfs, ...).
+# For programs that call raycap, whose strings often come from data: paths, stores and http(s), but
+# no chains and no other protocols (ftp, ssh, webhdfs, ...).
 PROGRAM = Trust(("/", *(f"{scheme}://" for scheme in STORES)))
 
 
 def of_prefixes(prefixes: Iterable[str], name: str) -> Trust:
-    """The trust that a user grants with these prefixes; `name` is what a refusal calls them."""
+    """The trust in these prefixes, which a user gave; `name` is the option's name."""
     prefixes = tuple(prefixes)
     for prefix in prefixes:
         for link in links_of(prefix) or [prefix]:
             if scheme_of(link) == "" and not link.startswith("/"):
                 raise UserError(
-                    f"{name} is {prefix!r}: give an absolute path such as /data/pictures, or the beginning of a "
-                    "URI such as s3://bucket"
+                    f"{name} is {prefix!r}: give an absolute path such as /data/pictures, "
+                    "or the beginning of a URI such as s3://bucket"
                 )
     return Trust(prefixes)
 
@@ -89,7 +92,7 @@ def _is_below(link: str, prefix: str) -> bool:
     below, above = link[len(scheme) :], prefix[len(scheme) :].rstrip("/")
     if above == ":":  # s3://, every bucket
         return True
-    # Stores do not resolve '..', but what stands before one may.
+    # Stores do not resolve '..', but a proxy before one may.
     return ".." not in below.split("/") and (
         below.rstrip("/") == above or below.startswith(f"{above}/")
     )
@@ -123,10 +126,13 @@ def _is_inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _refusal(link: str, in_a_chain: bool) -> str:
+def _reason(link: str, in_a_chain: bool) -> str:
     scheme = scheme_of(link)[:20]
     if in_a_chain:
-        return f"refused: a chain of protocols, and {scheme}:// is not trusted ({_REMEDY} for each link permits it)"
+        return (
+            f"refused: a chain of protocols, and {scheme}:// is not trusted "
+            f"({_REMEDY} for each link permits it)"
+        )
     if scheme in STORES:
         bucket = _bucket(link)[:100]
         return f"refused: {bucket} is not where this source is ({_REMEDY} {bucket} permits it)"

@@ -1,4 +1,4 @@
-"""One GET over http or https: the body, where it moved to, or what went wrong; knows no queue and no retries."""
+"""One GET over http or https: the body, a redirect, or FetchError with the reason."""
 
 import base64
 import contextlib
@@ -19,36 +19,41 @@ from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, SSLError
 from urllib3.exceptions import TimeoutError as NoAnswer
 from urllib3.util import Url, parse_url
 
-from raycap.fetch.answers import framing_too_large, headers_too_large
 from raycap.fetch.connections import ConnectionPools, Dialer, RequestLimits
-from raycap.fetch.errors import FetchError, too_large, too_late
+from raycap.fetch.errors import (
+    FetchError,
+    framing_too_large,
+    headers_too_large,
+    too_large,
+    too_late,
+)
 from raycap.fetch.files import GrowTo
 from raycap.fetch.options import Fetch
 from raycap.uris import WEB, scheme_of
 
 _MOVED = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16  # bytes read at a time
-# Bytes that an answer may use to frame its body: sizes of chunks, trailers. 50 MB in chunks of 400 bytes fit.
-_FRAMING_ROOM = 1 << 20
-# Directives of X-Robots-Tag that have a value behind a colon, where others have the name of a robot before it.
+# Bytes that may frame a body: sizes of chunks, trailers. Enough for 50 MB in chunks of 400 bytes.
+_MOST_FRAMING_BYTES = 1 << 20
+# Directives of X-Robots-Tag with a value after a colon; before any other colon is a robot's name.
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 _ROBOT = re.compile(r"\s*([a-z*][\w.*-]*)\s*:(.*)", re.DOTALL)
 
-# urllib3 logs headers that it cannot parse, with the whole URL: a server's words and a user's passwords in the log.
+# urllib3 logs headers that it cannot parse, with the whole URL and the passwords in it.
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Redirect:
-    """The answer that the picture is elsewhere."""
+    """The response that the picture is elsewhere."""
 
     url: str
 
 
 class WebClient:
-    """GETs through kept-open connections; proxies named by the environment are not used.
+    """Makes GET requests over connections that it keeps open; ignores proxies of the environment.
 
-    A proxy would look names up itself, and the address check would only ever see the proxy's own address.
+    A proxy would look names up itself, and the check of addresses would see only the proxy's.
     """
 
     def __init__(self, options: Fetch) -> None:
@@ -60,16 +65,16 @@ class WebClient:
             "raycap",
             re.split(r"[/\s]", options.user_agent.lower(), maxsplit=1)[0],
         }
-        dial = Dialer(self._limits, options.allow_private)
-        self._pools = ConnectionPools(dial, hosts=2 * options.threads, places=options.per_host)
+        dialer = Dialer(self._limits, options.allow_private)
+        self._pools = ConnectionPools(dialer, hosts=2 * options.threads, idle=options.per_host)
 
     def get(self, url: str, seconds: float, grow_to: GrowTo | None = None) -> bytes | Redirect:
-        """The body behind `url` within `seconds`, or where it moved to; raises FetchError.
+        """Returns the body at `url`, or a redirect, within `seconds`; raises FetchError.
 
-        `grow_to` is called with the size of the body as it grows, and may wait, which costs none of the seconds.
+        `grow_to` is called with the size of the body as it grows. Its waits do not count.
         """
         self._limits.start(seconds)
-        target = parsed(url)
+        target = parse(url)
         while True:
             response: BaseHTTPResponse | None = None
             self._limits.start_request()
@@ -77,19 +82,20 @@ class WebClient:
                 response = self._ask(target)
                 return self._answer(url, response, grow_to)
             except (HTTPError, TimeoutError, zlib.error) as error:
-                # Each stale connection leaves the pool, so the last try has a connection of its own.
+                # Each stale connection leaves the pool, so the last try opens a new one.
                 if not self._was_stale(error):
                     raise self._fault(error, target.host or "", response) from error
             finally:
                 if response is not None:
-                    response.close()  # one that was read to its end has already given its connection back
+                    # A response read to its end has already given its connection back.
+                    response.close()
 
     def host(self, url: str) -> str:
-        """Who would be asked; raises FetchError where the URL is none."""
-        return parsed(url).host or ""
+        """Returns the host of a URL; raises FetchError if it is no URL."""
+        return parse(url).host or ""
 
     def close(self) -> None:
-        """Close the connections that are kept open."""
+        """Closes the connections that are kept open."""
         self._pools.clear()
 
     def _ask(self, target: Url) -> BaseHTTPResponse:
@@ -104,21 +110,22 @@ class WebClient:
         )
 
     def _was_stale(self, error: Exception) -> bool:
-        """Whether the server closed a kept connection before it saw the request. That is no fault of the picture:
-        it is asked for again at once, and costs none of its retries."""
+        """Whether the server closed a kept connection before it saw the request.
+
+        That is not the picture's fault: the request is repeated at once and costs no retry.
+        """
         closed = isinstance(error, (ProtocolError, SSLError))
-        return closed and not self._limits.dialled and not self._limits.received
+        return closed and not self._limits.connected and not self._limits.received
 
     def _headers(self, target: Url) -> dict[str, str]:
         headers = {
             "User-Agent": self._options.user_agent,
             "Accept": "image/*,*/*;q=0.8",
-            "Accept-Encoding": "identity",  # pictures are packed already
+            "Accept-Encoding": "identity",  # pictures are compressed already
         }
         if target.auth:
-            headers["Authorization"] = (
-                "Basic " + base64.b64encode(unquote(target.auth).encode()).decode()
-            )
+            credentials = base64.b64encode(unquote(target.auth).encode()).decode()
+            headers["Authorization"] = f"Basic {credentials}"
         return headers
 
     def _answer(
@@ -130,23 +137,21 @@ class WebClient:
                 directive = forbids_ai(response.headers.getlist("X-Robots-Tag"), self._robots)
                 if directive:
                     raise FetchError(
-                        f"the server forbids it: X-Robots-Tag {directive} (--fetch.ignore-robots-tag fetches it)"
+                        f"the server forbids it: X-Robots-Tag {directive} "
+                        "(--fetch.ignore-robots-tag fetches it)"
                     )
             return self._body(response, grow_to)
         location = response.headers.get("Location")
         wait = asked_wait(response.headers.get("Retry-After"))
         with contextlib.suppress(HTTPError, TimeoutError, FetchError):
-            response.read(
-                _CHUNK, decode_content=False
-            )  # read to its end, a short page spares a new connection
+            # After a short page that is read to its end, the connection can be used again.
+            response.read(_CHUNK, decode_content=False)
         if status in _MOVED and location:
             return Redirect(_next_url(url, location))
-        words = http.client.responses.get(
-            status, ""
-        )  # never the server's own, which would not count as one
-        raise FetchError(
-            f"HTTP {status} {words}".rstrip(), again=status == 429 or status >= 500, wait=wait
-        )
+        # The standard phrase, not the server's: so that reports count all of a status together.
+        phrase = http.client.responses.get(status, "")
+        again = status == 429 or status >= 500
+        raise FetchError(f"HTTP {status} {phrase}".rstrip(), again, wait)
 
     def _body(self, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes:
         cap = self._options.max_bytes
@@ -154,21 +159,18 @@ class WebClient:
             raise too_large(cap)
         encoding = _encoding(response.headers.get("Content-Encoding", ""))
         unpack: zlib._Decompress | None = None
-        body, sent, size = (
-            io.BytesIO(),
-            0,
-            0,
-        )  # bytes before and after unpacking, each held to the cap
+        body = io.BytesIO()
+        sent = size = 0  # bytes before and after unpacking; the cap holds for both
         head = self._limits.received
         while True:
-            self._limits.allow(head + sent + _CHUNK + _FRAMING_ROOM, framing_too_large)
+            self._limits.allow(head + sent + _CHUNK + _MOST_FRAMING_BYTES, framing_too_large)
             chunk = response.read(_CHUNK, decode_content=False)
             if not chunk:
                 break
             if encoding and not sent:
                 unpack = _unpacker(encoding, chunk)
             sent += len(chunk)
-            if unpack:  # at most to one byte too many, however small the bomb
+            if unpack:  # at most one byte too many
                 chunk = b"" if unpack.eof else unpack.decompress(chunk, cap - size + 1)
             size += len(chunk)
             if max(sent, size) > cap:
@@ -182,7 +184,7 @@ class WebClient:
             raise zlib.error("cut short")
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             _check_whole(response.headers.get("Content-Range", ""), sent)
-        return body.getvalue()  # a join of chunks would hold all bytes twice for a moment
+        return body.getvalue()  # joining chunks would hold all bytes twice for a moment
 
     def _fault(self, error: Exception, host: str, response: BaseHTTPResponse | None) -> FetchError:
         if self._limits.left() <= 0:
@@ -206,8 +208,8 @@ class WebClient:
         raise error
 
 
-def parsed(url: str) -> Url:
-    """`url` taken apart; raises FetchError where it cannot be asked for."""
+def parse(url: str) -> Url:
+    """Parses a URL; raises FetchError if it cannot be requested."""
     if any(ord(character) < 32 or ord(character) == 127 for character in url):
         raise FetchError("a control character in the URL")
     try:
@@ -222,7 +224,7 @@ def parsed(url: str) -> Url:
 
 
 def _encoding(header: str) -> str:
-    """The Content-Encoding, which nobody asked for, if it is one to undo; made-up ones are ignored."""
+    """Returns a Content-Encoding that can be undone, "" for none; unknown ones are ignored."""
     encoding = header.strip().lower()
     if encoding in ("br", "zstd", "compress") or "," in encoding:
         raise FetchError(f"packed as {encoding[:20]}, which was not asked for")
@@ -230,8 +232,10 @@ def _encoding(header: str) -> str:
 
 
 def _unpacker(encoding: str, start: bytes) -> "zlib._Decompress":
-    """What undoes the encoding of a body that begins with `start`. Deflate should have zlib's header, and many
-    servers leave that out."""
+    """Returns a decompressor for a body that begins with `start`.
+
+    Deflate should have zlib's header, but many servers omit it.
+    """
     has_zlib_header = (
         len(start) > 1 and start[0] & 0x0F == 8 and int.from_bytes(start[:2], "big") % 31 == 0
     )
@@ -241,7 +245,7 @@ def _unpacker(encoding: str, start: bytes) -> "zlib._Decompress":
 
 
 def _check_whole(content_range: str, sent: int) -> None:
-    """Accept an answer 206 with all bytes in it; raise FetchError for a part, which was not asked for."""
+    """Raises FetchError for a response 206 that does not have all bytes."""
     found = re.fullmatch(
         r"\s*bytes\s+\d+-\d+/(\d{1,18})\s*", content_range, re.ASCII | re.IGNORECASE
     )
@@ -257,24 +261,24 @@ def _check_whole(content_range: str, sent: int) -> None:
 
 
 def forbids_ai(headers: Iterable[str], robots: Collection[str]) -> str:
-    """The directive in X-Robots-Tag headers that keeps AI from a picture, "" for none.
+    """Returns the directive of X-Robots-Tag headers that forbids AI, "" for none.
 
-    "noai, noindex" is said to everybody, "somebot: noindex, noai" to the robot of that name. `robots` are the names
-    that we answer to, in lower case.
+    "noai, noindex" is for all robots, "somebot: noindex, noai" for the robot of that name.
+    `robots` are our own names, in lower case.
     """
     for header in headers:
-        meant = True
+        for_us = True
         for item in header.lower().split(","):
             named = _ROBOT.fullmatch(item)
             if named and named[1] not in _WITH_VALUE:
-                meant, item = named[1] in robots, named[2]
-            if meant and item.strip() in ("noai", "noimageai"):
+                for_us, item = named[1] in robots, named[2]
+            if for_us and item.strip() in ("noai", "noimageai"):
                 return item.strip()
     return ""
 
 
 def asked_wait(retry_after: str | None) -> float:
-    """The seconds that a Retry-After header asks for, 0 for none; the header holds seconds or a date."""
+    """Returns the seconds of a Retry-After header (seconds or a date), 0 for none."""
     if retry_after is None:
         return 0.0
     if retry_after.strip().isdecimal():
@@ -290,9 +294,8 @@ def asked_wait(retry_after: str | None) -> float:
 
 def _next_url(url: str, location: str) -> str:
     with contextlib.suppress(UnicodeError):
-        location = location.encode(
-            "latin-1"
-        ).decode()  # http.client reads headers as latin-1, servers write UTF-8
+        # http.client reads headers as latin-1, servers write UTF-8.
+        location = location.encode("latin-1").decode()
     try:
         target = urljoin(url, location)
     except ValueError as error:

@@ -25,9 +25,10 @@ from raycap.options import from_plain
 from raycap.plots import attention_panel
 from raycap.report.thumbnails import Room
 from raycap.schema import SUCCESS
-from raycap.sources.rows import counted
+from raycap.sources.manifest import counted
+from raycap.storage import read_uri
 from raycap.storage.location import Location, locate
-from raycap.uris import is_web, read_regular
+from raycap.uris import is_web
 
 COLUMNS = ["key", "uri", "caption", "words", "attention"]
 QUALITY = 80  # of the JPEGs
@@ -137,12 +138,12 @@ def _rows(table: CaptionTable, most: int) -> list[dict[str, Any]]:
         if file.format != "parquet" or not set(COLUMNS) <= set(file.names()):
             continue
         try:
-            with file.place.open() as opened, pq.ParquetFile(opened) as parquet:
+            with file.file.open() as opened, pq.ParquetFile(opened) as parquet:
                 for batch in parquet.iter_batches(columns=COLUMNS, batch_size=1000):
                     keys = batch["key"].cast(pa.string())
                     found += batch.filter(pc.is_in(keys, chosen.combine_chunks())).to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"cannot read {file.place.uri}: {error}") from error
+            raise UserError(f"cannot read {file.file.uri}: {error}") from error
     return [row for row in found if row["attention"]]
 
 
@@ -191,8 +192,8 @@ def square_of(model: str) -> Square:
 
 def _json_of(place: Location) -> dict[str, Any]:
     try:
-        data = plainjson.loads(read_regular(place.uri, MOST_BYTES))
-    except (OSError, ValueError, ImportError) as error:
+        data = plainjson.loads(read_uri(place.uri, MOST_BYTES))
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {place.uri}: {error}") from error
     return data if isinstance(data, dict) else {}
 

@@ -23,8 +23,8 @@ from raycap.report import training as of_training
 from raycap.report.pages import render
 from raycap.report.run_source import references_of_runs
 from raycap.report.thumbnails import Room
+from raycap.sources.manifest import counted
 from raycap.sources.records import root_of
-from raycap.sources.rows import counted
 from raycap.storage import whole_file
 from raycap.uris import local_path
 

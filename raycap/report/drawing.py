@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from raycap.storage import whole_path
 from raycap.uris import name_of
 
 LONGEST_SIDE = 1024  # of the photo, in pixels; a larger one is made smaller
@@ -43,9 +44,8 @@ def save(drawing: Image.Image, path: Path, notes: dict[str, str]) -> None:
     texts = PngImagePlugin.PngInfo()
     for name, text in notes.items():
         texts.add_itxt(name, text)
-    beside = path.with_name(f".{path.name}.part")
-    drawing.save(beside, "png", pnginfo=texts)
-    beside.replace(path)
+    with whole_path(path) as part:
+        drawing.save(part, "png", pnginfo=texts)
 
 
 def free_path(photo: str, digest: str, what: str) -> Path:

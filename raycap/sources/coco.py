@@ -1,4 +1,4 @@
-"""COCO 2014 and 2017 captions (captions_*.json), and whatever is written in their form."""
+"""COCO 2014 and 2017 captions (captions_*.json), and other files of that form."""
 
 import json
 import re
@@ -18,10 +18,11 @@ from raycap.sources.annotated import (
     records_of,
     rows,
 )
+from raycap.sources.lines import head, name_unpacked
+from raycap.sources.manifest import brief, tables
 from raycap.sources.notes import NAMELESS, UNUSABLE_CAPTION, Notes, nothing
-from raycap.sources.rows import tables
+from raycap.sources.source import SourceDefaults
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
-from raycap.sources.text import brief
 from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
@@ -33,20 +34,30 @@ _SPLIT = re.compile(r"(train|val|test)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Coco:
+class Coco(SourceDefaults):
     """COCO captions: one row for each picture, with all its captions. The key is its file_name.
 
-    A picture that is not there is a row that fails.
+    A missing picture is a row that fails.
     """
 
     path: str
-    """captions_*.json, or the folder that holds it or annotations/captions_*.json; all such files are read."""
+    """captions_*.json, or the folder that holds it or annotations/captions_*.json; all such files
+    are read."""
     pictures: str = ""
-    """The picture folder. Empty: found beside the annotations by looking for a few of the pictures."""
+    """The picture folder. Empty: found beside the annotations by looking for a few pictures."""
     split: str = ""
-    """The split of every row. Empty: from the file name (captions_val2017.json is dev), else none."""
+    """The split of every row. Empty: that of the file name (captions_val2017.json: dev)."""
     fractions: Fractions | None = None
-    """Draw splits by the pictures' names, whatever the data says: how much goes to train, dev and test."""
+    """Draw splits by the pictures' names, not as the data says: the parts for train, dev, test."""
+
+    folder_files = ANNOTATIONS
+
+    @classmethod
+    def recognises(cls, file: Location) -> bool:
+        if not name_unpacked(file.name).endswith(".json"):
+            return False
+        start = head(file)
+        return b'"images"' in start or b'"annotations"' in start
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
@@ -57,14 +68,6 @@ class Coco:
             return Trust.below(locate(self.pictures).uri)
         return Trust.below(*(folder.uri for file in self._files() for folder in _roots(file)))
 
-    @property
-    def names_urls(self) -> bool:
-        return False
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        return ()
-
     def check(self) -> None:
         self._files()
         if self.pictures:
@@ -72,40 +75,37 @@ class Coco:
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        return tables(
-            rows(self._albums(notes), notes), lambda: nothing(f"no picture in {self.path}", notes)
-        )
+        found = rows(self._annotations(notes), notes)
+        return tables(found, lambda: nothing(f"no picture in {self.path}", notes))
 
     def _files(self) -> list[Location]:
-        place = existing(self.path)
-        if not place.is_folder():
-            return [place]
-        found = list(place.search(ANNOTATIONS))
+        location = existing(self.path)
+        if not location.is_folder():
+            return [location]
+        found = list(location.search(ANNOTATIONS))
         if not found:
             raise UserError(
-                f"no captions_*.json in {place.uri} or the folders below it, such as annotations/"
+                f"no captions_*.json in {location.uri} or the folders below it, "
+                "such as annotations/"
             )
         return found
 
-    def _albums(self, notes: Notes) -> Iterator[AnnotationFile]:
+    def _annotations(self, notes: Notes) -> Iterator[AnnotationFile]:
         for file in self._files():
-            entries = self._entries(file, notes)
-            yield AnnotationFile(
-                entries, picture_folder(self.pictures, _roots(file), entries, file), file
-            )
-
-    def _entries(self, file: Location, notes: Notes) -> list[AnnotatedPicture]:
-        names, references = read_annotations(file, notes)
-        split = self.split or split_of(file.name)
-        splits = drawn_splits(list(names.values()), self.fractions) or [split] * len(names)
-        return [
-            AnnotatedPicture(name, name, word, references.get(number, []))
-            for (number, name), word in zip(names.items(), splits, strict=True)
-        ]
+            names, references = read_annotations(file, notes)
+            splits = drawn_splits(list(names.values()), self.fractions)
+            if not splits:
+                splits = [self.split or split_of(file.name)] * len(names)
+            pictures = [
+                AnnotatedPicture(name, name, split, references.get(number, []))
+                for (number, name), split in zip(names.items(), splits, strict=True)
+            ]
+            folder = picture_folder(self.pictures, _roots(file), pictures, file)
+            yield AnnotationFile(pictures, folder, file)
 
 
 def _roots(file: Location) -> list[Location]:
-    """The folders that may hold the pictures: that of the file and, where it is annotations/, the one above."""
+    """The folders that may hold the pictures: the file's and, above annotations/, its parent."""
     above = [file.parent.parent] if file.parent.name.lower() == "annotations" else []
     return [file.parent, *above]
 
@@ -113,21 +113,22 @@ def _roots(file: Location) -> list[Location]:
 def read_annotations(
     file: Location, notes: Notes, needs_pictures: bool = True
 ) -> tuple[dict[int | str, str], dict[int | str, list[str]]]:
-    """The file name of each picture by its id, and the captions by the same. Where pictures are not needed and the
-    file does not list them, the id is the name."""
+    """Returns the file name of each picture by its id, and the captions by the same id.
+
+    If the file lists no pictures and they are not needed, the id is the name.
+    """
     document = read_json(file)
     references: dict[int | str, list[str]] = defaultdict(list)
-    if (
-        "annotations" in document or "images" not in document
-    ):  # image_info_test*.json has no annotations
+    # image_info_test*.json has no annotations.
+    if "annotations" in document or "images" not in document:
         fields = ["image_id", "caption"]
-        for annotation in records_of(
-            document, "annotations", fields, file, UNUSABLE_CAPTION, notes
-        ):
-            if isinstance(annotation["caption"], str):
-                references[_id(annotation["image_id"])].append(annotation["caption"].strip())
+        annotations = records_of(document, "annotations", fields, file, UNUSABLE_CAPTION, notes)
+        for annotation in annotations:
+            caption = annotation["caption"]
+            if isinstance(caption, str):
+                references[_id(annotation["image_id"])].append(caption.strip())
             else:
-                notes.add(UNUSABLE_CAPTION, f"{file.name}: {brief(annotation['caption'])}")
+                notes.add(UNUSABLE_CAPTION, f"{file.name}: {brief(caption)}")
     if "images" not in document and not needs_pictures:
         return {number: str(number) for number in references}, references
     names: dict[int | str, str] = {}
@@ -146,7 +147,7 @@ def read_annotations(
 
 
 def _id(given: object) -> int | str:
-    """COCO's ids are numbers, at times in quotes or as 7.0; others write what they like, lists even."""
+    """COCO's ids are numbers, at times "7" or 7.0; other files have any JSON value, even lists."""
     if isinstance(given, float) and given.is_integer():
         given = int(given)
     if isinstance(given, bool) or not isinstance(given, int | str):
@@ -162,5 +163,6 @@ def _id(given: object) -> int | str:
 
 
 def split_of(name: str) -> str:
+    """Returns the split in a file name: "dev" for captions_val2017.json, "" for none."""
     found = _SPLIT.search(name)
     return split_word(found[1]) if found else ""

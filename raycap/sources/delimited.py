@@ -1,4 +1,4 @@
-"""Delimited text: CSV, TSV and their like, line by line; a line that is not of the form costs itself."""
+"""Reads delimited text (CSV, TSV and such); a malformed line is left out and noted."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ from raycap.uris import has_scheme
 _DELIMITERS = ",;\t|"
 
 
-def header(place: Location) -> list[str]:
-    """The columns of delimited text."""
+def header(file: Location) -> list[str]:
+    """Returns the columns of delimited text; '1', '2', ... if it has no header."""
     try:
-        header: list[str] = next(filter(None, _reader(_RowLines(place))), [])
+        header: list[str] = next(filter(None, _reader(_RowLines(file))), [])
     except csv.Error as error:
         raise UserError(
-            f"{place.uri}: its first line cannot be the header of a table: {error}"
+            f"{file.uri}: its first line cannot be the header of a table: {error}"
         ) from error
     if _is_headless(header):
         return [str(index + 1) for index in range(len(header))]
@@ -27,10 +27,10 @@ def header(place: Location) -> list[str]:
 
 
 def read(
-    place: Location, names: list[str], wanted: Sequence[str], notes: Notes
+    file: Location, names: list[str], wanted: Sequence[str], notes: Notes
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Rows of as many values as the table has columns, each with its line; of the values those that are wanted."""
-    lines = _RowLines(place)
+    """Yields the wanted values of each row, with its line."""
+    lines = _RowLines(file)
     reader = _reader(lines)
     chosen = [names.index(name) for name in wanted]
     first = True
@@ -39,19 +39,21 @@ def read(
         try:
             values = next(reader, None)
         except LongLine as error:
-            if lines.number > start:  # it would take all that follows with it
+            if lines.number > start:  # all that follows would belong to this row
                 raise UserError(
-                    f"{place.uri}: the row that begins in line {start} is longer than {LONGEST_LINE:,} characters: "
-                    "a quote in it is never closed (close or double it), or a picture stands in it (leave it out)"
+                    f"{file.uri}: the row that begins in line {start} is longer than "
+                    f"{LONGEST_LINE:,} characters: a quote in it is never closed (close or double "
+                    "it), or it holds a picture (leave it out)"
                 ) from error
-            notes.add(MALFORMED_LINE, f"{place.name} line {start}: {error.reason}")
+            notes.add(MALFORMED_LINE, f"{file.name} line {start}: {error.reason}")
             continue
         except csv.Error as error:
-            if "unexpected end" in str(error):  # this too
+            if "unexpected end" in str(error):
                 raise UserError(
-                    f"{place.uri}: the quote opened in line {start} is never closed; close or double it"
+                    f"{file.uri}: the quote opened in line {start} is never closed; "
+                    "close or double it"
                 ) from error
-            notes.add(MALFORMED_LINE, f"{place.name} line {start}: {error}")
+            notes.add(MALFORMED_LINE, f"{file.name} line {start}: {error}")
             continue
         if values is None:
             return
@@ -64,22 +66,24 @@ def read(
         if len(values) == len(names):
             yield f"line {start}", [values[index] for index in chosen]
         else:
-            fault = f"{len(values)} fields where {len(names)} belong"
-            notes.add(MALFORMED_LINE, f"{place.name} line {start}: {fault}")
+            fault = f"{len(values)} fields instead of {len(names)}"
+            notes.add(MALFORMED_LINE, f"{file.name} line {start}: {fault}")
 
 
 class _RowLines:
-    """The lines of a table for the csv module, which takes several for one row where a quoted text has line ends. A
-    row of more than LONGEST_LINE characters raises LongLine, whether it is one line or many."""
+    """The lines of a table for the csv module, of which a row with quoted line ends takes several.
 
-    def __init__(self, place: Location) -> None:
-        self.place = place
-        self._lines = Lines(place)
-        self._held = 0  # characters of the row so far
+    A row of more than LONGEST_LINE characters raises LongLine, whether it is one line or many.
+    """
+
+    def __init__(self, file: Location) -> None:
+        self.file = file
+        self._lines = Lines(file)
+        self._size = 0  # characters of the row so far
 
     def start_row(self) -> int:
-        """The number of the row's first line."""
-        self._held = 0
+        """Begins a row; returns the number of its first line."""
+        self._size = 0
         return self._lines.number + 1
 
     @property
@@ -91,23 +95,21 @@ class _RowLines:
 
     def __next__(self) -> str:
         line = next(self._lines)
-        self._held += len(line)
-        if self._held > LONGEST_LINE:
-            raise LongLine(self.place.uri, self.number, LONGEST_LINE)
+        self._size += len(line)
+        if self._size > LONGEST_LINE:
+            raise LongLine(self.file.uri, self.number, LONGEST_LINE)
         return line
 
 
 def _reader(lines: _RowLines) -> Any:
     csv.field_size_limit(LONGEST_LINE)  # the csv module's own limit is 128 KB
-    # Strict, so that a stray quote is met where it stands instead of swallowing what follows.
-    return csv.reader(
-        lines, delimiter=_delimiter(lines.place, first_line(lines.place)), strict=True
-    )
+    # Strict: a stray quote is an error in its line, instead of taking all that follows.
+    return csv.reader(lines, delimiter=_delimiter(lines.file, first_line(lines.file)), strict=True)
 
 
-def _delimiter(place: Location, line: str) -> str:
-    """A tab for .tsv; else what the first line has most of, for not every CSV has commas."""
-    if name_unpacked(place.name).endswith((".tsv", ".tab")):
+def _delimiter(file: Location, line: str) -> str:
+    """A tab for .tsv; else the most frequent of the usual ones in the first line."""
+    if name_unpacked(file.name).endswith((".tsv", ".tab")):
         return "\t"
     return max(_DELIMITERS, key=line.count)
 

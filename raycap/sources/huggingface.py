@@ -1,4 +1,4 @@
-"""Datasets as Hugging Face lays them out: pictures beside a metadata file, or Parquet with pictures inside."""
+"""Hugging Face datasets: pictures with a metadata file, or Parquet with pictures inside."""
 
 import hashlib
 import re
@@ -11,12 +11,13 @@ from raycap.fetch.trust import Trust
 from raycap.sources.annotated import leads_out
 from raycap.sources.folder import key_of
 from raycap.sources.keys import NumberedKeys
+from raycap.sources.lines import name_unpacked
 from raycap.sources.listing import walk
+from raycap.sources.manifest import FIRST_ROWS, Row, tables
 from raycap.sources.notes import UNUSABLE_FILE, Notes, nothing
 from raycap.sources.records import Records, RowBatch, format_of, references_of, texts
-from raycap.sources.rows import FIRST_ROWS, Row, tables
+from raycap.sources.source import SourceDefaults
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
-from raycap.sources.urls import note_repeats
 from raycap.storage.location import Location, existing
 
 if TYPE_CHECKING:
@@ -31,12 +32,13 @@ _PICTURE_NAMES = ("filename", "file_name", "image_name")
 
 
 @dataclass(frozen=True)
-class HuggingFace:
-    """A local dataset folder or hf://datasets/OWNER/NAME: metadata.jsonl, .csv or .parquet beside the pictures
-    (imagefolder), or Parquet with the pictures' bytes inside.
+class HuggingFace(SourceDefaults):
+    """A local dataset folder or hf://datasets/OWNER/NAME: metadata.jsonl, .csv or .parquet beside
+    the pictures (imagefolder), or Parquet with the pictures' bytes inside.
 
-    The key is the file's path below the folder or, of embedded pictures, their file name; where they have none, the
-    Parquet file's path and the row ('data/train-00000.parquet/17'). A key met again has '#2', '#3', ... behind.
+    The key is the file's path below the folder or, of embedded pictures, their file name; if they
+    have none, the Parquet file's path and the row ('data/train-00000.parquet/17'). A key that
+    occurs again has '#2', '#3', ... behind.
     """
 
     path: str
@@ -44,76 +46,85 @@ class HuggingFace:
     picture_column: str = ""
     """The column with embedded pictures. Empty: the first that holds bytes."""
     captions: tuple[str, ...] = ()
-    """Columns of human captions, each text or a list. Empty: text, caption, captions, caption_0, ... if present."""
+    """Columns of human captions, each text or a list. Empty: text, caption, captions,
+    caption_0, ... if present."""
     split_column: str = "split"
-    """The column of splits, where there is one; else files or folders named train, validation, test tell."""
+    """The column of splits, if there is one; else from files or folders named train, validation,
+    test."""
     fractions: Fractions | None = None
-    """Draw splits by the pictures' names, whatever the data says: how much goes to train, dev and test."""
+    """Draw splits by the pictures' names, not as the data says: the parts for train, dev, test."""
+
+    folder_files = METADATA
+
+    @classmethod
+    def accepts(cls, path: str) -> bool:
+        return path.startswith("hf://")
+
+    @classmethod
+    def recognises(cls, file: Location) -> bool:
+        if METADATA.fullmatch(file.name):
+            return True
+        if not name_unpacked(file.name).endswith((".parquet", ".pq")):
+            return False
+        return picture_column(Records(file, "parquet").schema()) != ""
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
 
     @property
     def trust(self) -> Trust:
-        place = existing(self.path)
-        return Trust.below(place.uri if place.is_folder() else place.parent.uri)
-
-    @property
-    def names_urls(self) -> bool:
-        return False
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        return ()
+        return Trust.below(self._root().uri)
 
     def check(self) -> None:
-        next(self._rows(Notes(), NumberedKeys()), None)
+        next(self._rows(Notes()), None)
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        return tables(
-            self._rows(notes, NumberedKeys()), lambda: nothing(f"no row in {self.path}", notes)
-        )
+        return tables(self._rows(notes), lambda: nothing(f"no row in {self.path}", notes))
 
-    def _rows(self, notes: Notes, keys: NumberedKeys) -> Iterator[Row]:
-        root = existing(self.path)
-        root = root if root.is_folder() else root.parent
+    def _root(self) -> Location:
+        location = existing(self.path)
+        return location if location.is_folder() else location.parent
+
+    def _rows(self, notes: Notes) -> Iterator[Row]:
+        root, keys = self._root(), NumberedKeys()
         for file in self._files(notes):
             below = file.parent.path[len(root.path) :].strip("/")
-            split = next(filter(None, map(split_in, [file.name, *reversed(below.split("/"))])), "")
+            names = [file.name, *reversed(below.split("/"))]
+            split = next(filter(None, map(split_in, names)), "")
+            prefix = f"{below}/" if below else ""
             if METADATA.fullmatch(file.name):
-                yield from self._beside(file, below and below + "/", split, notes, keys)
+                yield from self._rows_of_metadata(file, prefix, split, notes, keys)
             else:
-                yield from self._inside(file, below and below + "/", split, notes, keys)
-        note_repeats(keys, "file name", notes)
+                yield from self._rows_of_parquet(file, prefix, split, notes, keys)
+        keys.note_repeats("file name", notes)
 
     def _files(self, notes: Notes) -> list[Location]:
-        place = existing(self.path)
-        if not place.is_folder():
-            return [place]
-        beside, inside = [], []
-        for found in walk(place, notes):
+        location = existing(self.path)
+        if not location.is_folder():
+            return [location]
+        metadata: list[Location] = []
+        parquet: list[Location] = []
+        for found in walk(location, notes):
             name = found.path.rpartition("/")[2]
             is_metadata = METADATA.fullmatch(name) is not None
             if found.is_folder or not (is_metadata or PARQUET.fullmatch(name)):
                 continue
             if found.error:
-                notes.add(UNUSABLE_FILE, f"{(place / found.path).uri}: {found.error}")
-            elif is_metadata:
-                beside.append(place / found.path)
+                notes.add(UNUSABLE_FILE, f"{(location / found.path).uri}: {found.error}")
             else:
-                inside.append(place / found.path)
-        if not beside and not inside:
+                (metadata if is_metadata else parquet).append(location / found.path)
+        if not metadata and not parquet:
             looked_for = "metadata.jsonl, metadata.csv or *.parquet"
             raise UserError(
-                nothing(f"no {looked_for} in {place.uri} or the folders below it", notes)
+                nothing(f"no {looked_for} in {location.uri} or the folders below it", notes)
             )
-        return sorted(beside or inside, key=lambda file: file.path)
+        return sorted(metadata or parquet, key=lambda file: file.path)
 
-    def _beside(
-        self, file: Location, below: str, split: str, notes: Notes, keys: NumberedKeys
+    def _rows_of_metadata(
+        self, file: Location, prefix: str, split: str, notes: Notes, keys: NumberedKeys
     ) -> Iterator[Row]:
-        """Rows of a metadata file, which names pictures relative to its own folder."""
+        """Rows of a file that names pictures relative to its own folder."""
         records = Records(file, format_of(file.name))
         names = records.names()
         name_column = next((name for name in _FILE_NAMES if name in names), None)
@@ -121,23 +132,21 @@ class HuggingFace:
             raise UserError(
                 f"{file.uri} has no column {' or '.join(_FILE_NAMES)}; it has {', '.join(names)}"
             )
-        references = self._references(names)
-        wanted = dict.fromkeys([name_column, *self._own_split(names), *references])
-        for piece in records.pieces(list(wanted), references, notes):
-            pictures = texts(piece, name_column)
-            paths = [key_of(below + name) for name in pictures]
-            named = zip(keys.of(paths), pictures, strict=True)
-            facts = zip(
-                self._splits(piece, split, paths), references_of(piece, references), strict=True
-            )
-            for (key, name), (word, said) in zip(named, facts, strict=True):
+        captions = self._caption_columns(names)
+        wanted = dict.fromkeys([name_column, *self._own_split(names), *captions])
+        for batch in records.batches(list(wanted), captions, notes):
+            pictures = texts(batch, name_column)
+            paths = [key_of(prefix + name) for name in pictures]
+            splits = self._splits(batch, split, paths)
+            columns = (keys.of(paths), pictures, splits, references_of(batch, captions))
+            for key, name, word, references in zip(*columns, strict=True):
                 uri, error = _uri_and_error(file, name)
-                yield Row(key, uri, word, said, error=error)
+                yield Row(key, uri, word, references, error=error)
 
-    def _inside(
-        self, file: Location, below: str, split: str, notes: Notes, keys: NumberedKeys
+    def _rows_of_parquet(
+        self, file: Location, prefix: str, split: str, notes: Notes, keys: NumberedKeys
     ) -> Iterator[Row]:
-        """Rows of a Parquet file with the pictures' bytes."""
+        """Rows of a file that holds the pictures' bytes."""
         records = Records(file, "parquet")
         names = records.names()
         column = self.picture_column or picture_column(records.schema())
@@ -146,40 +155,47 @@ class HuggingFace:
                 f"{file.uri} has no column {column or 'with pictures'}; it has {', '.join(names)}"
             )
         name_column = [name for name in _PICTURE_NAMES if name in names][:1]
-        references = self._references(names)
-        wanted = dict.fromkeys([column, *name_column, *self._own_split(names), *references])
-        for piece in records.pieces(list(wanted), references, notes, most_rows=FIRST_ROWS):
-            pictures = [_bytes_and_path(value) for value in piece.columns[column].to_pylist()]
-            given = texts(piece, name_column[0]) if name_column else [path for _, path in pictures]
-            places = [f"{file.name}/{row.removeprefix('row ')}" for row in piece.where]
-            by_place = [key_of(below + place) for place in places]
-            names_of = [name or place for name, place in zip(given, by_place, strict=True)]
-            shown = (
-                given if not self.fractions else _told_apart(given, [data for data, _ in pictures])
+        captions = self._caption_columns(names)
+        wanted = dict.fromkeys([column, *name_column, *self._own_split(names), *captions])
+        for batch in records.batches(list(wanted), captions, notes, most_rows=FIRST_ROWS):
+            pictures = [_bytes_and_path(value) for value in batch.columns[column].to_pylist()]
+            given = [path for _, path in pictures]
+            if name_column:
+                given = texts(batch, name_column[0])
+            places = [f"{file.name}/{row.removeprefix('row ')}" for row in batch.where]
+            picture_names = [
+                name or key_of(prefix + place) for name, place in zip(given, places, strict=True)
+            ]
+            drawn_by = given
+            if self.fractions:
+                # A picture may have a row for each caption; without a name, its bytes identify it.
+                drawn_by = [
+                    name or hashlib.sha256(data or b"").hexdigest()
+                    for name, (data, _) in zip(given, pictures, strict=True)
+                ]
+            splits = self._splits(batch, split, drawn_by)
+            columns = (
+                *(pictures, places, keys.of(picture_names)),
+                *(splits, references_of(batch, captions)),
             )
-            splits = self._splits(piece, split, shown)
-            facts = zip(keys.of(names_of), splits, references_of(piece, references), strict=True)
-            for (data, path), place, (key, word, said) in zip(
-                pictures, places, facts, strict=True
-            ):
+            for (data, path), place, key, word, references in zip(*columns, strict=True):
+                uri, error = (file.parent / place).uri, ""
                 if data is None:
                     uri, error = _uri_and_error(file, path)
-                else:
-                    uri, error = (file.parent / place).uri, ""
-                yield Row(key, uri, word, said, data, error)
+                yield Row(key, uri, word, references, data, error)
 
     def _own_split(self, names: Sequence[str]) -> list[str]:
         return [self.split_column] if self.split_column in names else []
 
-    def _splits(self, piece: RowBatch, split: str, pictures: list[str]) -> list[str]:
+    def _splits(self, batch: RowBatch, split: str, pictures: list[str]) -> list[str]:
         if drawn := drawn_splits(pictures, self.fractions):
             return drawn
-        if self.split_column in piece.columns.column_names:
-            return [split_word(word) for word in texts(piece, self.split_column)]
-        return [split] * len(piece.where)
+        if self.split_column in batch.columns.column_names:
+            return [split_word(word) for word in texts(batch, self.split_column)]
+        return [split] * len(batch.where)
 
-    def _references(self, names: Sequence[str]) -> list[str]:
-        """The columns of captions: those given, or the first of the usual names, or caption_0, caption_1, ..."""
+    def _caption_columns(self, names: Sequence[str]) -> list[str]:
+        """The columns given, or the first of the usual names, or caption_0, caption_1, ..."""
         if self.captions:
             return list(self.captions)
         usual = next((name for name in _CAPTIONS if name in names), None)
@@ -187,7 +203,7 @@ class HuggingFace:
 
 
 def picture_column(schema: "pa.Schema") -> str:
-    """The first column that holds pictures: bytes, or Hugging Face's struct of bytes and path; "" for none."""
+    """Returns the first column of bytes, or of structs of bytes and path; "" for none."""
     import pyarrow as pa  # here, so that `raycap --help` stays quick
 
     def is_bytes(kind: Any) -> bool:
@@ -202,23 +218,15 @@ def picture_column(schema: "pa.Schema") -> str:
 
 
 def _bytes_and_path(value: Any) -> tuple[bytes | None, str]:
-    """Either may be missing, or of another type than it should be."""
+    """Of an embedded picture; either may be missing or of a wrong type."""
     if isinstance(value, dict):
         data, path = value.get("bytes"), value.get("path")
         return data if isinstance(data, bytes) else None, path if isinstance(path, str) else ""
     return value if isinstance(value, bytes) else None, value if isinstance(value, str) else ""
 
 
-def _told_apart(names: Sequence[str], pictures: Sequence[bytes | None]) -> list[str]:
-    """Pictures without a name by their bytes: one may have a row for each of its captions."""
-    return [
-        name or hashlib.sha256(data or b"").hexdigest()
-        for name, data in zip(names, pictures, strict=True)
-    ]
-
-
 def _uri_and_error(file: Location, name: str) -> tuple[str, str]:
-    """Of a picture that a file names; it may not lead anywhere else."""
+    """Of a picture that a file names."""
     if leads_out(name):
         return name, f"a picture has to lie below the file that names it: {name}"
     return (file.parent / name).uri if name else "", ""

@@ -1,7 +1,7 @@
-"""Text files as lines, in bounded memory: whatever they are packed with, and however long a line is.
+"""Reads text files line by line in bounded memory, compressed or not, however long a line is.
 
-Example: `for line in Lines(place)` reads a plain, gzip, bzip2, xz or zstd file. A line that is too long raises
-`LongLine`; `for line in Lines(place).or_faults()` gets that as a value and goes on behind the line.
+Example: `for line in Lines(file)` reads a plain, gzip, bzip2, xz or zstd file. A line that is too
+long raises `LongLine`; `for line in Lines(file).or_faults()` yields that and goes on.
 """
 
 import bz2
@@ -19,9 +19,10 @@ from raycap.errors import UserError
 if TYPE_CHECKING:
     from raycap.storage.location import Location
 
-# Characters of one line of a table. Pictures in base64 fit; a JSON value of that length takes up to 400 MB.
+# Characters of one line of a table. Pictures in base64 fit; a JSON value of that length takes up
+# to 400 MB.
 LONGEST_LINE = 16_000_000
-# Characters of one line of a list of URLs. Browsers and servers stop far earlier.
+# Characters of one line of a list of URLs. Browsers and servers accept far less.
 LONGEST_URL = 1 << 16
 _SKIPPED_AT_A_TIME = 1 << 16
 _BLOCK = 1 << 16
@@ -35,7 +36,7 @@ _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
 
 
 class LongLine(UserError):
-    """A line that is longer than the limit. It was passed over in bounded memory."""
+    """A line that is longer than the limit. It was skipped in bounded memory."""
 
     def __init__(self, uri: str, number: int, longest: int) -> None:
         self.number = number
@@ -46,13 +47,13 @@ class LongLine(UserError):
 class Lines:
     """Iterates over the lines of a file, with their ends, as the csv module wants them.
 
-    Byte-order marks are understood, and bytes that are no text become U+FFFD. Where a line is longer than `longest`
-    characters, `next` raises LongLine; the next call goes on behind that line.
+    Byte-order marks are understood, and bytes that are no text become U+FFFD. For a line of more
+    than `longest` characters `next` raises LongLine; the next call goes on after that line.
     """
 
-    def __init__(self, place: "Location", longest: int = LONGEST_LINE) -> None:
+    def __init__(self, file: "Location", longest: int = LONGEST_LINE) -> None:
         self.number = 0  # of the last line read, from 1
-        self._items = self._read(place, longest)
+        self._items = self._read(file, longest)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -64,11 +65,11 @@ class Lines:
         return item
 
     def or_faults(self) -> "Iterator[str | LongLine]":
-        """The lines, with a LongLine in the place of each that is too long."""
+        """Iterates over the lines, with a LongLine instead of each that is too long."""
         return self._items
 
-    def _read(self, place: "Location", longest: int) -> "Iterator[str | LongLine]":
-        with opened_text(place) as text:
+    def _read(self, file: "Location", longest: int) -> "Iterator[str | LongLine]":
+        with opened_text(file) as text:
             cut = False  # whether the piece before may have ended between "\r" and "\n"
             while line := text.readline(longest):
                 if cut and line == "\n":
@@ -83,27 +84,26 @@ class Lines:
                 while len(piece) == size and piece[-1] not in "\r\n":
                     piece, size = text.readline(_SKIPPED_AT_A_TIME), _SKIPPED_AT_A_TIME
                 cut = len(piece) == size and piece[-1] == "\r"
-                yield line if line[-1] in "\r\n" else LongLine(place.uri, self.number, longest)
+                yield line if line[-1] in "\r\n" else LongLine(file.uri, self.number, longest)
 
 
-def first_line(place: "Location") -> str:
-    """The first line that is not blank, without its end; "" for an empty file. Of a line that is too long, the part
-    up to the limit."""
-    with opened_text(place) as text:
+def first_line(file: "Location") -> str:
+    """Returns the first line that is not blank, without its end, up to the limit; "" for none."""
+    with opened_text(file) as text:
         while line := text.readline(LONGEST_LINE):
             if line.strip():
                 return line.rstrip("\r\n")
     return ""
 
 
-def head(place: "Location", size: int) -> bytes:
-    """The first bytes of a file, unpacked."""
-    with opened_unpacked(place) as stream:
+def head(file: "Location", size: int = 1 << 16) -> bytes:
+    """Returns the first bytes of a file, decompressed."""
+    with opened_unpacked(file) as stream:
         return stream.read(size)
 
 
 def name_unpacked(name: str) -> str:
-    """A file name in lower case without the ending of its compression: "pictures.csv" for "Pictures.CSV.gz"."""
+    """Returns a file name in lower case, without .gz and such: "a.csv" for "A.CSV.gz"."""
     lower = name.lower()
     for ending in PACKED_ENDINGS:
         if lower.endswith(ending):
@@ -112,19 +112,22 @@ def name_unpacked(name: str) -> str:
 
 
 @contextmanager
-def opened_text(place: "Location") -> Iterator[io.TextIOWrapper]:
-    """A file as text, unpacked."""
-    with opened_unpacked(place) as stream:
+def opened_text(file: "Location") -> Iterator[io.TextIOWrapper]:
+    """Opens a file as text, decompressed."""
+    with opened_unpacked(file) as stream:
         marked = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         encoding = "utf-16" if marked else "utf-8-sig"
         yield io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="")
 
 
 @contextmanager
-def opened_unpacked(place: "Location") -> Iterator[io.BufferedReader]:
-    """A file's bytes, unpacked if its first bytes say that it is compressed. A damaged one is refused by name."""
+def opened_unpacked(file: "Location") -> Iterator[io.BufferedReader]:
+    """Opens a file, decompressed if its first bytes say that it is compressed.
+
+    Raises UserError if it is damaged.
+    """
     with ExitStack() as stack:
-        raw = stack.enter_context(place.open())
+        raw = stack.enter_context(file.open())
         kind = _compression(raw.read(10))
         raw.seek(0)
         try:
@@ -132,10 +135,10 @@ def opened_unpacked(place: "Location") -> Iterator[io.BufferedReader]:
             yield stack.enter_context(io.BufferedReader(stream, _BLOCK))
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _Damaged) as error:
             raise UserError(
-                f"{place.uri} is a damaged {kind} file ({error}): fetch it again"
+                f"{file.uri} is a damaged {kind} file ({error}): fetch it again"
             ) from error
         except OSError as error:
-            raise UserError(f"cannot read {place.uri}: {error.strerror or error}") from error
+            raise UserError(f"cannot read {file.uri}: {error.strerror or error}") from error
 
 
 def _compression(start: bytes) -> str:
@@ -157,12 +160,15 @@ def _unpacked(raw: IO[bytes], kind: str) -> Any:
 
 
 class _Damaged(Exception):
-    """What a decompressor says, told apart from what the system says of the file below it."""
+    """A fault of the compressed data, as opposed to one of the file itself."""
 
 
 class _Unpacked(io.RawIOBase):
-    """Bytes behind a decompressor of bz2 or lzma. The classes of the standard library let an xz file ask for any
-    amount of memory, and take a damaged second stream for the end of the file."""
+    """Decompresses bz2 or xz.
+
+    The classes of the standard library let an xz file use any amount of memory, and take a damaged
+    second stream for the end of the file.
+    """
 
     def __init__(self, packed: IO[bytes], make: Callable[[], Any]) -> None:
         self._packed = packed
@@ -192,7 +198,7 @@ class _Unpacked(io.RawIOBase):
                 return len(data)
 
     def _next_stream(self) -> bytes:
-        """The first bytes of the stream that follows, behind the zeros that may stand between; b"" at the end."""
+        """The first bytes of the next stream, after zeros between the two; b"" at the end."""
         block: bytes = self._decompressor.unused_data
         while not block.lstrip(b"\0"):
             block = self._packed.read(_BLOCK)
@@ -202,7 +208,7 @@ class _Unpacked(io.RawIOBase):
 
 
 class _Zstd(io.RawIOBase):
-    """Bytes behind Arrow's zstd, which takes windows of up to 128 MB."""
+    """Decompresses zstd with Arrow, which takes windows of up to 128 MB."""
 
     def __init__(self, packed: IO[bytes]) -> None:
         import pyarrow as pa  # here, so that `raycap --help` stays quick
@@ -216,7 +222,7 @@ class _Zstd(io.RawIOBase):
         try:
             data = self._stream.read(len(buffer))
         except OSError as error:
-            if error.errno is not None:  # the system's, about the file below
+            if error.errno is not None:  # of the file itself
                 raise
             raise _Damaged(str(error)) from error
         buffer[: len(data)] = data

@@ -1,4 +1,4 @@
-"""Every file of a folder, one after the other, in memory that does not grow with the folder."""
+"""Walks through all files of a folder, in memory that does not grow with the folder."""
 
 import errno
 import itertools
@@ -12,13 +12,13 @@ from raycap.sources.notes import UNLISTED_FOLDER, Notes
 from raycap.storage.location import Location
 from raycap.uris import uri_of
 
-# Names sorted at a time: an ordinary folder comes in order of name, a huge one streams in the order of the disc.
+# Names sorted at a time: an ordinary folder is sorted, a huge one comes in the order of the disc.
 SORTED_NAMES = 4096
-# Seconds before each new try to list a folder, and seconds that one walk may wait in all: of a dead disc, every
-# folder fails.
+# Seconds before each retry to list a folder, and the most seconds that one walk waits: on a dead
+# disc every folder fails.
 PAUSES = (0.1, 0.5, 2.0)
 MOST_SECONDS_WAITED = 60.0
-# Another try changes nothing about these; other faults (EIO, ESTALE, a lost connection) may pass.
+# Not retried. Other faults (EIO, ESTALE, a lost connection) may pass.
 _PERMANENT = {
     errno.ENOENT,
     errno.EACCES,
@@ -40,8 +40,10 @@ class FolderEntry(NamedTuple):
 
 
 def walk(root: Location, notes: Notes) -> Iterator[FolderEntry]:
-    """The files below the root, and entries that are none: links that are not followed, pipes, folders. Hidden
-    entries are left out. A folder that cannot be listed is added to the notes, after a few tries."""
+    """Yields the files below the root, and what is no file: folders, pipes, links not followed.
+
+    Hidden entries are left out. A folder that cannot be listed is noted, after a few retries.
+    """
     if root.filesystem is None:
         return _walk_local(root.path, notes)
     if hasattr(root.filesystem, "call_s3"):
@@ -50,17 +52,15 @@ def walk(root: Location, notes: Notes) -> Iterator[FolderEntry]:
 
 
 class ListingRetries:
-    """How often a folder is listed again after a fault, within one walk."""
+    """Decides how often a folder is listed again after a fault, within one walk."""
 
     def __init__(self) -> None:
         self._seconds_left = MOST_SECONDS_WAITED
 
     def waits(self, error: Exception, tries: int) -> bool:
-        """Whether another try makes sense after so many; waits before it says yes."""
-        permanent = isinstance(error, OSError) and error.errno in _PERMANENT
-        permanent = permanent or isinstance(
-            error, FileNotFoundError | PermissionError | NotADirectoryError
-        )
+        """Whether to try once more after so many tries; waits before it returns True."""
+        permanent = isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError)
+        permanent |= isinstance(error, OSError) and error.errno in _PERMANENT
         if permanent or tries > len(PAUSES) or PAUSES[tries - 1] > self._seconds_left:
             return False
         self._seconds_left -= PAUSES[tries - 1]
@@ -69,7 +69,7 @@ class ListingRetries:
 
 
 def _walk_local(root: str, notes: Notes) -> Iterator[FolderEntry]:
-    """Depth first. Links are followed to files inside the root only: so no cycle, and no way out."""
+    """Depth first. Links are followed only to files inside the root: so there are no cycles."""
     true_root = os.path.realpath(root)
     cut = len(root.rstrip("/")) + 1
     patience = ListingRetries()
@@ -90,8 +90,8 @@ def _walk_local(root: str, notes: Notes) -> Iterator[FolderEntry]:
                 yield FolderEntry(path)
             else:
                 yield FolderEntry(path, "not a regular file")
-        except OSError as error:  # some file systems tell the type only when asked once more
-            yield FolderEntry(path, _words(error))
+        except OSError as error:  # some file systems do not give the type with the listing
+            yield FolderEntry(path, _reason(error))
 
 
 def _link(path: str, whole: str, true_root: str) -> FolderEntry:
@@ -101,7 +101,9 @@ def _link(path: str, whole: str, true_root: str) -> FolderEntry:
     except FileNotFoundError:
         return FolderEntry(path, "a link to a missing file", is_link=True)
     except OSError as error:
-        return FolderEntry(path, f"a link that cannot be followed ({_words(error)})", is_link=True)
+        return FolderEntry(
+            path, f"a link that cannot be followed ({_reason(error)})", is_link=True
+        )
     if stat.S_ISDIR(mode):
         return FolderEntry(
             path, "a link to a directory, not to a file", is_folder=True, is_link=True
@@ -118,8 +120,10 @@ def _link(path: str, whole: str, true_root: str) -> FolderEntry:
 
 
 def _entries(folder: str, notes: Notes, patience: ListingRetries) -> "Iterator[os.DirEntry[str]]":
-    """What is not hidden in one folder. After a fault it is listed again, unless some of it was given already: in
-    another listing the names may come in another order."""
+    """Yields the entries of one folder that are not hidden.
+
+    After a fault it is listed again, unless some entries were yielded: the order may change.
+    """
     given, tries = 0, 0
     while True:
         try:
@@ -132,12 +136,12 @@ def _entries(folder: str, notes: Notes, patience: ListingRetries) -> "Iterator[o
         except OSError as error:
             tries += 1
             if given or not patience.waits(error, tries):
-                notes.add(UNLISTED_FOLDER, f"{uri_of(folder)}: {_words(error)}{_after(given)}")
+                notes.add(UNLISTED_FOLDER, f"{uri_of(folder)}: {_reason(error)}{_after(given)}")
                 return
 
 
 def _walk_s3(root: Location, notes: Notes) -> Iterator[FolderEntry]:
-    """Page by page, straight from S3: fsspec's own listing would hold the whole bucket."""
+    """Page by page: fsspec's own listing would hold the whole bucket in memory."""
     bucket, _, prefix = root.path.partition("/")
     prefix = prefix and prefix + "/"
     token: dict[str, str] = {}
@@ -151,7 +155,7 @@ def _walk_s3(root: Location, notes: Notes) -> Iterator[FolderEntry]:
             tries += 1
             if patience.waits(error, tries):
                 continue
-            notes.add(UNLISTED_FOLDER, f"{root.uri}: {_words(error)}{_after(given)}")
+            notes.add(UNLISTED_FOLDER, f"{root.uri}: {_reason(error)}{_after(given)}")
             return
         tries = 0
         for item in page.get("Contents", ()):
@@ -165,7 +169,7 @@ def _walk_s3(root: Location, notes: Notes) -> Iterator[FolderEntry]:
 
 
 def _walk_remote(root: Location, notes: Notes) -> Iterator[FolderEntry]:
-    """One folder's listing in memory at a time, which is all that fsspec offers for every kind of storage."""
+    """Folder by folder, which is all that fsspec offers for every kind of store."""
     waiting, patience = [""], ListingRetries()
     while waiting:
         folder = waiting.pop()
@@ -187,11 +191,11 @@ def _remote_entries(
         try:
             listing = root.filesystem.ls(folder, detail=True)
             break
-        except Exception as error:  # noqa: BLE001 - every kind of storage has errors of its own
+        except Exception as error:  # noqa: BLE001 - every kind of store has errors of its own
             tries += 1
             if not patience.waits(error, tries):
-                place = root / below if below else root
-                notes.add(UNLISTED_FOLDER, f"{place.uri}: {_words(error)}")
+                uri = (root / below if below else root).uri
+                notes.add(UNLISTED_FOLDER, f"{uri}: {_reason(error)}")
                 return []
     named = [(item["name"].rstrip("/"), item["type"] == "directory") for item in listing]
     root.filesystem.invalidate_cache(folder)  # fsspec would keep every listing for ever
@@ -199,7 +203,7 @@ def _remote_entries(
     return sorted(entry for entry in entries if not entry[0].startswith("."))
 
 
-def _words(error: Any) -> str:
+def _reason(error: Any) -> str:
     """What went wrong, without the path, which the caller names."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 

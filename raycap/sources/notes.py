@@ -1,18 +1,18 @@
-"""What a source met while it listed its rows and no row tells: what it left out, and oddities that cost nothing.
+"""Notes of a source: what it left out while it listed its rows, and oddities that cost nothing.
 
-Example: a table of a million lines has three that are not of its form. They have no key, so they cannot become
-failed rows. The source adds each to its notes; the run prints and records "3 malformed lines left out (pairs.csv
-line 17: ...)" and ends with exit code 1, because three pictures have no row.
+Example: three lines of a table with a million lines are malformed. They have no key, so they
+cannot become failed rows. The source notes each. The run prints and records "3 malformed lines
+left out (pairs.csv line 17: ...)" and ends with exit code 1: three pictures have no row.
 """
 
 import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from raycap.sources.text import utf8
+from raycap.sources.manifest import utf8
 
 MOST_EXAMPLES = 3
-LONGEST_EXAMPLE = 300  # characters: names and lines of strangers may be of any length
+LONGEST_EXAMPLE = 300  # characters; names and lines may be of any length
 
 
 class NoteKind(NamedTuple):
@@ -43,13 +43,13 @@ LINK = NoteKind(
 REPAIRED_LINE = NoteKind(
     "line with a lost bar was repaired", "lines with a lost bar were repaired", False
 )
-# Pictures come from the folder too, so such a line costs a caption, not a row.
+# Rows come from the picture folder too, so such a line costs a caption, not a row.
 MALFORMED_CAPTION = NoteKind("malformed line was left out", "malformed lines were left out", False)
 UNUSABLE_CAPTION = NoteKind(
     "caption that is no text was left out", "captions that are no text were left out", False
 )
 MISSING = NoteKind("picture that is not there", "pictures that are not there", False)
-SILENT = NoteKind("picture without captions", "pictures without captions", False)
+UNCAPTIONED = NoteKind("picture without captions", "pictures without captions", False)
 UNKNOWN = NoteKind(
     "picture of the split files has no caption",
     "pictures of the split files have no caption",
@@ -77,29 +77,29 @@ class Notes:
         self._remarks.clear()
 
     def remark(self, line: str) -> None:
-        """Something else that cost no row, as a line for a report."""
+        """Adds a line for the report about something else that cost no row."""
         self._remarks.append(utf8(line))
 
     def count(self, kind: NoteKind) -> int:
         return self._counts.get(kind, 0)
 
     def left_out(self) -> list[dict[str, Any]]:
-        """What may have been a picture and has no row: {"count": 3, "what": "malformed lines left out", ...}."""
+        """Returns what may be pictures without a row: {"count": 3, "what": "...", ...}."""
         return [self._plain(kind) for kind in self._counts if kind.costs_rows]
 
     def remarks(self) -> list[str]:
-        """Oddities that cost no row, as lines for a report."""
+        """Returns oddities that cost no row, as lines for a report."""
         return [
             *(line_of(self._plain(kind)) for kind in self._counts if not kind.costs_rows),
             *self._remarks,
         ]
 
     def lines(self) -> list[str]:
-        """Everything, as lines for a report."""
+        """Returns everything, as lines for a report."""
         return [*map(line_of, self.left_out()), *self.remarks()]
 
     def to_json(self) -> str:
-        """For a driver on another machine: read with `json.loads`."""
+        """Returns everything as JSON, to be sent to the driver."""
         return json.dumps({"left_out": self.left_out(), "notes": self.remarks()})
 
     def _plain(self, kind: NoteKind) -> dict[str, Any]:
@@ -112,11 +112,11 @@ class Notes:
 
 
 def line_of(counted: dict[str, Any]) -> str:
-    """One of `Notes.left_out` as a line: "2 malformed lines left out (a.csv line 5: ..., a.csv line 9: ...)"."""
+    """Formats one of `Notes.left_out`: "2 malformed lines left out (a.csv line 5: ..., ...)"."""
     more = ", ..." if counted["count"] > len(counted["examples"]) else ""
     return f"{counted['count']:,} {counted['what']} ({', '.join(counted['examples'])}{more})"
 
 
 def nothing(reason: str, notes: Notes) -> str:
-    """Why a source has no row at all: the reason, and what was left out, which may be all there is."""
+    """Says why a source has no rows: the reason, and what was left out."""
     return "; ".join([reason, *map(line_of, notes.left_out())])

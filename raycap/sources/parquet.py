@@ -1,4 +1,4 @@
-"""Parquet files of strangers: a damaged part costs its own rows, text that is no UTF-8 costs nothing."""
+"""Reads Parquet files: a damaged part costs its own rows, text that is no UTF-8 costs nothing."""
 
 import bisect
 import contextlib
@@ -7,38 +7,38 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raycap.errors import UserError
+from raycap.sources.manifest import utf8
 from raycap.sources.notes import DAMAGED_ROW, Notes
-from raycap.sources.text import utf8
 from raycap.storage.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def schema_of(place: Location) -> "pa.Schema":
-    """The file's schema; a refusal where the file is damaged."""
+def schema_of(file: Location) -> "pa.Schema":
+    """Returns the file's schema; raises UserError if the file is damaged."""
     import pyarrow.parquet as pq  # here, so that `raycap --help` stays quick
 
-    with place.open() as file, _refusing_damage(place):
-        schema = pq.read_schema(file)
+    with file.open() as stream, _damage_as_user_error(file):
+        schema = pq.read_schema(stream)
         _ = schema.names  # fails here where a name is no text
         return schema
 
 
 def read(
-    place: Location, wanted: Sequence[str], most_rows: int, notes: Notes
+    file: Location, wanted: Sequence[str], most_rows: int, notes: Notes
 ) -> "Iterator[tuple[int, pa.Table]]":
-    """Tables of the wanted columns, each with the number of its first row in the file.
+    """Yields tables of the wanted columns, each with the number of its first row in the file.
 
-    Rows of a damaged row group are noted, and reading goes on behind it. A file that does not say how many rows it
-    has is refused.
+    Rows of a damaged row group are noted, and reading goes on after it. Raises UserError if the
+    file does not say how many rows it has.
     """
     import pyarrow.parquet as pq
 
-    with place.open() as file:
-        with _refusing_damage(place):
-            # Small reads: a column of inline pictures would otherwise be held for a whole row group.
-            parquet = pq.ParquetFile(file, buffer_size=1 << 20)
+    with file.open() as stream:
+        with _damage_as_user_error(file):
+            # Small reads: otherwise the embedded pictures of a whole row group are held.
+            parquet = pq.ParquetFile(stream, buffer_size=1 << 20)
             sizes = [
                 parquet.metadata.row_group(group).num_rows
                 for group in range(parquet.num_row_groups)
@@ -48,22 +48,22 @@ def read(
         ends = list(itertools.accumulate(sizes))
         done = group = 0
         while group < len(sizes):
-            # All groups in one go, which is quick where they are small.
+            # All groups at once, which is quick if they are small.
             rest = list(range(group, len(sizes)))
             done, fault = yield from _rows(
-                place, parquet, rest, ends[group] - sizes[group], done, wanted, most_rows
+                file, parquet, rest, ends[group] - sizes[group], done, wanted, most_rows
             )
             if done >= ends[-1]:
                 return
-            # After a fault the group where reading stopped alone, then the groups behind it in one go.
+            # After a fault read the group in which it stopped alone, then all groups after it.
             group = bisect.bisect_right(ends, done)
             first = ends[group] - sizes[group]
-            done, own = yield from _rows(place, parquet, [group], first, done, wanted, most_rows)
+            done, own = yield from _rows(file, parquet, [group], first, done, wanted, most_rows)
             if done < ends[group]:
                 why = own or fault or "the data ends before the last row"
                 notes.add(
                     DAMAGED_ROW,
-                    f"{place.name} rows {done} to {ends[group] - 1}: {why}",
+                    f"{file.name} rows {done} to {ends[group] - 1}: {why}",
                     ends[group] - done,
                 )
             done = ends[group]
@@ -71,7 +71,7 @@ def read(
 
 
 def _rows(
-    place: Location,
+    file: Location,
     parquet: Any,
     groups: list[int],
     row: int,
@@ -79,8 +79,10 @@ def _rows(
     wanted: Sequence[str],
     most_rows: int,
 ) -> "Generator[tuple[int, pa.Table], None, tuple[int, str]]":
-    """Rows of the groups, the first of which begins with row number `row`, without those before `done`. The answer
-    is how many rows of the file are done now, and what stopped the reading."""
+    """Yields the rows of the groups, which begin with row `row`, except those before `done`.
+
+    Returns how many rows of the file are done now, and what stopped the reading.
+    """
     import pyarrow as pa
 
     try:
@@ -92,33 +94,32 @@ def _rows(
                 done = row
                 yield row - len(fresh), table
     except Exception as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # the disc's fault, not the file's
-            raise UserError(f"cannot read {place.uri}: {error.strerror}") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            # The disc's fault, not the file's.
+            raise UserError(f"cannot read {file.uri}: {error.strerror}") from error
         return done, _first_line(error)
     return done, ""
 
 
 @contextlib.contextmanager
-def _refusing_damage(place: Location) -> Iterator[None]:
+def _damage_as_user_error(file: Location) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(
-            f"{place.uri} is not a whole Parquet file: {_first_line(error)}"
-        ) from error
+        raise UserError(f"{file.uri} is not a whole Parquet file: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    """Arrow's messages go on with what only its authors need."""
+    """Without the rest of Arrow's messages, which is for its authors."""
     lines = str(error).strip().splitlines()
     return utf8(lines[0][:200]) if lines else type(error).__name__
 
 
 def whole_texts(table: "pa.Table") -> "pa.Table":
-    """The table with U+FFFD in the place of bytes that are no UTF-8. Parquet files may hold such bytes in their
-    texts, and a single one would break whatever reads the column."""
+    """Returns the table with U+FFFD for bytes that are no UTF-8.
+
+    Texts in Parquet files may hold such bytes, and one would break whatever reads the column.
+    """
     import pyarrow as pa
 
     for index, field in enumerate(table.schema):
@@ -132,7 +133,7 @@ def whole_texts(table: "pa.Table") -> "pa.Table":
 
 
 def _as_bytes(kind: Any) -> Any:
-    """The type with bytes in the place of text, however deep."""
+    """The type with bytes instead of text, at every depth."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSON lines and Parquet, a thousand at a time, with the place where each stands."""
+"""Reads CSV, TSV, JSON lines and Parquet, a thousand rows at a time, with each row's position."""
 
 import itertools
 import json
@@ -11,25 +11,19 @@ from raycap.errors import UserError
 from raycap.sources import delimited, parquet
 from raycap.sources.lines import Lines, LongLine, name_unpacked
 from raycap.sources.listing import walk
+from raycap.sources.manifest import FIRST_ROWS, MOST_BYTES, MOST_ROWS, utf8
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
-from raycap.sources.rows import FIRST_ROWS, MOST_BYTES, MOST_ROWS
-from raycap.sources.text import as_text, as_texts
 from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Format = Literal["csv", "jsonl", "parquet"]
-# Inner endings count too: pictures.csv.gz.
+# Endings before that of a compression count too: pictures.csv.gz.
 _ENDINGS: dict[str, Format] = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".tab": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
+    **dict.fromkeys((".csv", ".tsv", ".tab"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
 
 
@@ -45,132 +39,158 @@ class RowBatch(NamedTuple):
 class Records:
     """One file of rows."""
 
-    place: Location
+    file: Location
     format: Format
 
     def names(self) -> list[str]:
-        """Its columns; '1', '2', ... where it has no header, told by a URL in its first line."""
+        """Returns its columns; '1', '2', ... if its first line holds a URL instead of a header."""
         if self.format == "parquet":
             return list(self.schema().names)
-        if self.format == "jsonl":  # a line need not have every field
-            lines = itertools.islice(Lines(self.place).or_faults(), 100)
-            objects = (_json_object(line) for line in lines if isinstance(line, str))
-            return list(dict.fromkeys(name for fields in objects for name in fields or ()))
-        return delimited.header(self.place)
+        if self.format == "csv":
+            return delimited.header(self.file)
+        # A line of JSON need not have every field.
+        lines = itertools.islice(Lines(self.file).or_faults(), 100)
+        objects = [_json_object(line) or {} for line in lines if isinstance(line, str)]
+        return list(dict.fromkeys(itertools.chain.from_iterable(objects)))
 
     def schema(self) -> "pa.Schema":
-        """Of a Parquet file."""
-        return parquet.schema_of(self.place)
+        """Returns the schema of a Parquet file."""
+        return parquet.schema_of(self.file)
 
-    def pieces(
+    def batches(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes, most_rows: int = MOST_ROWS
     ) -> Iterator[RowBatch]:
-        """The wanted columns. Text formats give text (a JSON value that is none as JSON), and lists of text for the
-        columns named in `lists`; Parquet gives what it holds. What cannot be read is left out and noted."""
+        """Yields the wanted columns; rows that cannot be read are left out and noted.
+
+        Text formats give text (other JSON values as JSON), and lists of text for the columns
+        `lists`. Parquet gives what it holds.
+        """
+        import pyarrow as pa  # here, so that `raycap --help` stays quick
+
         names = self.names()
         if lacking := [name for name in wanted if name not in names]:
             raise UserError(
-                f"{self.place.uri} has no column {', '.join(lacking)}; it has {', '.join(names)}"
+                f"{self.file.uri} has no column {', '.join(lacking)}; it has {', '.join(names)}"
             )
         if repeated := [name for name in wanted if names.count(name) > 1]:
             raise UserError(
-                f"{self.place.uri} has several columns {repeated[0]!r}: rename all but one"
+                f"{self.file.uri} has several columns {repeated[0]!r}: rename all but one"
             )
         if self.format == "parquet":
-            for row, table in parquet.read(self.place, wanted, most_rows, notes):
-                yield RowBatch(
-                    table, [f"row {row + index}" for index in range(len(table))], self.place
-                )
+            for row, table in parquet.read(self.file, wanted, most_rows, notes):
+                where = [f"row {row + index}" for index in range(len(table))]
+                yield RowBatch(table, where, self.file)
             return
-        import pyarrow as pa  # here, so that `raycap --help` stays quick
-
         if self.format == "csv":
-            lines = delimited.read(self.place, names, wanted, notes)
+            lines = delimited.read(self.file, names, wanted, notes)
         else:
             lines = self._json_lines(wanted, lists, notes)
-        for piece in _pieces(lines):
-            columns = {
-                name: _text_column([values[index] for _, values in piece], name in lists)
-                for index, name in enumerate(wanted)
-            }
-            yield RowBatch(pa.table(columns), [where for where, _ in piece], self.place)
+        types = [pa.list_(pa.string()) if name in lists else pa.string() for name in wanted]
+        for batch in _batched(lines):
+            columns = {}
+            for index, (name, type) in enumerate(zip(wanted, types, strict=True)):
+                values = [values[index] for _, values in batch]
+                if name in lists:  # CSV has single texts
+                    values = [each if isinstance(each, list) else [each] for each in values]
+                columns[name] = pa.array(values, type)
+            yield RowBatch(pa.table(columns), [where for where, _ in batch], self.file)
 
     def _json_lines(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes
     ) -> Iterator[tuple[str, list[Any]]]:
-        for number, line in enumerate(Lines(self.place).or_faults(), 1):
+        for number, line in enumerate(Lines(self.file).or_faults(), 1):
             if isinstance(line, LongLine):
-                notes.add(MALFORMED_LINE, f"{self.place.name} line {number}: {line.reason}")
+                notes.add(MALFORMED_LINE, f"{self.file.name} line {number}: {line.reason}")
                 continue
             if not line.strip():
                 continue
-            values = _json_object(line)
-            if values is None:
-                notes.add(
-                    MALFORMED_LINE, f"{self.place.name} line {number}: {line.strip()[:60]!r}"
-                )
-            else:
-                # As text at once: a JSON value takes many times the memory of its text.
-                yield (
-                    f"line {number}",
-                    [
-                        (as_texts if name in lists else as_text)(values.get(name))
-                        for name in wanted
-                    ],
-                )
+            fields = _json_object(line)
+            if fields is None:
+                shown = repr(line.strip()[:60])
+                notes.add(MALFORMED_LINE, f"{self.file.name} line {number}: {shown}")
+                continue
+            # As text at once: a JSON value takes many times the memory of its text.
+            values: list[Any] = []
+            for name in wanted:
+                value = fields.get(name)
+                if name in lists and isinstance(value, list):
+                    values.append([_as_text(item) for item in value])
+                else:
+                    values.append(_as_text(value))
+            yield f"line {number}", values
 
 
-def _pieces(lines: Iterator[tuple[str, list[Any]]]) -> Iterator[list[tuple[str, list[Any]]]]:
-    """Lists of 64 lines, then 1,000, 1,000, ...; fewer at a time where their texts are large."""
-    piece: list[tuple[str, list[Any]]] = []
-    size, held = FIRST_ROWS, 0
-    for where, values in lines:
-        piece.append((where, values))
-        held += sum(map(_size, values))
-        if len(piece) == size or held >= MOST_BYTES:
-            yield piece
-            piece, size, held = [], MOST_ROWS, 0
-    if piece:
-        yield piece
+def _json_object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
-def _size(value: str | list[str | None] | None) -> int:
-    texts = value if isinstance(value, list) else [value]
-    return sum(len(text or "") for text in texts)
+def _as_text(value: Any) -> str | None:
+    """A JSON value as text: a string as it is, anything else as JSON."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return utf8(value)
+    try:
+        return utf8(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        return None
+
+
+def _batched(lines: Iterator[tuple[str, list[Any]]]) -> Iterator[list[tuple[str, list[Any]]]]:
+    """Yields lists of 64, 1,000, 1,000, ... lines; fewer at a time if their texts are large."""
+    batch: list[tuple[str, list[Any]]] = []
+    most, size = FIRST_ROWS, 0
+    for line in lines:
+        batch.append(line)
+        for value in line[1]:
+            texts = value if isinstance(value, list) else [value]
+            size += sum(len(text or "") for text in texts)
+        if len(batch) == most or size >= MOST_BYTES:
+            yield batch
+            batch, most, size = [], MOST_ROWS, 0
+    if batch:
+        yield batch
 
 
 def records(
-    path: str,
-    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto",
-    notes: Notes | None = None,
+    path: str, format: Literal["auto"] | Format = "auto", notes: Notes | None = None
 ) -> list[Records]:
-    """The files that a path means: one file, a glob, or a folder of Parquet."""
-    if any(mark in path for mark in "*?") and not locate(path).exists():
-        places = _globbed(path)
+    """Returns the files that a path means: one file, those of a glob, or a folder of Parquet."""
+    if is_glob(path):
+        files = _globbed(path)
     else:
-        place = existing(path)
-        places = _parquet_files(place, notes or Notes()) if place.is_folder() else [place]
-    return [
-        Records(place, format_of(place.name) if format == "auto" else format) for place in places
-    ]
+        location = existing(path)
+        files = [location]
+        if location.is_folder():
+            files = _parquet_files(location, notes or Notes())
+    return [Records(file, format_of(file.name) if format == "auto" else format) for file in files]
+
+
+def is_glob(path: str) -> bool:
+    """Whether a path has wildcards and is not itself the name of a file."""
+    return ("*" in path or "?" in path) and not locate(path).exists()
 
 
 def root_of(path: str) -> Location:
-    """The folder that holds all files that a path means: of a glob, the last one before the first wildcard."""
-    place = locate(path)
-    if place.is_folder():
-        return place
-    fixed = re.split(r"[*?[]", place.path, maxsplit=1)[0]
-    if fixed == place.path or place.exists():
-        return place.parent
-    steps_below = place.path.count("/") - fixed.count("/") + 1
+    """Returns the folder of all files that a path means; of a glob, that before the wildcard."""
+    location = locate(path)
+    if location.is_folder():
+        return location
+    fixed = re.split(r"[*?[]", location.path, maxsplit=1)[0]
+    if fixed == location.path or location.exists():
+        return location.parent
+    steps_below = location.path.count("/") - fixed.count("/") + 1
     for _ in range(steps_below):
-        place = place.parent
-    return place
+        location = location.parent
+    return location
 
 
 def format_of(name: str) -> Format:
-    """The format that a file name tells."""
+    """Returns the format that a file name tells; raises UserError if it tells none."""
     plain = name_unpacked(name)
     for ending, format in _ENDINGS.items():
         if plain.endswith(ending):
@@ -178,35 +198,34 @@ def format_of(name: str) -> Format:
     raise UserError(f"{name} does not say its format: {', '.join(_ENDINGS)} (or --source.format)")
 
 
-def texts(piece: RowBatch, name: str) -> list[str]:
-    """A column as text, "" where it has none."""
+def texts(batch: RowBatch, name: str) -> list[str]:
+    """Returns a column as texts, "" for nulls."""
     import pyarrow as pa
 
-    column = piece.columns[name]
+    column = batch.columns[name]
     try:
         return [(text or "").strip() for text in column.cast(pa.string()).to_pylist()]
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        hint = (
-            "; --source huggingface reads embedded pictures"
-            if pa.types.is_struct(column.type)
-            else ""
-        )
+        hint = ""
+        if pa.types.is_struct(column.type):
+            hint = "; --source huggingface reads embedded pictures"
         raise UserError(
-            f"column {name} of {piece.file.uri} holds {column.type}, not text{hint}"
+            f"column {name} of {batch.file.uri} holds {column.type}, not text{hint}"
         ) from error
 
 
-def references_of(piece: RowBatch, names: Sequence[str]) -> list[list[str]]:
-    """Each row's human captions, from columns of text or of lists of text."""
-    rows: list[list[str]] = [[] for _ in piece.where]
+def references_of(batch: RowBatch, names: Sequence[str]) -> list[list[str]]:
+    """Returns each row's human captions, from columns of text or of lists of text."""
+    rows: list[list[str]] = [[] for _ in batch.where]
     for name in names:
-        for row, value in zip(rows, piece.columns[name].to_pylist(), strict=True):
-            said = value if isinstance(value, list) else [value]
-            if not all(text is None or isinstance(text, str) for text in said):
+        column = batch.columns[name]
+        for row, value in zip(rows, column.to_pylist(), strict=True):
+            captions = value if isinstance(value, list) else [value]
+            if not all(text is None or isinstance(text, str) for text in captions):
                 raise UserError(
-                    f"column {name} of {piece.file.uri} holds {piece.columns[name].type}, no captions"
+                    f"column {name} of {batch.file.uri} holds {column.type}, no captions"
                 )
-            row.extend(text for text in said if text)
+            row.extend(text for text in captions if text)
     return rows
 
 
@@ -229,30 +248,11 @@ def _parquet_files(folder: Location, notes: Notes) -> list[Location]:
 def _globbed(path: str) -> list[Location]:
     from fsspec import filesystem
 
-    place = locate(path)
-    system = place.filesystem or filesystem("file")
-    fixed = place.uri[
-        : len(place.uri) - len(place.path)
-    ]  # "s3://" and such, which globbed paths lack
-    found = [
-        Location(fixed + name, name, place.filesystem) for name in sorted(system.glob(place.path))
-    ]
-    if not found:
+    location = locate(path)
+    system = location.filesystem or filesystem("file")
+    # Globbed paths lack the beginning of the URI, such as "s3://".
+    start = location.uri[: len(location.uri) - len(location.path)]
+    paths = sorted(system.glob(location.path))
+    if not paths:
         raise UserError(f"no file matches {path}")
-    return found
-
-
-def _json_object(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _text_column(values: list[Any], as_lists: bool) -> "pa.Array":
-    import pyarrow as pa
-
-    if as_lists:
-        return pa.array([as_texts(value) for value in values], pa.list_(pa.string()))
-    return pa.array([as_text(value) for value in values], pa.string())
+    return [Location(start + found, found, location.filesystem) for found in paths]

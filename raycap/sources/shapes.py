@@ -1,4 +1,4 @@
-"""Pictures made on the spot, with captions: for a first run and for tests, with nothing to download."""
+"""Generated pictures with captions: for a first run and for tests, with nothing to download."""
 
 import io
 import random
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
+from raycap.sources.manifest import Row, tables
 from raycap.sources.notes import Notes
-from raycap.sources.rows import Row, tables
+from raycap.sources.source import SourceDefaults
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,31 +26,23 @@ SIDE = 96  # pixels
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """Two coloured shapes, one above the other, and three ways to say so. Every picture is the same on each run."""
+class Shapes(SourceDefaults):
+    """Pictures of two coloured shapes, each with three captions; the same pictures on each run."""
 
     path: str = "shapes"
-    """Only a name: nothing is read."""
+    """Not used: nothing is read."""
     count: int = 600
-    """How many pictures; of each ten, eight are train, one is dev, one is test."""
+    """Number of pictures; of each ten, eight are train, one is dev, one is test."""
     seed: int = 0
     """Another seed makes other pictures."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UserError(f"count is {self.count}: make at least 1 picture")
+            raise UserError(f"--source.count is {self.count}: make at least 1 picture")
 
     @property
     def trust(self) -> Trust:
         return Trust()
-
-    @property
-    def names_urls(self) -> bool:
-        return False
-
-    @property
-    def carried(self) -> tuple[str, ...]:
-        return ()
 
     def check(self) -> None:
         """Nothing can be missing."""
@@ -61,9 +54,8 @@ class Shapes:
         for number in range(self.count):
             split = {8: "dev", 9: "test"}.get(number % 10, "train")
             chance = random.Random(f"{self.seed}/{number}")
-            upper, lower = (
-                (chance.choice(list(COLOURS)), chance.choice(SHAPES)) for _ in range(2)
-            )
+            upper = chance.choice(list(COLOURS)), chance.choice(SHAPES)
+            lower = chance.choice(list(COLOURS)), chance.choice(SHAPES)
             yield Row(
                 key=f"{number:06}.png",
                 uri=f"shapes:{self.seed}/{number:06}.png",

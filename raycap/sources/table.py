@@ -1,4 +1,4 @@
-"""A table with a column of URLs or paths: CSV, TSV, JSON lines or Parquet; other columns may travel along."""
+"""A table with a column of URLs or paths: CSV, TSV, JSON lines or Parquet."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,80 +6,92 @@ from typing import TYPE_CHECKING, Literal
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.sources.keys import NumberedKeys
+from raycap.sources.keys import NumberedKeys, SeenKeys
+from raycap.sources.lines import first_line, name_unpacked
+from raycap.sources.manifest import FIRST_ROWS
 from raycap.sources.notes import Notes, nothing
-from raycap.sources.records import RowBatch, records, references_of, root_of, texts
-from raycap.sources.rows import FIRST_ROWS
-from raycap.sources.seen import SeenKeys
+from raycap.sources.records import (
+    RowBatch,
+    format_of,
+    is_glob,
+    records,
+    references_of,
+    root_of,
+    texts,
+)
+from raycap.sources.source import SourceDefaults
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
-from raycap.sources.urls import note_repeats, resolved
+from raycap.sources.urls import resolved
+from raycap.storage.location import Location
 from raycap.uris import has_scheme
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ENDINGS = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", ".parquet", ".pq")
 _URL_NAMES = (
-    "url",
-    "image_url",
-    "img_url",
-    "uri",
-    "image_uri",
-    "link",
-    "href",
-    "src",
-    "image",
-    "img",
-    "picture",
+    *("url", "image_url", "img_url", "uri", "image_uri", "link", "href", "src"),
+    *("image", "img", "picture"),
 )
 _FILE_NAMES = (
-    "path",
-    "file_path",
-    "filepath",
-    "image_path",
-    "file",
-    "file_name",
-    "filename",
-    "image_name",
+    *("path", "file_path", "filepath", "image_path"),
+    *("file", "file_name", "filename", "image_name"),
 )
 _REFERENCE_NAMES = ("references", "captions", "caption")
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(SourceDefaults):
     """A table of pictures: CSV, TSV, JSON lines (each plain, gzip, bzip2, xz or zstd) or Parquet.
 
-    The key is the URL, or what `key_column` holds; a URL that occurs again has '#2', '#3', ... behind its key.
-    A row without URL stays a row. Lines that are not of the table's form are left out and counted.
+    The key is the URL, or what `key_column` holds; a URL that occurs again has '#2', '#3', ...
+    behind its key. A row without URL stays a row. Malformed lines are left out and counted.
     """
 
     path: str
     """The file, a glob of files, or a folder of Parquet: a path or any fsspec URI."""
     column: str = ""
-    """The column of URLs or paths. Empty: the first of the usual names (url, image_url, ..., path, file_name)."""
+    """The column of URLs or paths. Empty: the first of the usual names (url, image_url, ...,
+    path, file_name)."""
     key_column: str = ""
     """The column of keys, each different. Empty: the URL is the key."""
     split_column: str = ""
     """The column of splits, if any."""
     fractions: Fractions | None = None
-    """Draw splits by the pictures' names, whatever the data says: how much goes to train, dev and test."""
+    """Draw splits by the pictures' names, not as the data says: the parts for train, dev, test."""
     references: tuple[str, ...] = ()
-    """Columns of human captions, each text or a list; 'auto': references, captions and caption if present."""
+    """Columns of human captions, each text or a list; 'auto': references, captions and caption if
+    present."""
     columns: tuple[str, ...] = ()
     """Other columns to carry through to the output."""
     local: bool | None = None
-    """Whether the column holds paths, relative ones taken from the table's folder. None: it does where the column's
-    name says so (path, file_name, ...). Files that are not below that folder need --fetch.trust."""
+    """Whether the column holds paths, relative to the table's folder. None: if the column's name
+    says so (path, file_name, ...). Files that are not below that folder need --fetch.trust."""
     format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
-    """The format, where file names do not tell it; csv is any delimited text."""
+    """The format, if file names do not tell it; csv is any delimited text."""
+
+    @classmethod
+    def accepts(cls, path: str) -> bool:
+        if not is_glob(path):
+            return False
+        format_of(path)  # raises UserError if the ending is not that of a table
+        return True
+
+    @classmethod
+    def recognises(cls, file: Location) -> bool:
+        name = name_unpacked(file.name)
+        is_json_lines = name.endswith(".json") and first_line(file).rstrip().endswith("}")
+        return name.endswith(ENDINGS) or is_json_lines
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
         if self.columns and (taken := sorted(set(self.columns) & _reserved_names())):
             raise UserError(
-                f"cannot carry {', '.join(taken)}: raycap has columns of that name; rename yours first"
+                f"cannot carry {', '.join(taken)}: raycap has columns of that name; "
+                "rename yours first"
             )
         if len(set(self.columns)) < len(self.columns):
-            raise UserError(f"a column is to be carried twice: {', '.join(self.columns)}")
+            raise UserError(f"--source.columns names a column twice: {', '.join(self.columns)}")
 
     @property
     def trust(self) -> Trust:
@@ -102,61 +114,57 @@ class Table:
     def check(self) -> None:
         column = self._column(records(self.path, self.format)[0].names())
         notes = Notes()
-        first = next(self._pieces(notes), None)
+        first = next(self._batches(notes), None)
         if first is None:
             usable = "usable " if notes.left_out() else ""
             raise UserError(nothing(f"{self.path} has no {usable}rows", notes))
         tried = [uri for uri in texts(first, column)[:FIRST_ROWS] if uri]
         if tried and not self._holds_paths() and not any(map(has_scheme, tried)):
             raise UserError(
-                f"column {column} of {first.file.uri} holds no URLs (the first: {tried[0][:100]!r}); "
-                "--source.local True if they are paths of files of yours, --source.column for another column"
+                f"column {column} of {first.file.uri} holds no URLs "
+                f"(the first: {tried[0][:100]!r}); --source.local True if they are paths of files "
+                "of yours, --source.column for another column"
             )
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        holds_paths, keys, seen, types, first = (
-            self._holds_paths(),
-            NumberedKeys(),
-            SeenKeys(),
-            None,
-            True,
-        )
+        holds_paths = self._holds_paths()
         names = records(self.path, self.format)[0].names()
         column, (_, references) = self._column(names), self._wanted(names)
-        for piece in self._pieces(notes):
-            uris = texts(piece, column)
-            carried = _carried(piece, self.columns, types)
-            types = carried.schema
+        numbered, seen = NumberedKeys(), SeenKeys()
+        types: pa.Schema | None = None
+        for batch in self._batches(notes):
+            uris = texts(batch, column)
+            keys = self._unique_keys(batch, seen) if self.key_column else numbered.of(uris)
+            splits = drawn_splits(uris, self.fractions)
+            if not splits and self.split_column:
+                splits = [split_word(word) for word in texts(batch, self.split_column)]
+            carried = _carried(batch, self.columns, types)
             table = _manifest(
-                self._unique_keys(piece, seen) if self.key_column else keys.of(uris),
-                [resolved(uri, piece.file.parent) for uri in uris] if holds_paths else uris,
-                self._splits(piece, uris),
-                references_of(piece, references),
+                keys,
+                [resolved(uri, batch.file.parent) for uri in uris] if holds_paths else uris,
+                splits or [""] * len(uris),
+                references_of(batch, references),
                 carried,
             )
-            if first:  # a few rows at once, so that work can start on them
+            if types is None:  # a few rows at once, so that work can start on them
                 yield table.slice(0, FIRST_ROWS)
-                table, first = table.slice(FIRST_ROWS), False
+                table = table.slice(FIRST_ROWS)
+            types = carried.schema
             if len(table):
                 yield table
         if types is None:
             raise UserError(nothing(f"no row in {self.path}", notes))
-        note_repeats(keys, "URL", notes)
+        numbered.note_repeats("URL", notes)
 
-    def _splits(self, piece: RowBatch, uris: list[str]) -> list[str]:
-        drawn = drawn_splits(uris, self.fractions)
-        said = texts(piece, self.split_column) if self.split_column else [""] * len(uris)
-        return drawn or [split_word(word) for word in said]
-
-    def _pieces(self, notes: Notes) -> Iterator[RowBatch]:
+    def _batches(self, notes: Notes) -> Iterator[RowBatch]:
         files = records(self.path, self.format, notes)
         wanted, references = self._wanted(files[0].names())
         for file in files:
-            yield from file.pieces(wanted, references, notes)
+            yield from file.batches(wanted, references, notes)
 
     def _column(self, names: Sequence[str]) -> str:
-        """The column of URLs or paths among those that the table has."""
+        """The column of URLs or paths, among the table's columns."""
         if self.column:
             return self.column
         by_plain_name = {_plain(name): name for name in reversed(names)}
@@ -164,45 +172,42 @@ class Table:
             if usual in by_plain_name:
                 return by_plain_name[usual]
         raise UserError(
-            f"{self.path} has no column named as usual for URLs ({', '.join(_URL_NAMES[:4])}, ..., "
-            f"{', '.join(_FILE_NAMES[:2])}, ...); it has {', '.join(names) or 'none'}: --source.column names one"
+            f"{self.path} has no column with one of the usual names for URLs "
+            f"({', '.join(_URL_NAMES[:4])}, ..., {', '.join(_FILE_NAMES[:2])}, ...); it has "
+            f"{', '.join(names) or 'none'}: --source.column names one"
         )
 
     def _wanted(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
         """The columns to read, and those of them that hold human captions."""
-        usual = (
-            [name for name in _REFERENCE_NAMES if name in names]
-            if "auto" in self.references
-            else []
-        )
-        references = list(
-            dict.fromkeys([*usual, *(name for name in self.references if name != "auto")])
-        )
-        single = [
-            name for name in (self._column(names), self.key_column, self.split_column) if name
-        ]
-        return list(dict.fromkeys([*single, *references, *self.columns])), references
+        references = [name for name in self.references if name != "auto"]
+        if "auto" in self.references:
+            references = [name for name in _REFERENCE_NAMES if name in names] + references
+        references = list(dict.fromkeys(references))
+        single = [self._column(names), self.key_column, self.split_column]
+        wanted = [*filter(None, single), *references, *self.columns]
+        return list(dict.fromkeys(wanted)), references
 
-    def _unique_keys(self, piece: RowBatch, seen: SeenKeys) -> list[str]:
-        keys = texts(piece, self.key_column)
-        for key, where, came_before in zip(keys, piece.where, seen.add(keys), strict=True):
-            here = f"{piece.file.uri} {where}"
+    def _unique_keys(self, batch: RowBatch, seen: SeenKeys) -> list[str]:
+        keys = texts(batch, self.key_column)
+        for key, where, seen_before in zip(keys, batch.where, seen.add(keys), strict=True):
+            here = f"{batch.file.uri} {where}"
             if not key:
                 raise UserError(
                     f"{here} has an empty {self.key_column}: every row needs a key of its own"
                 )
-            # Looking the first one up also tells two keys with one digest from one key met twice.
-            if came_before and (first := self._first_with(key)) != here:
+            # Two different keys may have the same digest: look the first row up.
+            if seen_before and (first := self._first_with(key)) != here:
                 raise UserError(
-                    f"the key {key!r} stands twice: {first} and {here}; --source.key-column takes unique keys"
+                    f"the key {key!r} occurs twice: {first} and {here}; "
+                    "--source.key-column takes unique keys"
                 )
         return keys
 
     def _first_with(self, key: str) -> str:
-        for piece in self._pieces(Notes()):
-            for found, where in zip(texts(piece, self.key_column), piece.where, strict=True):
+        for batch in self._batches(Notes()):
+            for found, where in zip(texts(batch, self.key_column), batch.where, strict=True):
                 if found == key:
-                    return f"{piece.file.uri} {where}"
+                    return f"{batch.file.uri} {where}"
         raise UserError(f"{self.path} changed while it was read")
 
 
@@ -216,23 +221,22 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _carried(piece: RowBatch, names: Sequence[str], types: "pa.Schema | None") -> "pa.Table":
-    """The user's own columns, of the types that they have in the first piece: a stream has one schema."""
+def _carried(batch: RowBatch, names: Sequence[str], types: "pa.Schema | None") -> "pa.Table":
+    """The user's own columns, with the types of the first batch: a stream has one schema."""
     import pyarrow as pa
 
-    columns = piece.columns.select(list(names))
+    columns = batch.columns.select(list(names))
     if types is None:
-        types = pa.schema(
-            [
-                pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type)
-                for f in columns.schema
-            ]
-        )
+        fields = [
+            pa.field(field.name, pa.string()) if pa.types.is_null(field.type) else field
+            for field in columns.schema
+        ]
+        types = pa.schema([pa.field(field.name, field.type) for field in fields])
     try:
         return columns.cast(types)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(
-            f"columns of {piece.file.uri} are of other types than in the files before: {error}"
+            f"columns of {batch.file.uri} are of other types than in the files before: {error}"
         ) from error
 
 

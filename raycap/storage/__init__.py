@@ -1,8 +1,8 @@
-"""What is whole and what is not: a run is one folder, its files appear complete, and its facts are written last."""
+"""Opens, reads, lists and writes any path or URI; the output folder of a run and its lease."""
 
-from raycap.storage.files import cache_folder, check_stays, whole_file, write_json
-from raycap.storage.folder import RunFolder, output_folder
-from raycap.storage.identity import differences
+from raycap.storage.files import cache_folder, check_stays, whole_file, whole_path, write_json
+from raycap.storage.filesystem import open_uri, read_uri
+from raycap.storage.folder import RunFolder, differences, output_folder
 from raycap.storage.lease import Lease
 
 __all__ = [
@@ -11,7 +11,10 @@ __all__ = [
     "cache_folder",
     "check_stays",
     "differences",
+    "open_uri",
     "output_folder",
+    "read_uri",
     "whole_file",
+    "whole_path",
     "write_json",
 ]

@@ -1,55 +1,81 @@
-"""Small files of this machine: they take their names complete or not at all."""
+"""Writes small files of this machine whole: they take their names complete or not at all."""
 
 import contextlib
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from raycap.errors import UserError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Where Ray unpacks what `ray job submit --working-dir` brings.
-JOBS_COPY = "working_dir_files"
+DISC_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Where Ray unpacks what `ray job submit --working-dir` uploads.
+JOB_FOLDER = "working_dir_files"
 
 
-def check_stays(path: str | Path, otherwise: str = "an absolute path") -> None:
-    """Refuse a place in the copy of the working directory that a submitted job runs in: Ray deletes it."""
-    if JOBS_COPY in Path(path).absolute().parts:
+def check_stays(path: str | Path, instead: str = "an absolute path") -> None:
+    """Raises UserError for a path in a submitted job's working directory: Ray deletes that."""
+    if JOB_FOLDER in Path(path).absolute().parts:
         raise UserError(
-            f"{path} would be written into the job's own copy of its working directory, which Ray deletes: give "
-            f"{otherwise}"
+            f"{path} would be written into the job's own copy of its working directory, "
+            f"which Ray deletes: give {instead}"
         )
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write; it takes its name when the block ends well, and leaves nothing when it does not."""
-    check_stays(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+def whole_path(path: Path) -> Iterator[Path]:
+    """Yields a hidden path beside `path`; the caller's block writes a file or a folder there.
+
+    When the block ends, that is renamed to `path` and replaces what was there. After an exception
+    it is removed, and `path` stays as it was.
+
+        with whole_path(Path("curve.png")) as part:
+            figure.savefig(part, format="png")
+    """
+    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("part", "old"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(part)  # of a killed process that had the same number
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = beside.open("w", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        beside.replace(path)
-    except OSError as error:
-        if error.errno in FULL:  # other faults are of the caller's block
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; free some space, or write elsewhere"
-            ) from error
-        raise
+        yield part
+        if part.is_dir() and path.exists():
+            path.rename(old)  # a folder cannot be renamed over a full one
+        part.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        _remove(part)
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file to write, which takes its name when the block ends well; see `whole_path`."""
+    check_stays(path)
+    opened = False
+    try:
+        with whole_path(path) as part, part.open("w", encoding="utf-8") as file:
+            opened = True
+            yield file
+    except OSError as error:
+        if not opened:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        if error.errno not in DISC_IS_FULL:
+            raise  # it may come from the caller's block
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space, or write elsewhere"
+        ) from error
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    """Writes JSON whole."""
     with whole_file(path) as file:
         file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 

@@ -1,4 +1,4 @@
-"""One writer to a folder: a lease file that is renewed while its owner lives, and can be taken when it is dead."""
+"""The lease of an output folder: one run writes at a time; a dead run's lease is taken over."""
 
 import contextlib
 import fcntl
@@ -20,35 +20,37 @@ from raycap.storage.retry import with_retries
 log = logging.getLogger(__name__)
 
 LEASE = "_lease.json"
-SECONDS_BETWEEN_BEATS = 10.0
-# Of an owner on another machine, whose process cannot be looked for; clocks may differ by some seconds.
+SECONDS_BETWEEN_RENEWALS = 10.0
+# For an owner on another machine, whose process cannot be seen. Clocks may differ by some seconds.
 SECONDS_TILL_DEAD = 90.0
-# An object store has no lock: two newcomers both write, and after this the one whose lease was overwritten sees it.
+# An object store has no lock: of two new runs that both write a lease, the one whose lease was
+# overwritten sees that after this time.
 SECONDS_TO_SETTLE = 2.0
 
 
 class Lease:
-    """Entered, it is held; `check` says, right before something is published, that it still is."""
+    """Held within `with`. `check` is called right before something is published."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
         self._folder = folder
         self._ended = threading.Event()
-        self._beats = threading.Thread(target=self._beat, daemon=True, name="lease")
+        self._renewals = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def __enter__(self) -> Self:
         with _locked(self._folder):
             found = self._folder.read_json(LEASE)
             if found is not None and _is_alive(found):
                 raise UserError(
-                    f"another run writes to {self._folder} (process {found.get('pid')} on {found.get('host')}, "
-                    f"run {found.get('run')}): wait for it, stop it, or give another --out"
+                    f"another run writes to {self._folder} (process {found.get('pid')} on "
+                    f"{found.get('host')}, run {found.get('run')}): wait for it, stop it, "
+                    "or give another --out"
                 )
             self._write()
         if not self._folder.is_local:
             time.sleep(SECONDS_TO_SETTLE)
         self.check()
-        self._beats.start()
+        self._renewals.start()
         return self
 
     def __exit__(
@@ -58,15 +60,14 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         self._ended.set()
-        self._beats.join()
-        with contextlib.suppress(
-            UserError
-        ):  # a full or vanished disc is said by what wrote the rows
+        self._renewals.join()
+        # A full or vanished disc is reported by what wrote the rows.
+        with contextlib.suppress(UserError):
             if self.is_ours():
                 self._folder.remove(LEASE)
 
     def check(self) -> None:
-        """A process that slept past its lease must not publish beside its successor."""
+        """Raises UserError if another run took the lease while this process was suspended."""
         if not self.is_ours():
             raise UserError(
                 f"another run has taken over {self._folder}: this one stops; nothing is lost"
@@ -79,7 +80,7 @@ class Lease:
 
     def _write(self) -> None:
         pid = os.getpid()
-        # What tells a process from a later one with its number, and from one on another machine or in a container.
+        # These tell a process from a later one with its number, and from others elsewhere.
         owner = {
             "host": socket.gethostname(),
             "pid": pid,
@@ -88,15 +89,14 @@ class Lease:
         }
         self._folder.write_json(LEASE, {"run": self.run, **owner, "beat": time.time()})
 
-    def _beat(self) -> None:
-        while not self._ended.wait(SECONDS_BETWEEN_BEATS):
+    def _renew(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_RENEWALS):
             try:
-                with _locked(
-                    self._folder
-                ):  # else a successor could take the lease between the two lines below
+                # Unlocked, another run could take the lease between the check and the write.
+                with _locked(self._folder):
                     if self.is_ours():
                         self._write()
-            except Exception as error:  # noqa: BLE001 - this thread must outlive whatever a store's client raises
+            except Exception as error:  # noqa: BLE001 - clients of stores raise anything
                 log.warning(
                     "the lease of %s could not be renewed (%s): trying again", self._folder, error
                 )
@@ -110,7 +110,7 @@ def _is_alive(lease: dict[str, Any]) -> bool:
 
 
 def _space() -> str:
-    """Where process numbers are counted: this boot of the machine and, under Linux, the container."""
+    """Where process numbers are unique: this boot of the machine and, on Linux, this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - not a path
@@ -119,7 +119,7 @@ def _space() -> str:
 
 
 def _started(pid: int) -> str:
-    """Clock ticks since the boot; "" where the system does not say, "dead" where it waits to be buried."""
+    """The start of a process in clock ticks since boot; "" if unknown, "dead" for a zombie."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -132,14 +132,14 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's, but there
+    except PermissionError:  # another user's process
         return True
     return True
 
 
 @contextlib.contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
-    """On a disc, one process at a time looks at the lease and writes it."""
+    """On a disc, only one process at a time reads and writes the lease."""
     if not folder.is_local:
         yield
         return
@@ -152,7 +152,7 @@ def _locked(folder: RunFolder) -> Iterator[None]:
 
 
 def _lock(folder: RunFolder) -> TextIO:
-    """The lock file, open and locked; closing it opens the lock."""
+    """The lock file, open and locked until it is closed."""
     Path(folder.path()).mkdir(parents=True, exist_ok=True)
     file = Path(folder.path("_lease.lock")).open("w")  # noqa: SIM115 - the caller closes it
     try:

@@ -1,7 +1,7 @@
-"""Faults that pass by themselves, of discs, networks and object stores: what failed with one is tried again.
+"""Retries after transient faults of discs, networks and object stores.
 
-Example: the fsync of a file on NFS answers EIO once. `with_retries` writes the file a second time, and the run goes
-on. A full disc or a missing permission does not pass: it is raised at once.
+Example: the fsync of a file on NFS fails with EIO once. `with_retries` writes the file a second
+time, and the run goes on. A full disc or a missing permission is raised at once.
 """
 
 import errno
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# A store that restarts, or a network that is rerouted, is back within a minute. What lasts longer needs a person.
+# A store that restarts, or a network that is rerouted, is back within a minute.
 SECONDS_IN_ALL = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
@@ -46,8 +46,10 @@ _CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urll
 
 
 def with_retries(act: Callable[[], Result], what: str) -> Result:
-    """What `act` returns. It is called again, after a pause, while it fails with a fault that may pass, for about a
-    minute in all; the last error is raised as it is. Calling `act` twice must do what calling it once does."""
+    """Returns `act()`; after a transient fault it is called again, for about a minute in all.
+
+    The last error is raised as it is. `act` must be idempotent. `what` is for the log.
+    """
     until, pause = time.monotonic() + SECONDS_IN_ALL, FIRST_PAUSE
     while True:
         try:
@@ -56,20 +58,19 @@ def with_retries(act: Callable[[], Result], what: str) -> Result:
             if not is_transient(error) or time.monotonic() + pause > until:
                 raise
             log.warning("cannot %s (%s): trying again", what, error)
-        time.sleep(
-            pause * random.uniform(0.5, 1)
-        )  # so that many workers do not all come back at the same moment
+        # Random, so that many workers do not return at the same moment.
+        time.sleep(pause * random.uniform(0.5, 1))
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may work a little later."""
+    """Whether the same call may succeed a little later."""
     if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
         return False
     names = _names(error)
     if any(name.endswith(".SSLError") for name in names):  # a certificate stays wrong
         return False
-    # s3fs turns a status that it does not know into EIO, with the answer as the cause.
+    # s3fs turns a status that it does not know into EIO, with the response as the cause.
     status = _http_status(error) or (_http_status(error.__cause__) if error.__cause__ else None)
     if status is not None:
         return status in _STATUSES
@@ -83,33 +84,23 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_of_a_store(error: BaseException) -> bool:
-    """Whether it says that a disc or a store did not do what it was asked."""
+    """Whether the error comes from a disc or a store."""
     packages = {name.partition(".")[0] for name in _names(error)}
     return isinstance(error, OSError) or bool(packages & _CLIENTS)
 
 
 def _names(error: BaseException) -> set[str]:
-    """The error's class and those above it, each as its package and its name: botocore.ConnectionError."""
+    """The error's class and its bases, each with its package: botocore.ConnectionError."""
     return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status that a store answered with, where the error says it; each client says it in its own way."""
-    answer = getattr(error, "response", None)
-    if isinstance(answer, dict):  # botocore
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    """The status that a store answered with, if the error has one. Clients differ in its form."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
     else:
-        status = next(
-            (
-                found
-                for holder, name in (
-                    (error, "status"),
-                    (error, "status_code"),
-                    (error, "code"),
-                    (answer, "status_code"),
-                )
-                if isinstance(found := getattr(holder, name, None), int)
-            ),
-            None,
-        )
-    return status if isinstance(status, int) and 100 <= status < 600 else None
+        found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+        found.append(getattr(response, "status_code", None))
+    status = next((each for each in found if isinstance(each, int)), None)
+    return status if status is not None and 100 <= status < 600 else None

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raycap.errors import UserError
-from raycap.storage import write_json
+from raycap.storage import whole_path, write_json
 
 FOLDER, STATE, TENSORS = "checkpoints", "state.json", "state.safetensors"
 KEPT = 2
@@ -49,16 +48,13 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, whole or not at all, then delete older ones."""
     folder = run / FOLDER / f"step-{state.step:09}"
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        part.mkdir(parents=True)
-        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(on_cpu, part / TENSORS)
-        # "place": the name in the files of earlier versions.
-        write_json(part / STATE, {"place": dataclasses.asdict(state), **numbers})
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        with whole_path(folder) as part:
+            part.mkdir()
+            safetensors.torch.save_file(on_cpu, part / TENSORS)
+            # "place": the name in the files of earlier versions.
+            write_json(part / STATE, {"place": dataclasses.asdict(state), **numbers})
     except OSError as error:
         raise UserError(f"cannot save a checkpoint in {run}: {error}") from error
     for old in _checkpoints(run)[:-KEPT]:

@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+from raycap.storage import whole_file
+
 CAPTIONER = "captioner"
 STOP = "stop"  # a file of this name asks a run to save and stop
 SECONDS_BETWEEN_LOOKS = 0.05
@@ -23,9 +25,8 @@ class EpochLimit:
 
     def allow(self, epochs: int) -> None:
         """Let the run train until it has done this many epochs."""
-        part = self._file.with_name(".epochs.part")
-        part.write_text(str(epochs), encoding="utf-8")
-        part.replace(self._file)
+        with whole_file(self._file) as file:
+            file.write(str(epochs))
 
     def remove(self) -> None:
         """Clean up when nobody leads the run any more."""

@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from raycap.errors import UserError
 from raycap.schema import FEATURES_FORMAT, MANIFEST, SUCCESS
 from raycap.sources import Source
-from raycap.storage import stores, write_json
+from raycap.storage import open_uri, whole_path, write_json
+from raycap.storage.filesystem import filesystem_of
 from raycap.uris import is_local
 
 LISTING = "pictures.arrow"
@@ -130,18 +131,14 @@ def _mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Ta
         digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
     file = folder / f"captions-{digest}.arrow"
     if not file.exists():
-        _write_whole(file, captions_of(keys, listing).combine_chunks())
+        captions = captions_of(keys, listing).combine_chunks()
+        with (
+            whole_path(file) as part,
+            pa.OSFile(str(part), "wb") as out,
+            pa.ipc.new_file(out, captions.schema) as writer,
+        ):
+            writer.write_table(captions)
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-
-
-def _write_whole(file: Path, table: pa.Table) -> None:
-    part = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.part")
-    try:
-        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
-            writer.write_table(table)
-        part.rename(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_captions(pictures: PictureTables) -> pa.Table:
@@ -160,22 +157,21 @@ def captions_of(keys: pa.ChunkedArray, listing: str) -> pa.Table:
 def write_listing(source: Source, file: Path) -> Counter[str]:
     """Write what the source says of its pictures; returns how many of each split have captions."""
     pictures: Counter[str] = Counter()
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     schema = pa.schema([MANIFEST.field(name) for name in CAPTION_COLUMNS])
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(part), "wb") as out, pa.ipc.new_file(out, schema) as writer:
+        with (
+            whole_path(file) as part,
+            pa.OSFile(str(part), "wb") as out,
+            pa.ipc.new_file(out, schema) as writer,
+        ):
             for rows in source.tables():
                 writer.write_table(rows.select(CAPTION_COLUMNS).cast(schema))
                 described = pc.greater(pc.list_value_length(rows["references"]), 0)
                 usable = pc.equal(rows["error"], "")  # the others cannot be fetched
                 counted = rows["split"].filter(pc.and_(described, usable))
                 pictures.update(counted.to_pylist())
-        part.rename(file)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
     return pictures
 
 
@@ -278,12 +274,12 @@ def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
 def _parquet_files(table: str) -> list[tuple[str, int, Any]]:
     """The table's Parquet files in order, each with its size and its time of change."""
     try:
-        filesystem, root = stores.open_store(table)
+        filesystem, root = filesystem_of(table)
         listed = filesystem.ls(root, detail=True) if filesystem.isdir(root) else []
         # Not every listing says of a link what it leads to.
         names = sorted(str(one["name"]) for one in listed if one["name"].endswith(".parquet"))
         found = [info for name in names if (info := filesystem.info(name))["type"] == "file"]
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read the feature table {table}: {error}") from error
     if not found:
         raise UserError(
@@ -301,7 +297,7 @@ def _parquet_files(table: str) -> list[tuple[str, int, Any]]:
 @contextlib.contextmanager
 def _opened(name: str, table: str) -> Iterator[Any]:
     try:
-        with stores.open_file(name) as file:
+        with open_uri(name) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{name} of the table {table} cannot be read: {error}") from error

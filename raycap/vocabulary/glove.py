@@ -1,6 +1,5 @@
 """GloVe vectors for a vocabulary: one pass over the text file keeps the rows of the vocabulary."""
 
-import gzip
 import io
 import zipfile
 import zlib
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raycap.errors import UserError
-from raycap.uris import filesystem_of
+from raycap.storage import open_uri
 from raycap.vocabulary.words import PAD, SPECIAL_TOKENS, Vocabulary
 
 _LONGEST_LINE = 1 << 20  # bytes; a file without line ends must not fill the memory
@@ -140,11 +139,7 @@ class _Reader:
 
 
 def _open(path: str, stack: ExitStack) -> Any:
-    # Not fsspec.open, which reads '::' in a name as a chain of protocols.
-    filesystem, inner = filesystem_of(path)
-    # fsspec's zip closes its file when nothing refers to the filesystem.
-    stack.callback(lambda kept: None, filesystem)
-    file = stack.enter_context(filesystem.open(inner, "rb"))
+    file = stack.enter_context(open_uri(path))
     if path.endswith(".gz"):
         return stack.enter_context(gzip.open(file))
     if not path.endswith(".zip") or path.startswith("zip://"):

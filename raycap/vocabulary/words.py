@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from raycap.errors import UserError
+from raycap.storage import whole_file
 from raycap.vocabulary.cleaning import Cleaning
 
 # Never change these: captioner folders, search and training rely on them.
@@ -139,11 +140,9 @@ class Vocabulary:
         return cls(tuple(content["words"]), Cleaning(**content["cleaning"]))
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file, whole or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json(), encoding="utf-8")
-        part.replace(path)
+        """Write the JSON file; it appears whole."""
+        with whole_file(Path(path)) as file:
+            file.write(self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -3,8 +3,6 @@ with suspicion."""
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -28,7 +26,7 @@ from raycap.images import Reading
 from raycap.options import from_plain, to_plain
 from raycap.search import SEARCHES
 from raycap.shipped import place_of
-from raycap.uris import read_regular
+from raycap.storage import read_uri, whole_path
 from raycap.vocabulary import Vocabulary
 
 FORMAT = 1  # of the folder; raise it when the meaning of its files changes
@@ -397,21 +395,13 @@ def _as(tensor: Tensor, numbers: torch.dtype) -> Tensor:
 
 
 def _put(path: Path, files: Mapping[str, bytes]) -> None:
-    beside, old = (
-        path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("part", "old")
-    )
     try:
-        beside.mkdir(parents=True)
-        for name, content in files.items():
-            (beside / name).write_bytes(content)
-        if path.exists():
-            path.rename(old)  # a folder cannot be renamed over a full one
-        beside.rename(path)
+        with whole_path(path) as part:
+            part.mkdir()
+            for name, content in files.items():
+                (part / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"cannot write the captioner {path}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _config(path: str) -> dict[str, Any]:
@@ -476,12 +466,10 @@ def _read(path: str, name: str, start: int = 0, length: int | None = None) -> by
     """A file of the folder, or a part of it: a regular file that lies in the folder, and is not
     too large."""
     try:
-        return read_regular(
-            f"{path.rstrip('/')}/{name}", MOST_BYTES[name], start, length, inside=path
-        )
+        return read_uri(f"{path.rstrip('/')}/{name}", MOST_BYTES[name], start, length, inside=path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is no captioner folder: it has no {name}") from error
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or error
         raise UserError(f"cannot read {path}/{name} of the captioner: {reason}") from error
 

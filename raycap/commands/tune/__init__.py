@@ -27,7 +27,7 @@ from raycap.errors import UserError
 from raycap.options import to_plain
 from raycap.search import Beam
 from raycap.sources import SOURCES
-from raycap.storage import Lease, RunFolder, output_folder
+from raycap.storage import Lease, RunFolder, output_folder, whole_path
 from raycap.terminal import write_out
 from raycap.training import Workers
 from raycap.training.run_files import CAPTIONER
@@ -222,11 +222,8 @@ def publish_best(
             "again"
         )
     best = found[0]
-    part = out / f".{CAPTIONER}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(best.folder / CAPTIONER, part)
-    shutil.rmtree(out / CAPTIONER, ignore_errors=True)
-    part.rename(out / CAPTIONER)
+    with whole_path(out / CAPTIONER) as part:
+        shutil.copytree(best.folder / CAPTIONER, part)
     chosen = with_parameters(config, best.parameters)
     best_out = f"{config.tune.out.rstrip('/')}/best"
     train = dataclasses.replace(chosen.train, out=best_out, fresh=False)

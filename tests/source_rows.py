@@ -1,4 +1,4 @@
-"""Shared by the tests of sources: writing small files, and reading a source with its promises checked."""
+"""For the tests of sources: writes small files, and reads a source with its promises checked."""
 
 from pathlib import Path
 from typing import Any

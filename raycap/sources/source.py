@@ -1,0 +1,73 @@
+"""What a source is: options that say where pictures are, and the manifest rows that it gives."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from raycap.fetch.trust import Trust
+from raycap.sources.notes import Notes
+from raycap.storage.location import Location
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Source(Protocol):
+    """What every source can do. It holds options only, so it can be sent to other processes."""
+
+    @property
+    def path(self) -> str:
+        """What the user gave: a folder, file, URI or URL."""
+
+    @property
+    def trust(self) -> Trust:
+        """The local paths and stores that its rows may name: its own folder or bucket."""
+
+    @property
+    def names_urls(self) -> bool:
+        """Whether most rows are web addresses, which one task fetches many at a time."""
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The user's own columns, which follow those of the manifest."""
+
+    def check(self) -> None:
+        """Raises UserError early for what cannot be read; cheap."""
+
+    def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        """Yields manifest rows (with the carried columns): first 64, then up to 1,000 at a time.
+
+        The order stays the same as long as the files do. Keys are unique, and stay when rows are
+        added. A picture that cannot be used is a row with its `error`; what has no key is added to
+        `notes`, which are complete when the last table was yielded.
+        """
+
+
+class SourceDefaults:
+    """What most sources have in common. A source overrides what differs."""
+
+    # The names of files by which a folder is known to be such a dataset.
+    folder_files: ClassVar[re.Pattern[str] | None] = None
+
+    @classmethod
+    def accepts(cls, path: str) -> bool:
+        """Whether a path or URI can only be for this source; nothing is opened."""
+        return False
+
+    @classmethod
+    def recognises(cls, file: Location) -> bool:
+        """Whether the file, by its name and first lines, is one for this source."""
+        return False
+
+    @classmethod
+    def recognises_in_folder(cls, file: Location) -> bool:
+        """Whether a file with one of the names `folder_files` makes its folder such a dataset."""
+        return True
+
+    @property
+    def names_urls(self) -> bool:
+        return False
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return ()
