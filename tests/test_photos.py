@@ -1,4 +1,4 @@
-"""`raycap caption PHOTO`: what the captioner says, without Ray, said at once; and drawings that harm nothing."""
+"""`raycap caption PHOTO`: captions without Ray, printed at once; and drawings."""
 
 import subprocess
 import sys
@@ -33,7 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_photo_is_captioned_without_ray(folder: Path, model: Path) -> None:
     program = (
         "import sys; from raycap.cli import main; code = main(sys.argv[1:])\n"
-        "print([name for name in ('ray', 'torchvision', 'matplotlib', 'pyarrow.dataset') if name in sys.modules])\n"
+        "print([name for name in ('ray', 'torchvision', 'matplotlib', 'pyarrow.dataset') if name "
+        "in sys.modules])\n"
         "sys.exit(code)"
     )
     command = [sys.executable, "-c", program, "caption", "photos/00001.png", "--model", str(model)]

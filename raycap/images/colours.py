@@ -87,7 +87,7 @@ def _build_transform(profile: bytes, mode: str) -> Transform | None:
 
 
 # Building a transform takes three times as long as applying it, and cameras repeat their profiles.
-# Two caches bound the bytes too, because profiles come from strangers.
+# Two caches bound the bytes too, because profiles come from untrusted files.
 _small_transform = lru_cache(maxsize=32)(_build_transform)
 _large_transform = lru_cache(maxsize=2)(_build_transform)
 
