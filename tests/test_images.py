@@ -191,7 +191,7 @@ def test_large_photos_decoded_at_a_fraction_look_as_decoded_whole(shared_data: P
         )  # too small for a fraction
         large = forging.jpeg(Image.open(path).resize((2000, 1500)))
         assert psnr(read_picture(large, PLAIN).pixels, plain_pillow(large, 224)) > 38
-        # The hardest case: a photo that is sharp to the pixel, at the ratio of 12 megapixels to 224.
+        # The hardest case: a photo sharp to the pixel, at the ratio of 12 megapixels to 224.
         assert psnr(read_picture(data, PLAIN, Square(size=28)).pixels, plain_pillow(data, 28)) > 28
 
 
