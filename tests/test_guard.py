@@ -260,7 +260,7 @@ def test_a_child_that_cannot_start_is_no_picture_s_fault(
     close_all()
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(RuntimeError, match="did not start"):
         read_in_child(BMP, READING, SQUARE)
 
 
