@@ -1,9 +1,11 @@
-"""Bytes to 224x224 RGB, raycap beside plain Pillow and other decoders: pictures a second on one core, and likeness.
+"""Bytes to 224x224 RGB, raycap beside plain Pillow and other decoders: pictures a second on one
+core, and likeness.
 
     python benchmarks/decode.py [ROUNDS]
 
-Real photos come from the folder flickr8k-original in RAYCAP_DATA (default ../shared/data), else made ones.
-All decoders take turns on the same pictures in each round; times are medians over rounds and pictures.
+Real photos come from the folder flickr8k-original in RAYCAP_DATA (default ../shared/data), else
+made ones. All decoders take turns on the same pictures in each round; times are medians over
+rounds and pictures.
 """
 
 import importlib
@@ -56,7 +58,8 @@ def simplejpeg_with_our_resize(data: bytes) -> np.ndarray:
 
 
 def with_torch(module: str) -> Decode:
-    """Decode with torchvision.io or torchcodec.decoders and resize with torchvision, on one thread."""
+    """Decode with torchvision.io or torchcodec.decoders and resize with torchvision, on one
+    thread."""
     import torch
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2.functional import resize
@@ -90,7 +93,8 @@ def decoders() -> dict[str, Decode]:
 
 
 def photos() -> list[bytes]:
-    """Photos of about 500x375 without a colour profile: plain Pillow ignores those, so outputs would differ."""
+    """Photos of about 500x375 without a colour profile: plain Pillow ignores those, so outputs
+    would differ."""
     here = Path(__file__).resolve().parent.parent
     folder = (
         Path(os.environ.get("RAYCAP_DATA", here.parent / "shared" / "data")) / "flickr8k-original"
@@ -101,7 +105,8 @@ def photos() -> list[bytes]:
             :16
         ]
     print(
-        f"no photos at {folder}: made pictures instead, whose decoding takes longer or shorter than that of photos"
+        f"no photos at {folder}: made pictures instead, whose decoding takes longer or shorter "
+        "than that of photos"
     )
     return [as_jpeg(made(seed)) for seed in range(16)]
 
@@ -160,7 +165,8 @@ def compare(title: str, pictures: list[bytes], rounds: int) -> None:
         middle = statistics.median(taken)
         alike = f"{min(likeness[name]):.1f} {statistics.median(likeness[name]):.1f} dB"
         print(
-            f"{name:24}{1 / middle:10.0f}{plain / middle:7.2f}x   {alike if name != 'plain Pillow' else ''}"
+            f"{name:24}{1 / middle:10.0f}{plain / middle:7.2f}x   "
+            f"{alike if name != 'plain Pillow' else ''}"
         )
 
 
@@ -169,13 +175,16 @@ def main() -> None:
     small = photos()
     compare("500x375", small, rounds)
     compare("12 megapixels", [enlarged(data, seed) for seed, data in enumerate(small[:3])], rounds)
-    # Enlarged photos have no fine detail, which flatters decoding at a fraction. Real ones at 1/18 do.
+    # Enlarged photos have no fine detail, which flatters decoding at a fraction. Real ones at 1/18
+    # do.
     sharp = [decibels(raycap(data, 28), plain_pillow(data, 28)) for data in small]
     print(
-        f"\nphotos sharp to the pixel, at the ratio of 12 megapixels to {SIDE} (500x375 to 28x28), raycap:"
+        f"\nphotos sharp to the pixel, at the ratio of 12 megapixels to {SIDE} (500x375 to "
+        "28x28), raycap:"
     )
     print(
-        f"PSNR to plain Pillow, least and median: {min(sharp):.1f} {statistics.median(sharp):.1f} dB"
+        f"PSNR to plain Pillow, least and median: {min(sharp):.1f} {statistics.median(sharp):.1f} "
+        "dB"
     )
 
 

@@ -1,10 +1,13 @@
-"""Pictures per second of raycap's encoder against a bare torchvision loop, with the same numbers and memory layout.
+"""Pictures per second of raycap's encoder against a bare torchvision loop, with the same numbers
+and memory layout.
 
-    python benchmarks/encode.py [--encoder resnet50] [--size 224] [--batch 32] [--rounds 7] [--threads 2]
+python benchmarks/encode.py [--encoder resnet50] [--size 224] [--batch 32] [--rounds 7] [--threads
+2]
 
-Random weights: they change no timing. Both sides start from uint8 pictures in memory and end with float32 features
-of the last map; the bare loop is torchvision's network without its head, cast once, channels_last. All sides take
-turns in one run; the figures are medians, the ratios are of medians. At least 0.97 is wanted.
+Random weights: they change no timing. Both sides start from uint8 pictures in memory and end with
+float32 features of the last map; the bare loop is torchvision's network without its head, cast
+once, channels_last. All sides take turns in one run; the figures are medians, the ratios are of
+medians. At least 0.97 is wanted.
 """
 
 import argparse
@@ -99,7 +102,8 @@ def main() -> None:
     print(f"derived: {choose_precision(given.device)}")
     for name, rate in rates.items():
         print(
-            f"{name:24} {rate:8.1f} pictures/s   {rate / rates[f'{name[:4]} bare torchvision']:5.2f} x bare"
+            f"{name:24} {rate:8.1f} pictures/s   "
+            f"{rate / rates[f'{name[:4]} bare torchvision']:5.2f} x bare"
         )
     print(f"{'bf16 against fp32':24} {rates['bf16 raycap'] / rates['fp32 raycap']:5.2f} x")
 

@@ -1,10 +1,12 @@
-"""Pictures per second of the batched beam search against the plain one of the tests, one picture at a time.
+"""Pictures per second of the batched beam search against the plain one of the tests, one picture
+at a time.
 
     python benchmarks/search.py [--batch 64] [--width 3] [--rounds 5] [--threads 2]
 
-LSTM with attention, hidden 512, 8,000 words, grids 49 x 2048, random weights, float32, captions of 7 to 20 words.
-Both search the same memory and must say the same captions. They take turns in one run; figures are medians, and at
-least 8 times is wanted. The plain search asks the decoder about one caption at a time.
+LSTM with attention, hidden 512, 8,000 words, grids 49 x 2048, random weights, float32, captions of
+7 to 20 words. Both search the same memory and must say the same captions. They take turns in one
+run; figures are medians, and at least 8 times is wanted. The plain search asks the decoder about
+one caption at a time.
 """
 
 import argparse
@@ -28,7 +30,8 @@ Captions = list[list[Hypothesis]]
 
 
 def model(batch: int) -> tuple[Decoder, Tensors]:
-    """A decoder whose captions depend on the picture and end at different times, and pictures for it."""
+    """A decoder whose captions depend on the picture and end at different times, and pictures for
+    it."""
     torch.manual_seed(0)
     decoder = Recurrent().build(8_000, 49, 2_048).eval()
     with torch.no_grad():
@@ -84,7 +87,8 @@ def main() -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, median in medians.items():
         print(
-            f"{name:8} {given.batch / median:8.1f} pictures/s   {medians['plain'] / median:6.2f} x plain"
+            f"{name:8} {given.batch / median:8.1f} pictures/s   {medians['plain'] / median:6.2f} "
+            "x plain"
         )
 
 

@@ -1,12 +1,14 @@
-"""Captions per second of a training step of the LSTM with attention, against the way of the tutorials.
+"""Captions per second of a training step of the LSTM with attention, against the way of the
+tutorials.
 
     python benchmarks/step.py [--pictures 32] [--projection 0] [--rounds 7] [--threads 2]
 
-The tutorials' way: a row for each caption, so that a grid comes five times; captions sorted by length, each word's
-step on the rows that still have one; the grid projected again for each word, and the words scored step by step. The
-same weights, captions and loss on both sides, which must agree on loss and gradients. Made-up captions as long as
-Flickr8k's, 8,000 words, hidden 512, grids 49 x 2048. Forward and backward; all sides take turns in one run; figures
-are medians. At least 3 times is wanted.
+The tutorials' way: a row for each caption, so that a grid comes five times; captions sorted by
+length, each word's step on the rows that still have one; the grid projected again for each word,
+and the words scored step by step. The same weights, captions and loss on both sides, which must
+agree on loss and gradients. Made-up captions as long as Flickr8k's, 8,000 words, hidden 512, grids
+49 x 2048. Forward and backward; all sides take turns in one run; figures are medians. At least 3
+times is wanted.
 """
 
 import argparse
@@ -108,7 +110,8 @@ def main() -> None:
 
     theirs, mine = (gradients(decoder, side) for side in sides.values())
     print(
-        f"{given.pictures} pictures x {REFERENCES} captions, {given.threads} threads, projection {given.projection}"
+        f"{given.pictures} pictures x {REFERENCES} captions, {given.threads} threads, projection "
+        f"{given.projection}"
     )
     print(
         f"gradients differ by {float((theirs - mine).norm() / theirs.norm()):.1e} of their length"

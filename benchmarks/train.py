@@ -1,16 +1,18 @@
 """Captions per second of training on features, against plain loops.
 
-    python benchmarks/train.py [--pictures 600] [--batch 32] [--steps 8] [--rounds 5] [--weights FILE --photos DIR]
+python benchmarks/train.py [--pictures 600] [--batch 32] [--steps 8] [--rounds 5] [--weights FILE
+--photos DIR]
 
-All figures are of one run in which the sides take turns, medians over rounds; the ratios are what counts. Made-up
-captions as long as Flickr8k's, grids of 49 x 2048, the decoder of configs/flickr8k.yaml.
+All figures are of one run in which the sides take turns, medians over rounds; the ratios are what
+counts. Made-up captions as long as Flickr8k's, grids of 49 x 2048, the decoder of
+configs/flickr8k.yaml.
 
-- step: raycap's step (rows read from the mapped file, words put together, counts, schedule, average) against the
-  best plain torch loop: the same model and optimiser, features in memory, captions padded before. At least 0.95.
+- step: raycap's step (rows from the mapped file, padding, schedule, average) against a plain
+  torch loop with the same model and optimiser, features in memory, padded captions. At least 0.95.
 - workers: 2 processes with 1 thread each, by gloo, against 1 process with 2 threads. At least 0.9.
-- tutorials: pictures read and encoded at every epoch, one caption in a row with a grid of its own, in float32,
-  against cached features, by the caption. At least 10 times. Wants --photos, and --weights of a ResNet-50 in He et
-  al.'s layout.
+- tutorials: pictures read and encoded in every epoch, one caption per row with its own grid, in
+  float32, against cached features; time per caption. At least 10 times. Needs --photos, and
+  --weights of a ResNet-50 in He et al.'s layout.
 - self-critical: the rewards' share of a step. At most 15%.
 """
 
@@ -132,8 +134,8 @@ def plain(dataset: CaptionDataset, batch: int) -> Iterator[int]:
 def tutorials(
     photos: list[Path], encoder: Any, dataset: CaptionDataset, captions: int = 32
 ) -> Iterator[int]:
-    """Read, encode, and learn one caption of each picture, whose grid comes again for each of its captions; all in
-    float32, as tutorials have it."""
+    """Read, encode, and learn one caption of each picture, whose grid comes again for each of its
+    captions; all in float32, as tutorials have it."""
     net = network()
     optimiser = torch.optim.AdamW(net.parameters(), 5e-4, fused=True)
     for turn in itertools.count():
@@ -265,7 +267,8 @@ def main() -> None:
         seconds = in_turns(names, max(1, given.rounds // 2))
         for name, median in seconds.items():
             print(
-                f"{name:22} {1 / median:8.1f} captions/s   {seconds['1 x 2 threads'] / median:6.3f} x one process"
+                f"{name:22} {1 / median:8.1f} captions/s   "
+                f"{seconds['1 x 2 threads'] / median:6.3f} x one process"
             )
         share, rate = rewards_share(dataset, given.batch, given.steps)
         print(f"self-critical: rewards take {share:.1%} of a step; {rate:.1f} samples/s")

@@ -1,5 +1,4 @@
-"""Heads of real Ray clusters on this machine, as `ray start --head` makes them, and jobs submitted
-to them."""
+"""Real Ray clusters on this machine, started with `ray start --head`, and jobs for them."""
 
 import contextlib
 import json
@@ -43,8 +42,7 @@ def free_ports(count: int) -> list[int]:
 def head(
     home: Path, *arguments: str, more: Mapping[str, str] | None = None, gcs: int = 0
 ) -> Iterator[dict[str, str]]:
-    """A head with a dashboard; what the environment of somebody must say who submits a job to
-    it."""
+    """A head with a dashboard; yields the environment variables for submitting jobs to it."""
     port, dashboard, client, agent = free_ports(4)
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("RAY_")
@@ -130,8 +128,7 @@ def check_job(cluster: Mapping[str, str], *job: str) -> str:
 def autoscaled_head(
     home: Path, types: Mapping[str, Any], version: int, idle_minutes: float = 1
 ) -> Iterator[dict[str, str]]:
-    """A head without processors, whose autoscaler makes nodes on this machine: Ray's own fake for
-    its tests."""
+    """A head without CPUs, with Ray's own fake autoscaler, which starts nodes on this machine."""
     from ray._private.services import get_node_ip_address
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 

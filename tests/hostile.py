@@ -1,7 +1,9 @@
-"""Pictures that break readers, each with what must become of it; `python tests/hostile.py FOLDER` writes them.
+"""Pictures that break readers, and the expected result of each.
 
-Most show four coloured quadrants, so that a wrong turn, colour or frame is seen. Needs only Pillow and NumPy, and
-makes the same bytes on each run.
+`python tests/hostile.py FOLDER` writes them.
+
+Most have four coloured quadrants, which show a wrong orientation, colour or frame. Needs only
+Pillow and NumPy, and makes the same bytes each time.
 """
 
 import base64
@@ -138,7 +140,8 @@ def jpegs() -> Iterator[Hostile]:
     unmarked = jpeg(ImageChops.invert(inked(picture)))
     start, end = segment(unmarked, 0xEE)
     yield Hostile("cmyk.jpg", unmarked[:start] + unmarked[end:], "jpeg")
-    # YCCK is Adobe's transform 2: inverted ink C' is taken for 1 - R, and that RGB is stored as luma and chroma.
+    # YCCK is Adobe's transform 2: inverted ink C' is taken for 1 - R, and that RGB is stored as
+    # luma and chroma.
     ink = np.asarray(inked(picture))
     brightness = np.asarray(Image.fromarray(ink[:, :, :3]).convert("YCbCr"))
     planes = np.concatenate([brightness, 255 - ink[:, :, 3:]], 2)
@@ -439,7 +442,8 @@ def odd() -> Iterator[Hostile]:
 
 
 def flips(count: int = 360) -> Iterator[tuple[str, bytes]]:
-    """Seeded bit flips, half of them in the first 100 bytes: right is pixels of the right shape, or a reason."""
+    """Seeded bit flips, half of them in the first 100 bytes. Expected: pixels of the right shape,
+    or a reason."""
     chance = random.Random(7)
     picture = textured()
     animation = {"save_all": True, "append_images": [picture], "duration": 50}

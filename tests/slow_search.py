@@ -1,4 +1,4 @@
-"""A plain beam search to hold the fast one against: one picture, one caption at a time, Python lists."""
+"""A simple beam search to compare the fast one with: one caption at a time, in Python lists."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Decoders: teacher forcing is the step repeated, a picture's captions share it, and each variant can learn."""
+"""Decoders: unroll equals repeated steps, captions share a picture, and each variant can learn."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def pictures(count, seed=1):
 
 
 def captions(pictures, references, seed=2):
-    """Words with `<start>` before them [B, R, T], and the words that follow each with `<end>` after them."""
+    """Random words after `<start>` [B, R, T], and the next word of each, with `<end>`."""
     source = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 8, (pictures, references), generator=source)
     words = torch.randint(4, VOCABULARY, (pictures, references, 8), generator=source)
@@ -172,7 +172,7 @@ def train(decoder, grid, vector, words, following, steps, enough=0.01):
 
 @variants
 def test_learns_by_heart_and_says_it_again(options):
-    """8 pictures, each with the same caption twice: with two different ones greedy search could not say both."""
+    """8 pictures, each with the same caption twice, which greedy search can learn."""
     decoder = built(options)
     grid, vector = pictures(8)
     words, following = (part.repeat(1, 2, 1) for part in captions(8, 1))
@@ -269,7 +269,7 @@ def test_given_word_vectors_are_taken_and_kept_when_frozen(kind):
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_cells_are_torchs_own(cell):
-    """The attentive cells, with nothing attended, are nn.LSTM and nn.GRU given the same weights."""
+    """Without context, the cells equal nn.LSTM and nn.GRU with the same weights."""
     plain = built(Recurrent(**SMALL, attention="none", cell=cell)).eval()
     attentive = built(Recurrent(**SMALL, cell=cell, attention_width=16)).eval()
     theirs = plain.recurrence.state_dict()

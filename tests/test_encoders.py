@@ -1,4 +1,4 @@
-"""The encoders: the grid's shape and order, the cut, real weights, what trains, folding, and what is refused."""
+"""Encoders: shape and order of the grid, real weights, trainable layers, folding and errors."""
 
 import dataclasses
 import subprocess
@@ -89,7 +89,8 @@ def worn(encoder: Encoder) -> Encoder:
 
 
 def test_options_need_no_torch() -> None:
-    program = "import sys, raycap.encoders, raycap.device; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    program = "import sys, raycap.encoders, raycap.device\n"
+    program += "sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -216,7 +217,7 @@ def test_folding_changes_no_feature(kind: str) -> None:
     )
 
 
-# The first part of the last stage: torchvision's name, or the place in its list where the map becomes 7x7 at 224.
+# The first layer of the last stage: its name in torchvision, or its index in the list of layers.
 LAST_STAGES = {
     "resnet18": "layers.layer4",
     "resnet50": "layers.layer4",
@@ -284,7 +285,8 @@ def evident(shared_data: Path) -> tuple[Tensor, Tensor]:
 def chance_of_truth(
     encoder: Encoder, weight: Tensor, bias: Tensor, shared_data: Path
 ) -> tuple[Tensor, Tensor]:
-    """The file's own classifier on the vector: is the class right, and how probable was it held to be."""
+    """The file's own classifier on the vector: is the class right, and how probable was it held to
+    be."""
     pixels, classes = evident(shared_data)
     scores = features(encoder, pixels)[1] @ weight.float().T + bias.float()
     return scores.argmax(1) == classes, scores.softmax(1)[torch.arange(len(classes)), classes]
@@ -414,7 +416,7 @@ def test_unusable_files_are_refused(tmp_path: Path, small_state: dict[str, Tenso
         "torn-whole.safetensors": "not a whole safetensors file or torch state dict",
         "torn-whole.pth": "not a whole safetensors file or torch state dict",
         "empty.pth": "not a whole safetensors file or torch state dict",
-        "page.pth": "not a whole safetensors file or torch state dict: its first bytes are of neither",
+        "page.pth": "state dict: its first bytes are of neither",
         "checkpoint.pth": "holds a mapping of epoch, state_dict, not a state dict",
         "few.safetensors": r"it lacks features\.0\.0\.weight$",
         "narrow.safetensors": r"its features\.0\.0\.weight is \[8, 3, 3, 3\], not \[16, 3, 3, 3\]",
@@ -500,7 +502,8 @@ def test_a_fine_tuned_encoder_trains_under_autocast() -> None:
     assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients)
 
 
-# A vision transformer, a CLIP tower, a ConvNeXt; then maps with the channels last, and networks with odd vectors.
+# A vision transformer, a CLIP tower, a ConvNeXt; then maps with the channels last, and networks
+# with odd vectors.
 @pytest.mark.parametrize(
     ("model", "positions", "width", "class_token"),
     [

@@ -1,4 +1,4 @@
-"""Pictures that hang, eat memory or kill their decoder cost their own row: real child processes, really killed."""
+"""Pictures that hang, eat memory or kill their decoder fail alone, in real child processes."""
 
 import io
 import json
@@ -29,7 +29,7 @@ ALL = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "heif", "avif", "jpeg2000", 
 READING = Reading(formats=ALL, timeout=60)
 SQUARE = Square(32)
 
-# Takes the place of the BMP reader in child processes, and does what a picture says behind its last byte.
+# Replaces the BMP reader in child processes, and does what the word at the end of a file says.
 HOSTILE_READER = """
 import ctypes, os, sys, time
 from pathlib import Path
@@ -82,7 +82,7 @@ BMP = saved("bmp")
 
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Child processes with the hostile reader, none before and none after; the answer is the file of its notes."""
+    """Child processes with the hostile reader, none of them before and after; yields its log."""
     close_all()
     (tmp_path / "sitecustomize.py").write_text(HOSTILE_READER)
     monkeypatch.syspath_prepend(tmp_path)
@@ -185,7 +185,8 @@ def test_children_use_one_thread(notes: Path, monkeypatch: pytest.MonkeyPatch):
 def test_children_end_with_their_parent(notes: Path, word: str):
     program = (
         "import sys, time; from raycap.images import Reading, Square, guard\n"
-        "guard.read_in_child(open(sys.argv[1], 'rb').read(), Reading(), Square(8)); time.sleep(1000)"
+        "guard.read_in_child(open(sys.argv[1], 'rb').read(), Reading(), Square(8)); "
+        "time.sleep(1000)"
     )
     (notes.parent / "picture").write_bytes(BMP + b"|" + (word or "idle").encode())
     path = os.pathsep.join([str(notes.parent), *sys.path])
@@ -259,7 +260,7 @@ def test_a_child_that_cannot_start_is_no_picture_s_fault(
     close_all()
     (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(RuntimeError, match="did not start"):
         read_in_child(BMP, READING, SQUARE)
 
 
@@ -299,7 +300,7 @@ def test_a_real_picture_that_takes_too_long():
 
 
 def tiled(side: int) -> bytes:
-    """A TIFF of 16x16 pixels whose only tile has `side`x`side`: its decoder takes memory for the tile."""
+    """A TIFF of 16x16 pixels with one tile of `side`x`side`, which its decoder allocates."""
     entries = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side}
     content = b"x\x9c" + bytes(5000)
     values = [(tag, 4, 1, value) for tag, value in entries.items()]
@@ -315,7 +316,7 @@ def flat(kind: str, mode: str, size: tuple[int, int], **options) -> bytes:
     return file.getvalue()
 
 
-# The picture is read by the one process that the program starts: it prints that process' peak, and the reason.
+# Prints the peak memory of the child process that reads the picture, and the reason.
 MEASURE = """
 import json, resource, sys
 from pathlib import Path

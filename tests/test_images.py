@@ -1,4 +1,4 @@
-"""Pictures: what each hostile file becomes, and what holds for every picture whatever its bytes are."""
+"""Pictures: the result of each hostile file, and properties of all pictures."""
 
 import json
 import math
@@ -82,7 +82,7 @@ def test_the_corpus_is_the_same_on_each_run(tmp_path: Path) -> None:
     assert all((tmp_path / kind.name).read_bytes() == kind.data for kind in KINDS)
 
 
-# Reads everything in a process of its own, so that a crash in a decoder fails a test instead of ending them all.
+# In a process of its own: a crash of a decoder fails one test and does not end the others.
 READ_ALL = """
 import json, resource, sys, warnings
 resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
@@ -191,7 +191,7 @@ def test_large_photos_decoded_at_a_fraction_look_as_decoded_whole(shared_data: P
         )  # too small for a fraction
         large = forging.jpeg(Image.open(path).resize((2000, 1500)))
         assert psnr(read_picture(large, PLAIN).pixels, plain_pillow(large, 224)) > 38
-        # A photo that is sharp to the pixel, at the ratio of 12 megapixels to 224: the hardest case.
+        # The hardest case: a photo sharp to the pixel, at the ratio of 12 megapixels to 224.
         assert psnr(read_picture(data, PLAIN, Square(size=28)).pixels, plain_pillow(data, 28)) > 28
 
 

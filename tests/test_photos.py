@@ -1,5 +1,4 @@
-"""`raycap caption PHOTO`: what the captioner says, without Ray, said at once; and drawings that
-harm nothing."""
+"""`raycap caption PHOTO`: captions without Ray, printed at once; and drawings."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Whole classes of pictures: every depth, kind and layout that a format has, against values computed by hand."""
+"""Every depth, kind and layout of a format, compared with values computed by hand."""
 
 import itertools
 import struct
@@ -330,7 +330,7 @@ def test_ppm_kinds(kind: str, white: int) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "JPEG2000", "PNG"])
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 def test_sizes_that_no_fraction_divides(kind: str, resize: Any) -> None:
-    """What is decoded at a fraction, or shrunk in bands, shows the same part as what is decoded whole."""
+    """Pictures decoded at a fraction, or shrunk in bands, show the same part as whole ones."""
     for size in ((500, 375), (333, 501), (3601, 2403)):
         picture = Image.radial_gradient("L").resize(size).convert("RGB")
         data = saved(picture, kind)

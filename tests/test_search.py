@@ -1,4 +1,4 @@
-"""Searches: the fast ones say what plain ones say, alone or in a batch, and their scores are the model's own."""
+"""Searches: they equal simple ones, in a batch or alone, and scores are the model's own."""
 
 import functools
 import itertools
@@ -35,14 +35,15 @@ def opinionated(seed=0, vocabulary=20, end=1.0):
 
 @functools.cache
 def half_trained(name):
-    """A decoder that has begun to learn captions of different lengths for the pictures of `remembered`."""
+    """A decoder that has begun to learn captions of different lengths for the pictures of
+    `memory_of`."""
     decoder = built(VARIANTS[name])
     train(decoder, *pictures(16), *captions(16, 2), steps=60)
     return decoder.eval()
 
 
 @torch.no_grad()
-def remembered(decoder, count, seed=1):
+def memory_of(decoder, count, seed=1):
     return decoder.prepare(*pictures(count, seed))
 
 
@@ -79,9 +80,9 @@ beams = st.builds(
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(beams, st.integers(0, 10_000), st.integers(5, 24), st.floats(-4, 4))
 def test_beam_is_the_plain_one(options, seed, vocabulary, end):
-    # In float64, or else one case in some thousands has two captions nearer to each other than float32 tells.
+    # In float64: in one of some thousands of cases two captions are too close for float32.
     decoder = opinionated(seed=seed, vocabulary=vocabulary, end=end).double()
-    memory = remembered(decoder, 5)
+    memory = memory_of(decoder, 5)
     for picture, found in enumerate(options.search(decoder, memory).hypotheses()):
         expected = slow_beam(options, decoder, one(memory, picture))
         assert words_of(found) == words_of(expected)
@@ -95,7 +96,7 @@ def test_beam_is_the_plain_one(options, seed, vocabulary, end):
 @given(beams, st.integers(0, 10_000))
 def test_stopping_when_nothing_can_be_overtaken_changes_nothing(options, seed):
     decoder = opinionated(seed=seed).double()
-    memory = remembered(decoder, 1)
+    memory = memory_of(decoder, 1)
     patient = slow_beam(options, decoder, memory, proven_stop=False)
     assert words_of(options.search(decoder, memory).hypotheses()[0]) == words_of(patient)
 
@@ -104,7 +105,7 @@ def test_stopping_when_nothing_can_be_overtaken_changes_nothing(options, seed):
 @pytest.mark.parametrize("no_repeat_ngram", [0, 2])
 def test_a_beam_of_width_one_is_greedy(name, no_repeat_ngram):
     decoder = half_trained(name)
-    memory = remembered(decoder, 16)
+    memory = memory_of(decoder, 16)
     greedy = Greedy(no_repeat_ngram=no_repeat_ngram).search(decoder, memory)
     for length_penalty in (0.0, 1.0):
         beam = Beam(
@@ -121,7 +122,7 @@ def test_a_beam_of_width_one_is_greedy(name, no_repeat_ngram):
 )
 def test_a_picture_alone_is_the_picture_in_a_batch(name, search):
     decoder = half_trained(name)
-    memory, seeds = remembered(decoder, 16), list(range(100, 116))
+    memory, seeds = memory_of(decoder, 16), list(range(100, 116))
     together = search.search(decoder, memory, seeds=seeds).hypotheses()
     assert len({len(hypotheses[0].words) for hypotheses in together}) > 1, (
         "they should not all end together"
@@ -142,7 +143,7 @@ def test_a_picture_alone_is_the_picture_in_a_batch(name, search):
 )
 def test_scores_and_attention_are_those_of_teacher_forcing(name, search):
     decoder = half_trained(name)
-    memory = remembered(decoder, 6)
+    memory = memory_of(decoder, 6)
     for picture, hypotheses in enumerate(
         search.search(decoder, memory, attention=True).hypotheses()
     ):
@@ -163,7 +164,7 @@ def test_scores_and_attention_are_those_of_teacher_forcing(name, search):
 @pytest.mark.parametrize("seed", range(5))
 def test_a_beam_as_wide_as_all_captions_finds_the_best_and_no_other_beats_it(seed, length_penalty):
     decoder = opinionated(seed=seed, vocabulary=7, end=-1.0)
-    memory = remembered(decoder, 1)
+    memory = memory_of(decoder, 1)
     limits = {"max_length": 4, "min_length": 1, "length_penalty": length_penalty}
     spoken = [
         words for length in (1, 2, 3) for words in itertools.product((4, 5, 6), repeat=length)
@@ -193,14 +194,14 @@ class _Closed:
 
 
 def test_wider_beams_find_more_probable_captions_on_the_whole():
-    """Not for every picture, as a wider beam may crowd out the start of the best caption; but over many."""
+    """On average: for a single picture a wider beam may drop the start of the best caption."""
     means = []
     for width in (1, 2, 4, 8):
         search = Beam(width=width, length_penalty=0.0, max_length=12)
         totals = []
         for seed in range(12):
             decoder = opinionated(seed=seed)
-            totals.append(search.search(decoder, remembered(decoder, 16)).log_probability[:, 0])
+            totals.append(search.search(decoder, memory_of(decoder, 16)).log_probability[:, 0])
         means.append(torch.cat(totals).mean().item())
     assert means == sorted(means) and means[0] < means[-1]
 
@@ -212,7 +213,7 @@ def test_wider_beams_find_more_probable_captions_on_the_whole():
 )
 def test_captions_that_never_finish_are_returned_as_far_as_they_came(search):
     decoder = opinionated(end=-100.0)
-    for hypotheses in search.search(decoder, remembered(decoder, 3)).hypotheses():
+    for hypotheses in search.search(decoder, memory_of(decoder, 3)).hypotheses():
         assert len(hypotheses) == (3 if isinstance(search, Beam) else 1)
         assert all(not h.finished and len(h.words) == 6 for h in hypotheses)
 
@@ -222,9 +223,7 @@ def test_finished_captions_stand_before_cut_ones_and_each_before_a_worse_one():
     for seed in range(30):
         decoder = opinionated(seed=seed, end=-1.0)
         for hypotheses in (
-            Beam(width=4, best=4, max_length=6)
-            .search(decoder, remembered(decoder, 4))
-            .hypotheses()
+            Beam(width=4, best=4, max_length=6).search(decoder, memory_of(decoder, 4)).hypotheses()
         ):
             ranks = [(h.finished, h.score) for h in hypotheses]
             assert ranks == sorted(ranks, reverse=True)
@@ -250,7 +249,7 @@ def test_rules_are_kept(kind, no_repeat_ngram, no_stutter, min_length, seed, all
         allow_unknown=allow_unknown,
     )
     decoder = opinionated(seed=seed, vocabulary=12, end=0.0)
-    for (hypothesis,) in search.search(decoder, remembered(decoder, 4)).hypotheses():
+    for (hypothesis,) in search.search(decoder, memory_of(decoder, 4)).hypotheses():
         words = hypothesis.words
         ngrams = [words[i : i + no_repeat_ngram] for i in range(len(words) - no_repeat_ngram + 1)]
         assert not no_repeat_ngram or len(set(ngrams)) == len(ngrams)
@@ -265,7 +264,7 @@ def test_unknown_is_said_only_when_asked_for(kind):
     decoder = opinionated(end=-3.0)
     with torch.no_grad():
         decoder.vocabulary_bias[UNK] = 50.0
-    memory = remembered(decoder, 2)
+    memory = memory_of(decoder, 2)
     for allow in (False, True):
         found = (
             SEARCHES[kind](allow_unknown=allow, max_length=5).search(decoder, memory).hypotheses()
@@ -277,7 +276,7 @@ def test_unknown_is_said_only_when_asked_for(kind):
 def test_a_caption_that_may_say_nothing_more_is_closed(kind):
     decoder = opinionated(vocabulary=6)  # two words, each of which may be said once
     search = SEARCHES[kind](no_repeat_ngram=1, min_length=5, max_length=8)
-    for (hypothesis,) in search.search(decoder, remembered(decoder, 3)).hypotheses():
+    for (hypothesis,) in search.search(decoder, memory_of(decoder, 3)).hypotheses():
         assert sorted(hypothesis.words) == [4, 5] and hypothesis.finished
 
 
@@ -286,7 +285,7 @@ def test_of_equals_the_first_word_is_said():
     with torch.no_grad():
         decoder.vocabulary.weight.zero_()
         decoder.vocabulary_bias.zero_()
-    memory = remembered(decoder, 3)
+    memory = memory_of(decoder, 3)
     for search in (Greedy(), Beam(width=1)):
         assert [h[0].words for h in search.search(decoder, memory).hypotheses()] == [(4,)] * 3
     found = Beam(width=3, best=3, max_length=3, min_length=2).search(decoder, memory).hypotheses()
@@ -302,7 +301,7 @@ def test_of_equals_the_first_word_is_said():
 )
 def test_words_are_drawn_as_often_as_they_are_probable(limits):
     decoder = opinionated(seed=3)
-    memory = remembered(decoder, 1)
+    memory = memory_of(decoder, 1)
     with torch.no_grad():
         scores = decoder.step(
             torch.tensor([[START]]), decoder.initial_state(memory, 1), memory
@@ -324,7 +323,7 @@ def test_words_are_drawn_as_often_as_they_are_probable(limits):
 
 def test_the_narrowest_draws_are_greedy():
     decoder = opinionated()
-    memory = remembered(decoder, 8)
+    memory = memory_of(decoder, 8)
     greedy = Greedy().search(decoder, memory).words
     for search in (Sample(top_k=1), Sample(top_p=1e-6), Sample(temperature=1e-4)):
         assert torch.equal(search.search(decoder, memory).words, greedy)
@@ -332,7 +331,7 @@ def test_the_narrowest_draws_are_greedy():
 
 def test_seeds_repeat_and_tell_apart():
     decoder = opinionated()
-    memory = remembered(decoder, 4)
+    memory = memory_of(decoder, 4)
     first = Sample(samples=5, seed=1).search(decoder, memory).words
     assert torch.equal(first, Sample(samples=5, seed=1).search(decoder, memory).words)
     assert not torch.equal(first, Sample(samples=5, seed=2).search(decoder, memory).words)
@@ -346,7 +345,7 @@ def test_the_decoder_is_asked_once_a_word_and_only_about_pictures_that_need_it(
     search, monkeypatch
 ):
     decoder = half_trained("lstm_plain_deep")
-    memory = remembered(decoder, 16)
+    memory = memory_of(decoder, 16)
     asked = []
     step = decoder.step
 

@@ -1,4 +1,4 @@
-"""The room where captioners learn, without Ray: what is counted, what is drawn, what a run goes on from."""
+"""Training without Ray: batches, losses, optimisers, resume, and errors."""
 
 import dataclasses
 import hashlib
@@ -113,7 +113,7 @@ def network(options: object, vocabulary: Vocabulary) -> Network:
     return Network(options.build(len(vocabulary), POSITIONS, WIDTH), None)  # type: ignore[attr-defined]
 
 
-# ---------------------------------------------------------------------------------------------- rows and batches
+# Rows and batches
 
 
 def test_a_store_holds_what_the_table_held(store: PictureStore) -> None:
@@ -195,7 +195,7 @@ def test_an_epoch_is_every_picture_once_however_many_share_it(
 
 
 def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    """Its rows come in another order, as workers finish them; a seed is about pictures, not about places."""
+    """Rows may be in another order, as workers finish them; a seed gives the same pictures."""
     told = []
     for order in (np.arange(24), np.random.default_rng(1).permutation(24)):
         table = write(tmp_path / f"table-{order[0]}", features(24).take(order))
@@ -208,7 +208,7 @@ def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path:
 
 
 def test_what_is_learned_is_what_the_source_says_now(tmp_path: Path) -> None:
-    """A table is kept for later runs; captions are mended, pictures change splits and are taken away meanwhile."""
+    """A table is kept for later runs; meanwhile captions and splits change, and pictures go."""
     table = write(tmp_path / "table", features(4))
     lines = [
         "path,caption,part",
@@ -267,7 +267,8 @@ from raycap.training.dataset import CaptionDataset
 from raycap.training.store import PictureTables, open_store
 from raycap.vocabulary import Vocabulary, VocabularyOptions
 store = open_store(PictureTables((sys.argv[1],), sys.argv[2]), Path(sys.argv[3]))
-dataset = CaptionDataset(store, store.rows_of("train"), Vocabulary.build(["a red dog"], VocabularyOptions(min_count=1)))
+vocabulary = Vocabulary.build(["a red dog"], VocabularyOptions(min_count=1))
+dataset = CaptionDataset(store, store.rows_of("train"), vocabulary)
 for share in dataset.shares(0, 0, 32, 0, 1):
     dataset.batch(share)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
@@ -278,7 +279,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
     not Path("/proc/self/status").exists(), reason="needs Linux, which tells memory by kind"
 )
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
-    """Held as lists, 20,000 pictures with their captions took 26 MB more than 500; mapped, 2 MB."""
+    """As lists, 20,000 pictures with captions took 26 MB more than 500 pictures; mapped, 2 MB."""
     kilobytes = []
     for count in (500, 20_000):
         table = write(tmp_path / str(count), features(count))
@@ -341,7 +342,7 @@ def test_what_is_read_ahead_comes_in_order_and_errors_come_out() -> None:
         list(read_ahead([1, 0], lambda number: 1 / number))
 
 
-# ---------------------------------------------------------------------------------------------- the objective
+# The loss
 
 
 @pytest.mark.parametrize("options", DECODER_CHOICES, ids=lambda options: type(options).__name__)
@@ -437,7 +438,7 @@ def test_scheduled_sampling_reads_true_words_own_words_or_some_of_both(
         assert bool((read[..., 0] == true[..., 0]).all())
 
 
-# ---------------------------------------------------------------------------------------------- movement
+# Optimisers and learning rates
 
 
 def test_rates_rise_then_fall_along_a_cosine() -> None:
@@ -473,7 +474,7 @@ def test_an_average_is_what_it_says_and_swaps_back() -> None:
     assert layer.weight.item() == 4
 
 
-# ---------------------------------------------------------------------------------------------- self-critical
+# Self-critical training
 
 
 def test_advantages_sum_to_nothing_and_compare_with_the_others() -> None:
@@ -535,7 +536,7 @@ def test_a_reference_is_rewarded_most_and_a_cut_one_less(
             assert rewards[0] > rewards[1] > rewards[2]
 
 
-# ---------------------------------------------------------------------------------------------- whole runs
+# Whole runs
 
 
 def options(**changed: object) -> Train:
@@ -738,7 +739,7 @@ def test_only_two_checkpoints_are_kept(
     assert len(kept) == 2 and kept[-1] == f"step-{last:09}"
 
 
-# ---------------------------------------------------------------------------------------------- refusals
+# Errors
 
 
 @pytest.mark.parametrize(

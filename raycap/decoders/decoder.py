@@ -77,9 +77,9 @@ class Decoder(nn.Module, ABC):
             nn.init.uniform_(weight, -0.1, 0.1)
         elif embeddings.shape != tuple(weight.shape):
             raise UserError(
-                f"the embedding matrix is {embeddings.shape[0]} words x {embeddings.shape[1]}, the "
-                f"decoder's is {weight.shape[0]} x {weight.shape[1]}: set decoder.embedding_width "
-                f"to {embeddings.shape[1]}"
+                f"the embedding matrix is {embeddings.shape[0]} words x {embeddings.shape[1]}, "
+                f"the decoder's is {weight.shape[0]} x {weight.shape[1]}: set "
+                f"decoder.embedding_width to {embeddings.shape[1]}"
             )
         else:
             with torch.no_grad():

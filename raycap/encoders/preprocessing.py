@@ -14,8 +14,7 @@ IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing(Square):
-    """What an encoder takes in: a square of pixels, whose 0..1 colours become (colour - mean) /
-    std."""
+    """A square of pixels whose colours, from 0 to 1, become (colour - mean) / std."""
 
     mean: Colour = IMAGENET_MEAN
     std: Colour = IMAGENET_STD

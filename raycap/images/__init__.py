@@ -1,8 +1,6 @@
-"""Bytes to pixels, or a reason: a picture as a viewer shows it, in RGB, at the size that the
-encoder wants.
+"""Turns the bytes of a picture into RGB pixels, as a viewer shows them, or into a reason why not.
 
-Knows nothing of where bytes come from. Never raises for bad bytes; limits are checked before
-pixels are decoded.
+Never raises for bad bytes. Limits are checked before pixels are decoded.
 """
 
 from raycap.images.pixels import Interpolation, Resize

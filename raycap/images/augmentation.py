@@ -29,8 +29,7 @@ class Augmentation:
     """Mirror every other picture, except those whose captions say left or right."""
     views: int = 0
     """Encode this many changed versions of each picture once, and train on one of these or on the
-    plain picture; 0: change pictures anew at every step, so that the encoder runs at every
-    step."""
+    plain picture; 0: change pictures at every step, so that the encoder runs at every step."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.crop < 1:

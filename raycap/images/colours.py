@@ -1,4 +1,4 @@
-"""Colours: from what a file says that its numbers stand for to sRGB."""
+"""Converts the colours of a file to sRGB."""
 
 import struct
 from collections.abc import Sequence
@@ -9,13 +9,11 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-# Profiles that cameras and editors write have some kilobytes, those for printing up to three
-# megabytes.
+# Profiles of cameras and editors have some kilobytes, those of printers up to three megabytes.
 _LARGEST_PROFILE = 4 * 2**20
 _CURVE_POINTS = 4096
 
-# White x y, red x y, green x y, blue x y, by their numbers in ITU-T H.273, which cICP and AVIF
-# use.
+# x and y of white, red, green and blue, by their numbers in ITU-T H.273 (in cICP and AVIF).
 _D65, _C, _DCI = (0.3127, 0.3290), (0.310, 0.316), (0.314, 0.351)
 PRIMARIES: dict[int, tuple[float, ...]] = {
     1: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),  # BT.709, sRGB
@@ -33,24 +31,21 @@ _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
 _D50 = np.array([0.9642, 1.0, 0.8249])
-# Photos show a white sheet of paper at 203 of the 10,000 or 1,000 candelas that HDR curves reach
-# (ITU-R BT.2408).
+# In HDR photos white paper has 203 of the 10,000 or 1,000 candelas of the curve (ITU-R BT.2408).
 _PAPER = 203.0
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What a file says about its colours. Without a profile or a gamma they are sRGB, as in
-    browsers."""
+    """The colours of a file. Without a profile or a gamma they are sRGB, as in browsers."""
 
     profile: bytes | None = None
     gamma: float | None = None
-    """the exponent that PNG's gAMA states: levels are light to this power"""
+    """the exponent in PNG's gAMA: levels are light to this power"""
 
 
 def to_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
-    """An L, RGB or CMYK picture in RGB. A profile that does not fit the picture is ignored, as
-    browsers do."""
+    """An L, RGB or CMYK picture in RGB. A profile that does not fit is ignored, as in browsers."""
     if colours.profile and len(colours.profile) <= _LARGEST_PROFILE:
         build = _small_transform if len(colours.profile) <= 2**16 else _large_transform
         transform = build(colours.profile, picture.mode)
@@ -63,26 +58,26 @@ def to_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
 
 
 def _brightened(picture: Image.Image, gamma: float) -> Image.Image:
-    """For a screen of gamma 2.2, as libpng does it in browsers, which leaves differences under 5 %
-    alone."""
+    """Correct the gamma for 2.2, unless it differs by less than 5%: libpng does so in browsers."""
     exponent = 1 / (gamma * 2.2)
     if abs(gamma * 2.2 - 1) < 0.05:
         return picture
-    return picture.point([round(255 * (level / 255) ** exponent) for level in range(256)] * 3)
+    table = [round(255 * (level / 255) ** exponent) for level in range(256)]
+    return picture.point(table * 3)
 
 
 Transform = tuple[str, ImageCms.ImageCmsTransform]
 
 
 def _build_transform(profile: bytes, mode: str) -> Transform | None:
-    """The mode for the picture, and the transform; None where the profile does not fit or changes
+    """The mode for the picture, and the transform. None if the profile does not fit or changes
     nothing."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = source.profile.xcolor_space.strip()
         if mode == "L" and space == "RGB":
             mode = "RGB"
-        # Without the one-pixel cache, which threads that share the transform would share.
+        # Without the one-pixel cache, which is not safe for threads that share the transform.
         transform = ImageCms.buildTransform(
             source, ImageCms.createProfile("sRGB"), mode, "RGB", flags=ImageCms.Flags.NOCACHE
         )
@@ -92,13 +87,13 @@ def _build_transform(profile: bytes, mode: str) -> Transform | None:
 
 
 # Building a transform takes three times as long as applying it, and cameras repeat their profiles.
-# The caches are bounded in bytes too, for strangers choose the profiles.
+# Two caches bound the bytes too, because profiles come from untrusted files.
 _small_transform = lru_cache(maxsize=32)(_build_transform)
 _large_transform = lru_cache(maxsize=2)(_build_transform)
 
 
 def _changes(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether it moves any of some test colours by more than one level. Names of profiles say
+    """Whether it changes any of some test colours by more than one level. A profile's name proves
     nothing: linear variants of sRGB are called sRGB too."""
     if mode == "CMYK":
         return True
@@ -106,13 +101,14 @@ def _changes(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, -1, 3)
     greys = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, -1, 3)
     colours = greys if mode == "L" else np.concatenate([grid, greys], 1)
-    given = Image.fromarray(np.ascontiguousarray(colours[:, :, 0] if mode == "L" else colours))
-    return bool(np.abs(np.asarray(transform.apply(given)).astype(int) - colours).max() > 1)
+    picture = Image.fromarray(np.ascontiguousarray(colours[:, :, 0] if mode == "L" else colours))
+    change = np.asarray(transform.apply(picture)).astype(int) - colours
+    return bool(np.abs(change).max() > 1)
 
 
 @lru_cache(maxsize=32)
 def coded_profile(primaries: int, transfer: int, full_range: bool = True) -> bytes | None:
-    """An ICC profile for the numbers of ITU-T H.273, None for unknown ones."""
+    """An ICC profile for numbers of ITU-T H.273; None if they are unknown."""
     curve = _transfer_curve(transfer, np.linspace(0, 1, _CURVE_POINTS))
     if primaries not in PRIMARIES or curve is None:
         return None
@@ -124,11 +120,10 @@ def coded_profile(primaries: int, transfer: int, full_range: bool = True) -> byt
 
 
 def _transfer_curve(transfer: int, level: np.ndarray) -> np.ndarray | None:
-    """Light of each level. What is brighter than white in HDR is clipped to white."""
-    if transfer in (1, 6, 13, 14, 15):  # browsers show BT.709 and its like with the curve of sRGB
-        light: np.ndarray = np.where(
-            level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4
-        )
+    """The light of each level. HDR light above white is clipped to white."""
+    if transfer in (1, 6, 13, 14, 15):  # browsers use the curve of sRGB for BT.709 and the like
+        curve = ((level + 0.055) / 1.055) ** 2.4
+        light: np.ndarray = np.where(level <= 0.04045, level / 12.92, curve)
         return light
     if transfer in (4, 5):
         return level ** (2.2 if transfer == 4 else 2.8)
@@ -136,10 +131,8 @@ def _transfer_curve(transfer: int, level: np.ndarray) -> np.ndarray | None:
         return level
     if transfer == 16:  # PQ
         power = level ** (1 / 78.84375)
-        light = (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (
-            1 / 0.1593017578125
-        )
-        return (light * 10000 / _PAPER).clip(0, 1)
+        ratio = np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)
+        return (ratio ** (1 / 0.1593017578125) * 10000 / _PAPER).clip(0, 1)
     if transfer == 18:  # HLG, on a screen of 1,000 candelas
         dark, bright = level**2 / 3, (np.exp((level - 0.55991073) / 0.17883277) + 0.28466892) / 12
         return (np.where(level <= 0.5, dark, bright) ** 1.2 * 1000 / _PAPER).clip(0, 1)
@@ -152,46 +145,34 @@ def gamma_profile(chromaticity: Sequence[float], gamma: float) -> bytes | None:
 
 
 def matrix_profile(chromaticity: Sequence[float], curve: np.ndarray) -> bytes | None:
-    """A minimal ICC profile of version 2. None where the chromaticities span no colours."""
+    """A minimal ICC profile of version 2; None if the chromaticities span no colours."""
     x, y = np.array(chromaticity, float).reshape(4, 2).T
     if (y <= 0).any():
         return None
     white, *rest = np.stack([x / y, np.ones(4), (1 - x - y) / y], 1)
     try:
         primaries = np.stack(rest, 1)
-        primaries = primaries * np.linalg.solve(
-            primaries, white
-        )  # so that all three together are white
-        adapt = (
-            np.linalg.inv(_BRADFORD)
-            @ np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white))
-            @ _BRADFORD
-        )
+        # Scaled so that all three together are white.
+        primaries = primaries * np.linalg.solve(primaries, white)
+        gains = np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white))
+        adapt = np.linalg.inv(_BRADFORD) @ gains @ _BRADFORD
     except np.linalg.LinAlgError:
         return None
     columns = (adapt @ primaries).T
     if not np.isfinite(columns).all() or np.abs(columns).max() > 100:
         return None
     points = (curve * 65535).round().astype(">u2").tobytes()
-    tags = {b"wtpt": _xyz(_D50)} | {
-        name: _xyz(each) for name, each in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True)
-    }
-    tags |= dict.fromkeys(
-        (b"rTRC", b"gTRC", b"bTRC"), b"curv\0\0\0\0" + struct.pack(">I", len(curve)) + points
-    )
+    curve_tag = b"curv\0\0\0\0" + struct.pack(">I", len(curve)) + points
+    tags = {b"wtpt": _xyz(_D50)}
+    for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns, strict=True):
+        tags[name] = _xyz(column)
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve_tag)
     table, body = struct.pack(">I", len(tags)), b""
     for name, content in tags.items():
         table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
         body += content
-    head = (
-        bytes(4)
-        + b"\2\x40\0\0mntrRGB XYZ "
-        + bytes(12)
-        + b"acsp"
-        + bytes(28)
-        + _xyz(_D50)[8:]
-        + bytes(48)
-    )
+    head = bytes(4) + b"\2\x40\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
+    head += _xyz(_D50)[8:] + bytes(48)
     return struct.pack(">I", 128 + len(table + body)) + head + table + body
 
 

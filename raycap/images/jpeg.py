@@ -1,5 +1,6 @@
-"""JPEG and JPEG 2000: both can be decoded at a fraction of their size."""
+"""JPEG and JPEG 2000, which can be decoded at a fraction of their size."""
 
+import math
 import re
 import struct
 from io import BytesIO
@@ -8,17 +9,15 @@ from PIL import Image, ImageChops, ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from raycap.images.picture_file import FAULTS, PictureError, PictureFile, bytes_per_pixel
+from raycap.images.picture_file import FAULTS, PictureError, PictureFile, boxes, bytes_per_pixel
 
-# Progressive photos have about ten scans. Each scan may be a few bytes that cost a pass over all
+# Progressive photos have about ten scans. A scan may be a few bytes that cost a pass over all
 # pixels.
 _MOST_SCANS = 100
-_MARKER = re.compile(
-    rb"\xff([^\x00\xd0-\xd7\xff])"
-)  # of a JPEG segment; the others occur inside of scans
+# The marker of a segment; the other markers occur within scans.
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _END = b"\xff\xd9"
-# Bytes that no scan lacks. A restart marker before each part lets a decoder that waits for one
-# take them too.
+# Bytes that every scan can continue with. The restart markers are for decoders that wait for one.
 _NOISE = bytes(range(7, 247, 5)) * 16
 _MORE_SCAN = _NOISE + b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE for number in range(8))
 
@@ -34,10 +33,11 @@ class Jpeg(PictureFile):
         return JpegImageFile(BytesIO(self.data))
 
     def _read_markers(self) -> None:
-        """Count the scans, up to the end of the first picture: phones append films."""
-        self._scans, position, components, sequential = 0, 2, b"", False
+        """Count the scans of the first picture in the file: phones append videos."""
+        self._scans = 0
+        self._coefficients = 0.0  # bytes per pixel that a decoder of several scans keeps
+        position, components, sequential = 2, b"", False
         refined: set[int] = set()  # the components whose last details are stored
-        self._coefficients = 0.0  # for each pixel, that a decoder of several scans keeps
         while found := _MARKER.search(self.data, position):
             marker, start = found[1][0], found.end()
             length = int.from_bytes(self.data[start : start + 2], "big")
@@ -47,22 +47,20 @@ class Jpeg(PictureFile):
                 sequential = marker in (0xC0, 0xC1)
                 components = self.data[start + 7 : start + 8]
                 sampling = list(self.data[start + 9 : start + length : 3])
-                areas = [(byte >> 4) * (byte & 15) for byte in sampling]
-                most = max((byte >> 4 for byte in sampling), default=1) * max(
-                    (b & 15 for b in sampling), default=1
-                )
-                self._coefficients = 2 * sum(areas) / max(1, most)
+                across = [byte >> 4 for byte in sampling]
+                down = [byte & 15 for byte in sampling]
+                areas = sum(x * y for x, y in zip(across, down, strict=True))
+                largest = max(across, default=1) * max(down, default=1)
+                self._coefficients = 2 * areas / max(1, largest)
             if marker == 0xDA:  # start of scan
                 self._scans += 1
                 count = self.data[start + 2] if start + 2 < len(self.data) else 0
-                last, bits = self.data[start + 4 + 2 * count : start + 6 + 2 * count].ljust(
-                    2, b"\xff"
-                )
+                end = self.data[start + 4 + 2 * count : start + 6 + 2 * count]
+                last, bits = end.ljust(2, b"\xff")
                 if last == 63 and not bits & 15:
                     refined.update(self.data[start + 3 : start + 3 + 2 * count : 2])
                 if sequential and self.data[start + 2 : start + 3] == components:
-                    # All there is in one pass, and the decoder reads no other: no need to walk the
-                    # pixels' bytes.
+                    # One scan holds everything, and the decoder reads no other.
                     self._coefficients = 0
                     break
             position = start + length
@@ -82,8 +80,7 @@ class Jpeg(PictureFile):
 
     def load(self, salvage: bool) -> Image.Image:
         if salvage:
-            # An end marker of our own lets the decoder finish a JPEG that lacks one, and does
-            # nothing to others.
+            # With an end marker the decoder can finish a JPEG that lacks one.
             self.picture = JpegImageFile(BytesIO(self.data + _END))
             if self._shrunk_to:
                 self.shrink(self._shrunk_to)
@@ -91,30 +88,30 @@ class Jpeg(PictureFile):
         if not salvage and (self._lacks_scans or _may_be_cut(picture)) and self._is_cut():
             raise EOFError("truncated")
         if picture.mode == "CMYK" and "adobe" not in picture.info:
-            return ImageChops.invert(
-                picture
-            )  # Pillow takes all for Adobe's, which store ink inverted
+            # Pillow inverts all CMYK pictures, as if Adobe, which inverts ink, had written them.
+            return ImageChops.invert(picture)
         return picture
 
     def _is_cut(self) -> bool:
-        """Whether the last scan ends before its last block. Then a decoder that finds more bytes
-        there shows them; behind a whole scan it skips them. A progressive JPEG that lacks details
-        only is whole: it is less sharp."""
+        """Whether the last scan ends before its last block.
+
+        Then a decoder shows bytes that are added there; after a whole scan it skips them. A
+        progressive JPEG that lacks only details counts as whole: it is less sharp.
+        """
         end = _end_of_picture(self.data)
         longer = self.data[:end] + _MORE_SCAN + _END
         return _small(self.data) != _small(longer)
 
 
 def _may_be_cut(picture: Image.Image) -> bool:
-    """What a scan lacks is left at the middle level, in all channels, down to the last pixel."""
-    corner = picture.crop(
-        (max(0, picture.width - 2), max(0, picture.height - 2), *picture.size)
-    ).tobytes()
+    """Whether the last pixels have the middle level in all channels, as missing blocks do."""
+    width, height = picture.size
+    corner = picture.crop((max(0, width - 2), max(0, height - 2), width, height)).tobytes()
     return all(126 <= level <= 129 for level in corner)
 
 
 def _end_of_picture(data: bytes) -> int:
-    """Where the first end marker behind a scan is."""
+    """The position of the first end marker after a scan."""
     position, scans = 2, 0
     while found := _MARKER.search(data, position):
         if found[1] == b"\xd9" and scans:
@@ -125,7 +122,7 @@ def _end_of_picture(data: bytes) -> int:
 
 
 def _small(data: bytes) -> bytes:
-    """The pixels at an eighth."""
+    """The pixels at an eighth of the size."""
     picture = JpegImageFile(BytesIO(data))
     picture.draft(None, (1, 1))
     try:
@@ -142,8 +139,8 @@ class Jpeg2000(PictureFile):
         return Jpeg2KImageFile(BytesIO(self.data))
 
     def _read_codestream(self, stream: bytes) -> None:
-        """Sizes of the picture, its tiles and their parts: all are allocated before a pixel is
-        decoded."""
+        """Read the sizes of the picture, its tiles and their parts: all are allocated before
+        decoding."""
         if len(stream) < 42 or stream[:4] != b"\xff\x4f\xff\x51":
             raise EOFError("end of file in the header")
         right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack(
@@ -158,51 +155,46 @@ class Jpeg2000(PictureFile):
         self._components = int.from_bytes(stream[40:42], "big")
         if self._components > 4:
             raise PictureError(f"broken jpeg2000: {self._components} channels")
-        self._tiles = -(-(right - tile_left) // tile_width) * -(
-            -(bottom - tile_top) // tile_height
-        )
+        columns = math.ceil((right - tile_left) / tile_width)
+        rows = math.ceil((bottom - tile_top) / tile_height)
+        self._tiles = columns * rows
         self._tile = min(tile_width, width) * min(tile_height, height)
         depths = [(byte & 0x7F) + 1 for byte in stream[42 : 42 + 3 * self._components : 3]]
-        self._sample = 4 + (2 if max(depths, default=8) > 8 else 1)  # as decoded, and as handed on
-        self._halvings, self._blocks = 0, 0.0
+        # Bytes per sample: as decoded, and as handed to Pillow.
+        self._sample = 4 + (2 if max(depths, default=8) > 8 else 1)
+        self._halvings, self._blocks = 0, 0.0  # how often it can be halved; its code blocks
         self._read_coding_style(stream, width * height)
-        self._reduce = 0
+        self._reduce = 0  # how often it is halved
 
     def _read_coding_style(self, stream: bytes, pixels: int) -> None:
         position = 4 + int.from_bytes(stream[4:6], "big")
-        while (
-            position + 4 <= len(stream)
-            and stream[position] == 0xFF
-            and stream[position + 1] != 0x90
-        ):
+        while position + 4 <= len(stream) and stream[position] == 0xFF:
+            marker = stream[position + 1]
+            if marker == 0x90:  # start of the first tile
+                return
             length = int.from_bytes(stream[position + 2 : position + 4], "big")
-            if stream[position + 1] == 0x52 and length >= 12:
+            if marker == 0x52 and length >= 12:
                 style = stream[position + 4 : position + 2 + length]
                 self._halvings = style[5]
                 width, height = style[6] + 2, style[7] + 2  # of a code block, as powers of two
                 precincts = style[10:] if style[0] & 1 else b""
                 for byte in precincts:
-                    width, height = (
-                        min(width, max(0, (byte & 15) - 1)),
-                        min(height, max(0, (byte >> 4) - 1)),
-                    )
+                    width = min(width, max(0, (byte & 15) - 1))
+                    height = min(height, max(0, (byte >> 4) - 1))
                 self._blocks = 1.4 * pixels / 2 ** (width + height)
                 return
             position += 2 + length
 
     def shrink(self, enough: tuple[int, int]) -> None:
         fits = min(self.size[0] / enough[0], self.size[1] / enough[1])
-        # One halving less than would be enough, for the picture's edges move by up to half of one
-        # of its pixels.
+        # One halving less than possible: edges move by up to half a pixel of the smaller picture.
         while self._reduce < self._halvings and fits >= 4:
             fits /= 2
             self._reduce += 1
         self.fraction = 1 / 2**self._reduce
-        self.shift = (
-            1 - self.fraction
-        ) / 2  # wavelets keep the first of each group of pixels, not their middle
-        # Pillow rounds reduced sizes down where OpenJPEG rounds edges up, and then refuses the
-        # picture.
+        # Wavelets keep the first of each group of pixels, not their middle.
+        self.shift = (1 - self.fraction) / 2
+        # Pillow rounds reduced sizes down, OpenJPEG rounds edges up, and Pillow rejects that.
         left, top, right, bottom = (-(-edge // 2**self._reduce) for edge in self._edges)
         assert isinstance(self.picture, Jpeg2KImageFile)
         [(decoder, _, offset, options)] = self.picture.tile
@@ -215,30 +207,16 @@ class Jpeg2000(PictureFile):
         part = float(4**self._reduce)
         tile = self._tile / part * self._components * self._sample
         picture = self.size[0] * self.size[1] / part * bytes_per_pixel(self.picture.mode)
-        # Records of code blocks and tiles, by the sizes of OpenJPEG's structures.
-        records = self._blocks * self._components * 400 + self._tiles * (
-            6000 + 1200 * self._components
-        )
+        # The sizes of OpenJPEG's structures for code blocks and tiles.
+        records = self._blocks * self._components * 400
+        records += self._tiles * (6000 + 1200 * self._components)
         return float(2 * len(self.data) + 1.05 * (tile + picture) + records)
 
 
 def _codestream(data: bytes) -> bytes:
-    """The picture inside its boxes, or the bytes themselves where they have none."""
-    position = 0
-    while data[:2] != b"\xff\x4f" and position + 8 <= len(data):
-        length, kind = (
-            int.from_bytes(data[position : position + 4], "big"),
-            data[position + 4 : position + 8],
-        )
-        start = position + 8
-        if length == 1:
-            length, start = (
-                int.from_bytes(data[position + 8 : position + 16], "big"),
-                position + 16,
-            )
-        if kind == b"jp2c":
-            return data[start : start + 2**16]
-        if length < 8:
-            return b""
-        position += length
+    """The start of the codestream, within boxes or without."""
+    if data[:2] != b"\xff\x4f":
+        for kind, start, _ in boxes(data, 0, len(data)):
+            if kind == b"jp2c":
+                return data[start : start + 2**16]
     return data[: 2**16]

@@ -1,8 +1,7 @@
-"""PNG: its chunks are read here, and only those that make pixels reach the decoder.
+"""PNG: only the chunks that make pixels reach the decoder.
 
-A text chunk that inflates to gigabytes, a profile of megabytes or a wrong checksum of either then
-costs nothing. Animations are dropped with them: what stays is the default image, their first
-frame.
+A text chunk that inflates to gigabytes, a profile of megabytes or a wrong checksum of either does
+no harm then. Animations lose their other frames: the default image remains.
 """
 
 import struct
@@ -23,7 +22,7 @@ _KEPT = (b"tRNS", b"eXIf")
 _LARGEST_NOTE = 2**20
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-# Of an interlaced picture, each pass: first column, first row, and the steps.
+# The passes of an interlaced picture: first column, first row, and the steps.
 _PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -40,9 +39,9 @@ class Png(PictureFile):
 
     def open(self) -> Image.Image:
         header = self.data[16:29]
-        self._depth, self._kind, self._interlaced = (
-            (header[8], header[9], header[12]) if len(header) == 13 else (8, 2, 0)
-        )
+        self._depth, self._kind, self._interlaced = 8, _RGB, 0
+        if len(header) == 13:
+            self._depth, self._kind, self._interlaced = header[8], header[9], header[12]
         self._notes: dict[bytes, bytes] = {}
         self.data = self._pixels_only(self.data)
         picture = PngImageFile(BytesIO(self.data))
@@ -59,15 +58,12 @@ class Png(PictureFile):
         return picture
 
     def _pixels_only(self, data: bytes) -> bytes:
-        """The file without ancillary chunks that do not change pixels; notes what the others
-        say."""
+        """The file without the ancillary chunks that do not change pixels; keeps what colours
+        need."""
         view, parts = memoryview(data), []
         kept_from, position, before_pixels = 0, 8, True
         while position + 12 <= len(data):
-            length, kind = (
-                int.from_bytes(data[position : position + 4], "big"),
-                data[position + 4 : position + 8],
-            )
+            length, kind = struct.unpack_from(">I4s", data, position)
             end = position + 12 + length
             if kind in _CRITICAL:
                 before_pixels = before_pixels and kind != b"IDAT"
@@ -76,7 +72,7 @@ class Png(PictureFile):
                     break
                 continue
             if not kind.isalpha() or not kind[0] & 0x20 or end > len(data):
-                break  # for the decoder to find fault with
+                break  # the decoder will report it
             if not (self._noted(kind, data, position, length, before_pixels) and kind in _KEPT):
                 parts.append(view[kept_from:position])
                 kept_from = end
@@ -88,15 +84,14 @@ class Png(PictureFile):
     def _noted(
         self, kind: bytes, data: bytes, position: int, length: int, before_pixels: bool
     ) -> bool:
-        """Whether the chunk is of use and whole."""
+        """Whether the chunk is useful and whole; notes its content if so."""
         if length > _LARGEST_NOTE or kind in self._notes:
             return False
         if kind not in _COLOUR + _KEPT or not (before_pixels or kind == b"eXIf"):
             return False
         checked = data[position + 4 : position + 8 + length]
-        if zlib.crc32(checked) != int.from_bytes(
-            data[position + 8 + length : position + 12 + length], "big"
-        ):
+        [checksum] = struct.unpack_from(">I", data, position + 8 + length)
+        if zlib.crc32(checked) != checksum:
             return False
         if kind == b"tRNS" and length < {_GREY: 2, _RGB: 6}.get(self._kind, 0):
             return False
@@ -106,7 +101,7 @@ class Png(PictureFile):
     def memory(self) -> float:
         each = bytes_per_pixel(self.picture.mode)
         if self._has_wide_key():
-            each = 9  # decoded twice, and the holes
+            each = 9  # decoded twice, and the transparency
         return 2 * len(self.data) + self.size[0] * self.size[1] * each
 
     def _has_wide_key(self) -> bool:
@@ -118,17 +113,17 @@ class Png(PictureFile):
             raise EOFError("truncated")
         if self._has_wide_key():
             del picture.info["transparency"]
-            picture.putalpha(self._wide_holes(picture))
+            picture.putalpha(self._wide_alpha(picture))
         return picture
 
     def _may_lack_rows(self, picture: Image.Image) -> bool:
-        """Rows that the file lacks are left zero. The decoder does not tell when the data end
-        early but orderly."""
+        """Whether the last row is zero, as missing rows are: the decoder accepts data that end
+        early."""
         last = picture.crop((0, picture.height - 1, picture.width, picture.height))
         return bool(self._interlaced) or not any(last.tobytes())
 
     def _lacks_rows(self) -> bool:
-        """Whether the data inflate to less than all rows; the inflated bytes are only counted."""
+        """Whether the data inflate to less than all rows. The inflated bytes are only counted."""
         lacking, inflate = self._length_of_rows(), zlib.decompressobj()
         for body in self._bodies():
             while body and lacking > 0 and not inflate.eof:
@@ -140,14 +135,14 @@ class Png(PictureFile):
         return lacking > 0
 
     def _length_of_rows(self) -> int:
-        width, height = self.size
         bits = self._depth * _CHANNELS[self._kind]
-        sizes = [(width, height)]
-        if self._interlaced:
-            sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _PASSES]
-        return sum(
-            tall * (1 + -(-wide * bits // 8)) for wide, tall in sizes if wide > 0 and tall > 0
-        )
+        total = 0
+        for x, y, step_x, step_y in _PASSES if self._interlaced else ((0, 0, 1, 1),):
+            width = -(-(self.size[0] - x) // step_x)
+            height = -(-(self.size[1] - y) // step_y)
+            if width > 0 and height > 0:
+                total += height * (1 + -(-width * bits // 8))
+        return total
 
     def _bodies(self) -> Iterator[bytes]:
         position = 8
@@ -157,15 +152,18 @@ class Png(PictureFile):
                 yield self.data[position + 8 : position + 8 + length]
             position += 12 + length
 
-    def _wide_holes(self, high: Image.Image) -> Image.Image:
-        """Where all 16 bits of each channel are those of the key. The decoder keeps the high
-        bytes; told that the low ones come first, it takes the low bytes for the high ones."""
+    def _wide_alpha(self, high: Image.Image) -> Image.Image:
+        """The alpha channel: 0 where all 16 bits of each channel equal the key.
+
+        The decoder keeps the high bytes. With the raw mode of the other byte order it keeps the
+        low ones.
+        """
         low = PngImageFile(BytesIO(self.data))
         tile = low.tile[0]
         low.tile = [tile._replace(args="RGB;16L")]
         try:
             low.load()
-        except FAULTS:  # cut short, as the first was: what both have is compared
+        except FAULTS:  # truncated, as the first was: compare what both have
             low.tile = []
             low.load()
         key = np.frombuffer(self._notes[b"tRNS"][:6], np.uint8).reshape(3, 2)
@@ -173,14 +171,13 @@ class Png(PictureFile):
         holes = Image.new("L", high.size)
         for top in range(0, high.height, rows):
             part = (0, top, high.width, min(top + rows, high.height))
-            same = (np.asarray(high.crop(part)) == key[:, 0]) & (
-                np.asarray(low.crop(part)) == key[:, 1]
-            )
+            same_high = np.asarray(high.crop(part)) == key[:, 0]
+            same = same_high & (np.asarray(low.crop(part)) == key[:, 1])
             holes.paste(Image.fromarray(np.where(same.all(2), 0, 255).astype(np.uint8)), part[:2])
         return holes
 
     def profile(self) -> Colours:
-        """As browsers: cICP before iCCP, before sRGB, before gAMA and cHRM."""
+        """As in browsers, cICP comes before iCCP, then sRGB, then gAMA and cHRM."""
         notes = self._notes
         if len(code := notes.get(b"cICP", b"")) == 4 and code[2] == 0:
             coded = coded_profile(code[0], code[1], bool(code[3]))

@@ -1,7 +1,7 @@
 """The log of a training run, which everything that shows the run reads.
 
-metrics.jsonl has a line for every event of the run, validation.jsonl one for every validation picture of
-the epoch that is kept.
+metrics.jsonl has a line for every event of the run, validation.jsonl one for every validation
+picture of the epoch that is kept.
 """
 
 import json

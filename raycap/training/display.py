@@ -202,7 +202,7 @@ TRACKERS: dict[Tracker, type[OpenTracker]] = {
 
 
 def open_tracker(name: Tracker, out: Path) -> OpenTracker:
-    """One tracker; where its package is missing, the refusal names the extra."""
+    """One tracker. Raises UserError with the name of the extra if its package is missing."""
     try:
         return TRACKERS[name](out)  # type: ignore[call-arg]
     except ImportError as error:

@@ -1,5 +1,6 @@
 """GloVe vectors for a vocabulary: one pass over the text file keeps the rows of the vocabulary."""
 
+import gzip
 import io
 import zipfile
 import zlib
