@@ -44,9 +44,9 @@ def human() -> tuple[Captions, References]:
 def ours(captions: Captions, references: References) -> list[float]:
     corpus = Corpus(captions, references)
     return [
-        answer.score
+        answer.value
         for name in ("bleu", "rouge_l", "cider_d")
-        for answer in METRICS[name]().judge(corpus)
+        for answer in METRICS[name]().compute(corpus)
     ]
 
 

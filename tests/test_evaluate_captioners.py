@@ -106,7 +106,7 @@ def test_captioners_and_tables_stand_side_by_side_and_nothing_is_captioned_twice
     runs = [f"{name}={trained / name / 'captioner'}" for name in ("short", "long")]
     first = evaluated(trained, *runs)
     assert first["best"]["loss"]["table"] == "long", "the less the better"
-    assert [duel["metric"] for duel in first["comparisons"]].count("loss") == 1
+    assert [comparison["metric"] for comparison in first["comparisons"]].count("loss") == 1
     capsys.readouterr()
     table = Path(first["tables"][1]["path"])
     before = {path.name: path.stat().st_mtime_ns for path in table.iterdir()}

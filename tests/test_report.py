@@ -30,7 +30,7 @@ from raycap.evaluation.captions import CaptionTable
 from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
 from raycap.report.gallery import Collection
-from raycap.report.thumbnails import Room, thumbnails
+from raycap.report.thumbnails import PageBudget, thumbnails
 from raycap.schema import CAPTIONS
 from raycap.sources import Shapes
 from raycap.tuning.trials import Trial, write_table
@@ -703,11 +703,11 @@ def test_thumbnails_keep_their_shape_and_their_bounds(made: Path) -> None:
         str(made / "first.parquet"),
     ]
     trust = Trust.below(str(made))
-    tall, broad, gone, no_picture = thumbnails(uris, 100, Room(1), Fetch(), trust, Reading())
+    tall, broad, gone, no_picture = thumbnails(uris, 100, PageBudget(1), Fetch(), trust, Reading())
     assert (tall.width, tall.height) == (71, 100) and (broad.width, broad.height) == (100, 75)
     assert not gone.data and gone.reason and not no_picture.data and no_picture.reason
     few = thumbnails(
-        uris[:2] * 20, 100, Room(len(tall.data) * 3 / 2**20), Fetch(), trust, Reading()
+        uris[:2] * 20, 100, PageBudget(len(tall.data) * 3 / 2**20), Fetch(), trust, Reading()
     )
     assert 0 < sum(len(each.data) for each in few) <= len(tall.data) * 3
     assert "small" in few[-1].reason

@@ -8,7 +8,7 @@ from raycap.config import Config
 from raycap.errors import UserError
 from raycap.evaluation import captions
 from raycap.fetch.trust import ONLY_WEB
-from raycap.report.compose import write_page
+from raycap.report.page import write_page
 from raycap.storage import RunFolder
 from raycap.terminal import printable, write_err, write_out
 from raycap.uris import has_scheme

@@ -1,18 +1,22 @@
-"""`raycap evaluate`: captions beside references, in numbers. Tables need neither Ray nor torch, and start at once;
+"""`raycap evaluate`: scores of captions against references. Tables need neither Ray nor torch;
 captioners caption first, as `raycap caption` does."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from raycap import __version__
+from raycap import __version__, plainjson
 from raycap.config import Config, kind_of
 from raycap.errors import UserError
-from raycap.evaluation import alignment, captions, references, telling
-from raycap.evaluation.references import References
-from raycap.evaluation.scores import Scores, as_table, judge
+from raycap.evaluation.alignment import align
+from raycap.evaluation.captions import names_and_paths, read_captions
+from raycap.evaluation.output import evaluation_as_json, evaluation_as_table, evaluation_as_text
+from raycap.evaluation.references import References, read_references, with_captions
+from raycap.evaluation.scoring import Evaluation, score_tables
 from raycap.shipped import place_of
 from raycap.storage import check_stays, whole_file, write_json
 from raycap.storage.location import locate
@@ -20,58 +24,98 @@ from raycap.terminal import printable, write_out
 
 
 def evaluate(config: Config) -> int:
-    """Exit code 0 when every row and picture was judged, 1 when some failed, are missing or belong to nothing."""
+    """Exit code 0 when every row and picture was judged, 1 when some failed, are missing or have
+    no counterpart."""
     options = config.evaluate
     if not options.tables:
         raise UserError(
-            "which captions? Give tables of captions, or captioners: raycap evaluate TABLE... --references SOURCE"
+            "which captions? Give tables of captions, or captioners: "
+            "raycap evaluate TABLE... --references SOURCE"
         )
     out = Path(options.out)
     pictures = out.with_suffix(".pictures.parquet")
-    check_stays(out)  # before anything is captioned for it
-    _refuse_overwriting((out, pictures), options.tables)
-    known = references.read(config.source)
+    check_stays(out)
+    named = [(name, place_of(path)) for name, path in names_and_paths(options.tables)]
+    # results.json is a usual name, for captions and for scores.
+    tables_given = {Path(path).absolute() for _, path in named}
+    for path in (out, pictures):
+        if path.absolute() in tables_given:
+            raise UserError(
+                f"{path} is a table of captions, and the scores would replace it: give another "
+                "--out"
+            )
+    references = read_references(config.source)
     assert config.source is not None
-    alignment.wanted(known, options.split)  # before anything is captioned for it
-    named = [(name, place_of(path)) for name, path in captions.names_and_paths(options.tables)]
+    references.keys_of_split(options.split)  # refused before anything is captioned for it
+
     captioners = {name: path for name, path in named if _is_captioner(path)}
-    made = _captioned(config, captioners, known) if captioners else {}
+    table_paths = dict(named)
+    if captioners:
+        table_paths |= _write_captions(config, captioners, references)
     tables = [
-        captions.read(made.get(name, path), name, options.key_column, options.caption_column)
-        for name, path in named
+        read_captions(path, name, options.key_column, options.caption_column)
+        for name, path in table_paths.items()
     ]
-    lineup = alignment.align(tables, known, options)
-    scores = judge(lineup, options, config.metric)
+    alignment = align(tables, references, options)
+    evaluation = score_tables(alignment, options, config.metric)
+
     with whole_file(pictures) as file:
-        pq.write_table(as_table(scores), file.buffer)
+        pq.write_table(evaluation_as_table(evaluation), file.buffer)
     source = {
         "kind": kind_of("source", config.source),
         "path": config.source.path,
         "split": options.split,
     }
-    told = {"raycap": __version__, "references": source, "captioners": captioners}
-    write_json(out, {**told, **telling.as_data(scores, options)})
-    write_out(telling.as_text(scores, options))
+    facts = {"raycap": __version__, "references": source, "captioners": captioners}
+    write_json(out, {**facts, **evaluation_as_json(evaluation, options)})
+    write_out(evaluation_as_text(evaluation, options))
     write_out(f"\nwritten: {out}, and each picture's scores: {pictures}\n")
-    if "glove_mean" in scores.names:
-        _draw_similarities(scores, out.with_suffix(".similarities.png"))
-    return 0 if lineup.complete else 1
+    if "glove_mean" in evaluation.facts:
+        _draw_similarities(evaluation, out.with_suffix(".similarities.png"))
+    return 0 if alignment.complete else 1
 
 
 def _is_captioner(path: str) -> bool:
-    place = locate(path)
-    return all((place / name).is_file() for name in ("config.json", "model.safetensors"))
+    """Whether this is a captioner folder of raycap's. Raises UserError for another model."""
+    folder = locate(path)
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    with file.open() as opened:
+        try:
+            config = plainjson.loads(opened.read())
+        except ValueError:
+            config = None
+    if isinstance(config, dict) and "format" in config and "encoder" in config:
+        return True
+    is_hugging_face = isinstance(config, dict) and (
+        "model_type" in config or "architectures" in config
+    )
+    if is_hugging_face:
+        kind = str(config.get("model_type") or config["architectures"])
+        what = f"a Hugging Face model ({printable(kind)[:60]})"
+    elif (folder / "model.safetensors").is_file():
+        what = "a model whose config.json raycap did not write"
+    else:
+        return False
+    raise UserError(
+        f"{path} is {what}, no captioner of raycap's: write its captions into a table (CSV or JSON "
+        "lines with the columns key and caption), and evaluate that"
+    )
 
 
-def _captioned(config: Config, captioners: Mapping[str, str], known: References) -> dict[str, str]:
-    """By name the table of each captioner's captions, made now or found where an earlier run has made it."""
+def _write_captions(
+    config: Config, captioners: Mapping[str, str], references: References
+) -> dict[str, str]:
+    """By name the table of each captioner's captions, made now or found from an earlier
+    evaluation."""
     from raycap.bulk.captions import captions_work
     from raycap.bulk.passes import perform
     from raycap.bulk.run_precision import choose, with_precision
     from raycap.bulk.work import kept
     from raycap.cluster.session import session
 
-    source = references.with_captions(config.source)
+    source = with_captions(config.source)
     source.check()
     options = dataclasses.replace(
         config.caption,
@@ -89,10 +133,9 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
             write_out(f"captions of {printable(name)}:\n")
             named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
             work = captions_work(named, source)
-            # The table also says how well the captions of people are foretold, and those may have been mended.
-            work = dataclasses.replace(
-                work, identity={**work.identity, "references": known.digest()}
-            )
+            # The table has the likelihood of the references too, so it belongs to these.
+            identity = {**work.identity, "references": references.digest()}
+            work = dataclasses.replace(work, identity=identity)
             work = kept(with_precision(work, precision), config.evaluate.cache, "evaluate.cache")
             perform(work, {"model": path})
             tables[name] = f"{work.options.out}/{work.table}"
@@ -100,20 +143,10 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     return tables
 
 
-def _refuse_overwriting(written: Iterable[Path], tables: Sequence[str]) -> None:
-    """results.json is a usual name, for captions and for scores."""
-    read = {Path(path).absolute() for _, path in captions.names_and_paths(tables)}
-    for path in written:
-        if path.absolute() in read:
-            raise UserError(
-                f"{path} is a table of captions, and the scores would replace it: give another --out"
-            )
+def _draw_similarities(evaluation: Evaluation, path: Path) -> None:
+    from raycap import plots  # matplotlib takes a second, which other metrics do not need
 
-
-def _draw_similarities(scores: Scores, path: Path) -> None:
-    from raycap import plots  # matplotlib takes a second that other metrics need not wait for
-
-    tables = zip(scores.lineup.tables, scores.answers, strict=True)
-    series = {table.name: answers["glove_mean"].scores for table, answers in tables}
+    tables = zip(evaluation.alignment.tables, evaluation.scores, strict=True)
+    series = {table.name: scores["glove_mean"].per_picture for table, scores in tables}
     plots.save(plots.histogram(series, "similarity of caption and references (GloVe)"), path)
     write_out(f"drawn: {path}\n")

@@ -1,7 +1,7 @@
 """`raycap report`: one page to look at, of caption tables, training runs or sweeps. Needs neither Ray nor torch."""
 
 from raycap.config import Config
-from raycap.report.compose import write_page
+from raycap.report.page import write_page
 from raycap.terminal import write_out
 
 

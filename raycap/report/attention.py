@@ -22,7 +22,7 @@ from raycap.fetch.fault import FetchError
 from raycap.images import Reading, Square
 from raycap.images.guard import read_guarded
 from raycap.plots import attention_panel
-from raycap.report.thumbnails import Room
+from raycap.report.thumbnails import PageBudget
 from raycap.schema import SUCCESS
 from raycap.sources.rows import counted
 from raycap.storage.location import Place, locate
@@ -49,7 +49,7 @@ def panels(
     tables: Sequence[CaptionTable],
     most: int,
     model: str,
-    room: Room,
+    room: PageBudget,
     fetch: Fetch,
     trust: Trust,
     reading: Reading,
@@ -101,7 +101,7 @@ def drawn(
     name: str,
     rows: Iterable[Mapping[str, Any]],
     square: Square,
-    room: Room,
+    room: PageBudget,
     fetcher: Fetcher,
     reading: Reading,
 ) -> Iterator[Panel]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raycap.evaluation.alignment import EXTRA, FAILED, MISSING, OTHER_SPLIT, Fate, fate_of
+from raycap.evaluation.alignment import EXTRA, FAILED, MISSING, OTHER_SPLIT, Outcome, outcome_of
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.references import References
-from raycap.evaluation.scores import Scores
+from raycap.evaluation.scoring import Scores
 from raycap.schema import FAILED_TO_DECODE, SUCCESS
 
 Floats = npt.NDArray[np.float64]
@@ -88,15 +88,15 @@ class Collection:
         self, tables: Sequence[CaptionTable], references: References | None, scores: Scores | None
     ) -> None:
         self._tables, self._references, self._scores = tables, references, scores
-        fates = scores.lineup.fates if scores else [list(_unjudged(table)) for table in tables]
+        outcomes = scores.alignment.outcomes if scores else [list(_unjudged(table)) for table in tables]
         # A row that belongs to no picture may have the key of one.
         self._by_key = [
             {
-                (fate.outcome == EXTRA, fate.key): fate
-                for fate in own
-                if fate.outcome != OTHER_SPLIT
+                (outcome.outcome == EXTRA, outcome.key): outcome
+                for outcome in own
+                if outcome.outcome != OTHER_SPLIT
             }
-            for own in fates
+            for own in outcomes
         ]
         self._keys = list(dict.fromkeys(key for own in self._by_key for key in own))
         self._statuses = [table.rows["status"].to_pylist() for table in tables]
@@ -109,14 +109,14 @@ class Collection:
         entries = [self._entry(place) for place in shown]
         statuses = {
             table.name: dict(
-                Counter(self._status(number, fate) for fate in own.values()).most_common()
+                Counter(self._status(number, outcome) for outcome in own.values()).most_common()
             )
             for number, (table, own) in enumerate(zip(self._tables, self._by_key, strict=True))
         }
         return Gallery(self.measures, entries, len(self._keys), statuses, self._reasons())
 
     def _measures(self) -> Iterable[Measure]:
-        judged = self._scores.lineup.keys if self._scores else ()
+        judged = self._scores.alignment.keys if self._scores else ()
         place = {key: number for number, key in enumerate(judged)}
         rows = [-1 if extra else place.get(key, -1) for extra, key in self._keys]
         for number, table in enumerate(self._tables):
@@ -124,9 +124,9 @@ class Collection:
             answers = self._scores.answers[number] if self._scores else {}
             told = [own.get(key) for key in self._keys]
             told = [
-                fate if fate and fate.outcome not in (FAILED, MISSING) else None for fate in told
+                outcome if outcome and outcome.outcome not in (FAILED, MISSING) else None for outcome in told
             ]
-            there = np.array([fate is not None for fate in told])
+            there = np.array([outcome is not None for outcome in told])
             for name in (name for name in SORTED_BY if name in answers):
                 values = np.append(answers[name].scores, np.nan)[rows]
                 yield Measure(name, table.name, np.where(there, values, np.nan))
@@ -135,9 +135,9 @@ class Collection:
             )
             if np.isfinite(sure).any():
                 yield Measure(
-                    SURENESS, table.name, sure[[fate.row if fate else -1 for fate in told]]
+                    SURENESS, table.name, sure[[outcome.row if outcome else -1 for outcome in told]]
                 )
-            words = [len(fate.caption.split()) if fate else np.nan for fate in told]
+            words = [len(outcome.caption.split()) if outcome else np.nan for outcome in told]
             yield Measure(LENGTH, table.name, np.array(words, np.float64))
 
     def _dispute(self) -> Iterable[Measure]:
@@ -187,7 +187,7 @@ class Collection:
             for table, own in zip(self._tables, self._by_key, strict=True)
         ]
         uris = [
-            table.rows["uri"][fate.row].as_py() for table, fate in rows if fate and fate.row >= 0
+            table.rows["uri"][outcome.row].as_py() for table, outcome in rows if outcome and outcome.row >= 0
         ]
         known = self._references
         references = known.captions.get(key, []) if known and not extra else []
@@ -197,9 +197,9 @@ class Collection:
             key, uri, said, references, [value if np.isfinite(value) else None for value in values]
         )
 
-    def _said(self, number: int, fate: Fate, place: int) -> Said:
+    def _said(self, number: int, outcome: Outcome, place: int) -> Said:
         table = self._tables[number]
-        row = table.rows.slice(fate.row, 1).to_pylist()[0] if fate.row >= 0 else {}
+        row = table.rows.slice(outcome.row, 1).to_pylist()[0] if outcome.row >= 0 else {}
         chips = {SURENESS, *(measure.name for measure in self.main)} - {LENGTH}
         own = {
             measure.name: float(measure.values[place])
@@ -207,33 +207,33 @@ class Collection:
             if measure.table == table.name
         }
         told = {name: value for name, value in own.items() if name in chips and np.isfinite(value)}
-        reason = row.get("error_message", fate.reason)
+        reason = row.get("error_message", outcome.reason)
         return Said(
             table.name,
-            fate.caption,
-            self._status(number, fate),
+            outcome.caption,
+            self._status(number, outcome),
             reason,
             row.get("alternatives") or [],
             told,
         )
 
-    def _status(self, number: int, fate: Fate) -> str:
-        return MISSING if fate.row < 0 else str(self._statuses[number][fate.row])
+    def _status(self, number: int, outcome: Outcome) -> str:
+        return MISSING if outcome.row < 0 else str(self._statuses[number][outcome.row])
 
     def _reasons(self) -> list[tuple[str, str, int, Sequence[str]]]:
         """Why pictures failed, the commonest first."""
         found: dict[tuple[str, str], list[str]] = {}
         for table, own in zip(self._tables, self._by_key, strict=True):
-            for fate in own.values():
-                if fate.outcome in (FAILED, MISSING):
-                    found.setdefault((table.name, fate.reason), []).append(fate.key)
+            for outcome in own.values():
+                if outcome.outcome in (FAILED, MISSING):
+                    found.setdefault((table.name, outcome.reason), []).append(outcome.key)
         common = sorted(found.items(), key=lambda item: -len(item[1]))
         return [(table, reason, len(keys), keys[:5]) for (table, reason), keys in common]
 
 
-def _unjudged(table: CaptionTable) -> Iterable[Fate]:
+def _unjudged(table: CaptionTable) -> Iterable[Outcome]:
     columns = [
         table.rows[name].to_pylist() for name in ("key", "caption", "status", "error_message")
     ]
     for row, (key, caption, status, reason) in enumerate(zip(*columns, strict=True)):
-        yield fate_of(key, caption, status, reason, row)
+        yield outcome_of(key, caption, status, reason, row)

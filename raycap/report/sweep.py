@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from raycap.errors import UserError
 from raycap.plots import bundle, scatter
-from raycap.report.captions import NAMES
+from raycap.report.tables import NAMES
 from raycap.tuning.trials import FAILED, MEASURE, TABLE
 
 LOSS = "loss"  # the measure of which the lowest is best

@@ -26,7 +26,7 @@ class Thumbnail:
     reason: str = ""
 
 
-class Room:
+class PageBudget:
     """What is left of a page's room for pictures."""
 
     def __init__(self, megabytes: float) -> None:
@@ -40,7 +40,7 @@ class Room:
 
 
 def thumbnails(
-    uris: Sequence[str | None], side: int, room: Room, fetch: Fetch, trust: Trust, reading: Reading
+    uris: Sequence[str | None], side: int, room: PageBudget, fetch: Fetch, trust: Trust, reading: Reading
 ) -> list[Thumbnail]:
     """One for each URI in order, until the room is used up; none where the URI is none."""
     made: list[Thumbnail] = []

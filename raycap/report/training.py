@@ -14,7 +14,7 @@ from raycap.images import Reading
 from raycap.plots import curves
 from raycap.report.attention import Panel, drawn, square_of
 from raycap.report.options import Report
-from raycap.report.thumbnails import Room, Thumbnail, thumbnails
+from raycap.report.thumbnails import PageBudget, Thumbnail, thumbnails
 from raycap.training.run_files import METRICS, PICTURES, read_log
 
 Lines = Sequence[Mapping[str, Any]]
@@ -111,7 +111,7 @@ def told(
     runs: Sequence[Run],
     references: References | None,
     options: Report,
-    room: Room,
+    room: PageBudget,
     fetch: Fetch,
     trust: Trust,
     reading: Reading,
@@ -160,7 +160,7 @@ def _panels(
     runs: Sequence[Run],
     references: References | None,
     options: Report,
-    room: Room,
+    room: PageBudget,
     fetch: Fetch,
     trust: Trust,
     reading: Reading,
@@ -194,7 +194,7 @@ def _shown(
     keys: Sequence[str],
     references: References | None,
     options: Report,
-    room: Room,
+    room: PageBudget,
     fetch: Fetch,
     trust: Trust,
     reading: Reading,

@@ -67,18 +67,18 @@ def validate(
     references = [dataset.store.references(one.row) for one in written]
     corpus = Corpus([one.caption for one in written], references)
     scores = {
-        score.name: score for name in USED_METRICS for score in METRICS[name]().judge(corpus)
+        score.name: score for name in USED_METRICS for score in METRICS[name]().compute(corpus)
     }
     sample_rows = spread(dataset.rows, options.samples)
     figures = {
         "validation_loss": cross_entropy / words,
         "perplexity": float(np.exp(cross_entropy / words)),
         "accuracy": correct / words,
-        **{name: scores[name].score for name in REPORTED},
+        **{name: scores[name].value for name in REPORTED},
         "samples": samples_of(dataset, [one for one in written if one.row in sample_rows]),
     }
     pictures = []
-    cider_d = scores["cider_d"].scores.tolist()
+    cider_d = scores["cider_d"].per_picture.tolist()
     for one, score, captions in zip(written, cider_d, references, strict=True):
         key = dataset.store.key(one.row)
         pictures.append(

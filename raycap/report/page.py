@@ -14,15 +14,15 @@ from raycap.config import Config
 from raycap.errors import UserError
 from raycap.evaluation import alignment, captions, references
 from raycap.evaluation.references import References
-from raycap.evaluation.scores import judge
+from raycap.evaluation.scoring import judge
 from raycap.fetch import Trust
 from raycap.fetch.trust import ONLY_WEB
-from raycap.report import captions as of_captions
+from raycap.report import tables as of_tables
 from raycap.report import sweep as of_sweep
 from raycap.report import training as of_training
-from raycap.report.pages import render
+from raycap.report.html import render
 from raycap.report.run_source import references_of_runs
-from raycap.report.thumbnails import Room
+from raycap.report.thumbnails import PageBudget
 from raycap.sources.records import root_of
 from raycap.sources.rows import counted
 from raycap.storage import whole_file
@@ -54,7 +54,7 @@ def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
     known = references.read(config.source) if config.source else None
     trust = trust.also(*(Trust.below(root_of(path).uri) for _, path in tables))
     trust = trust.also(config.source.trust) if config.source else trust
-    room = Room(options.megabytes)
+    room = PageBudget(options.megabytes)
     as_written = _as_written(" and ".join(path for _, path in named))
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -129,7 +129,7 @@ def _remedy(uris: list[str]) -> str:
 def _captions(
     named: list[tuple[str, str]],
     known: References | None,
-    room: Room,
+    room: PageBudget,
     trust: Trust,
     config: Config,
 ) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _captions(
     if not tables:
         return {"tables": (), "scores": None, "panels": (), "notes": ()}
     scores = judge(alignment.align(tables, known, how), how, config.metric) if known else None
-    told = of_captions.told(
+    told = of_tables_page.told(
         tables, known, scores, config.report, how, room, config.fetch, trust, config.reading
     )
     return {"tables": tables, **told}

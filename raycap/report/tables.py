@@ -10,15 +10,15 @@ from raycap.evaluation import telling
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.options import Evaluate
 from raycap.evaluation.references import References
-from raycap.evaluation.scores import Scores
+from raycap.evaluation.scoring import Scores
 from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
 from raycap.plots import histogram
 from raycap.report import attention
 from raycap.report.gallery import DISPUTE, LENGTH, SURENESS, Collection, Gallery, Measure
 from raycap.report.options import Report
-from raycap.report.pages import brief
-from raycap.report.thumbnails import Room, thumbnails
+from raycap.report.html import brief
+from raycap.report.thumbnails import PageBudget, thumbnails
 
 NAMES = {
     **{f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
@@ -51,7 +51,7 @@ def told(
     scores: Scores | None,
     options: Report,
     evaluate: Evaluate,
-    room: Room,
+    room: PageBudget,
     fetch: Fetch,
     trust: Trust,
     reading: Reading,
@@ -73,7 +73,7 @@ def told(
         "statuses": sorted({status for counts in gallery.statuses.values() for status in counts}),
         "histograms": _histograms(gallery),
         "scores": _table_of_scores(scores) if scores else None,
-        "pictures_judged": len(scores.lineup.keys) if scores else 0,
+        "pictures_judged": len(scores.alignment.keys) if scores else 0,
         "evaluate": evaluate,
     }
 
