@@ -4,30 +4,34 @@ from collections.abc import Sequence
 
 import ray
 
-from raycap.sinks import SinkName, Sinks, is_written, join, write
+from raycap.sinks import SINKS, SinkSettings, write_part
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
 
 MOST_AT_ONCE = 32
 
 
-def write_also(folder: RunFolder, table: str, names: Sequence[SinkName], sinks: Sinks) -> None:
+def write_also(
+    folder: RunFolder, table: str, names: Sequence[str], settings: SinkSettings
+) -> None:
     """Each part in each form that it is not written in yet."""
     jobs = [
         (name, part)
         for name in names
         for part in folder.names(table)
-        if not is_written(name, part, folder)
+        if not folder.exists(SINKS[name].target(part))
     ]
-    make = ray.remote(write)
+    make = ray.remote(write_part)
     differing = 0
     for start in range(0, len(jobs), MOST_AT_ONCE):
         some = jobs[start : start + MOST_AT_ONCE]
-        differing += sum(ray.get([make.remote(name, part, sinks) for name, part in some]))
+        differing += sum(
+            ray.get([make.remote(SINKS[name], part, settings) for name, part in some])
+        )
     if differing:
         write_err(
-            f"raycap: {differing:,} text file(s) were there already with other words and stay as they are "
-            "(--txt-mode overwrite, append or prepend)\n"
+            f"raycap: {differing:,} text file(s) were there already with another text and stay as they are "
+            "(--txt-mode overwrite replaces them)\n"
         )
-    if "imagefolder" in names and jobs:
-        join(folder)
+    for name in {name for name, _ in jobs}:
+        SINKS[name].finish(folder)

@@ -4,7 +4,7 @@ from raycap.bulk import retried
 from raycap.bulk.run_precision import as_recorded
 from raycap.bulk.work import FACTS, RUN, Work, strangeness
 from raycap.errors import UserError
-from raycap.sinks import SINKS
+from raycap.sinks import sink_outputs
 from raycap.storage import RunFolder
 
 NEW, OLD = "_new", "_old"
@@ -35,7 +35,7 @@ def finish(out: RunFolder) -> None:
     run = out.read_json(f"{NEW}/{RUN}") or out.read_json(RUN) or {}
     out.remove(FACTS)
     out.remove(retried.TABLE)  # rows that an interrupted --retry made for the old table
-    for name in (*SINKS, "metadata.jsonl"):  # made of the old rows
+    for name in sink_outputs():  # made of the old rows
         out.remove(name)
     for name in (str(run["table"]), RUN):
         if out.exists(f"{NEW}/{name}"):

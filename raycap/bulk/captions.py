@@ -33,7 +33,7 @@ from raycap.images import Square
 from raycap.schema import CAPTIONS, FAILED_TO_CAPTION, SUCCESS, TRUE_WORDS
 from raycap.search import Hypothesis, SearchChoice
 from raycap.shipped import place_of
-from raycap.sinks import Sinks
+from raycap.sinks import SinkSettings
 from raycap.sources import Source
 from raycap.storage import RunFolder
 
@@ -102,9 +102,9 @@ def captions_work(config: Config, source: Source) -> Work:
     )
 
 
-def _sinks(config: Config, source: Source, folder: RunFolder) -> Sinks:
+def _sinks(config: Config, source: Source, folder: RunFolder) -> SinkSettings:
     options = config.caption
-    return Sinks(folder, options.txt_mode, options.txt_beside, config.fetch, source.trust)
+    return SinkSettings(folder, options.txt_mode, options.txt_beside, config.fetch, source.trust)
 
 
 def _carrying(source: Source | None, columns: tuple[str, ...]) -> Source | None:

@@ -7,6 +7,7 @@ from typing import Literal
 from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.search import Beam, SearchChoice
+from raycap.sinks import SinkName, TextMode
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,13 @@ class Caption(Bulk):
     """Photos, when several are named instead of a source: paths or URLs."""
     columns: tuple[str, ...] = ()
     """Columns of the source's own table to carry through."""
-    also: tuple[Literal["txt", "jsonl", "webdataset", "imagefolder"], ...] = ()
-    """Write these forms too: a text file for each picture, JSON lines, tars for WebDataset, a metadata.jsonl."""
+    also: tuple[SinkName, ...] = ()
+    """Write these forms too: a text file for each picture, JSON lines, tars for WebDataset, a
+    metadata.jsonl."""
     txt_beside: bool = False
     """Put text files beside the pictures, not into OUT/txt."""
-    txt_mode: Literal["skip", "overwrite", "append", "prepend"] = "skip"
-    """What to do where a text file of other words is there already."""
+    txt_mode: TextMode = "skip"
+    """What to do where a text file with another text is there already."""
     dedup: bool = False
     """Caption pictures with the same bytes once; every one of them has its row."""
 

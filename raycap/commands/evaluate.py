@@ -81,19 +81,15 @@ def _is_captioner(path: str) -> bool:
     file = folder / "config.json"
     if not file.is_file():
         return False
-    with file.open() as opened:
-        try:
-            config = plainjson.loads(opened.read())
-        except ValueError:
-            config = None
-    if isinstance(config, dict) and "format" in config and "encoder" in config:
+    config: object = None
+    with file.open() as opened, contextlib.suppress(ValueError):
+        config = plainjson.loads(opened.read())
+    fields: dict[str, Any] = config if isinstance(config, dict) else {}
+    if "format" in fields and "encoder" in fields:
         return True
-    is_hugging_face = isinstance(config, dict) and (
-        "model_type" in config or "architectures" in config
-    )
-    if is_hugging_face:
-        kind = str(config.get("model_type") or config["architectures"])
-        what = f"a Hugging Face model ({printable(kind)[:60]})"
+    kind = fields.get("model_type") or fields.get("architectures")
+    if kind:
+        what = f"a Hugging Face model ({printable(str(kind))[:60]})"
     elif (folder / "model.safetensors").is_file():
         what = "a model whose config.json raycap did not write"
     else:

@@ -65,10 +65,7 @@ class Evaluate:
 
         for name in self.metrics:
             if name not in METRICS:
-                raise UserError(
-                    f"there is no metric '{name}'{nearest(name, METRICS)}; the metrics are "
-                    f"{', '.join(METRICS)}"
-                )
+                raise UserError(f"there is no metric '{name}'{nearest(name, METRICS)}")
         if not self.metrics:
             raise UserError(f"metrics is empty: name some of {', '.join(METRICS)}")
         if not self.out.endswith(".json"):
