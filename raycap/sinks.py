@@ -1,6 +1,6 @@
 """Other forms of a caption table: text files beside pictures, JSON lines, WebDataset, imagefolder.
 
-A new sink is one class and one line in SINKS. Its files depend on one part of the table alone and
+A new sink is one class and one line in ALL_SINKS. Its files depend on one part of the table alone and
 appear whole, so a run that is repeated or resumed writes the same.
 """
 
@@ -89,8 +89,8 @@ class TextFiles(Sink):
 
     def _file(self, row: Row, settings: SinkSettings) -> tuple[RunFolder, str]:
         if not settings.beside:
-            name = PurePosixPath(safe_name(row["key"])).with_suffix(".txt")
-            return settings.folder / self.name, str(name)
+            file = PurePosixPath(safe_name(row["key"])).with_suffix(".txt")
+            return settings.folder / self.name, str(file)
         if is_web(row["uri"]):
             raise UserError(f"no text file can be put beside {row['uri']}: omit --txt-beside")
         path = local_path(row["uri"])
@@ -190,9 +190,13 @@ class ImageFolder(Sink):
         folder.write(self.joined, b"".join(lines))
 
 
-SINKS: dict[str, Sink] = {
-    sink.name: sink for sink in (TextFiles(), JsonLines(), WebDataset(), ImageFolder())
-}
+ALL_SINKS: tuple[Sink, ...] = (
+    TextFiles(),
+    JsonLines(),
+    WebDataset(),
+    ImageFolder(),
+)
+SINKS: dict[str, Sink] = {sink.name: sink for sink in ALL_SINKS}
 if TYPE_CHECKING:
     SinkName = str
 else:

@@ -1,7 +1,9 @@
-"""A new metric, sink or sweep scheduler is one class and one line: each test adds a toy one in a
-program of its own, which touches nothing but the dict of that package."""
+"""A new metric, sink or sweep scheduler is one class and one line: each test adds a toy one to one
+file of a copy of the package, and uses it from the command line."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +13,13 @@ from small_captioner import photos, save_captioner
 
 METRIC = """
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
-
-from raycap.metrics import METRICS, ScoreFacts, mean_score
 
 
 @dataclass(frozen=True)
 class Articles:
-    scores: ClassVar = (
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
         ScoreFacts("articles", "Articles", "share of the words that are articles", "lower",
                    format="{:.0%}", picture_rank=1),
     )
@@ -32,13 +31,9 @@ class Articles:
         return (mean_score(self.scores[0], shares, corpus.signature(article=self.article)),)
 
 
-METRICS["articles"] = Articles
 """
 
 SINK = """
-from raycap.sinks import SINKS, Sink, captioned_rows
-
-
 class Markdown(Sink):
     name, ending, joined = "markdown", ".md", "captions.md"
 
@@ -53,41 +48,45 @@ class Markdown(Sink):
         folder.write(self.joined, b"".join(parts))
 
 
-SINKS["markdown"] = Markdown()
 """
 
 SCHEDULER = """
-from raycap.tuning.schedulers import SCHEDULERS
-
-
 class Half:
     def build(self, options, epochs):
         return f"ends trials after {epochs // 2} of {epochs} epochs"
 
 
-SCHEDULERS["half"] = Half()
 """
 
-RUN = """
-import sys
-from raycap.cli import main
-
-sys.exit(main(sys.argv[1:]))
-"""
+PACKAGE = Path(__file__).parents[1] / "raycap"
 
 
-def run(part: str, *arguments: str, folder: Path) -> str:
-    """`raycap` with the part added; what it wrote to stdout."""
-    program = folder / "with_part.py"
-    program.write_text(part + RUN)
+def add(folder: Path, module: str, part: str, before: str, line: str) -> None:
+    """Copy the package, with a class and its line added to one file."""
+    shutil.copytree(PACKAGE, folder / "raycap", copy_function=os.symlink)
+    file = folder / "raycap" / module
+    text = file.read_text()
+    file.unlink()
+    assert text.count(before) == 1
+    file.write_text(text.replace(before, f"{part}{before}    {line}\n"))
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """What `raycap` of that copy writes to stdout."""
     ended = subprocess.run(
-        [sys.executable, str(program), *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "raycap", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder)},
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
 
 def test_a_metric(tmp_path: Path) -> None:
+    line = '"articles": Articles,'
+    add(tmp_path, "metrics/__init__.py", METRIC, "METRICS: dict[str, type[Metric]] = {\n", line)
     for name, captions in {
         "good": ["a dog runs", "two men sit"],
         "bad": ["the the dog", "the two men"],
@@ -101,26 +100,25 @@ def test_a_metric(tmp_path: Path) -> None:
     flags = ["--references", str(tmp_path / "references.jsonl")]
     out = tmp_path / "scores.json"
     options = ["--metrics", "articles", "bleu", "--samples", "100", "--out", str(out)]
-    text = run(METRIC, "evaluate", *tables, *flags, *options, folder=tmp_path)
+    text = run(tmp_path, "evaluate", *tables, *flags, *options)
     assert "articles" in text
     scores = json.loads(out.read_text())
     assert [table["scores"]["articles"]["score"] for table in scores["tables"]] == [0, 0.5]
     assert scores["best"]["articles"]["table"] == "good", "the lower the better"
     run(
-        METRIC,
+        tmp_path,
         "evaluate",
         tables[0],
         *flags,
         *options,
         "--metric.articles.article",
         "a",
-        folder=tmp_path,
     )
     [table] = json.loads(out.read_text())["tables"]
     assert table["scores"]["articles"]["score"] == pytest.approx(1 / 6), "it has options"
     page = tmp_path / "page.html"
     metrics = ["--evaluate.metrics", "articles", "--evaluate.samples", "0"]
-    run(METRIC, "report", *tables, *flags, *metrics, "--out", str(page), folder=tmp_path)
+    run(tmp_path, "report", *tables, *flags, *metrics, "--out", str(page))
     text = page.read_text()
     assert "Articles" in text and "50%" in text and "share of the words" in text
     assert "Articles of good</option>" in text, "pictures are sorted by it"
@@ -128,25 +126,29 @@ def test_a_metric(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_sink(tmp_path: Path) -> None:
+    add(tmp_path, "sinks.py", SINK, "ALL_SINKS: tuple[Sink, ...] = (\n", "Markdown(),")
     save_captioner(tmp_path / "captioner")
     folder, out = photos(tmp_path / "photos", range(6)), tmp_path / "out"
     flags = ["--model", str(tmp_path / "captioner"), "--batch", "4", "--actors", "1"]
     command = ["caption", str(folder), "--out", str(out), *flags, "--also", "markdown"]
-    run(SINK, *command, folder=tmp_path)
+    run(tmp_path, *command)
     lines = (out / "captions.md").read_text().splitlines()
     assert [line.split(":")[0] for line in lines] == [f"- {n:05d}.png" for n in range(6)]
     (folder / "00000.png").unlink()
-    run(SINK, *command, "--overwrite", folder=tmp_path)
+    run(tmp_path, *command, "--overwrite")
     lines = (out / "captions.md").read_text().splitlines()
     assert len(lines) == 5, "its files go with the table that they were made of"
 
 
 def test_a_scheduler(tmp_path: Path) -> None:
-    config = run(SCHEDULER, "tune", "--scheduler", "half", "--print-config", folder=tmp_path)
-    assert "scheduler: half" in config
-    part = SCHEDULER + (
-        "from raycap.tuning import Tune\n"
-        "print(SCHEDULERS['half'].build(Tune(scheduler='half'), 8))\n"
+    line = '"half": Half(),'
+    add(
+        tmp_path,
+        "tuning/schedulers.py",
+        SCHEDULER,
+        "SCHEDULERS: dict[str, Scheduler] = {\n",
+        line,
     )
-    text = run(part, "tune", "--scheduler", "half", "--print-config", folder=tmp_path)
-    assert "ends trials after 4 of 8 epochs" in text
+    flags = ["--scheduler", "half", "--print-config"]
+    assert "scheduler: half" in run(tmp_path, "tune", *flags)
+    assert "half" in run(tmp_path, "tune", "--help")

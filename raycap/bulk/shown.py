@@ -6,8 +6,9 @@ from pathlib import Path
 from raycap.bulk.work import FACTS
 from raycap.config import Config
 from raycap.errors import UserError
-from raycap.evaluation import captions
+from raycap.evaluation.captions import read_captions
 from raycap.fetch.trust import ONLY_WEB
+from raycap.report.options import Report
 from raycap.report.page import write_page
 from raycap.storage import RunFolder
 from raycap.terminal import printable, write_err, write_out
@@ -24,32 +25,37 @@ def show(config: Config) -> None:
     try:
         if rows <= PRINTED:
             _print(
-                captions.read(str(out / "captions"), "captions").rows.sort_by("key").to_pylist()
+                read_captions(str(out / "captions"), "captions").rows.sort_by("key").to_pylist()
             )
         if not out.is_local or rows > PAGED:
             write_out(f"a page of them: raycap report {out}\n")
         elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
             write_out(
                 write_page(
-                    _page_of(out, config), config.source.trust if config.source else ONLY_WEB
+                    _page_of(out, config),
+                    None,
+                    config.evaluate,
+                    config.metric,
+                    config.fetch,
+                    config.reading,
+                    config.source.trust if config.source else ONLY_WEB,
                 )
             )
     except UserError as refusal:
         write_err(f"raycap: the table is whole, but cannot be shown: {refusal}\n")
 
 
-def _page_of(out: RunFolder, config: Config) -> Config:
+def _page_of(out: RunFolder, config: Config) -> Report:
     """What `raycap report` would be asked for."""
     title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
     place = out.path() if has_scheme(out.uri) else out.uri
-    page = dataclasses.replace(
+    return dataclasses.replace(
         config.report,
         tables=(place,),
         out=f"{place}/{PAGE}",
         title=title,
         model=config.caption.model,
     )
-    return dataclasses.replace(config, source=None, report=page)
 
 
 def _print(rows: list[dict[str, str]]) -> None:

@@ -19,7 +19,7 @@ _SMALL, _TINY = 1e-9, 1e-15
 class Bleu:
     """BLEU-1 to -4: n-grams that the references have too, with a penalty for short captions."""
 
-    scores: ClassVar = tuple(
+    scores: ClassVar[tuple[ScoreFacts, ...]] = tuple(
         ScoreFacts(
             f"bleu_{n}",
             f"BLEU-{n}",

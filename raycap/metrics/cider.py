@@ -20,7 +20,7 @@ LONGEST = 4
 class Cider:
     """CIDEr: n-grams weighted by how rare they are among the pictures, as a cosine, times 10."""
 
-    scores: ClassVar = (
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
         ScoreFacts(
             "cider",
             "CIDEr",
@@ -39,7 +39,7 @@ class Cider:
 class CiderD:
     """CIDEr-D, in which repeated words gain nothing; the COCO evaluation calls it CIDEr."""
 
-    scores: ClassVar = (
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
         ScoreFacts(
             "cider_d",
             "CIDEr-D",

@@ -31,7 +31,7 @@ BEST = ScoreFacts(
 class GloveSimilarity:
     """Cosine in GloVe space between caption and references: their mean, and the best of them."""
 
-    scores: ClassVar = (MEAN, BEST)
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (MEAN, BEST)
     glove: str = ""
     """GloVe text file: a path or URI; .gz and .zip too."""
 

@@ -46,7 +46,14 @@ NOVEL = ScoreFacts(
 class Health:
     """Distinct captions, words used, mean length; shares of captions cut off, repetitive, novel."""
 
-    scores: ClassVar = (DISTINCT, VOCABULARY, LENGTH, CUT_OFF, REPETITIVE, NOVEL)
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
+        DISTINCT,
+        VOCABULARY,
+        LENGTH,
+        CUT_OFF,
+        REPETITIVE,
+        NOVEL,
+    )
 
     def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """One score for each number; `novel` only where the training captions are known."""

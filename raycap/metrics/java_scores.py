@@ -27,7 +27,7 @@ _METEOR = ["java", "-jar", "-Xmx2G", "meteor-1.5.jar", "-", "-", "-stdio", "-l",
 class Meteor:
     """METEOR 1.5 of the COCO evaluation (Java): matches of words, stems, synonyms, paraphrases."""
 
-    scores: ClassVar = (
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
         ScoreFacts(
             "meteor",
             "METEOR",
@@ -89,7 +89,7 @@ class Spice:
     """SPICE of the COCO evaluation (Java): objects, properties and relations that caption and
     references share. Slow, and needs 8 GB of memory."""
 
-    scores: ClassVar = (
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
         ScoreFacts(
             "spice",
             "SPICE",

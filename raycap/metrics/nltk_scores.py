@@ -20,7 +20,7 @@ class BleuNltk:
     """NLTK's `corpus_bleu` without smoothing, on words without punctuation; computed here, much
     faster."""
 
-    scores: ClassVar = tuple(
+    scores: ClassVar[tuple[ScoreFacts, ...]] = tuple(
         ScoreFacts(
             f"bleu_nltk_{n}",
             f"BLEU-{n} (NLTK)",
@@ -70,7 +70,7 @@ class MeteorNltk:
     """NLTK's METEOR by the best reference; its values differ much from those of the COCO
     evaluation's METEOR."""
 
-    scores: ClassVar = (
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
         ScoreFacts(
             "meteor_nltk",
             "METEOR (NLTK)",

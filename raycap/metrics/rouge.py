@@ -16,7 +16,7 @@ from raycap.metrics.scores import Score, ScoreFacts, mean_score
 class RougeL:
     """ROUGE-L: tokens shared in the same order; best precision and best recall over references."""
 
-    scores: ClassVar = (
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
         ScoreFacts(
             "rouge_l",
             "ROUGE-L",

@@ -1,4 +1,5 @@
-"""Templates to pages: everything from outside is escaped, and the page may load and run nothing but its own."""
+"""Templates to HTML. Everything from outside is escaped, and a page loads and runs nothing but its
+own."""
 
 import base64
 import hashlib
@@ -17,7 +18,7 @@ _FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(**given: Any) -> str:
+def render(**values: Any) -> str:
     """The page as one text of HTML."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -30,19 +31,20 @@ def render(**given: Any) -> str:
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("page.html").render(
-        **given,
+        **values,
         version=__version__,
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        # Were a caption ever to slip through as mark-up, the browser would still not run it or fetch for it.
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'",
+        # If a caption ever got through as mark-up, the browser would still not run it or fetch for
+        # it.
+        policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
     )
     return page.encode("utf-8", "replace").decode()
 
 
 def brief(number: float) -> str:
-    """Enough of a number to look at."""
+    """A number with as many digits as a reader needs."""
     if not math.isfinite(number):
         return str(number)
     if abs(number) >= 1e15:
@@ -50,12 +52,10 @@ def brief(number: float) -> str:
     return f"{number:,.0f}" if number == round(number) or abs(number) >= 100 else f"{number:.2f}"
 
 
-def _plot(drawn: Figure) -> Markup:
-    return Markup(plots.svg(drawn))
+def _plot(figure: Figure) -> Markup:
+    return Markup(plots.svg(figure))
 
 
 def _plain(text: str) -> str:
-    """Without control characters and halves of characters, which HTML does not allow."""
-    return "".join(
-        "�" if _FORBIDDEN.fullmatch(character) else character for character in str(text)
-    )
+    """Without control characters and lone surrogates, which HTML does not allow."""
+    return _FORBIDDEN.sub("\ufffd", str(text))

@@ -1,81 +1,118 @@
-"""One page to look at, of caption tables, training runs or sweeps, in one file."""
+"""Writes one page about caption tables, training runs or sweeps, in one file."""
 
 import contextlib
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import UndefinedError
 
-from raycap.config import Config
 from raycap.errors import UserError
-from raycap.evaluation import alignment, captions, references
-from raycap.evaluation.references import References
-from raycap.evaluation.scoring import judge
-from raycap.fetch import Trust
+from raycap.evaluation import Evaluate
+from raycap.evaluation.alignment import align
+from raycap.evaluation.captions import names_and_paths, read_captions
+from raycap.evaluation.references import read_references
+from raycap.evaluation.scoring import score_tables
+from raycap.fetch import Fetch, Trust
 from raycap.fetch.trust import ONLY_WEB
-from raycap.report import tables as of_tables
-from raycap.report import sweep as of_sweep
-from raycap.report import training as of_training
+from raycap.images import Reading
 from raycap.report.html import render
-from raycap.report.run_source import references_of_runs
-from raycap.report.thumbnails import PageBudget
+from raycap.report.options import Report
+from raycap.report.pictures import PageBudget, PagePictures
+from raycap.report.sweep import is_sweep, read_sweep
+from raycap.report.tables import table_values
+from raycap.report.training import (
+    is_run,
+    panels_of_runs,
+    read_run,
+    references_of_runs,
+    run_values,
+)
+from raycap.sources import Source
 from raycap.sources.records import root_of
 from raycap.sources.rows import counted
 from raycap.storage import whole_file
 from raycap.uris import local_path
 
 
-def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
-    """Write the page that the report section asks for to its `out`; the answer is what to say of it.
+def write_page(
+    options: Report,
+    source: Source | None,
+    evaluate: Evaluate,
+    metric_options: Any,
+    fetch: Fetch,
+    reading: Reading,
+    trust: Trust = ONLY_WEB,
+) -> str:
+    """Write the page to `options.out`; returns what to print about it.
 
-    What a table names is opened only below the table's own folder, where the references' pictures are, and where
-    `trust` or --fetch.trust permits it: the table may be somebody else's.
+    `source` has the references. Pictures of a table are opened only below the table's own folder,
+    where the references' pictures are, and where `trust` or --fetch.trust permits it: the table
+    may be somebody else's.
     """
-    options = config.report
-    named = captions.names_and_paths(options.tables)
-    sweeps, runs = [], []
-    for name, path in named:
-        with _as_written(path):
-            if of_sweep.is_sweep(path):
-                sweeps.append(of_sweep.read_sweep(name, path))
-            if of_training.is_run(path):
-                runs.append(of_training.read_run(name, path))
-    tables = [
-        one for one in named if not of_training.is_run(one[1]) and not of_sweep.is_sweep(one[1])
-    ]
+    # Sort what was given: sweeps, training runs, and the rest are caption tables.
+    named = names_and_paths(options.tables)
     if not named:
         raise UserError(
-            "a report of what? Give caption tables, training runs or sweeps: raycap report TABLE_OR_RUN..."
+            "a report of what? Give caption tables, training runs or sweeps: "
+            "raycap report TABLE_OR_RUN..."
         )
-    known = references.read(config.source) if config.source else None
-    trust = trust.also(*(Trust.below(root_of(path).uri) for _, path in tables))
-    trust = trust.also(config.source.trust) if config.source else trust
-    room = PageBudget(options.megabytes)
-    as_written = _as_written(" and ".join(path for _, path in named))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        as_written if runs or sweeps else contextlib.nullcontext(),
-    ):
-        known_of_runs, trust_of_runs = known, trust
+    sweeps, runs, table_paths = [], [], []
+    for name, path in named:
+        with _as_written(path):
+            if is_sweep(path):
+                sweeps.append(read_sweep(name, path))
+            elif is_run(path):
+                runs.append(read_run(name, path))
+            else:
+                table_paths.append((name, path))
+    references = read_references(source) if source else None
+    trust = trust.also(*(Trust.below(root_of(path).uri) for _, path in table_paths))
+    if source:
+        trust = trust.also(source.trust)
+    pictures = PagePictures(fetch, trust, reading, PageBudget(options.megabytes))
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        if runs or sweeps:
+            stack.enter_context(_as_written(" and ".join(path for _, path in named)))
+
+        # Training runs: without --references, the pictures come from the source of each run.
+        run_references, run_pictures = references, pictures
         notes: list[str] = []
-        if known is None and runs:
-            known_of_runs, own, notes = references_of_runs(runs, Path(folder))
-            trust_of_runs = trust.also(own)
-        of_runs = of_training.told(
-            runs, known_of_runs, options, room, config.fetch, trust_of_runs, config.reading
-        )
-        of_runs["notes"] = [*notes, *of_runs["notes"]]
-        of_tables = _captions(tables, known, room, trust, config)
+        if references is None and runs:
+            run_references, run_trust, notes = references_of_runs(runs, Path(folder))
+            run_pictures = pictures.also_trust(run_trust)
+        values = run_values(runs, run_references, run_pictures)
+        panels, panel_notes = panels_of_runs(runs, run_references, options.panels, run_pictures)
+        notes += panel_notes
+
+        # Caption tables: scored if there are references.
+        tables = [
+            read_captions(path, name, evaluate.key_column, evaluate.caption_column)
+            for name, path in table_paths
+        ]
+        evaluation = None
+        if tables and references:
+            alignment = align(tables, references, evaluate)
+            evaluation = score_tables(alignment, evaluate, metric_options)
+        if tables:
+            of_tables = table_values(tables, references, evaluation, options, evaluate, pictures)
+            panels += of_tables.pop("panels")
+            notes += of_tables.pop("notes")
+        else:
+            of_tables = {"tables": (), "scores": None}
+
+        title = options.title or " and ".join(name for name, _ in named)
         page = render(
-            title=options.title or " and ".join(name for name, _ in named),
+            title=title,
             sweeps=sweeps,
             runs=runs,
-            **{name: [*of_runs.pop(name), *of_tables.pop(name)] for name in ("panels", "notes")},
-            **of_runs,
+            panels=panels,
+            notes=notes,
+            **values,
             **of_tables,
         )
     out = Path(options.out)
@@ -83,12 +120,13 @@ def write_page(config: Config, trust: Trust = ONLY_WEB) -> str:
         file.write(page)
     entries = of_tables.get("entries", ())
     refused = [entry.uri for entry, picture in entries if "--fetch.trust" in picture.reason]
-    return f"{_remedy(refused)}written: {out} ({out.stat().st_size / 2**20:.1f} MB)\n"
+    size = out.stat().st_size / 2**20
+    return f"{_how_to_trust(refused)}written: {out} ({size:.1f} MB)\n"
 
 
 @contextlib.contextmanager
 def _as_written(path: str) -> Iterator[None]:
-    """Journals and tables of trials are shown as raycap writes them; what somebody changed is refused."""
+    """Raises UserError for run logs and tables of trials that are not as raycap writes them."""
     try:
         yield
     except UserError:
@@ -106,42 +144,19 @@ def _as_written(path: str) -> Iterator[None]:
         ) from error
 
 
-def _remedy(uris: list[str]) -> str:
-    """How to see pictures that the tables may not name by themselves."""
-    if not uris:
+def _how_to_trust(refused: Sequence[str]) -> str:
+    """How to see the pictures at these URIs, which the tables may not name by themselves."""
+    if not refused:
         return ""
-    paths = [
-        path for uri in uris if (path := local_path(uri)) is not None and path.startswith("/")
-    ]
-    folder = (
-        os.path.commonpath([str(Path(path).resolve().parent) for path in paths]) if paths else ""
-    )
-    option = (
-        f"--fetch.trust {shlex.quote(folder)}" if folder.strip("/") else "--fetch.trust PREFIX"
-    )
-    pictures = counted(len(uris), "picture is", "pictures are")
+    folders = []
+    for uri in refused:
+        path = local_path(uri)
+        if path is not None and path.startswith("/"):
+            folders.append(str(Path(path).resolve().parent))
+    folder = os.path.commonpath(folders) if folders else ""
+    prefix = shlex.quote(folder) if folder.strip("/") else "PREFIX"
     return (
-        f"{pictures} not shown: a table may be somebody else's, so it opens nothing outside of its own folder. "
-        f"If you trust what it names: {option}\n"
+        f"{counted(len(refused), 'picture is', 'pictures are')} not shown: a table may be "
+        "somebody else's, so it opens nothing outside of its own folder. If you trust what it names: "
+        f"--fetch.trust {prefix}\n"
     )
-
-
-def _captions(
-    named: list[tuple[str, str]],
-    known: References | None,
-    room: PageBudget,
-    trust: Trust,
-    config: Config,
-) -> dict[str, Any]:
-    """What the page tells of caption tables; nothing where there are none."""
-    how = config.evaluate
-    tables = [
-        captions.read(path, name, how.key_column, how.caption_column) for name, path in named
-    ]
-    if not tables:
-        return {"tables": (), "scores": None, "panels": (), "notes": ()}
-    scores = judge(alignment.align(tables, known, how), how, config.metric) if known else None
-    told = of_tables_page.told(
-        tables, known, scores, config.report, how, room, config.fetch, trust, config.reading
-    )
-    return {"tables": tables, **told}

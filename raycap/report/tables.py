@@ -1,145 +1,116 @@
-"""What a page tells of caption tables, one or several: scores, histograms, failures and the gallery."""
+"""What a page shows of caption tables: scores, the gallery, failures and histograms."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from raycap.evaluation import telling
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.options import Evaluate
 from raycap.evaluation.references import References
-from raycap.evaluation.scoring import Scores
-from raycap.fetch import Fetch, Trust
-from raycap.images import Reading
+from raycap.evaluation.scoring import Evaluation
 from raycap.plots import histogram
-from raycap.report import attention
-from raycap.report.gallery import DISPUTE, LENGTH, SURENESS, Collection, Gallery, Measure
+from raycap.report.gallery import CONFIDENCE, LENGTH, GalleryMaker, PictureMeasure, confidence
 from raycap.report.options import Report
-from raycap.report.html import brief
-from raycap.report.thumbnails import PageBudget, thumbnails
+from raycap.report.pictures import PagePictures, panels_of_tables
 
-NAMES = {
-    **{f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
-    **{f"bleu_nltk_{n}": f"BLEU-{n} (NLTK)" for n in (1, 2, 3, 4)},
-    "cider_d": "CIDEr-D",
-    "cider": "CIDEr",
-    "rouge_l": "ROUGE-L",
-    "meteor": "METEOR",
-    "meteor_nltk": "METEOR (NLTK)",
-    "spice": "SPICE",
-    "glove_mean": "GloVe similarity, mean",
-    "glove_best": "GloVe similarity, best",
-    SURENESS: "sureness",
-    LENGTH: "length in words",
-    "distinct": "distinct captions (share)",
-    "vocabulary": "words used",
-    "cut_off": "cut off (share)",
-    "repetitive": "repetitive (share)",
-    "loss": "loss by the true words (nats a word)",
-    "perplexity": "perplexity by the true words",
-    "token_accuracy": "token accuracy by the true words",
-    "novel": "not a training caption (share)",
-    DISPUTE: "difference between tables",
-}
+HISTOGRAM_PICTURES = 50  # fewer are better looked at one by one
+BINS = 40
 
 
-def told(
+def table_values(
     tables: Sequence[CaptionTable],
     references: References | None,
-    scores: Scores | None,
+    evaluation: Evaluation | None,
     options: Report,
     evaluate: Evaluate,
-    room: PageBudget,
-    fetch: Fetch,
-    trust: Trust,
-    reading: Reading,
+    pictures: PagePictures,
 ) -> dict[str, Any]:
-    """What the template asks for."""
-    gallery = Collection(tables, references, scores).gallery(options.pictures, options.seed)
+    """The values that the template needs."""
+    gallery = GalleryMaker(tables, references, evaluation).gallery(options.pictures)
     uris = [None if entry.is_unreadable else entry.uri for entry in gallery.entries]
-    panels, notes = attention.panels(
-        tables, options.panels, options.model, room, fetch, trust, reading
-    )
-    pictures = thumbnails(uris, options.thumbnail, room, fetch, trust, reading)
+    panels, notes = panels_of_tables(tables, options.panels, options.model, pictures)
+    thumbnails = pictures.thumbnails(uris)
+    labels = []
+    for measure in gallery.measures:
+        of_table = f" of {measure.table}" if measure.table and len(tables) > 1 else ""
+        labels.append(f"{measure.facts.label}{of_table}")
+    shown = [
+        facts for entry in gallery.entries for one in entry.captions for facts, _ in one.scores
+    ]
+    histograms = []
+    if gallery.pictures >= HISTOGRAM_PICTURES:
+        histograms = _histograms(gallery.measures)
     return {
+        "tables": tables,
         "panels": panels,
         "notes": notes,
         "gallery": gallery,
-        "entries": list(zip(gallery.entries, pictures, strict=True)),
-        "measures": [_label(measure, len(tables)) for measure in gallery.measures],
-        "names": NAMES,
-        "statuses": sorted({status for counts in gallery.statuses.values() for status in counts}),
-        "histograms": _histograms(gallery),
-        "scores": _table_of_scores(scores) if scores else None,
-        "pictures_judged": len(scores.alignment.keys) if scores else 0,
+        "entries": list(zip(gallery.entries, thumbnails, strict=True)),
+        "measures": labels,
+        "legend": list(dict.fromkeys(shown)),
+        "statuses": sorted({status for own in gallery.statuses.values() for status in own}),
+        "histograms": histograms,
+        "scores": _score_rows(evaluation) if evaluation else None,
+        "pictures_judged": len(evaluation.alignment.keys) if evaluation else 0,
         "evaluate": evaluate,
+        # Alternatives have the captioner's own score only.
+        "confidence_text": _confidence_text,
     }
 
 
-def _label(measure: Measure, tables: int) -> str:
-    name = NAMES[measure.name]
-    return f"{name} of {measure.table}" if measure.table and tables > 1 else name
+def _confidence_text(score: float | None) -> str:
+    percent = float(confidence(np.nan if score is None else score))
+    return "" if np.isnan(percent) else CONFIDENCE.shown(percent)
 
 
-def _histograms(gallery: Gallery) -> list[dict[str, Any]]:
+def _histograms(measures: Sequence[PictureMeasure]) -> list[dict[str, Any]]:
     """One for each measure, the tables over one another, with what it shows in words."""
-    found = []
-    for name in dict.fromkeys(measure.name for measure in gallery.measures):
+    histograms = []
+    for facts in dict.fromkeys(measure.facts for measure in measures):
         series = {
-            each.table or NAMES[name]: each.values
-            for each in gallery.measures
-            if each.name == name
+            measure.table or facts.label: measure.values
+            for measure in measures
+            if measure.facts == facts
         }
         known = {table: values[np.isfinite(values)] for table, values in series.items()}
-        middles = [
-            f"{table}: half of {len(values):,} pictures between {_quantiles(values)}"
-            for table, values in known.items()
-            if len(values)
-        ]
-        if middles:
-            whole = name == LENGTH
-            bins = (
-                int(min(40, max(float(np.ptp(np.concatenate(list(known.values())))), 1)))
-                if whole
-                else 40
-            )
-            found.append(
-                {
-                    "name": NAMES[name],
-                    "plot": histogram(series, NAMES[name], bins),
-                    "words": "; ".join(middles),
-                }
-            )
-    return found
+        words = []
+        for table, values in known.items():
+            if len(values):
+                low, middle, high = map(facts.shown, np.quantile(values, (0.25, 0.5, 0.75)))
+                half = f"half of {len(values):,} pictures between {low} and {high}"
+                words.append(f"{table}: {half}, median {middle}")
+        if not words:
+            continue
+        bins = BINS
+        if facts == LENGTH:
+            bins = int(min(BINS, max(float(np.ptp(np.concatenate(list(known.values())))), 1)))
+        plot = histogram(series, facts.label, bins)
+        histograms.append({"name": facts.label, "plot": plot, "words": "; ".join(words)})
+    return histograms
 
 
-def _quantiles(values: Any) -> str:
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return f"{brief(low)} and {brief(high)}, median {brief(middle)}"
-
-
-def _table_of_scores(scores: Scores) -> list[dict[str, Any]]:
+def _score_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """A row for each score with a cell for each table."""
     rows = []
-    for name in scores.names:
-        best = scores.best.get(name)
+    for name, facts in evaluation.facts.items():
+        best = evaluation.best.get(name)
         cells = []
-        for number, answers in enumerate(scores.answers):
-            bounds = scores.intervals[number].get(name)
-            between = (
-                f"{telling.figure(bounds[0])} to {telling.figure(bounds[1])}" if bounds else ""
-            )
-            won = best is not None and best.table == number
-            score = answers[name].score if name in answers else math.nan
-            cells.append(
-                {
-                    "score": "" if math.isnan(score) else telling.figure(score),
-                    "between": between,
-                    "won": won,
-                    "sure": won and best is not None and best.beyond_chance,
-                    "signature": answers[name].signature if name in answers else "",
-                }
-            )
-        rows.append({"name": NAMES.get(name, name), "cells": cells})
+        for number, scores in enumerate(evaluation.scores):
+            score = scores.get(name)
+            bounds = evaluation.intervals[number].get(name)
+            is_best = best is not None and best.table == number
+            cell: dict[str, Any] = {
+                "score": "",
+                "between": f"{facts.shown(bounds[0])} to {facts.shown(bounds[1])}"
+                if bounds
+                else "",
+                "is_best": is_best,
+                "beyond_chance": is_best and best is not None and best.beyond_chance,
+                "signature": score.signature if score else "",
+            }
+            if score and not np.isnan(score.value):
+                cell["score"] = facts.shown(score.value)
+            cells.append(cell)
+        rows.append({"facts": facts, "cells": cells})
     return rows

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from raycap.run_log import METRICS as METRICS
+from raycap.run_log import PICTURES as PICTURES
+from raycap.run_log import read_epochs as read_epochs
+from raycap.run_log import read_log as read_log
 from raycap.storage import whole_file
 
-METRICS = "metrics.jsonl"
-PICTURES = "validation.jsonl"
 CAPTIONER = "captioner"
 STOP = "stop"  # a file of this name asks a run to save and stop
 SECONDS_BETWEEN_LOOKS = 0.05
@@ -63,19 +65,6 @@ class LogReader:
         new = lines[min(self._seen, len(lines)) :]
         self._seen = len(lines)
         return new
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines so far; a killed run may have left half of one at the end."""
-    if not path.exists():
-        return []
-    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in complete if line]
-
-
-def read_epochs(path: Path) -> list[dict[str, Any]]:
-    """The lines of finished epochs."""
-    return [line for line in read_log(path) if line["kind"] == "epoch"]
 
 
 class EpochLimit:
