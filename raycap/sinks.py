@@ -1,7 +1,7 @@
 """Other forms of a caption table: text files beside pictures, JSON lines, WebDataset, imagefolder.
 
-A new sink is one class and one line in ALL_SINKS. Its files depend on one part of the table alone and
-appear whole, so a run that is repeated or resumed writes the same.
+A new sink is one class and one line in ALL_SINKS. Its files depend on one part of the table alone
+and appear whole, so a run that is repeated or resumed writes the same.
 """
 
 import base64

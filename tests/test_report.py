@@ -535,15 +535,17 @@ def test_where_the_captioner_looked_is_drawn(
     pq.write_table(
         pa.Table.from_pylist(rows, LOOKED), tmp_path / "run" / "captions" / "part.parquet"
     )
-    (tmp_path / "model").mkdir()
+    model = tmp_path / "run" / "_model"  # below the table's folder: elsewhere it is not opened
+    model.mkdir()
     encoder = part_to_plain("encoder", Pixels(size=32, patch=16))
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"encoder": encoder}))
+    (model / "config.json").write_text(json.dumps({"encoder": encoder}))
     out = tmp_path / "page.html"
     arguments = ["report", str(tmp_path / "run"), "--panels", "4", "--out", str(out)]
+    arguments += ["--fetch.trust", str(made)]
     assert main(arguments) == 0
     text = out.read_text(encoding="utf-8")
     assert "say with --model which captioner wrote them" in text and 'class="panel"' not in text
-    (tmp_path / "run" / "facts.json").write_text(json.dumps({"model": str(tmp_path / "model")}))
+    (tmp_path / "run" / "facts.json").write_text(json.dumps({"model": str(model)}))
     assert main(arguments) == 0
     opened(browser, out, 360)
     assert browser.execute_script("return document.querySelectorAll('.panel img').length") == 4

@@ -95,8 +95,8 @@ def _is_captioner(path: str) -> bool:
     else:
         return False
     raise UserError(
-        f"{path} is {what}, no captioner of raycap's: write its captions into a table (CSV or JSON "
-        "lines with the columns key and caption), and evaluate that"
+        f"{path} is {what}, no captioner of raycap's: write its captions into a table (CSV or "
+        "JSON lines with the columns key and caption), and evaluate that"
     )
 
 

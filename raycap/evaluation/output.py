@@ -113,8 +113,8 @@ def evaluation_as_text(evaluation: Evaluation, options: Evaluate) -> str:
     if few != many:
         references = f"{few} to {many} references"
     lines = [f"{len(alignment.keys):,} pictures judged, {references} each", ""]
-    for row in zip(*columns, strict=True):
-        lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
+    rows = zip(*columns, strict=True)
+    lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     if options.samples:
         resamples = f"{options.samples:,} resamples of the pictures"
         lines += ["", f"({options.level:.0%} intervals from {resamples})"]

@@ -5,7 +5,8 @@ corpus = Corpus(["a dog runs"], [["a dog is running", "the dog runs"]])
 cider_d.value, cider_d.per_picture
 """
 
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from raycap.metrics.bleu import Bleu
 from raycap.metrics.cider import Cider, CiderD, CiderReward
@@ -72,6 +73,12 @@ def facts_of(name: str) -> ScoreFacts:
     return facts
 
 
+def headline_scores(line: Mapping[str, Any]) -> dict[str, ScoreFacts]:
+    """The headline scores in a line of a training log, by their name there."""
+    found = {name: find_facts(name) for name in line}
+    return {name: facts for name, facts in found.items() if facts and facts.headline}
+
+
 __all__ = [
     "METRICS",
     "CiderReward",
@@ -86,6 +93,7 @@ __all__ = [
     "every_score",
     "facts_of",
     "find_facts",
+    "headline_scores",
     "interval",
     "mean_score",
     "middle",

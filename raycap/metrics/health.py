@@ -36,7 +36,7 @@ REPETITIVE = ScoreFacts(
 NOVEL = ScoreFacts(
     "novel",
     "novel captions",
-    "share of captions that are no training caption",
+    "share that are no training caption",
     "neither",
     "{:.1%}",
 )
@@ -44,7 +44,7 @@ NOVEL = ScoreFacts(
 
 @dataclass(frozen=True)
 class Health:
-    """Distinct captions, words used, mean length; shares of captions cut off, repetitive, novel."""
+    """Distinct captions, words used, mean length; shares cut off, repetitive, novel."""
 
     scores: ClassVar[tuple[ScoreFacts, ...]] = (
         DISTINCT,

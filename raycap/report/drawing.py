@@ -49,9 +49,9 @@ def save(drawing: Image.Image, path: Path, notes: dict[str, str]) -> None:
 
 
 def free_path(photo: str, digest: str, what: str) -> Path:
-    """The file for a drawing of the photo, a path or URL whose bytes have this digest: NAME.WHAT.png
-    in the working folder, or NAME-2.WHAT.png and so on where that is another file. An older drawing
-    of the photo is replaced."""
+    """The file for a drawing of the photo, a path or URL whose bytes have this digest:
+    NAME.WHAT.png in the working folder, or NAME-2.WHAT.png and so on where that is another file.
+    An older drawing of the photo is replaced."""
     stem = (
         re.sub(r"[^\w.-]+", "_", Path(name_of(photo)).stem)[:LONGEST_NAME].lstrip(".") or "photo"
     )

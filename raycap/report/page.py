@@ -157,6 +157,6 @@ def _how_to_trust(refused: Sequence[str]) -> str:
     prefix = shlex.quote(folder) if folder.strip("/") else "PREFIX"
     return (
         f"{counted(len(refused), 'picture is', 'pictures are')} not shown: a table may be "
-        "somebody else's, so it opens nothing outside of its own folder. If you trust what it names: "
-        f"--fetch.trust {prefix}\n"
+        "somebody else's, so it opens nothing outside of its own folder. If you trust what it "
+        f"names: --fetch.trust {prefix}\n"
     )

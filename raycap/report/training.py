@@ -12,7 +12,7 @@ from raycap.config import loads
 from raycap.errors import UserError
 from raycap.evaluation.references import References, read_references
 from raycap.fetch import Trust
-from raycap.metrics import find_facts
+from raycap.metrics import find_facts, headline_scores
 from raycap.plots import curves
 from raycap.report.pictures import PagePictures, Panel, Thumbnail, square_of
 from raycap.run_log import METRICS, PICTURES, read_log
@@ -90,13 +90,10 @@ class LoggedRun:
     @property
     def best_scores(self) -> str:
         """The headline scores of that epoch, in words."""
-        if self.best is None:
-            return ""
-        headlines = [(name, find_facts(name)) for name in self.scores]
+        best = self.best or {}
         return ", ".join(
-            f"{facts.label} {facts.shown(self.best[name])}"
-            for name, facts in headlines
-            if facts and facts.headline and name in self.best
+            f"{facts.label} {facts.shown(best[name])}"
+            for name, facts in headline_scores(best).items()
         )
 
 
@@ -194,10 +191,9 @@ def panels_of_runs(
 def charts(runs: Sequence[LoggedRun]) -> list[tuple[str, Figure]]:
     """A chart for each measure that the runs have; for several runs a line each."""
     of_scores: dict[str, dict[str, tuple[str, str]]] = {}
-    for name in dict.fromkeys(name for run in runs for name in run.scores):
-        facts = find_facts(name)
-        if facts and facts.headline:
-            of_scores[facts.label] = {"validation": ("epoch", name)}
+    every_score = dict.fromkeys(name for run in runs for name in run.scores)
+    for name, facts in headline_scores(every_score).items():
+        of_scores[facts.label] = {"validation": ("epoch", name)}
     drawn = []
     for title, lines in {**CHARTS, **of_scores, **LAST_CHARTS}.items():
         if len(runs) > 1:
