@@ -1,4 +1,4 @@
-"""`raycap evaluate` on captioners: it captions first, once, and finds the losses that training found."""
+"""`raycap evaluate` on captioners: it captions first, once, and finds the losses of training."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.ray
 CONFIG = """
 source: {kind: shapes, count: 120}
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
-decoder: {kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16, projection_width: 16}
+decoder:
+  {kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16,
+    projection_width: 16}
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:
@@ -73,7 +75,7 @@ def test_what_training_measured_is_found_again(
 ) -> None:
     found = evaluated(trained, f"tuned={trained / 'long' / 'captioner'}")
     [table] = found["tables"]
-    scores = {name: told["score"] for name, told in table["scores"].items()}
+    scores = {name: score["score"] for name, score in table["scores"].items()}
     line = kept(trained / "long")
     assert found["pictures"] == 12 and found["captioners"] == {
         "tuned": str(trained / "long" / "captioner")

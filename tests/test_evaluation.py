@@ -1,4 +1,5 @@
-"""Evaluation: every form of table reads alike, nothing is dropped silently, and the better captions win."""
+"""Evaluation: every form of table is read alike, nothing is dropped silently, and the better
+captions win."""
 
 import json
 import random
@@ -573,6 +574,29 @@ def test_refusals_name_the_remedy(
         assert word in shown
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "blip", "architectures": ["Blip"]}, ["a Hugging Face model (blip)"]),
+        ({"architectures": ["GitForCausalLM"]}, ["a Hugging Face model", "GitForCausalLM"]),
+        ({"hidden_size": 7}, ["a model whose config.json raycap did not write"]),
+        ([], ["a model whose config.json raycap did not write"]),
+    ],
+)
+def test_another_model_is_no_captioner(
+    config: Any, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    references = write_references(tmp_path / "references.jsonl", ["1"])
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "model.safetensors").write_bytes(b"")
+    assert main(["evaluate", str(model), "--references", references]) == 2
+    shown = capsys.readouterr().err
+    for word in [*words, "no captioner of raycap's", "write its captions into a table"]:
+        assert word in shown
+
+
 def test_the_reference_scores_come_out_of_the_command(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -601,8 +625,10 @@ def test_evaluating_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
     table = write_captions(tmp_path / "t.parquet", [caption_row("1", "a dog")])
     program = (
         "import sys; from raycap.cli import main\n"
-        f"main(['evaluate', {table!r}, '--references', {references!r}, '--out', {str(tmp_path / 's.json')!r}])\n"
-        "print([name for name in ('torch', 'ray', 'torchvision', 'nltk', 'matplotlib') if name in sys.modules])"
+        f"main(['evaluate', {table!r}, '--references', {references!r}, "
+        f"'--out', {str(tmp_path / 's.json')!r}])\n"
+        "heavy = ('torch', 'ray', 'torchvision', 'nltk', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -612,7 +638,8 @@ def test_evaluating_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
 
 def test_the_config_tells_evaluation_too() -> None:
     config = loads(
-        "evaluate: {tables: [a.parquet], metrics: [bleu]}\nmetric: {glove_similarity: {glove: g.txt}}\n"
+        "evaluate: {tables: [a.parquet], metrics: [bleu]}\n"
+        "metric: {glove_similarity: {glove: g.txt}}\n"
     )
     assert config.metric.glove_similarity.glove == "g.txt"
     assert loads(dumps(config)) == config

@@ -1,4 +1,4 @@
-"""METEOR and SPICE through Java: equal to the reference; where Java or a file is missing, the remedy is named."""
+"""METEOR and SPICE through Java: equal to the reference; what is missing is named."""
 
 import json
 import shutil
@@ -45,7 +45,8 @@ def test_meteor_equals_the_reference(shared_data: Path) -> None:
     np.testing.assert_allclose(
         answer.per_picture[:200], parts["scores"]["per_image"]["METEOR"][:200], rtol=0, atol=1e-9
     )
-    assert answer.per_picture[200] == pytest.approx(1) and answer.per_picture[201] == answer.per_picture[203] == 0
+    assert answer.per_picture[200] == pytest.approx(1)
+    assert answer.per_picture[201] == answer.per_picture[203] == 0
     ours = {row: [tokens] for row, tokens in enumerate(corpus.tokens)}
     overall, each = Meteor().compute_score(dict(enumerate(corpus.reference_tokens)), ours)
     assert answer.value == pytest.approx(overall, abs=1e-12)

@@ -1,4 +1,5 @@
-"""The page in a real browser: it loads without errors or requests, nothing in it runs but its own, filters work."""
+"""Pages in a real browser: they load without errors or requests, nothing in them runs but their
+own script, filters work."""
 
 import html
 import json
@@ -70,7 +71,7 @@ def row(key: str, caption: str, place: int, uri: str, status: str = "success") -
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tables of real pictures with hostile keys and captions and some failures, and their references."""
+    """Two tables of real pictures, with hostile keys and captions and failures; and references."""
     folder = tmp_path_factory.mktemp("report")
     colours = np.random.default_rng(0)
     first, second, references = [], [], []
@@ -181,7 +182,10 @@ def shown(browser: Any) -> list[int]:
         "return [...document.querySelectorAll('#gallery .picture')].filter(e => !e.hidden)"
         ".map(e => parseInt(e.querySelector('.key').textContent))"
     )
-    settle = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20)))"
+    settle = (
+        "const done = arguments[0]; "
+        "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20)))"
+    )
     browser.execute_async_script(settle)
     return list(browser.execute_script(script))
 
@@ -289,7 +293,8 @@ def test_a_comparison_shows_both_and_sorts_by_difference(browser: Any, two: Path
     put(browser, "measure", "difference between tables")
     order = shown(browser)
     values = browser.execute_script(
-        "return [...document.querySelectorAll('.picture')].map(e => e.dataset.values.split(',')[0])"
+        "return [...document.querySelectorAll('.picture')]"
+        ".map(e => e.dataset.values.split(',')[0])"
     )
     known = [float(value) for value in values if value]
     assert known == sorted(known, reverse=True) and len(known) == PICTURES - 4
@@ -304,7 +309,8 @@ def test_nothing_is_wider_than_the_window(
     opened(browser, request.getfixturevalue(name), width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     small = browser.execute_script(
-        "return [...document.querySelectorAll('input, select, button')].filter(e => e.offsetParent)"
+        "return [...document.querySelectorAll('input, select, button')]"
+        ".filter(e => e.offsetParent)"
         ".filter(e => e.getBoundingClientRect().height < 40).length"
     )
     assert small == 0  # fingers need room
@@ -337,7 +343,8 @@ def test_screen_readers_and_keyboards_find_their_way(browser: Any, two: Path) ->
     assert ask("return document.querySelectorAll('h1').length") == 1
     assert ask("return [...document.images].every(e => e.alt.trim())")
     assert ask(
-        "return [...document.querySelectorAll('#controls input, #controls select')].every(e => e.labels.length)"
+        "return [...document.querySelectorAll('#controls input, #controls select')]"
+        ".every(e => e.labels.length)"
     )
     assert ask(
         "return [...document.querySelectorAll('figure')].every(e => e.getAttribute('aria-label'))"
@@ -440,7 +447,10 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
     opened(browser, out, 360)
     assert browser.get_log("browser") == [] and window_pwned(browser) is None
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
-    ask = "return [...document.querySelectorAll('[aria-labelledby=extremes] .caption')].map(e => e.textContent)"
+    ask = (
+        "return [...document.querySelectorAll('[aria-labelledby=extremes] .caption')]"
+        ".map(e => e.textContent)"
+    )
     order = sorted(pictures, key=lambda picture: -picture["cider_d"])
     wanted = [picture["caption"].split()[1] for picture in [*order[:8], *order[:-9:-1]]]
     assert [text.split()[1] for text in browser.execute_script(ask)] == wanted
@@ -979,13 +989,16 @@ def test_tables_of_odd_types_are_shown_or_refused(
         ['{"kind": "epoch", "epoch": "<b>", "step": [], "best": true, "samples": 3}'],
         ['{"kind": "step", "step": "x", "training_loss": "\\ud800"}'],
         [
-            '{"kind": "step", "step": 1, "training_loss": NaN, "training_accuracy": 1e999, "reward": null}'
+            '{"kind": "step", "step": 1, "training_loss": NaN, "training_accuracy": 1e999, '
+            '"reward": null}'
         ],
         [
-            '{"kind": "samples", "step": 1, "samples": [{"key": "\\ud800", "caption": "$", "reference": "x"}]}'
+            '{"kind": "samples", "step": 1, '
+            '"samples": [{"key": "\\ud800", "caption": "$", "reference": "x"}]}'
         ],
         [
-            '{"kind": "epoch", "step": 1e308, "epoch": 1, "best": false, "bleu_4": 5e-324, "samples": []}'
+            '{"kind": "epoch", "step": 1e308, "epoch": 1, "best": false, "bleu_4": 5e-324, '
+            '"samples": []}'
         ]
         * 2,
     ],
@@ -1103,7 +1116,7 @@ def test_the_page_of_a_run_shows_the_pictures_of_its_own_source(run_on_shapes: P
 def test_a_run_from_somebody_else_brings_no_other_pictures_of_this_machine(
     run_on_shapes: Path, made: Path
 ) -> None:
-    """Its config names a dataset here, and it knows names of pictures, not what people said of them."""
+    """Its config names a dataset here, and it knows keys of pictures, but not their references."""
     keys = [
         json.loads(line)["key"] for line in (made / "references.jsonl").read_text().splitlines()
     ]

@@ -1,4 +1,5 @@
-"""`raycap tune` on a real Ray: trials end early, die, are killed with their driver; the sweep comes to its end."""
+"""`raycap tune` on a real Ray: trials end early, die, are killed with their driver; the sweep is
+finished all the same."""
 
 import json
 import os
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.ray
 
 CONFIG = """
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
-decoder: {kind: top_down, hidden_width: 16, embedding_width: 16, attention_width: 16, projection_width: 16}
+decoder:
+  {kind: top_down, hidden_width: 16, embedding_width: 16, attention_width: 16,
+    projection_width: 16}
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:
@@ -85,7 +88,7 @@ def trials(tmp_path: Path) -> list[dict[str, Any]]:
 def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
 
 
@@ -100,7 +103,7 @@ def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing
     two_processors: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two at once: one is killed on the way, the later ones are ended early; each gives its processor back."""
+    """Two at once: one is killed, the later ones end early; each gives its processor back."""
     space = "train.lr: {choice: [2.0e-2, 1.0e-4, 1.0e-5, 1.0e-6]}"
     flags = [
         "--searcher",
@@ -156,7 +159,7 @@ def trial_process(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
+def test_a_trial_that_cannot_work_is_recorded_with_its_reason(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
     two_processors: None,
@@ -197,7 +200,7 @@ def up_to_checkpoint(folder: Path) -> list[dict[str, Any]]:
     return [line for line in read_log(folder / "metrics.jsonl") if line["step"] <= step]
 
 
-def test_a_killed_driver_goes_on_without_doing_again_what_is_done(
+def test_a_killed_sweep_continues_without_repeating_what_is_done(
     sweep: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     pytest.importorskip("optuna", reason="needs Optuna: pip install 'raycap[optuna]'")

@@ -30,7 +30,8 @@ def write_also(
         )
     if differing:
         write_err(
-            f"raycap: {differing:,} text file(s) were there already with another text and stay as they are "
+            f"raycap: {differing:,} text file(s) were there already with another text and stay as "
+            "they are "
             "(--txt-mode overwrite replaces them)\n"
         )
     for name in {name for name, _ in jobs}:
