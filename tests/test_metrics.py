@@ -1,4 +1,4 @@
-"""Metrics: equal to the reference implementation and to slow plain ones; what holds of any score."""
+"""Metrics: equal to the reference implementation and to slow plain ones; what any score does."""
 
 import json
 import shutil
