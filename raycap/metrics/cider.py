@@ -25,6 +25,7 @@ class Cider:
             "cider",
             "CIDEr",
             "agreement with the references in rare words and phrases, from 0 to 10",
+            format="{:.3f}",
             picture_rank=7,
         ),
     )
@@ -45,6 +46,7 @@ class CiderD:
             "CIDEr-D",
             "agreement with the references in rare words and phrases, from 0 to 10; people among "
             "themselves reach about 1",
+            format="{:.3f}",
             headline=True,
             picture_rank=1,
         ),

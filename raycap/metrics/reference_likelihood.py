@@ -9,6 +9,7 @@ LOSS = ScoreFacts(
     "loss on the references",
     "cross-entropy of the references' words under the captioner, in nats per word",
     better="lower",
+    format="{:.3f}",
     log_name="validation_loss",
 )
 PERPLEXITY = ScoreFacts(

@@ -168,13 +168,14 @@ class GalleryMaker:
             row_of = {key: row for row, key in enumerate(self._evaluation.alignment.keys)}
             rows = [-1 if extra else row_of.get(key, -1) for extra, key in self._keys]
             is_there = np.array([outcome is not None for outcome in captioned])
-            for score in self._evaluation.scores[number].values():
-                if score.facts.picture_rank:
-                    values = np.append(score.per_picture, np.nan)[rows]
-                    values = np.where(is_there, values, np.nan)
-                    yield PictureMeasure(score.facts, table.name, values)
-        scores = table.rows["score"].to_numpy(zero_copy_only=False).astype(np.float64)
-        confidences = np.append(confidence(scores), np.nan)
+            scores = self._evaluation.scores[number].values()
+            ranked = [score for score in scores if score.facts.picture_rank]
+            for score in sorted(ranked, key=lambda score: score.facts.picture_rank):
+                values = np.append(score.per_picture, np.nan)[rows]
+                values = np.where(is_there, values, np.nan)
+                yield PictureMeasure(score.facts, table.name, values)
+        log_probabilities = table.rows["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+        confidences = np.append(confidence(log_probabilities), np.nan)
         if np.isfinite(confidences).any():
             rows = [outcome.row if outcome else -1 for outcome in captioned]
             yield PictureMeasure(CONFIDENCE, table.name, confidences[rows])

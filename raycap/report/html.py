@@ -3,7 +3,6 @@ own."""
 
 import base64
 import hashlib
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"brief": brief, "plot": _plot, "plain": _plain}
+    environment.filters |= {"plot": _plot, "plain": _plain}
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("page.html").render(
@@ -41,15 +40,6 @@ def render(**values: Any) -> str:
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
     )
     return page.encode("utf-8", "replace").decode()
-
-
-def brief(number: float) -> str:
-    """A number with as many digits as a reader needs."""
-    if not math.isfinite(number):
-        return str(number)
-    if abs(number) >= 1e15:
-        return f"{number:.3g}"
-    return f"{number:,.0f}" if number == round(number) or abs(number) >= 100 else f"{number:.2f}"
 
 
 def _plot(figure: Figure) -> Markup:

@@ -12,7 +12,7 @@ from raycap.config import loads
 from raycap.errors import UserError
 from raycap.evaluation.references import References, read_references
 from raycap.fetch import Trust
-from raycap.metrics import find_facts, headline_scores
+from raycap.metrics import facts_of, find_facts, headline_scores
 from raycap.plots import curves
 from raycap.report.pictures import PagePictures, Panel, Thumbnail, square_of
 from raycap.run_log import METRICS, PICTURES, read_log
@@ -69,7 +69,7 @@ class LoggedRun:
         for name in dict.fromkeys(name for line in self.epochs for name in line):
             facts = find_facts(name)
             if facts and name not in COLUMNS and name != "perplexity":
-                labels[name] = facts.label
+                labels[name] = f"{facts.label[:1].upper()}{facts.label[1:]}"
         return labels
 
     @property
@@ -81,6 +81,13 @@ class LoggedRun:
             for name, heading in named.items()
             if any(name in line for line in self.epochs)
         }
+
+    def shown(self, name: str, value: float) -> str:
+        """A number of an epoch as the table shows it."""
+        facts = find_facts(name)
+        if facts:
+            return facts.shown(value)
+        return f"{value:,.0f}" if name == "seconds" else f"{value:.3f}"
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -146,6 +153,7 @@ def run_values(
     return {
         "charts": charts(runs) if runs else [],
         "extremes": extremes,
+        "cider_d": facts_of("cider_d"),
         "thumbnails": thumbnails,
         "samples": sample_pictures,
     }
