@@ -1,10 +1,12 @@
-"""Seconds to score 5,000 captions beside pycocoevalcap, and captions a second of the CIDEr-D reward beside it.
+"""Compares raycap's metrics with pycocoevalcap's: seconds to score 5,000 captions, and captions
+per second of the CIDEr-D reward.
 
     python benchmarks/metrics.py [--rounds 5] [--pictures 64] [--samples 5]
 
-Captions and references come from the folder reference-scores in RAYCAP_DATA (default ../shared/data). Both sides
-start from text: tokenising, BLEU, ROUGE-L and CIDEr-D. They take turns; the figures are medians. pycocoevalcap
-(pip install pycocoevalcap; its tokeniser needs Java) is left out where it is not installed.
+Captions and references come from the folder reference-scores in RAYCAP_DATA (default
+../shared/data). Both start from text: tokenising, BLEU, ROUGE-L and CIDEr-D. They take turns; the
+figures are medians. pycocoevalcap (pip install pycocoevalcap; its tokeniser needs Java) is left
+out if it is not installed.
 """
 
 import argparse
@@ -44,9 +46,9 @@ def human() -> tuple[Captions, References]:
 def ours(captions: Captions, references: References) -> list[float]:
     corpus = Corpus(captions, references)
     return [
-        answer.score
+        answer.value
         for name in ("bleu", "rouge_l", "cider_d")
-        for answer in METRICS[name]().judge(corpus)
+        for answer in METRICS[name]().compute(corpus)
     ]
 
 
@@ -81,7 +83,7 @@ def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 def sampled(
     references: References, pictures: int, samples: int
 ) -> tuple[CiderReward, Any, Any, list[str]]:
-    """A reward of all references, and a batch of captions as sampling writes them: [pictures x samples, T]."""
+    """A reward, and a batch of captions as sampling writes them: [pictures x samples, T]."""
     vocabulary = Vocabulary.build(
         (caption for every in references for caption in every), VocabularyOptions()
     )
@@ -90,9 +92,8 @@ def sampled(
     places = np.repeat(random.choice(len(references), pictures, replace=False), samples)
     batch = np.full((len(places), 20), PAD)
     for row, place in enumerate(places):
-        near = (
-            place if row % 2 else random.integers(len(references))
-        )  # right and wrong captions in turns
+        # Right and wrong captions in turns.
+        near = place if row % 2 else random.integers(len(references))
         numbers = encoded[near][random.integers(len(encoded[near]))][1:21]
         batch[row, : len(numbers)] = numbers
     return CiderReward(encoded), batch, places, [vocabulary.decode(row) for row in batch]
@@ -113,9 +114,8 @@ def main() -> None:
         print(f"largest difference of a corpus score: {apart:.1e}")
     scoring = medians(sides, options.rounds)
     for name, seconds in scoring.items():
-        print(
-            f"{name:>14}: {seconds:.2f} s for {len(captions)} captions, {scoring[name] / scoring['raycap']:.1f}x"
-        )
+        ratio = scoring[name] / scoring["raycap"]
+        print(f"{name:>14}: {seconds:.2f} s for {len(captions)} captions, {ratio:.1f}x")
 
     reward, batch, places, texts = sampled(references, options.pictures, options.samples)
     sides = {"raycap": lambda: reward(batch, places)}
@@ -127,13 +127,12 @@ def main() -> None:
         sides["pycocoevalcap"] = lambda: scorer.compute_score(wanted, found)
     rewarding = medians(sides, 5 * options.rounds)
     for name, seconds in rewarding.items():
-        print(
-            f"{name:>14}: {len(batch) / seconds:.0f} rewards a second, {seconds * 1000:.1f} ms a batch"
-        )
-    code = "import time; t = time.perf_counter(); import raycap.metrics; print(time.perf_counter() - t)"
-    print(
-        f"import raycap.metrics: {float(subprocess.check_output([sys.executable, '-c', code])):.2f} s"
-    )
+        per_second, ms = len(batch) / seconds, seconds * 1000
+        print(f"{name:>14}: {per_second:.0f} rewards per second, {ms:.1f} ms per batch")
+    code = "import time; t = time.perf_counter(); import raycap.metrics; "
+    code += "print(time.perf_counter() - t)"
+    import_seconds = float(subprocess.check_output([sys.executable, "-c", code]))
+    print(f"import raycap.metrics: {import_seconds:.2f} s")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ raycap inspect --config run.yaml --fetch.threads 64
 ```
 
 The options of a command's own section need no prefix: for `raycap caption`, `--caption.batch 32`
-is `--batch 32`. Where a section offers kinds, `--SECTION KIND` chooses one and `--SECTION.OPTION` sets its options.
+is `--batch 32`. Where a section offers kinds, `--SECTION KIND` chooses one and `--SECTION.OPTION`
+sets its options.
 
 `docs/configuration.py` writes this page from the option classes; a test compares the two.
 """

@@ -10,7 +10,8 @@ __all__ = ["Captioner", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`from raycap import Captioner` loads torch only when it is asked for: `raycap --help` must not."""
+    """`from raycap import Captioner` loads torch only when it is asked for: `raycap --help` must
+    not."""
     if name == "Captioner":
         from raycap.captioners import Captioner
 

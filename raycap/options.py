@@ -24,8 +24,20 @@ from raycap.errors import UserError
 # earlier versions name them. The default is ignored; any other value is refused.
 REMOVED: dict[str, tuple[Any, str]] = {
     "decoder.scaled_words": (False, "it lowered the loss and made captions no better"),
+    "report.extremes": (8, "a page shows the 8 best and the 8 worst"),
+    "report.thumbnail": (320, "pictures on a page are 320 pixels; report.megabytes limits them"),
+    "report.seed": (0, "a page always draws the same pictures"),
     "extract.shuffle_seed": (None, "every run makes all rows, so their order changes nothing"),
     "caption.shuffle_seed": (None, "every run makes all rows, so their order changes nothing"),
+}
+
+# Values that no longer exist: option and value, and what to do instead.
+REMOVED_VALUES: dict[tuple[str, Any], str] = {
+    ("caption.txt_mode", mode): (
+        "this version no longer joins texts: give skip or overwrite, or write into another folder "
+        "(without --txt-beside) and join the files yourself"
+    )
+    for mode in ("append", "prepend")
 }
 
 # A dataclass, or the alternatives by name.
@@ -109,6 +121,8 @@ def _build(part: Any, data: Any, place: str) -> Any:
             continue
         if key not in hints:
             raise UserError(f"there is no option '{dotted}'{nearest(str(key), hints)}")
+        if isinstance(value, str) and (dotted, value) in REMOVED_VALUES:
+            raise UserError(f"{dotted} is {value!r}: {REMOVED_VALUES[dotted, value]}")
         values[key] = _value(hints[key], value, dotted)
     missing = [f.name for f in dataclasses.fields(part) if _required(f) and f.name not in values]
     if missing:

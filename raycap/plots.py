@@ -1,4 +1,4 @@
-"""Pictures of results. Draws on figures of its own, so that it needs no screen and touches no global state."""
+"""Charts and panels. Each is drawn on a figure of its own: no screen, no global state."""
 
 import io
 import math
@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from raycap.metrics import headline_scores
 from raycap.storage import whole_path
 from raycap.terminal import printable
 
@@ -25,17 +26,11 @@ CHART_INCHES = (4.8, 2.5)
 LONGEST_NAME = 32  # in a legend
 LONGEST_WORD = 20  # over a tile
 MOST_TILES = 60
-WIDE = 15  # a span whose end is so many times its beginning is drawn by its logarithm
+WIDE = 15  # a range whose end is this many times its beginning gets a logarithmic axis
 FEW = 6  # whole numbers that get a column each
-INK = "#767676"  # lines and words, to be read on white and on black
-COLOURS = (
-    "#2f80c3",
-    "#d9702b",
-    "#3a9d5d",
-    "#a05fc4",
-    "#b8901f",
-    "#c04f78",
-)  # likewise; the series in their order
+# Readable on white and on black: lines and text, and the series in their order.
+INK = "#767676"
+COLOURS = ("#2f80c3", "#d9702b", "#3a9d5d", "#a05fc4", "#b8901f", "#c04f78")
 
 
 def attention_panel(
@@ -44,7 +39,7 @@ def attention_panel(
     attention: NDArray[np.float32],  # [T, P], one map for each word; P is a square number
     aspect: float = 1.0,  # height by width of the picture as a viewer shows it
 ) -> Figure:
-    """The picture, then one tile for each word with what the decoder looked at while it wrote it."""
+    """The picture, then one tile for each word with what the decoder looked at as it wrote it."""
     side = math.isqrt(attention.shape[1])
     words = words[: MOST_TILES - 1]
     rows = math.ceil((len(words) + 1) / COLUMNS)
@@ -52,12 +47,8 @@ def attention_panel(
         figsize=(COLUMNS * TILE_INCHES, rows * (TILE_INCHES * aspect + 0.35)), layout="constrained"
     )
     tiles = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    extent = (
-        0.0,
-        1.0,
-        0.0,
-        aspect,
-    )  # in widths of the picture: a squashed picture gets its own shape back
+    # In widths of the picture: a squashed picture gets its own shape back.
+    extent = (0.0, 1.0, 0.0, aspect)
     grey = np.asarray(pixels.mean(axis=2))
     for number, tile in enumerate(tiles):
         tile.axis("off")
@@ -72,10 +63,10 @@ def attention_panel(
             tile.imshow(
                 looked_at, extent=extent, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * looked_at
             )
-            # A dollar sign in a word makes no formula.
-            tile.set_title(
-                _brief(printable(words[number - 1]), LONGEST_WORD), fontsize=11, parse_math=False
-            )
+            word = printable(words[number - 1])
+            if len(word) > LONGEST_WORD:
+                word = f"{word[: LONGEST_WORD - 1]}…"
+            tile.set_title(word, fontsize=11, parse_math=False)  # "$" begins no formula
     return figure
 
 
@@ -90,21 +81,21 @@ def _enlarged(cells: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 def histogram(series: Mapping[str, NDArray[np.float64]], label: str, bins: int = BINS) -> Figure:
-    """How values are spread, one series over the other, each as the share of its own pictures."""
+    """The distribution of values, the series over one another, each in shares of its pictures."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, label, "share of pictures")
-    # Larger numbers than these leave no room for the arithmetic of edges.
-    finite = {
-        name: values[np.isfinite(values)].clip(-1e100, 1e100) for name, values in series.items()
-    }
+    finite = {}
+    for name, values in series.items():
+        # The arithmetic of edges overflows for larger numbers than these.
+        finite[name] = values[np.isfinite(values)].clip(-1e100, 1e100)
     every = np.concatenate([*finite.values(), np.zeros(0)])
-    try:
-        edges = (
-            np.histogram_bin_edges(every, bins=bins) if len(every) else np.linspace(0, 1, bins + 1)
-        )
-    except ValueError:  # values so near to each other that no numbers are between them
-        low, high = float(every.min()), float(every.max())
-        edges = np.linspace(low - max(abs(low), 1), high + max(abs(high), 1), bins + 1)
+    edges = np.linspace(0, 1, bins + 1)
+    if len(every):
+        try:
+            edges = np.histogram_bin_edges(every, bins=bins)
+        except ValueError:  # values so close that there are no numbers between them
+            low, high = float(every.min()), float(every.max())
+            edges = np.linspace(low - max(abs(low), 1), high + max(abs(high), 1), bins + 1)
     for values, colour in zip(finite.values(), _colours(len(finite)), strict=True):
         shares = np.histogram(values, edges)[0] / max(len(values), 1)
         axes.stairs(
@@ -118,7 +109,7 @@ def histogram(series: Mapping[str, NDArray[np.float64]], label: str, bins: int =
 def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], across: str, up: str
 ) -> Figure:
-    """Lines through points: for each name the values along the way, and the values reached."""
+    """Lines through points: for each name the values across, and the values up."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, across, up)
     for (places, values), colour in zip(series.values(), _colours(len(series)), strict=True):
@@ -131,7 +122,7 @@ def curves(
 
 
 def bundle(lines: Mapping[str, Sequence[float]], first: str, across: str, up: str) -> Figure:
-    """A great many lines from 1 on: all in one colour, and the one named `first` over them in another."""
+    """Many lines from 1 on in one colour, and over them the one named `first` in another."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, across, up)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -151,7 +142,8 @@ def bundle(lines: Mapping[str, Sequence[float]], first: str, across: str, up: st
 def scatter(
     places: Sequence[Any], values: Sequence[float], first: int, across: str, up: str
 ) -> Figure:
-    """A point for each pair, that at `first` apart; a few values get a column each, wide spans a logarithm."""
+    """A point for each pair, the one at `first` marked. A few values get a column each, wide
+    ranges a logarithmic axis."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, across, up)
     numbers = all(
@@ -181,7 +173,7 @@ def _colours(count: int) -> list[str]:
 
 
 def _axes(figure: Figure, across: str, up: str) -> Axes:
-    """Axes without a box, in one ink."""
+    """Axes without a box, in one colour."""
     axes = figure.subplots()
     axes.set_xlabel(across, color=INK, parse_math=False)
     axes.set_ylabel(up, color=INK, parse_math=False)
@@ -193,7 +185,7 @@ def _axes(figure: Figure, across: str, up: str) -> Axes:
 
 
 def _legend(axes: Axes, names: Sequence[str]) -> None:
-    """Names come from outside: a dollar sign in one makes no formula, and one that begins with '_' is shown too."""
+    """Names come from outside: "$" begins no formula, and a name that begins with '_' is shown."""
     legend = axes.legend(
         [str(number) for number in range(len(names))], frameon=False, labelcolor=INK
     )
@@ -202,40 +194,35 @@ def _legend(axes: Axes, names: Sequence[str]) -> None:
         text.set_text(name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}")
 
 
-def _brief(word: str, longest: int) -> str:
-    return word if len(word) <= longest else f"{word[: longest - 1]}…"
-
-
 def svg(figure: Figure) -> str:
-    """A figure as an <svg> element for a page: see-through, its ink that of the words around it."""
+    """A figure as an <svg> element for a page: transparent, in the colour of its text."""
     written = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "raycap"}):
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
     element = written.getvalue()
     element = element[element.index("<svg") :].replace(INK, "currentColor")
-    # Sizes in points would not shrink on a narrow screen; names that nothing refers to would stand in every figure.
+    # Sizes in points would not shrink on a narrow screen. Ids that nothing refers to would be
+    # repeated in every figure.
     element = re.sub(r' (?:width|height)="[\d.]+pt"', "", element, count=2)
     return re.sub(r' id="(?!p[0-9a-f]{10}"|m[0-9a-f]{10}")[^"]*"', "", element)
 
 
 def save(figure: Figure, path: Path, notes: Mapping[str, str] | None = None) -> None:
-    """Write a figure as PNG, under its name only when whole; the notes go into it as texts."""
+    """Write a figure as PNG, whole or not at all; the notes go into it as texts."""
     with whole_path(path) as part:
         figure.savefig(part, format="png", dpi=150, metadata=dict(notes or {}))
 
 
 def learning_curve(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, accuracy and scores of captions by epoch, from the lines of a training run's journal."""
+    """Loss, accuracy and scores of captions by epoch, from the lines of a training run's log."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 3)
     lines = {
         "loss": {"training_loss": "training", "validation_loss": "validation"},
         "token accuracy": {"training_accuracy": "training", "accuracy": "validation"},
         "captions of the validation pictures": {
-            "bleu_4": "BLEU-4",
-            "rouge_l": "ROUGE-L",
-            "cider_d": "CIDEr-D",
+            name: facts.label for name, facts in headline_scores(epochs[-1]).items()
         },
     }
     best = max((line["epoch"] for line in epochs if line["best"]), default=0)

@@ -1,4 +1,4 @@
-"""CIDEr and CIDEr-D written down slowly from their definition (Vedantam et al. 2015), as a yardstick."""
+"""CIDEr and CIDEr-D, slow and plain from their definition (Vedantam et al. 2015)."""
 
 import math
 from collections import Counter

@@ -1,4 +1,5 @@
-"""TrainedCaptioner folders from anybody: nothing outside of them is opened, nothing large is made, nothing is printed."""
+"""TrainedCaptioner folders from anybody: nothing outside of them is opened, nothing large is made,
+nothing is printed."""
 
 import hashlib
 import json

@@ -29,7 +29,8 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys; from raycap.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'ray', 'pyarrow', 'pydantic', 'PIL') if name in sys.modules])"
+        "print([name for name in ('torch', 'ray', 'pyarrow', 'pydantic', 'PIL') if name in "
+        "sys.modules])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

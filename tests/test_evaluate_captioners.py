@@ -1,4 +1,4 @@
-"""`raycap evaluate` on captioners: it captions first, once, and finds the losses that training found."""
+"""`raycap evaluate` on captioners: it captions first, once, and finds the losses of training."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
 CONFIG = """
 source: {kind: shapes, count: 120}
 encoder: {kind: pixels, size: 32, patch: 16, frequencies: 2}
-decoder: {kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16, projection_width: 16}
+decoder:
+  {kind: top_down, hidden_width: 24, embedding_width: 16, attention_width: 16,
+    projection_width: 16}
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:
@@ -64,7 +66,7 @@ def test_what_training_measured_is_found_again(
 ) -> None:
     found = evaluated(trained, f"tuned={trained / 'long' / 'captioner'}")
     [table] = found["tables"]
-    scores = {name: told["score"] for name, told in table["scores"].items()}
+    scores = {name: score["score"] for name, score in table["scores"].items()}
     line = kept(trained / "long")
     assert found["pictures"] == 12 and found["captioners"] == {
         "tuned": str(trained / "long" / "captioner")
@@ -97,7 +99,7 @@ def test_captioners_and_tables_stand_side_by_side_and_nothing_is_captioned_twice
     runs = [f"{name}={trained / name / 'captioner'}" for name in ("short", "long")]
     first = evaluated(trained, *runs)
     assert first["best"]["loss"]["table"] == "long", "the less the better"
-    assert [duel["metric"] for duel in first["comparisons"]].count("loss") == 1
+    assert [comparison["metric"] for comparison in first["comparisons"]].count("loss") == 1
     capsys.readouterr()
     table = Path(first["tables"][1]["path"])
     before = {path.name: path.stat().st_mtime_ns for path in table.iterdir()}

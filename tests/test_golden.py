@@ -147,7 +147,11 @@ TRAIN = """
 source: {kind: shapes, count: 60}
 encoder: {kind: pixels, size: 96, patch: 16, frequencies: 4}
 decoder:
-  {kind: top_down, hidden_width: 48, embedding_width: 32, projection_width: 48, attention_width: 32}
+  kind: top_down
+  hidden_width: 48
+  embedding_width: 32
+  projection_width: 48
+  attention_width: 32
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
 train:

@@ -49,10 +49,11 @@ import json, sys
 from raycap.fetch import BYTES_IN_MEMORY, Fetch
 from raycap.fetch.trust import ANYTHING
 from raycap.storage import RunFolder
-from raycap.sinks import Sinks, webdataset
+from raycap.sinks import SINKS, SinkSettings
 
 options = Fetch(allow_private=True, deadline=600, read_timeout=600)
-webdataset("captions/a.parquet", Sinks(RunFolder(sys.argv[1]), "skip", False, options, ANYTHING))
+settings = SinkSettings(RunFolder(sys.argv[1]), "skip", False, options, ANYTHING)
+SINKS["webdataset"].write("captions/a.parquet", settings)
 peak = open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]
 print(json.dumps([int(peak) * 1024, BYTES_IN_MEMORY, {}]))
 """

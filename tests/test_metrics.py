@@ -1,4 +1,4 @@
-"""Metrics: equal to the reference implementation, to slow plain ones, and to what must hold of any score."""
+"""Metrics: equal to the reference implementation and to slow plain ones; what any score does."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from plain_cider import plain_cider
 
 from raycap.errors import UserError
-from raycap.metrics import METRICS, Answer, CiderReward, Corpus, compare, interval, tokenise
+from raycap.metrics import METRICS, CiderReward, Corpus, Score, compare, interval, tokenise
 from raycap.metrics.rouge import longest_common
 from raycap.vocabulary import END, PAD, START
 
@@ -32,9 +32,9 @@ def corpus_of(rows: Pictures) -> Corpus:
     return Corpus([caption for caption, _ in rows], [references for _, references in rows])
 
 
-def judged(corpus: Corpus, *metrics: str) -> dict[str, Answer]:
+def judged(corpus: Corpus, *metrics: str) -> dict[str, Score]:
     return {
-        answer.name: answer for metric in metrics for answer in METRICS[metric]().judge(corpus)
+        answer.name: answer for metric in metrics for answer in METRICS[metric]().compute(corpus)
     }
 
 
@@ -72,8 +72,8 @@ def test_the_reference_scores_are_reproduced(
 ) -> None:
     corpus, scores = human
     answer = judged(corpus, metric)[name]
-    assert abs(answer.score - scores["overall"][theirs]) < 1e-9
-    np.testing.assert_allclose(answer.scores, scores["per_image"][theirs], rtol=0, atol=1e-9)
+    assert abs(answer.value - scores["overall"][theirs]) < 1e-9
+    np.testing.assert_allclose(answer.per_picture, scores["per_image"][theirs], rtol=0, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=50)
@@ -88,16 +88,16 @@ def test_scores_equal_pycocoevalcap(rows: Pictures) -> None:
     answers = judged(corpus_of(rows), "bleu", "rouge_l", "cider_d")
     overall, each = bleu.Bleu(4).compute_score(theirs, ours, verbose=0)
     for n in range(4):
-        assert answers[f"bleu_{n + 1}"].score == pytest.approx(overall[n], abs=1e-9)
-        np.testing.assert_allclose(answers[f"bleu_{n + 1}"].scores, each[n], atol=1e-9)
+        assert answers[f"bleu_{n + 1}"].value == pytest.approx(overall[n], abs=1e-9)
+        np.testing.assert_allclose(answers[f"bleu_{n + 1}"].per_picture, each[n], atol=1e-9)
     np.testing.assert_allclose(
-        answers["rouge_l"].scores, rouge.Rouge().compute_score(theirs, ours)[1], atol=1e-9
+        answers["rouge_l"].per_picture, rouge.Rouge().compute_score(theirs, ours)[1], atol=1e-9
     )
     if any(
         text for references in theirs.values() for text in references
     ):  # else it fails on the empty maximum
         np.testing.assert_allclose(
-            answers["cider_d"].scores, cider.Cider().compute_score(theirs, ours)[1], atol=1e-9
+            answers["cider_d"].per_picture, cider.Cider().compute_score(theirs, ours)[1], atol=1e-9
         )
 
 
@@ -109,7 +109,8 @@ def test_tokens_equal_those_of_java() -> None:
     if not shutil.which("java"):
         pytest.skip("needs Java: the reference tokeniser is a Java program")
     random = Random(5)
-    parts = "A man woman's t-shirt isn't they'll St. U.S. 5:30 1/2 3 10,000 can't cannot o'clock no. 'red' \"stop\" ( )"
+    parts = "A man woman's t-shirt isn't they'll St. U.S. 5:30 1/2 3 10,000 can't cannot o'clock "
+    parts += "no. 'red' \"stop\" ( )"
     ends = [" "] * 12 + [", ", ". ", "! ", "-", "/", "?! ", "... ", " & ", ": ", "'s ", "--", "; "]
     lines = [
         "".join(
@@ -172,9 +173,10 @@ def test_cider_equals_the_plain_one(rows: Pictures) -> None:
         [[text.split() for text in row[1]] for row in rows],
     )
     answers = judged(corpus_of(rows), "cider", "cider_d")
-    np.testing.assert_allclose(answers["cider_d"].scores, plain_cider(ours, theirs), atol=1e-9)
+    cider_d = answers["cider_d"].per_picture
+    np.testing.assert_allclose(cider_d, plain_cider(ours, theirs), atol=1e-9)
     np.testing.assert_allclose(
-        answers["cider"].scores, plain_cider(ours, theirs, sigma=None), atol=1e-9
+        answers["cider"].per_picture, plain_cider(ours, theirs, sigma=None), atol=1e-9
     )
 
 
@@ -241,8 +243,8 @@ def test_bleu_nltk_equals_nltk(rows: Pictures) -> None:
         ]
     for n in range(4):
         answer = answers[f"bleu_nltk_{n + 1}"]
-        assert answer.score == pytest.approx(overall[n], abs=1e-12)
-        np.testing.assert_allclose(answer.scores, [scores[n] for scores in each], atol=1e-12)
+        assert answer.value == pytest.approx(overall[n], abs=1e-12)
+        np.testing.assert_allclose(answer.per_picture, [scores[n] for scores in each], atol=1e-12)
 
 
 # --- what must hold of any score
@@ -258,8 +260,8 @@ def test_order_does_not_matter(rows: Pictures, random: Random) -> None:
         judged(corpus_of([rows[place] for place in order]), *names),
     )
     for name, answer in first.items():
-        assert second[name].score == pytest.approx(answer.score, abs=1e-9)
-        np.testing.assert_allclose(second[name].scores, answer.scores[order], atol=1e-9)
+        assert second[name].value == pytest.approx(answer.value, abs=1e-9)
+        np.testing.assert_allclose(second[name].per_picture, answer.per_picture[order], atol=1e-9)
 
 
 @given(
@@ -272,9 +274,10 @@ def test_a_caption_scores_highest_against_itself(captions: list[str]) -> None:
         corpus_of([(caption, [caption]) for caption in captions]), "bleu", "rouge_l", "cider_d"
     )
     for n in (1, 2, 3, 4):
-        np.testing.assert_allclose(answers[f"bleu_{n}"].scores, 1, atol=1e-6)
-    np.testing.assert_allclose(answers["rouge_l"].scores, 1)
-    assert (answers["cider_d"].scores <= 10 + 1e-9).all() and answers["cider_d"].scores.max() > 0
+        np.testing.assert_allclose(answers[f"bleu_{n}"].per_picture, 1, atol=1e-6)
+    np.testing.assert_allclose(answers["rouge_l"].per_picture, 1)
+    cider_d = answers["cider_d"].per_picture
+    assert (cider_d <= 10 + 1e-9).all() and cider_d.max() > 0
 
 
 @given(pictures)
@@ -282,7 +285,7 @@ def test_one_picture_scores_as_in_the_corpus(rows: Pictures) -> None:
     together = judged(corpus_of(rows), "bleu", "rouge_l")
     for place, row in enumerate(rows):
         for name, answer in judged(corpus_of([row]), "bleu", "rouge_l").items():
-            assert answer.score == pytest.approx(together[name].scores[place], abs=1e-12)
+            assert answer.value == pytest.approx(together[name].per_picture[place], abs=1e-12)
 
 
 # --- the answer form, intervals
@@ -320,11 +323,11 @@ def test_intervals_hold_the_score_and_narrow_with_more_pictures(name: str) -> No
     for pictures in (50, 800):
         answer = judged(noisy(pictures, 1, 0.7), metric)[name]
         low, high = interval(answer, samples=300)
-        assert low < answer.score < high
+        assert low < answer.value < high
         assert (
             interval(answer, samples=300) == (low, high) != interval(answer, samples=300, seed=1)
         )
-        widths.append((high - low) / answer.score)
+        widths.append((high - low) / answer.value)
     assert widths[1] < widths[0] / 2
 
 
@@ -355,12 +358,12 @@ def test_health_counts_what_it_says() -> None:
     ]
     corpus = Corpus(captions, [["x"]] * len(captions), frozenset(["A dog runs!", "a a cat"]))
     answers = judged(corpus, "health")
-    assert answers["distinct"].score == pytest.approx(5 / 6)
-    assert answers["vocabulary"].score == pytest.approx(9)
-    assert answers["length"].score == pytest.approx((3 + 3 + 4 + 3 + 8) / 6)
-    assert answers["cut_off"].scores.tolist() == [0, 0, 1, 0, 0, 0]
-    assert answers["repetitive"].scores.tolist() == [0, 0, 0, 1, 1, 0]
-    assert answers["novel"].scores.tolist() == [0, 0, 1, 0, 1, 1]
+    assert answers["distinct"].value == pytest.approx(5 / 6)
+    assert answers["vocabulary"].value == pytest.approx(9)
+    assert answers["length"].value == pytest.approx((3 + 3 + 4 + 3 + 8) / 6)
+    assert answers["cut_off"].per_picture.tolist() == [0, 0, 1, 0, 0, 0]
+    assert answers["repetitive"].per_picture.tolist() == [0, 0, 0, 1, 1, 0]
+    assert answers["novel"].per_picture.tolist() == [0, 0, 1, 0, 1, 1]
     assert interval(answers["vocabulary"]) is None and interval(answers["length"]) is not None
     assert "novel" not in judged(Corpus(["a dog"], [["a dog"]]), "health")
 
@@ -372,11 +375,11 @@ def test_glove_similarity_is_the_cosine_of_mean_vectors(tmp_path: Path) -> None:
         ["dog", "yeti", "dog cat"], [["dog yeti", "cat", "puppy"], ["dog"], ["cat dog"]]
     )
     metric = METRICS["glove_similarity"](glove=str(path))
-    mean, best = metric.judge(corpus)
-    np.testing.assert_allclose(best.scores, [1, 0, 1], atol=1e-6)
-    np.testing.assert_allclose(mean.scores, [(1 + 0 + 0.5**0.5) / 3, 0, 1], atol=1e-6)
+    mean, best = metric.compute(corpus)
+    np.testing.assert_allclose(best.per_picture, [1, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(mean.per_picture, [(1 + 0 + 0.5**0.5) / 3, 0, 1], atol=1e-6)
     with pytest.raises(UserError, match="glove"):
-        METRICS["glove_similarity"]().judge(corpus)
+        METRICS["glove_similarity"]().compute(corpus)
 
 
 def test_meteor_prefers_the_nearer_caption() -> None:
@@ -388,7 +391,7 @@ def test_meteor_prefers_the_nearer_caption() -> None:
     corpus = Corpus(
         ["a dog runs on the grass", "a canine runs on grass", "a red car", ""], references
     )
-    same, near, far, nothing = judged(corpus, "meteor_nltk")["meteor_nltk"].scores
+    same, near, far, nothing = judged(corpus, "meteor_nltk")["meteor_nltk"].per_picture
     assert 1 >= same > near > far >= nothing == 0
 
 

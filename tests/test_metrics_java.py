@@ -1,4 +1,4 @@
-"""METEOR and SPICE through Java: equal to the reference; where Java or a file is missing, the remedy is named."""
+"""METEOR and SPICE through Java: equal to the reference; what is missing is named."""
 
 import json
 import shutil
@@ -41,15 +41,16 @@ def test_meteor_equals_the_reference(shared_data: Path) -> None:
         [references[key] for key in keys]
         + [["a dog runs"], ["a dog"], ["the | dog", "cat"], ["a dog"]],
     )
-    (answer,) = METRICS["meteor"]().judge(corpus)
+    (answer,) = METRICS["meteor"]().compute(corpus)
     np.testing.assert_allclose(
-        answer.scores[:200], parts["scores"]["per_image"]["METEOR"][:200], rtol=0, atol=1e-9
+        answer.per_picture[:200], parts["scores"]["per_image"]["METEOR"][:200], rtol=0, atol=1e-9
     )
-    assert answer.scores[200] == pytest.approx(1) and answer.scores[201] == answer.scores[203] == 0
+    assert answer.per_picture[200] == pytest.approx(1)
+    assert answer.per_picture[201] == answer.per_picture[203] == 0
     ours = {row: [tokens] for row, tokens in enumerate(corpus.tokens)}
     overall, each = Meteor().compute_score(dict(enumerate(corpus.reference_tokens)), ours)
-    assert answer.score == pytest.approx(overall, abs=1e-12)
-    np.testing.assert_allclose(answer.scores, each, rtol=0, atol=1e-12)
+    assert answer.value == pytest.approx(overall, abs=1e-12)
+    np.testing.assert_allclose(answer.per_picture, each, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["meteor", "spice"])
@@ -58,7 +59,7 @@ def test_without_java_the_remedy_is_named(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="install a Java runtime"):
-        METRICS[name]().judge(Corpus(["a dog"], [["a dog"]]))
+        METRICS[name]().compute(Corpus(["a dog"], [["a dog"]]))
 
 
 @pytest.mark.usefixtures("java")
@@ -67,8 +68,8 @@ def test_spice_scores_or_says_what_it_lacks() -> None:
         ["a dog runs on the grass", "a red car"], [["a dog runs on the grass"], ["two cats sleep"]]
     )
     try:
-        (answer,) = METRICS["spice"]().judge(corpus)
+        (answer,) = METRICS["spice"]().compute(corpus)
     except UserError as refusal:
         assert "get_stanford_models" in str(refusal)
         pytest.skip("needs Stanford CoreNLP: python -m pycocoevalcap.spice.get_stanford_models")
-    assert answer.scores.tolist() == [1, 0]
+    assert answer.per_picture.tolist() == [1, 0]

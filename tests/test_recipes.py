@@ -1,4 +1,5 @@
-"""Every file in configs/ trains: on a few made pictures, with random weights in place of downloaded ones."""
+"""Every file in configs/ trains: on a few made pictures, with random weights in place of
+downloaded ones."""
 
 import json
 from pathlib import Path
@@ -52,7 +53,8 @@ TRIALS = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures and captions as Flickr8k, COCO and Karpathy's splits have them, and GloVe vectors."""
+    """The same pictures and captions as Flickr8k, COCO and Karpathy's splits have them, and GloVe
+    vectors."""
     root = tmp_path_factory.mktemp("data")
     captions: dict[str, list[str]] = {}
     for folder in ("flickr/Images", "coco/train2017", "coco/val2017", "karpathy/images"):
@@ -140,7 +142,8 @@ def test_it_trains(
         "--schedule.warmup",
         "0",
     ]
-    # One folder for all: the recipes that look at the same pictures with the same encoder find them made.
+    # One folder for all: the recipes that look at the same pictures with the same encoder find
+    # them made.
     arguments += ["--cache", str(data / "cache")]
     if run:
         arguments += ["--run", run]
@@ -235,7 +238,8 @@ def usual(data: Path) -> list[str]:
 def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(
     data: Path, tmp_path: Path
 ) -> None:
-    """Fine-tuned first, then frozen as it has become: features are made anew, and the captioner stands alone."""
+    """Fine-tuned first, then frozen as it has become: features are made anew, and the captioner
+    stands alone."""
     tuned, frozen = tmp_path / "tuned", tmp_path / "frozen"
     learning = ["--encoder.trainable", "last", "--encoder-lr", "0.01", "--epochs", "1"]
     assert main([*usual(data), *learning, "--out", str(tuned)]) == 0

@@ -1,4 +1,5 @@
-"""The page in a real browser: it loads without errors or requests, nothing in it runs but its own, filters work."""
+"""Pages in a real browser: they load without errors or requests, nothing in them runs but their
+own script, filters work."""
 
 import html
 import json
@@ -24,13 +25,12 @@ from server import serving
 from raycap import plots
 from raycap.cli import main
 from raycap.encoders import ENCODERS, Pixels
-from raycap.evaluation import captions
-from raycap.evaluation.captions import CaptionTable
+from raycap.evaluation.captions import ROWS, CaptionTable
 from raycap.fetch import Fetch, Trust
 from raycap.images import Reading
 from raycap.options import to_plain
-from raycap.report.gallery import Collection
-from raycap.report.thumbnails import Room, thumbnails
+from raycap.report.gallery import GalleryMaker
+from raycap.report.pictures import PageBudget, PagePictures
 from raycap.schema import CAPTIONS
 from raycap.sources import Shapes
 from raycap.tuning.trials import Trial, write_table
@@ -47,7 +47,7 @@ HOSTILE = [
     "<svg/onload=window.pwned=5>",
     "a" * 400,
 ]
-PICTURES = 30
+PICTURES = 50
 
 
 def row(key: str, caption: str, place: int, uri: str, status: str = "success") -> dict[str, Any]:
@@ -71,7 +71,7 @@ def row(key: str, caption: str, place: int, uri: str, status: str = "success") -
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tables of real pictures with hostile keys and captions and some failures, and their references."""
+    """Two tables of real pictures, with hostile keys and captions and failures; and references."""
     folder = tmp_path_factory.mktemp("report")
     colours = np.random.default_rng(0)
     first, second, references = [], [], []
@@ -182,7 +182,10 @@ def shown(browser: Any) -> list[int]:
         "return [...document.querySelectorAll('#gallery .picture')].filter(e => !e.hidden)"
         ".map(e => parseInt(e.querySelector('.key').textContent))"
     )
-    settle = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20)))"
+    settle = (
+        "const done = arguments[0]; "
+        "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 20)))"
+    )
     browser.execute_async_script(settle)
     return list(browser.execute_script(script))
 
@@ -257,13 +260,13 @@ def test_search_filters_and_sorting_work(browser: Any, one: Path) -> None:
     assert shown(browser) == [11, 12]
     assert browser.find_element("css selector", "output").text == f"2 of {PICTURES} pictures"
     put(browser, "status", "all")
-    put(browser, "measure", "sureness")
+    put(browser, "measure", "confidence")
     told = [place for place in everything if place not in (11, 12, 13)]
     assert shown(browser) == [*told, 11, 12, 13]
     put(browser, "order", "lowest first")
     assert shown(browser) == [*reversed(told), 11, 12, 13]
-    put(browser, "from", "-0.95")
-    put(browser, "to", "-0.45")
+    put(browser, "from", "40")  # percent: 100 * exp(-place / 10)
+    put(browser, "to", "64")
     assert shown(browser) == [9, 8, 7, 6, 5]
     put(browser, "search", "number7")
     assert shown(browser) == [7]
@@ -286,11 +289,12 @@ def test_a_comparison_shows_both_and_sorts_by_difference(browser: Any, two: Path
         "return [...document.querySelectorAll('svg text')].map(e => e.textContent)"
     )
     assert {"first", "_second <b> $x$"} <= set(legend)
-    assert browser.find_elements("css selector", "td.won")
+    assert browser.find_elements("css selector", "td.best")
     put(browser, "measure", "difference between tables")
     order = shown(browser)
     values = browser.execute_script(
-        "return [...document.querySelectorAll('.picture')].map(e => e.dataset.values.split(',')[0])"
+        "return [...document.querySelectorAll('.picture')]"
+        ".map(e => e.dataset.values.split(',')[0])"
     )
     known = [float(value) for value in values if value]
     assert known == sorted(known, reverse=True) and len(known) == PICTURES - 4
@@ -305,7 +309,8 @@ def test_nothing_is_wider_than_the_window(
     opened(browser, request.getfixturevalue(name), width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     small = browser.execute_script(
-        "return [...document.querySelectorAll('input, select, button')].filter(e => e.offsetParent)"
+        "return [...document.querySelectorAll('input, select, button')]"
+        ".filter(e => e.offsetParent)"
         ".filter(e => e.getBoundingClientRect().height < 40).length"
     )
     assert small == 0  # fingers need room
@@ -338,7 +343,8 @@ def test_screen_readers_and_keyboards_find_their_way(browser: Any, two: Path) ->
     assert ask("return document.querySelectorAll('h1').length") == 1
     assert ask("return [...document.images].every(e => e.alt.trim())")
     assert ask(
-        "return [...document.querySelectorAll('#controls input, #controls select')].every(e => e.labels.length)"
+        "return [...document.querySelectorAll('#controls input, #controls select')]"
+        ".every(e => e.labels.length)"
     )
     assert ask(
         "return [...document.querySelectorAll('figure')].every(e => e.getAttribute('aria-label'))"
@@ -395,7 +401,7 @@ def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
     assert (
         browser.execute_script("return document.images.length") == 1
     )  # the source knows the picture
-    assert len(browser.find_elements("css selector", "figure")) == 5
+    assert len(browser.find_elements("css selector", "figure")) == 6
     assert not browser.find_elements("css selector", "#extremes"), (
         "an old run has no validation.jsonl"
     )
@@ -405,7 +411,7 @@ def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
     legend = browser.execute_script(
         "return [...document.querySelectorAll('svg text')].map(e => e.textContent)"
     )
-    assert legend.count("fine_tuned") == legend.count("frozen") == 5
+    assert legend.count("fine_tuned") == legend.count("frozen") == 6
     assert window_pwned(browser) is None
 
 
@@ -436,18 +442,21 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
     (run / "captioner" / "config.json").write_text(json.dumps({"encoder": encoder}))
     out = tmp_path / "page.html"
     source = ["--references", str(made / "references.jsonl"), "--source.key-column", "key"]
-    arguments = ["report", str(run), "--out", str(out), "--extremes", "4", "--panels", "3"]
+    arguments = ["report", str(run), "--out", str(out), "--panels", "3"]
     assert main([*arguments, *source]) == 0
     opened(browser, out, 360)
     assert browser.get_log("browser") == [] and window_pwned(browser) is None
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
-    ask = "return [...document.querySelectorAll('[aria-labelledby=extremes] .caption')].map(e => e.textContent)"
+    ask = (
+        "return [...document.querySelectorAll('[aria-labelledby=extremes] .caption')]"
+        ".map(e => e.textContent)"
+    )
     order = sorted(pictures, key=lambda picture: -picture["cider_d"])
-    wanted = [picture["caption"].split()[1] for picture in [*order[:4], *order[:-5:-1]]]
+    wanted = [picture["caption"].split()[1] for picture in [*order[:8], *order[:-9:-1]]]
     assert [text.split()[1] for text in browser.execute_script(ask)] == wanted
     assert browser.execute_script("return document.querySelectorAll('.panel img').length") == 3
     assert browser.execute_script("return [...document.images].every(e => e.alt.trim())")
-    assert browser.execute_script("return document.images.length") == 8 + 3 + 1
+    assert browser.execute_script("return document.images.length") == 16 + 3 + 1
     for reference in order[0]["references"]:
         assert html.escape(reference, quote=False).split(" on ")[0] in out.read_text(
             encoding="utf-8"
@@ -536,15 +545,17 @@ def test_where_the_captioner_looked_is_drawn(
     pq.write_table(
         pa.Table.from_pylist(rows, LOOKED), tmp_path / "run" / "captions" / "part.parquet"
     )
-    (tmp_path / "model").mkdir()
+    model = tmp_path / "run" / "_model"  # below the table's folder: elsewhere it is not opened
+    model.mkdir()
     encoder = to_plain(Pixels(size=32, patch=16), ENCODERS)
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"encoder": encoder}))
+    (model / "config.json").write_text(json.dumps({"encoder": encoder}))
     out = tmp_path / "page.html"
     arguments = ["report", str(tmp_path / "run"), "--panels", "4", "--out", str(out)]
+    arguments += ["--fetch.trust", str(made)]
     assert main(arguments) == 0
     text = out.read_text(encoding="utf-8")
     assert "say with --model which captioner wrote them" in text and 'class="panel"' not in text
-    (tmp_path / "run" / "facts.json").write_text(json.dumps({"model": str(tmp_path / "model")}))
+    (tmp_path / "run" / "facts.json").write_text(json.dumps({"model": str(model)}))
     assert main(arguments) == 0
     opened(browser, out, 360)
     assert browser.execute_script("return document.querySelectorAll('.panel img').length") == 4
@@ -646,16 +657,33 @@ def test_the_page_refers_to_nothing_outside(one: Path, two: Path) -> None:
 
 def test_a_page_without_references_still_tells(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "plain.html"
-    flags = ["--out", str(out), "--pictures", "12", "--thumbnail", "64", "--title", "<My> title"]
+    flags = ["--out", str(out), "--pictures", "12", "--title", "<My> title"]
     assert main(["report", str(made / "first.parquet"), *flags]) == 0
     text = out.read_text(encoding="utf-8")
     assert text.count('class="picture"') == 12
     assert (
-        "&lt;My&gt; title" in text and "2 failed to fetch" in text and "12 of 30 are shown" in text
+        "&lt;My&gt; title" in text
+        and "2 failed to fetch" in text
+        and f"12 of {PICTURES} are shown" in text
     )
     assert "CIDEr" not in text
     assert main(["report", "--out", str(out)]) == 2
     assert main(["report", str(made / "first.parquet"), "--out", "page.pdf"]) == 2
+
+
+def test_the_pictures_come_first_and_histograms_only_for_many(made: Path, tmp_path: Path) -> None:
+    table = pq.read_table(made / "first.parquet")
+    for rows in (49, 50):
+        pq.write_table(table.slice(0, rows), tmp_path / "table.parquet")
+        flags = ["--out", str(tmp_path / "page.html"), "--fetch.trust", str(made)]
+        assert main(["report", str(tmp_path / "table.parquet"), *flags]) == 0
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert ("Histogram of confidence" in text) == (rows == 50)
+        sections = re.findall(r'<section aria-labelledby="(\w+)"', text)
+        assert sections == ["pictures", "failures", "distributions"][: 3 if rows == 50 else 2]
+    # exp(-0.1) is 0.905: row 1 has the score -0.1.
+    assert '<span class="what">confidence</span> 90%' in text
+    assert "how probable the captioner found the words" in text and "sureness" not in text
 
 
 rows_of_tables = st.lists(
@@ -669,8 +697,8 @@ rows_of_tables = st.lists(
 )
 
 
-@given(st.lists(rows_of_tables, min_size=1, max_size=3), st.integers(1, 12), st.integers(0, 3))
-def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) -> None:
+@given(st.lists(rows_of_tables, min_size=1, max_size=3), st.integers(1, 12))
+def test_the_choice_of_pictures(drawn: list[list[Any]], most: int) -> None:
     tables = []
     for number, own in enumerate(drawn):
         rows = [
@@ -678,9 +706,9 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
             | {"score": score}
             for place, (fine, score, caption) in enumerate(own)
         ]
-        table = pa.Table.from_pylist(rows, captions.ROWS)
+        table = pa.Table.from_pylist(rows, ROWS)
         tables.append(CaptionTable(f"table{number}", "", table))
-    gallery = Collection(tables, None, None).gallery(most, seed)
+    gallery = GalleryMaker(tables, None, None).gallery(most)
     shown = [entry.key for entry in gallery.entries]
     assert gallery.pictures == max(map(len, drawn))
     assert len(shown) == min(most, gallery.pictures) == len(set(shown))
@@ -691,7 +719,7 @@ def test_the_choice_of_pictures(drawn: list[list[Any]], most: int, seed: int) ->
     for table, own in zip(tables, drawn, strict=True):
         assert sum(gallery.statuses[table.name].values()) == len(own)
     for entry in gallery.entries:
-        assert len(entry.said) == sum(int(entry.key) < len(own) for own in drawn)
+        assert len(entry.captions) == sum(int(entry.key) < len(own) for own in drawn)
         assert len(entry.values) == len(gallery.measures)
 
 
@@ -703,12 +731,12 @@ def test_thumbnails_keep_their_shape_and_their_bounds(made: Path) -> None:
         str(made / "first.parquet"),
     ]
     trust = Trust.below(str(made))
-    tall, broad, gone, no_picture = thumbnails(uris, 100, Room(1), Fetch(), trust, Reading())
+    pictures = PagePictures(Fetch(), trust, Reading(), PageBudget(1))
+    tall, broad, gone, no_picture = pictures.thumbnails(uris, 100)
     assert (tall.width, tall.height) == (71, 100) and (broad.width, broad.height) == (100, 75)
     assert not gone.data and gone.reason and not no_picture.data and no_picture.reason
-    few = thumbnails(
-        uris[:2] * 20, 100, Room(len(tall.data) * 3 / 2**20), Fetch(), trust, Reading()
-    )
+    budget = PageBudget(len(tall.data) * 3 / 2**20)
+    few = PagePictures(Fetch(), trust, Reading(), budget).thumbnails(uris[:2] * 20, 100)
     assert 0 < sum(len(each.data) for each in few) <= len(tall.data) * 3
     assert "small" in few[-1].reason
 
@@ -961,13 +989,16 @@ def test_tables_of_odd_types_are_shown_or_refused(
         ['{"kind": "epoch", "epoch": "<b>", "step": [], "best": true, "samples": 3}'],
         ['{"kind": "step", "step": "x", "training_loss": "\\ud800"}'],
         [
-            '{"kind": "step", "step": 1, "training_loss": NaN, "training_accuracy": 1e999, "reward": null}'
+            '{"kind": "step", "step": 1, "training_loss": NaN, "training_accuracy": 1e999, '
+            '"reward": null}'
         ],
         [
-            '{"kind": "samples", "step": 1, "samples": [{"key": "\\ud800", "caption": "$", "reference": "x"}]}'
+            '{"kind": "samples", "step": 1, '
+            '"samples": [{"key": "\\ud800", "caption": "$", "reference": "x"}]}'
         ],
         [
-            '{"kind": "epoch", "step": 1e308, "epoch": 1, "best": false, "bleu_4": 5e-324, "samples": []}'
+            '{"kind": "epoch", "step": 1e308, "epoch": 1, "best": false, "bleu_4": 5e-324, '
+            '"samples": []}'
         ]
         * 2,
     ],
@@ -1085,7 +1116,7 @@ def test_the_page_of_a_run_shows_the_pictures_of_its_own_source(run_on_shapes: P
 def test_a_run_from_somebody_else_brings_no_other_pictures_of_this_machine(
     run_on_shapes: Path, made: Path
 ) -> None:
-    """Its config names a dataset here, and it knows names of pictures, not what people said of them."""
+    """Its config names a dataset here, and it knows keys of pictures, but not their references."""
     keys = [
         json.loads(line)["key"] for line in (made / "references.jsonl").read_text().splitlines()
     ]

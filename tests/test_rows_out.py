@@ -27,7 +27,7 @@ from raycap.bulk.pending import PendingRows, count_pending
 from raycap.bulk.pending import notes_of as noted_in
 from raycap.bulk.pictures import load_table
 from raycap.errors import UserError
-from raycap.evaluation import references
+from raycap.evaluation.references import read_references
 from raycap.fetch import Fetch
 from raycap.images import Reading, Square
 from raycap.sources import (
@@ -535,7 +535,7 @@ def test_cocos_ids_may_be_anything(tmp_path: Path) -> None:
     said = [{"image_id": given, "caption": f"said {number}"} for number, given in enumerate(ids)]
     path = described(tmp_path, "captions.json", {"images": images, "annotations": said}, len(ids))
     assert column(Coco(path), "references") == [[f"said {number}"] for number in range(len(ids))]
-    known = references.read(Coco(path))
+    known = read_references(Coco(path))
     assert known.captions == {f"{number}.jpg": [f"said {number}"] for number in range(len(ids))}
     assert known.numbers == {"0.jpg": 1, "3.jpg": 10**40}
 

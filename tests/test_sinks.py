@@ -1,9 +1,15 @@
-"""The other forms of a table: what is in them, that twice is as once, and that no name leads out."""
+"""The other forms of a table: their content, that writing twice is as once, and that no name leads
+out of the folder."""
 
+import base64
+import datetime
+import decimal
 import json
 import tarfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,17 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from raycap.config import loads
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Trust
 from raycap.schema import CAPTIONS
-from raycap.sinks import SINKS, Sinks, files_of, is_written, join, safe_name, write
+from raycap.sinks import SINKS, SinkSettings, files_of, safe_name, write_part
 from raycap.storage import RunFolder
 from raycap.uris import uri_of
 
 PART = "captions/part-a.parquet"
 
 
-def table(tmp_path: Path, beside: bool = False, mode: str = "skip") -> Sinks:
+def table(tmp_path: Path, beside: bool = False, mode: str = "skip") -> SinkSettings:
     """Three rows, one of them failed, of pictures that are there."""
     photos = tmp_path / "photos"
     photos.mkdir(exist_ok=True)
@@ -45,22 +52,23 @@ def table(tmp_path: Path, beside: bool = False, mode: str = "skip") -> Sinks:
         )
     (tmp_path / "out" / "captions").mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "out" / PART)
-    return Sinks(RunFolder(str(tmp_path / "out")), mode, beside, Fetch(), Trust.below(str(photos)))
+    trust = Trust.below(str(photos))
+    return SinkSettings(RunFolder(str(tmp_path / "out")), mode, beside, Fetch(), trust)
 
 
 @pytest.mark.parametrize(
     "name", ["a#1.png", "a?b=1.png", "100%.png", "file:b.png", "a::b.png", "d\udce9.png"]
 )
 def test_pictures_of_any_name_get_their_text_and_their_ending(name: str, tmp_path: Path) -> None:
-    sinks = table(tmp_path, beside=True)
+    settings = table(tmp_path, beside=True)
     picture = tmp_path / "photos" / name
     Image.new("RGB", (9, 9)).save(picture, "png")
     part = pq.read_table(tmp_path / "out" / PART).slice(0, 1)
     part = part.set_column(part.column_names.index("uri"), "uri", pa.array([uri_of(str(picture))]))
     pq.write_table(part, tmp_path / "out" / PART)
-    write("txt", PART, sinks)
+    write_part(SINKS["txt"], PART, settings)
     assert picture.with_suffix(".txt").read_text() == "a red dog\n"
-    write("webdataset", PART, sinks)
+    write_part(SINKS["webdataset"], PART, settings)
     with tarfile.open(tmp_path / "out" / "webdataset" / "part-a.tar") as tar:
         assert tar.getnames() == ["000000.json", "000000.txt", "000000.png"]
         assert tar.extractfile("000000.png").read() == picture.read_bytes()
@@ -72,22 +80,22 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", SINKS)
-@pytest.mark.parametrize("mode", ["skip", "overwrite", "append", "prepend"])
+@pytest.mark.parametrize("mode", ["skip", "overwrite"])
 def test_twice_is_as_once(name: str, mode: str, tmp_path: Path) -> None:
-    sinks = table(tmp_path, mode=mode)
-    assert not is_written(name, PART, sinks.folder)
-    write(name, PART, sinks)
+    settings = table(tmp_path, mode=mode)
+    assert not settings.folder.exists(SINKS[name].target(PART))
+    write_part(SINKS[name], PART, settings)
     once = snapshot(tmp_path)
-    assert is_written(name, PART, sinks.folder)
-    write(name, PART, sinks)
+    assert settings.folder.exists(SINKS[name].target(PART))
+    write_part(SINKS[name], PART, settings)
     assert snapshot(tmp_path) == once
     for file in files_of(PART):
-        sinks.folder.remove(file)
-    assert not is_written(name, PART, sinks.folder)
+        settings.folder.remove(file)
+    assert not settings.folder.exists(SINKS[name].target(PART))
 
 
 def test_json_lines_hold_every_row(tmp_path: Path) -> None:
-    write("jsonl", PART, table(tmp_path))
+    write_part(SINKS["jsonl"], PART, table(tmp_path))
     lines = (tmp_path / "out/jsonl/part-a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == pq.read_table(
         tmp_path / "out" / PART
@@ -95,11 +103,11 @@ def test_json_lines_hold_every_row(tmp_path: Path) -> None:
 
 
 def test_sidecars_under_the_output_and_beside_the_pictures(tmp_path: Path) -> None:
-    write("txt", PART, table(tmp_path))
+    write_part(SINKS["txt"], PART, table(tmp_path))
     assert (tmp_path / "out/txt/a.txt").read_text() == "a red dog\n"
     assert (tmp_path / "out/txt/b c.txt").read_text() == "zwei Hunde 犬\n"
     assert not (tmp_path / "out/txt/d.txt").exists(), "a failed row has no caption to write"
-    write("txt", PART, table(tmp_path, beside=True))
+    write_part(SINKS["txt"], PART, table(tmp_path, beside=True))
     assert (tmp_path / "photos/a.txt").read_text() == "a red dog\n"
     assert sorted(
         path.name for path in (tmp_path / "photos").iterdir() if path.suffix != ".png"
@@ -114,21 +122,19 @@ def test_sidecars_under_the_output_and_beside_the_pictures(tmp_path: Path) -> No
     [
         ("skip", "mine\n", 1),
         ("overwrite", "a red dog\n", 0),
-        ("append", "mine\na red dog\n", 0),
-        ("prepend", "a red dog\nmine\n", 0),
     ],
 )
 def test_a_text_file_of_other_words(
     mode: str, expected: str, differing: int, tmp_path: Path
 ) -> None:
-    sinks = table(tmp_path, beside=True, mode=mode)
+    settings = table(tmp_path, beside=True, mode=mode)
     (tmp_path / "photos/a.txt").write_text("mine\n")
-    assert write("txt", PART, sinks) == differing
+    assert write_part(SINKS["txt"], PART, settings) == differing
     assert (tmp_path / "photos/a.txt").read_text() == expected
 
 
 def test_webdataset_groups_picture_caption_and_row(tmp_path: Path) -> None:
-    write("webdataset", PART, table(tmp_path))
+    write_part(SINKS["webdataset"], PART, table(tmp_path))
     with tarfile.open(tmp_path / "out/webdataset/part-a.tar") as tar:
         content = {name: tar.extractfile(name).read() for name in tar.getnames()}
     assert sorted(content) == [
@@ -140,9 +146,9 @@ def test_webdataset_groups_picture_caption_and_row(tmp_path: Path) -> None:
 
 
 def test_imagefolder_names_pictures_and_captions(tmp_path: Path) -> None:
-    sinks = table(tmp_path)
-    write("imagefolder", PART, sinks)
-    join(sinks.folder)
+    settings = table(tmp_path)
+    write_part(SINKS["imagefolder"], PART, settings)
+    SINKS["imagefolder"].finish(settings.folder)
     lines = [
         json.loads(line) for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()
     ]
@@ -153,12 +159,12 @@ def test_imagefolder_names_pictures_and_captions(tmp_path: Path) -> None:
 
 
 def test_no_sidecar_beside_a_url(tmp_path: Path) -> None:
-    sinks = table(tmp_path, beside=True)
+    settings = table(tmp_path, beside=True)
     rows = pq.read_table(tmp_path / "out" / PART).to_pylist()
     rows[0]["uri"] = "https://example.org/a.png"
     pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "out" / PART)
     with pytest.raises(UserError, match="--txt-beside"):
-        write("txt", PART, sinks)
+        write_part(SINKS["txt"], PART, settings)
 
 
 @given(st.text(), st.text())
@@ -176,3 +182,87 @@ def test_no_key_leads_out_of_its_folder(key: str, other: str) -> None:
         assert not path.is_absolute() and ".." not in path.parts and path.parts
         assert all(0 < len(part.encode()) <= 255 for part in path.parts)
         path.with_suffix(".txt")
+
+
+# --- columns of the user's own table
+
+
+DAY = datetime.datetime(2024, 2, 29, 12, 30, 1, 250_000)
+# Values of a carried column, and how a line of JSON has them.
+CARRIED: dict[str, tuple[pa.DataType, Any, Any]] = {
+    "bool": (pa.bool_(), True, True),
+    "uint64": (pa.uint64(), 2**64 - 1, 2**64 - 1),
+    "float16": (pa.float16(), np.float16(0.5), 0.5),
+    "float": (pa.float64(), 0.1, 0.1),
+    "nan": (pa.float64(), float("nan"), None),
+    "infinity": (pa.float32(), float("-inf"), None),
+    "decimal": (pa.decimal128(38, 2), decimal.Decimal("0.10"), "0.10"),
+    "string": (pa.string(), "zwei Hunde \u72ac\n", "zwei Hunde \u72ac\n"),
+    "large_string": (pa.large_string(), "a", "a"),
+    "binary": (pa.binary(), b"\xff\x00", base64.b64encode(b"\xff\x00").decode()),
+    "fixed_binary": (pa.binary(2), b"ab", base64.b64encode(b"ab").decode()),
+    "date32": (pa.date32(), DAY.date(), "2024-02-29"),
+    "date64": (pa.date64(), DAY.date(), "2024-02-29"),
+    "time32": (pa.time32("s"), datetime.time(1, 2, 3), "01:02:03"),
+    "time64": (pa.time64("us"), datetime.time(1, 2, 3, 4), "01:02:03.000004"),
+    "timestamp": (pa.timestamp("us"), DAY, "2024-02-29T12:30:01.250000"),
+    "zoned": (pa.timestamp("ms", "UTC"), DAY, "2024-02-29T12:30:01.250000+00:00"),
+    "nanoseconds": (pa.timestamp("ns"), 1, "1970-01-01T00:00:00.000000001"),
+    "far_future": (pa.timestamp("s"), 2**40, None),
+    "duration": (pa.duration("s"), datetime.timedelta(minutes=1), 60.0),
+    "interval": (pa.month_day_nano_interval(), (1, 2, 3), [1, 2, 3]),
+    "null": (pa.null(), None, None),
+    "list": (pa.list_(pa.date32()), [DAY.date(), None], ["2024-02-29", None]),
+    "vector": (pa.list_(pa.float32(), 2), [1.0, float("nan")], [1.0, None]),
+    "struct": (
+        pa.struct([("when", pa.date32()), ("many", pa.list_(pa.binary()))]),
+        {"when": DAY.date(), "many": [b"a"]},
+        {"when": "2024-02-29", "many": ["YQ=="]},
+    ),
+    "map": (pa.map_(pa.string(), pa.date32()), [("a", DAY.date())], [["a", "2024-02-29"]]),
+    "dictionary": (pa.dictionary(pa.int8(), pa.string()), "red", "red"),
+}
+
+
+@pytest.mark.parametrize("name", SINKS)
+@pytest.mark.parametrize("kind", CARRIED)
+def test_columns_of_every_type_are_written(name: str, kind: str, tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    arrow_type, value, expected = CARRIED[kind]
+    part = pq.read_table(tmp_path / "out" / PART)
+    column = pa.array([value, None, value], arrow_type)
+    if kind in ("interval", "null", "far_future", "float16"):
+        column = pa.array([value] * 3, arrow_type)
+    try:
+        pq.write_table(part.append_column("mine", column), tmp_path / "out" / PART)
+    except pa.ArrowException:
+        pytest.skip("Parquet has no such type")
+    write_part(SINKS[name], PART, settings)
+    lines = []
+    if name == "jsonl":
+        lines = (tmp_path / "out/jsonl/part-a.jsonl").read_text().splitlines()
+    if name == "webdataset":
+        with tarfile.open(tmp_path / "out/webdataset/part-a.tar") as tar:
+            lines = [tar.extractfile("000000.json").read().decode()]
+    for line in lines[:1]:
+        written = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        if kind == "far_future":
+            assert isinstance(written["mine"], str), "a year that Python does not know"
+        else:
+            assert written["mine"] == expected
+
+
+def test_a_fixed_shape_tensor_is_written_too(tmp_path: Path) -> None:
+    settings = table(tmp_path)
+    part = pq.read_table(tmp_path / "out" / PART)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((3, 2, 2), np.float32))
+    pq.write_table(part.append_column("mine", tensors), tmp_path / "out" / PART)
+    write_part(SINKS["jsonl"], PART, settings)
+    line = json.loads((tmp_path / "out/jsonl/part-a.jsonl").read_text().splitlines()[0])
+    assert np.ravel(line["mine"]).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["append", "prepend"])
+def test_a_config_with_a_removed_mode_says_what_to_do(mode: str) -> None:
+    with pytest.raises(UserError, match="give skip or overwrite"):
+        loads(f"caption: {{txt_mode: {mode}}}")

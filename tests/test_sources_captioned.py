@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from source_rows import column, noted, read, rows, write
 
 from raycap.errors import UserError
-from raycap.evaluation import references
+from raycap.evaluation.references import read_references
 from raycap.sources import Coco, Flickr, Karpathy, detect
 
 CAPTIONS = {
@@ -236,7 +236,7 @@ def test_coco_as_it_ships(tmp_path: Path) -> None:
     splits = {row["key"]: row["split"] for row in rows(drawn)}
     assert splits != {row["key"]: row["split"] for row in found}
     # Who judges captions draws the same, also of a picture that is not there.
-    assert references.read(drawn).splits | splits == references.read(drawn).splits
+    assert read_references(drawn).splits | splits == read_references(drawn).splits
 
 
 def test_ids_in_cocos_form_need_not_be_numbers(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_ids_in_cocos_form_need_not_be_numbers(tmp_path: Path) -> None:
         record[field] = f"picture {record[field]}"
     file = write(tmp_path / "captions.json", json.dumps(document))
     pictures(tmp_path / "images", ["1.jpg", "2.jpg"])
-    known = references.read(Coco(str(file)))
+    known = read_references(Coco(str(file)))
     assert known.captions == {row["key"]: row["references"] for row in rows(Coco(str(file)))}
     assert known.numbers == {}
 

@@ -1,4 +1,5 @@
-"""What strangers write never drives a terminal: keys, URIs, notes, captions, reasons, names and refusals."""
+"""What strangers write never drives a terminal: keys, URIs, notes, captions, reasons, names and
+refusals."""
 
 import json
 import logging
@@ -22,7 +23,8 @@ from raycap.cli import main
 from raycap.schema import CAPTIONS
 from raycap.terminal import lines_of, log_to_stderr, printable, write_out
 
-# A title, a colour, a cursor that goes up, a bell, one byte that begins a sequence (C1), text that runs backwards.
+# A title, a colour, a cursor that goes up, a bell, one byte that begins a sequence (C1), text that
+# runs backwards.
 ESCAPES = "\x1b]0;pwned\x07\x1b[31m\x1b[2A\x9b31m\x85\u202egnp.\u2066\u2028\u200bx\r\x00\x7f"
 HARMFUL = set("\x1b\x07\x9b\x85\u202e\u2066\u2028\u200b\r\x00\x7f")
 

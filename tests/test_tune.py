@@ -76,7 +76,7 @@ def trials(tmp_path: Path) -> list[dict[str, Any]]:
 def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
 
 

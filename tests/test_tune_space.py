@@ -26,7 +26,8 @@ decoder.layers:
   - {integer: [1, 3], when: {decoder.kind: recurrent}}
   - {integer: [2, 5], when: {decoder.kind: transformer}}
 decoder.cell: {choice: [lstm, gru], when: {decoder.kind: recurrent}}
-decoder.gated_context: {choice: [false, true], when: {decoder.kind: recurrent, decoder.cell: [lstm]}}
+decoder.gated_context:
+  {choice: [false, true], when: {decoder.kind: recurrent, decoder.cell: [lstm]}}
 decoder.kind: {choice: [top_down, recurrent, transformer]}
 """
 
@@ -74,7 +75,7 @@ reading.background: {choice: ['#000000', '#ffffff'], when: {train.batch: 32}}
 
 
 def test_the_longest_trial_is_long_in_both_phases(tmp_path: Path) -> None:
-    """What ends trials early is told how long they may be; told too little, it would let none come to the end."""
+    """A scheduler must know how long trials may be; with too small a number none would finish."""
     from raycap.commands.tune.search import longest_trial
 
     text = "train.epochs: {choice: [10, 20]}\ntrain.self_critical.epochs: {choice: [0, 10]}"
@@ -136,7 +137,8 @@ def test_a_grid_of_a_continuous_range_is_refused(space: Space) -> None:
             ["none of its choices"],
         ),
         (
-            "train.lr: {choice: [1.0], when: {train.batch: 8}}\ntrain.batch: {choice: [8], when: {train.lr: 1.0}}",
+            "train.lr: {choice: [1.0], when: {train.batch: 8}}\n"
+            "train.batch: {choice: [8], when: {train.lr: 1.0}}",
             ["decide about each other"],
         ),
         ("[]", ["mapping"]),

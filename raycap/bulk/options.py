@@ -7,6 +7,7 @@ from typing import Literal
 from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.search import Beam, SearchChoice
+from raycap.sinks import SinkName, TextMode
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,14 @@ class CaptionOptions(BulkOptions):
     photos: tuple[str, ...] = ()
     """Single photos instead of a source: paths or URLs."""
     columns: tuple[str, ...] = ()
-    """Columns of the source's own table to copy into the output."""
-    also: tuple[Literal["txt", "jsonl", "webdataset", "imagefolder"], ...] = ()
-    """Also write these forms: a text file for each picture, JSON lines, tars for WebDataset, a
+    """Columns of the source's own table to carry through."""
+    also: tuple[SinkName, ...] = ()
+    """Write these forms too: a text file for each picture, JSON lines, tars for WebDataset, a
     metadata.jsonl."""
     txt_beside: bool = False
     """Put text files beside the pictures, not into OUT/txt."""
-    txt_mode: Literal["skip", "overwrite", "append", "prepend"] = "skip"
-    """What to do if a text file with another text exists already."""
+    txt_mode: TextMode = "skip"
+    """What to do where a text file with another text is there already."""
     dedup: bool = False
     """Caption pictures with the same bytes only once. Each of them still has its row."""
 

@@ -5,7 +5,7 @@ from raycap.bulk.job import FACTS, RUN, TableJob
 from raycap.bulk.precision import as_recorded
 from raycap.bulk.retry import SIDE_TABLE
 from raycap.errors import UserError
-from raycap.sinks import SINKS
+from raycap.sinks import sink_outputs
 from raycap.storage import RunFolder
 
 NEW, OLD = "_new", "_old"
@@ -38,7 +38,7 @@ def finish_overwrite(out: RunFolder) -> None:
     run = out.read_json(f"{NEW}/{RUN}") or out.read_json(RUN) or {}
     out.remove(FACTS)
     out.remove(SIDE_TABLE)  # rows that an interrupted --retry made for the old table
-    for name in (*SINKS, "metadata.jsonl"):  # made of the old rows
+    for name in sink_outputs():  # made of the old rows
         out.remove(name)
     for name in (str(run["table"]), RUN):
         if out.exists(f"{NEW}/{name}"):

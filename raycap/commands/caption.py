@@ -65,16 +65,18 @@ def _caption_table(config: Config) -> int:
     from raycap.bulk.run import run_job
     from raycap.cluster.session import session
     from raycap.commands.show_table import show_table
-    from raycap.sinks import Sinks
+    from raycap.sinks import SinkSettings
 
     captioner = read_captioner(config)
     job = captions_job(captioner, source, options, config.fetch, config.reading, config.cluster)
     out = RunFolder(options.out)
-    sinks = Sinks(out, options.txt_mode, options.txt_beside, config.fetch, source.trust)
+    settings = SinkSettings(out, options.txt_mode, options.txt_beside, config.fetch, source.trust)
     job = dataclasses.replace(
         job,
         config=dumps(dataclasses.replace(config, source=source, reading=job.reading)),
-        export=functools.partial(write_exports, table=job.table, names=options.also, sinks=sinks),
+        export=functools.partial(
+            write_exports, table=job.table, names=options.also, settings=settings
+        ),
     )
     with session(config.cluster):
         code = run_job(job, {"model": options.model})

@@ -1,18 +1,22 @@
-"""`raycap evaluate`: captions beside references, in numbers. Tables need neither Ray nor torch, and start at once;
+"""`raycap evaluate`: scores of captions against references. Tables need neither Ray nor torch;
 captioners caption first, as `raycap caption` does."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from raycap import __version__
+from raycap import __version__, plainjson
 from raycap.config import Config, dumps
 from raycap.errors import UserError
-from raycap.evaluation import alignment, captions, references, telling
-from raycap.evaluation.references import References
-from raycap.evaluation.scores import Scores, as_table, judge
+from raycap.evaluation.alignment import align
+from raycap.evaluation.captions import names_and_paths, read_captions
+from raycap.evaluation.output import evaluation_as_json, evaluation_as_table, evaluation_as_text
+from raycap.evaluation.references import References, read_references, with_captions
+from raycap.evaluation.scoring import Evaluation, score_tables
 from raycap.options import kind_of
 from raycap.shipped import place_of
 from raycap.sources import SOURCES
@@ -22,51 +26,87 @@ from raycap.terminal import printable, write_out
 
 
 def evaluate(config: Config) -> int:
-    """Exit code 0 when every row and picture was judged, 1 when some failed, are missing or belong to nothing."""
+    """Exit code 0 when every row and picture was judged, 1 when some failed, are missing or have
+    no counterpart."""
     options = config.evaluate
     if not options.tables:
         raise UserError(
-            "which captions? Give tables of captions, or captioners: raycap evaluate TABLE... --references SOURCE"
+            "which captions? Give tables of captions, or captioners: "
+            "raycap evaluate TABLE... --references SOURCE"
         )
     out = Path(options.out)
     pictures = out.with_suffix(".pictures.parquet")
-    check_stays(out)  # before anything is captioned for it
-    _refuse_overwriting((out, pictures), options.tables)
-    known = references.read(config.source)
+    check_stays(out)
+    named = [(name, place_of(path)) for name, path in names_and_paths(options.tables)]
+    # results.json is a usual name, for captions and for scores.
+    tables_given = {Path(path).absolute() for _, path in named}
+    for path in (out, pictures):
+        if path.absolute() in tables_given:
+            raise UserError(
+                f"{path} is a table of captions, and the scores would replace it: give another "
+                "--out"
+            )
+    references = read_references(config.source)
     assert config.source is not None
-    alignment.wanted(known, options.split)  # before anything is captioned for it
-    named = [(name, place_of(path)) for name, path in captions.names_and_paths(options.tables)]
+    references.keys_of_split(options.split)  # refused before anything is captioned for it
+
     captioners = {name: path for name, path in named if _is_captioner(path)}
-    made = _captioned(config, captioners, known) if captioners else {}
+    table_paths = dict(named)
+    if captioners:
+        table_paths |= _write_captions(config, captioners, references)
     tables = [
-        captions.read(made.get(name, path), name, options.key_column, options.caption_column)
-        for name, path in named
+        read_captions(path, name, options.key_column, options.caption_column)
+        for name, path in table_paths.items()
     ]
-    lineup = alignment.align(tables, known, options)
-    scores = judge(lineup, options, config.metric)
+    alignment = align(tables, references, options)
+    evaluation = score_tables(alignment, options, config.metric)
+
     with whole_file(pictures) as file:
-        pq.write_table(as_table(scores), file.buffer)
+        pq.write_table(evaluation_as_table(evaluation), file.buffer)
     source = {
         "kind": kind_of(config.source, SOURCES),
         "path": config.source.path,
         "split": options.split,
     }
-    told = {"raycap": __version__, "references": source, "captioners": captioners}
-    write_json(out, {**told, **telling.as_data(scores, options)})
-    write_out(telling.as_text(scores, options))
+    facts = {"raycap": __version__, "references": source, "captioners": captioners}
+    write_json(out, {**facts, **evaluation_as_json(evaluation, options)})
+    write_out(evaluation_as_text(evaluation, options))
     write_out(f"\nwritten: {out}, and each picture's scores: {pictures}\n")
-    if "glove_mean" in scores.names:
-        _draw_similarities(scores, out.with_suffix(".similarities.png"))
-    return 0 if lineup.complete else 1
+    if "glove_mean" in evaluation.facts:
+        _draw_similarities(evaluation, out.with_suffix(".similarities.png"))
+    return 0 if alignment.complete else 1
 
 
 def _is_captioner(path: str) -> bool:
-    place = locate(path)
-    return all((place / name).is_file() for name in ("config.json", "model.safetensors"))
+    """Whether this is a captioner folder of raycap's. Raises UserError for another model."""
+    folder = locate(path)
+    file = folder / "config.json"
+    if not file.is_file():
+        return False
+    config: object = None
+    with file.open() as opened, contextlib.suppress(ValueError):
+        config = plainjson.loads(opened.read())
+    fields: dict[str, Any] = config if isinstance(config, dict) else {}
+    if "format" in fields and "encoder" in fields:
+        return True
+    kind = fields.get("model_type") or fields.get("architectures")
+    if kind:
+        what = f"a Hugging Face model ({printable(str(kind))[:60]})"
+    elif (folder / "model.safetensors").is_file():
+        what = "a model whose config.json raycap did not write"
+    else:
+        return False
+    raise UserError(
+        f"{path} is {what}, no captioner of raycap's: write its captions into a table (CSV or "
+        "JSON lines with the columns key and caption), and evaluate that"
+    )
 
 
-def _captioned(config: Config, captioners: Mapping[str, str], known: References) -> dict[str, str]:
-    """By name the table of each captioner's captions, made now or found where an earlier run has made it."""
+def _write_captions(
+    config: Config, captioners: Mapping[str, str], references: References
+) -> dict[str, str]:
+    """By name the table of each captioner's captions, made now or found from an earlier
+    evaluation."""
     from raycap.bulk.captions import captions_job
     from raycap.bulk.job import in_cache
     from raycap.bulk.precision import choose_run_precision, with_precision
@@ -74,7 +114,7 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     from raycap.cluster.session import session
     from raycap.commands.caption import read_captioner
 
-    source = references.with_captions(config.source)
+    source = with_captions(config.source)
     source.check()
     options = dataclasses.replace(
         config.caption,
@@ -95,8 +135,8 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
             job = captions_job(
                 captioner, source, named.caption, config.fetch, config.reading, config.cluster
             )
-            # The table also says how well human captions are predicted, and those may have been corrected.
-            identity = {**job.identity, "references": known.digest()}
+            # The table has the likelihood of the references too, so it belongs to these.
+            identity = {**job.identity, "references": references.digest()}
             job = dataclasses.replace(job, identity=identity, config=dumps(named))
             job = with_precision(job, precision)
             job = in_cache(job, config.evaluate.cache, "evaluate.cache")
@@ -106,20 +146,10 @@ def _captioned(config: Config, captioners: Mapping[str, str], known: References)
     return tables
 
 
-def _refuse_overwriting(written: Iterable[Path], tables: Sequence[str]) -> None:
-    """results.json is a usual name, for captions and for scores."""
-    read = {Path(path).absolute() for _, path in captions.names_and_paths(tables)}
-    for path in written:
-        if path.absolute() in read:
-            raise UserError(
-                f"{path} is a table of captions, and the scores would replace it: give another --out"
-            )
+def _draw_similarities(evaluation: Evaluation, path: Path) -> None:
+    from raycap import plots  # matplotlib takes a second, which other metrics do not need
 
-
-def _draw_similarities(scores: Scores, path: Path) -> None:
-    from raycap import plots  # matplotlib takes a second that other metrics need not wait for
-
-    tables = zip(scores.lineup.tables, scores.answers, strict=True)
-    series = {table.name: answers["glove_mean"].scores for table, answers in tables}
+    tables = zip(evaluation.alignment.tables, evaluation.scores, strict=True)
+    series = {table.name: scores["glove_mean"].per_picture for table, scores in tables}
     plots.save(plots.histogram(series, "similarity of caption and references (GloVe)"), path)
     write_out(f"drawn: {path}\n")

@@ -7,9 +7,10 @@ from pathlib import Path
 from raycap.bulk.job import FACTS
 from raycap.config import Config
 from raycap.errors import UserError
-from raycap.evaluation import captions
+from raycap.evaluation.captions import read_captions
 from raycap.fetch.trust import ONLY_WEB
-from raycap.report.compose import write_page
+from raycap.report.options import Report
+from raycap.report.page import write_page
 from raycap.storage import RunFolder
 from raycap.terminal import printable, write_err, write_out
 from raycap.uris import has_scheme
@@ -25,31 +26,38 @@ def show_table(config: Config) -> None:
     rows = (out.read_json(FACTS) or {}).get("rows", 0)
     try:
         if rows <= PRINTED:
-            table = captions.read(str(out / "captions"), "captions").rows
+            table = read_captions(str(out / "captions"), "captions").rows
             for row in table.sort_by("key").to_pylist():
                 caption = row["caption"] or f"({row['status']}: {row['error_message']})"
                 write_out(f"{printable(row['key'])}: {printable(caption)}\n")
         if not out.is_local or rows > ON_A_PAGE:
             write_out(f"a page of them: raycap report {out}\n")
         elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):
-            trust = config.source.trust if config.source else ONLY_WEB
-            write_out(write_page(_config_of_page(out, config), trust))
+            page = write_page(
+                _page_of(out, config),
+                None,
+                config.evaluate,
+                config.metric,
+                config.fetch,
+                config.reading,
+                config.source.trust if config.source else ONLY_WEB,
+            )
+            write_out(page)
     except UserError as error:
         write_err(f"raycap: the table is whole, but cannot be shown: {error}\n")
 
 
-def _config_of_page(out: RunFolder, config: Config) -> Config:
+def _page_of(out: RunFolder, config: Config) -> Report:
     """What `raycap report` would be asked for."""
     title = config.source.path.rstrip("/").rpartition("/")[2] if config.source else ""
     table = out.path() if has_scheme(out.uri) else out.uri
-    page = dataclasses.replace(
+    return dataclasses.replace(
         config.report,
         tables=(table,),
         out=f"{table}/{PAGE}",
         title=title,
         model=config.caption.model,
     )
-    return dataclasses.replace(config, source=None, report=page)
 
 
 def _is_older(page: Path, facts: Path) -> bool:

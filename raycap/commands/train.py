@@ -28,6 +28,7 @@ from raycap.config import Config, dumps
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.evaluation.references import with_captions
+from raycap.metrics import headline_scores
 from raycap.search import Beam
 from raycap.storage import Lease, output_folder
 from raycap.storage.lease import LEASE
@@ -74,7 +75,7 @@ def train(config: Config) -> int:
         write_out(f"stopped and saved; the same command continues it: {out}\n")
         return 130
     best = [line for line in read_epochs(out / METRICS) if line["best"]][-1]
-    names = ("bleu_1", "bleu_4", "rouge_l", "cider_d", "validation_loss", "accuracy")
+    names = (*headline_scores(best), "validation_loss", "accuracy")
     scores = ", ".join(f"{name} {best[name]:.4f}" for name in names)
     captioner = f"{config.train.out}/{CAPTIONER}"
     write_out(

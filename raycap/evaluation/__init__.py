@@ -1,4 +1,4 @@
-"""How good captions are: reading caption tables and references, lining them up, judging, comparing. Pure."""
+"""How good captions are: caption tables are read, matched with references, scored and compared."""
 
 from raycap.evaluation.options import Evaluate, MetricOptions
 

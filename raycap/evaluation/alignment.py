@@ -1,7 +1,8 @@
-"""Caption tables and references brought together picture by picture; what does not fit is counted and named."""
+"""Matches the rows of caption tables with the pictures of the references. Everything that has no
+match is counted and named."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,20 +11,19 @@ from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.options import Evaluate, Match
 from raycap.evaluation.references import References
 from raycap.schema import SUCCESS
-from raycap.sources.splits import split_word
 
-# What became of a picture or a row in an evaluation.
+# The outcome of a row or a picture in an evaluation.
 JUDGED = "judged"
 FAILED = "failed"  # the row says that the picture was not captioned
 MISSING = "missing"  # a picture with references that the table has no row for
-EXTRA = "extra"  # a row that no picture of the references belongs to
-SILENT = "without_references"  # a row whose picture has no human caption
-ELSEWHERE = "not_in_all_tables"  # captioned here, but not in every table that it is compared with
+EXTRA = "extra"  # a row whose picture the references do not have
+WITHOUT_REFERENCES = "without_references"  # a row whose picture has no human caption
+NOT_IN_ALL_TABLES = "not_in_all_tables"  # captioned here, but not in every table
 OTHER_SPLIT = "other_split"  # a row whose picture is of a split that was not asked for
 
 
-class Fate(NamedTuple):
-    """What became of one row or picture, and why if it was not judged."""
+class Outcome(NamedTuple):
+    """What happened to one row or picture, and why if it was not scored."""
 
     key: str
     outcome: str
@@ -33,127 +33,115 @@ class Fate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Lineup:
-    """The pictures to judge, in the references' order, with the caption that each table has for them."""
+class Alignment:
+    """The pictures to score, in the order of the references, with the caption of each table."""
 
     tables: tuple[CaptionTable, ...]
     keys: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]  # for each table, in the order of `keys`
     references: tuple[tuple[str, ...], ...]
-    fates: tuple[tuple[Fate, ...], ...]  # for each table
+    outcomes: tuple[tuple[Outcome, ...], ...]  # for each table
     matched_by: tuple[str, ...]  # for each table: key, name, stem or number
-    learned: frozenset[str]  # captions of the training split, where none of its pictures is judged
-    splits: frozenset[str]  # of the judged pictures
+    # Captions of the training split; empty if some of its pictures are scored.
+    training_captions: frozenset[str]
+    splits: frozenset[str]  # of the scored pictures
 
     @property
     def complete(self) -> bool:
-        """Whether every picture that was asked for, and every row of those, was judged."""
-        return all(fate.outcome in (JUDGED, OTHER_SPLIT) for fates in self.fates for fate in fates)
+        """Whether every picture that was asked for, and each of their rows, is scored."""
+        complete = (JUDGED, OTHER_SPLIT)
+        return all(one.outcome in complete for own in self.outcomes for one in own)
 
 
-def align(tables: Sequence[CaptionTable], references: References, options: Evaluate) -> Lineup:
-    """Bring them together; a refusal where nothing is left to judge."""
-    asked = wanted(references, options.split)
-    matched = [_matched(table, references, options.match) for table in tables]
-    found = [
-        _Found(table, names, references, asked, options.absent_as_empty)
-        for table, (names, _) in zip(tables, matched, strict=True)
+def align(tables: Sequence[CaptionTable], references: References, options: Evaluate) -> Alignment:
+    """Match tables and references. Raises UserError if nothing is left to score."""
+    wanted = references.keys_of_split(options.split)
+    matched = [_match(table, references, options.match) for table in tables]
+    rows = [
+        _MatchedRows(table, picture_of, references, wanted, options.absent_as_empty)
+        for table, (picture_of, _) in zip(tables, matched, strict=True)
     ]
-    keys = tuple(key for key in asked if all(key in each.captions for each in found))
+    keys = tuple(key for key in wanted if all(key in own.captions for own in rows))
     if not keys:
-        raise UserError(_nothing(found, references, options))
-    judged = set(keys)
+        raise UserError(_why_nothing(rows, references, options))
+    scored = set(keys)
     training = {key for key, split in references.splits.items() if split == "train"}
-    learned = (
-        ()
-        if training & judged
-        else (text for key in training for text in references.captions[key])
-    )
-    return Lineup(
+    training_captions: set[str] = set()
+    if not training & scored:
+        training_captions.update(text for key in training for text in references.captions[key])
+    return Alignment(
         tables=tuple(tables),
         keys=keys,
-        captions=tuple(tuple(each.captions[key] for key in keys) for each in found),
+        captions=tuple(tuple(own.captions[key] for key in keys) for own in rows),
         references=tuple(tuple(references.captions[key]) for key in keys),
-        fates=tuple(tuple(each.fates(judged)) for each in found),
+        outcomes=tuple(tuple(own.outcomes(scored)) for own in rows),
         matched_by=tuple(rule for _, rule in matched),
-        learned=frozenset(learned),
+        training_captions=frozenset(training_captions),
         splits=frozenset(references.splits[key] for key in keys),
     )
 
 
-class _Found:
-    """The rows of one table, each with its picture; `names` gives the picture's key for a row's."""
+class _MatchedRows:
+    """The rows of one table by picture; `picture_of` gives the picture's key for a row's key."""
 
     def __init__(
         self,
         table: CaptionTable,
-        names: Mapping[str, str],
+        picture_of: Mapping[str, str],
         references: References,
         wanted: Sequence[str],
         absent_as_empty: bool,
     ) -> None:
         self.table = table
-        found: dict[str, Fate] = {}
-        self._others: list[Fate] = []
+        found: dict[str, Outcome] = {}
+        self._others: list[Outcome] = []
         asked = set(wanted)
-        columns = [
-            table.rows[name].to_pylist() for name in ("key", "caption", "status", "error_message")
-        ]
-        for row, (row_key, caption, status, reason) in enumerate(zip(*columns, strict=True)):
-            key = names.get(row_key)
+        for row_outcome in unmatched_outcomes(table):
+            key = picture_of.get(row_outcome.key)
             if key is None:
+                reason = "no picture of the references has this key"
+                self._others.append(row_outcome._replace(outcome=EXTRA, reason=reason))
+                continue
+            row_outcome = row_outcome._replace(key=key)
+            if key in references.uncaptioned:
+                reason = "the references have no caption of it"
                 self._others.append(
-                    Fate(row_key, EXTRA, caption, "no picture of the references has this key", row)
-                )
-            elif key in references.silent:
-                self._others.append(
-                    Fate(key, SILENT, caption, "the references hold no caption of it", row)
+                    row_outcome._replace(outcome=WITHOUT_REFERENCES, reason=reason)
                 )
             elif key not in asked:
-                split = references.splits[key] or "(none)"
-                self._others.append(Fate(key, OTHER_SPLIT, caption, f"split {split}", row))
+                reason = f"split {references.splits[key] or '(none)'}"
+                self._others.append(row_outcome._replace(outcome=OTHER_SPLIT, reason=reason))
             else:
-                found[key] = fate_of(key, caption, status, reason, row)
-        self._pictures = {
-            key: found.get(key) or Fate(key, MISSING, "", "the table has no row of it")
-            for key in wanted
-        }
-        self.captions = {
-            key: fate.caption if fate.outcome == JUDGED else ""
-            for key, fate in self._pictures.items()
-            if fate.outcome == JUDGED or absent_as_empty
-        }
+                found[key] = row_outcome
+        self._pictures: dict[str, Outcome] = {}
+        self.captions: dict[str, str] = {}
+        for key in wanted:
+            outcome = found.get(key) or Outcome(key, MISSING, "", "the table has no row of it")
+            self._pictures[key] = outcome
+            if outcome.outcome == JUDGED:
+                self.captions[key] = outcome.caption
+            elif absent_as_empty:
+                self.captions[key] = ""
 
-    def fates(self, judged: set[str]) -> Iterable[Fate]:
-        """Every wanted picture in order, then the rows that belong to none of them."""
-        for key, fate in self._pictures.items():
-            if fate.outcome == JUDGED and key not in judged:
-                fate = fate._replace(
-                    outcome=ELSEWHERE, reason="another table has no caption of it"
-                )
-            yield fate
+    def outcomes(self, scored: set[str]) -> Iterator[Outcome]:
+        """Of every wanted picture in order, then of the rows that belong to none of them."""
+        for key, outcome in self._pictures.items():
+            if outcome.outcome == JUDGED and key not in scored:
+                reason = "another table has no caption of it"
+                outcome = outcome._replace(outcome=NOT_IN_ALL_TABLES, reason=reason)
+            yield outcome
         yield from self._others
 
 
-def fate_of(key: str, caption: str, status: str, reason: str, row: int) -> Fate:
-    """Of a row on its own."""
-    if status == SUCCESS:
-        return Fate(key, JUDGED, caption, "", row)
-    return Fate(key, FAILED, caption, f"{status}: {reason}" if reason else status, row)
-
-
-def wanted(references: References, split: str) -> list[str]:
-    """The pictures of a split that have captions; a refusal where there are none."""
-    split = split_word(split)
-    if not split:
-        return list(references.captions)
-    found = [key for key in references.captions if references.splits[key] == split]
-    if not found:
-        known = sorted({name for name in references.splits.values() if name})
-        raise UserError(
-            f"no picture of the references is of split {split!r}; they have {', '.join(known) or 'no splits'}"
-        )
-    return found
+def unmatched_outcomes(table: CaptionTable) -> Iterator[Outcome]:
+    """The outcome of each row by itself, without references: judged or failed."""
+    names = ("key", "caption", "status", "error_message")
+    columns = [table.rows[name].to_pylist() for name in names]
+    for row, (key, caption, status, reason) in enumerate(zip(*columns, strict=True)):
+        if status == SUCCESS:
+            yield Outcome(key, JUDGED, caption, "", row)
+        else:
+            yield Outcome(key, FAILED, caption, f"{status}: {reason}" if reason else status, row)
 
 
 _LAST_NUMBER = re.compile(r"(\d+)(?=\D*$)")
@@ -168,11 +156,12 @@ def _stem(key: str) -> str:
 
 
 def _number(key: str) -> str:
-    """The last number in the stem: 139 of 000000000139.jpg and of COCO_val2014_000000000139."""
+    """The last number in the stem: 139 of 000000000139.jpg and COCO_val2014_000000000139."""
     found = _LAST_NUMBER.search(_stem(key))
     return str(int(found[1])) if found else ""
 
 
+# What a row's key and a picture's key may have in common, tried in this order.
 RULES: dict[str, Callable[[str], str]] = {
     "key": str,
     "name": _name,
@@ -181,54 +170,56 @@ RULES: dict[str, Callable[[str], str]] = {
 }
 
 
-def _matched(
+def _match(
     table: CaptionTable, references: References, match: Match
 ) -> tuple[dict[str, str], str]:
-    """For each key of the table the picture's key in the references, and the rule that found them."""
-    rows = table.rows["key"].to_pylist()
-    pictures = [*references.captions, *references.silent]
+    """The picture's key for each key of the table, and the rule that found them."""
+    row_keys = table.rows["key"].to_pylist()
+    pictures = [*references.captions, *references.uncaptioned]
     for rule in RULES if match == "auto" else (match,):
-        known = _by(rule, pictures, references.numbers)
-        found = {row: known[said] for row in rows if (said := RULES[rule](row)) in known and said}
+        # Names that two pictures share mean neither.
+        named: dict[str, str] = {}
+        shared: set[str] = set()
+        for key in pictures:
+            if rule == "number" and key in references.numbers:
+                name = str(references.numbers[key])
+            else:
+                name = RULES[rule](key)
+            if name in named:
+                shared.add(name)
+            named[name] = key
+        found: dict[str, str] = {}
+        row_of: dict[str, str] = {}
+        for row_key in row_keys:
+            name = RULES[rule](row_key)
+            if not name or name not in named or name in shared:
+                continue
+            key = named[name]
+            if key in row_of:
+                raise UserError(
+                    f"{table.path}: the rows {row_of[key]} and {row_key} both mean the picture "
+                    f"{key} when matched by {rule}: keep one of them, or say with --match what "
+                    "keys and pictures have in common"
+                )
+            found[row_key], row_of[key] = key, row_key
         if found:
-            _refuse_unclear(found, rule, table)
             return found, rule
     return {}, "key" if match == "auto" else match
 
 
-def _by(rule: str, pictures: Sequence[str], numbers: Mapping[str, int]) -> dict[str, str]:
-    """What each picture is called under the rule; names that several share mean none."""
-    says = RULES[rule]
-    called: dict[str, str] = {}
-    shared: set[str] = set()
-    for key in pictures:
-        name = str(numbers[key]) if rule == "number" and key in numbers else says(key)
-        if name in called:
-            shared.add(name)
-        called[name] = key
-    return {name: key for name, key in called.items() if name not in shared}
-
-
-def _refuse_unclear(found: Mapping[str, str], rule: str, table: CaptionTable) -> None:
-    rows: dict[str, str] = {}
-    for row, key in found.items():
-        if key in rows:
-            raise UserError(
-                f"{table.path}: the rows {rows[key]} and {row} both mean the picture {key} when matched by {rule}: "
-                "keep one of them, or say with --match what keys and pictures have to share"
-            )
-        rows[key] = row
-
-
-def _nothing(found: Sequence[_Found], references: References, options: Evaluate) -> str:
-    for each in found:
-        if not each.captions:
-            said = ", ".join(each.table.rows["key"].slice(0, 3).to_pylist())
+def _why_nothing(
+    matched: Sequence[_MatchedRows], references: References, options: Evaluate
+) -> str:
+    for rows in matched:
+        if not rows.captions:
+            own = ", ".join(rows.table.rows["key"].slice(0, 3).to_pylist())
             theirs = ", ".join(list(references.captions)[:3])
             asked = f" of split {options.split}" if options.split else ""
             tried = ", ".join(RULES) if options.match == "auto" else options.match
             return (
-                f"no caption of {each.table.path} belongs to a picture of the references{asked}: its keys are "
-                f"{said}, ...; theirs are {theirs}, ... (matched by {tried})"
+                f"no caption of {rows.table.path} belongs to a picture of the references{asked}: "
+                f"its keys are {own}, ...; theirs are {theirs}, ... (matched by {tried})"
             )
-    return f"no picture has a caption in each of the {len(found)} tables: evaluate them one by one"
+    return (
+        f"no picture has a caption in each of the {len(matched)} tables: evaluate them one by one"
+    )

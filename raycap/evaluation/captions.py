@@ -1,4 +1,4 @@
-"""Caption tables as people have them, in one form: raycap's own Parquet, COCO results, CSV, JSON lines."""
+"""Reads caption tables into one form: raycap's own Parquet, COCO results, CSV, JSON lines."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,12 @@ from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.records import Records, RowBatch, records
 from raycap.storage.location import Location, existing, locate
 
-# What is read of a table; what a form lacks is "", null or an empty list, and the status is success.
-ROWS = pa.schema(
-    [
-        *(
-            CAPTIONS.field(name)
-            for name in CAPTIONS.names
-            if name not in ("width", "height", "sha256")
-        ),
-        *TRUE_WORDS,
-    ]
-)
+# What is read of a table. What a table lacks is "", null or an empty list; its status is success.
+_NOT_READ = ("width", "height", "sha256")
+_READ = [CAPTIONS.field(name) for name in CAPTIONS.names if name not in _NOT_READ]
+ROWS = pa.schema([*_READ, *TRUE_WORDS])
 NUMBERS = ("score", *TRUE_WORDS.names)
+# The usual names of the two columns that are needed, the most usual first.
 KEY_NAMES = (
     "key",
     "image_id",
@@ -45,103 +39,129 @@ CAPTION_NAMES = ("caption", "prediction", "generated_caption", "generated", "hyp
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Captions of many pictures, each under a key of its own."""
+    """Captions of many pictures, each with a key of its own."""
 
     name: str
     path: str
     rows: pa.Table  # of ROWS
-    notes: tuple[str, ...] = ()  # oddities of the file that cost lines
-    vocabulary: str = (
-        ""  # which words the captioner knows, where the table says how well it foretells others
-    )
+    notes: tuple[str, ...] = ()  # faults of the file that cost lines
+    # A digest of the captioner's words, where the table has the columns of TRUE_WORDS.
+    vocabulary: str = ""
 
 
 def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
-    """What each is called, and where it is, of PATH or NAME=PATH."""
-    given = [_name_and_path(table) for table in tables]
-    short = [name or _short(path) for name, path in given]
-    # Of runs/a/captions and runs/b/captions the whole paths.
-    names = [
-        path if short.count(brief) > 1 and not name else brief
-        for brief, (name, path) in zip(short, given, strict=True)
-    ]
+    """The name and the path of each table that is given as PATH or NAME=PATH."""
+    given = []
+    for table in tables:
+        name, equals, path = table.partition("=")
+        is_named = equals and "/" not in name and not locate(table).exists()
+        given.append((name, path) if is_named else ("", table))
+    short_names = []
+    for name, path in given:
+        last = path.rstrip("/").rpartition("/")[2]
+        short_names.append(name or last.split(".")[0] or last)
+    # Where two short names are equal (runs/a/captions, runs/b/captions), the path is the name.
+    named = []
+    for short, (name, path) in zip(short_names, given, strict=True):
+        is_unclear = short_names.count(short) > 1 and not name
+        named.append((path if is_unclear else short, path))
+    names = [name for name, _ in named]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(
-            f"{', '.join(sorted(repeated))} is given twice: give NAME=PATH where two tables share a name"
+            f"{', '.join(sorted(repeated))} is given twice: give NAME=PATH where two tables share "
+            "a name"
         )
-    return [(name, path) for name, (_, path) in zip(names, given, strict=True)]
+    return named
 
 
-def read(path: str, name: str, key_column: str = "", caption_column: str = "") -> CaptionTable:
-    """The table at a path, glob or URI; a refusal where it is no caption table or a key stands twice."""
+def read_captions(
+    path: str, name: str, key_column: str = "", caption_column: str = ""
+) -> CaptionTable:
+    """The table at a path, glob or URI. Raises UserError if it is no caption table or has a key
+    twice."""
+    columns = Columns(key_column, caption_column)
     notes = Notes()
-    parts = [
-        _rows(piece, key_column, caption_column)
-        for piece in _pieces(path, key_column, caption_column, notes)
-    ]
+    parts = [_as_rows(piece, columns) for piece in _pieces(path, columns, notes)]
     if not parts:
         raise UserError(nothing(f"{path} holds no rows", notes))
     rows = pa.concat_tables(parts)
-    _refuse_repeated(rows["key"].to_pylist(), path)
-    foretold = rows["true_count"].null_count < len(rows)
-    return CaptionTable(
-        name, path, rows, tuple(notes.lines()), _vocabulary(path) if foretold else ""
-    )
+    seen: set[str] = set()
+    repeated = []
+    for key in rows["key"].to_pylist():
+        if key in seen:
+            repeated.append(key)
+        seen.add(key)
+    if repeated:
+        raise UserError(
+            f"{path}: {len(repeated)} key(s) are there twice ({', '.join(repeated[:3])}, ...): a "
+            "picture has one caption; keep the one to judge"
+        )
+    vocabulary = ""
+    if rows["true_count"].null_count < len(rows):
+        # raycap's own tables say which words their captioner knows.
+        files = () if path.lower().endswith(".json") else table_files(path)
+        parquet = next((file for file in files if file.format == "parquet"), None)
+        metadata: dict[bytes, bytes] = (parquet.schema().metadata or {}) if parquet else {}
+        vocabulary = metadata.get(b"vocabulary", b"unknown").decode()[:8]
+    return CaptionTable(name, path, rows, tuple(notes.lines()), vocabulary)
 
 
-def _name_and_path(given: str) -> tuple[str, str]:
-    name, equals, path = given.partition("=")
-    return (
-        (name, path) if equals and "/" not in name and not locate(given).exists() else ("", given)
-    )
-
-
-def _short(path: str) -> str:
-    name = path.rstrip("/").rpartition("/")[2]
-    return name.split(".")[0] or name
-
-
-def _pieces(path: str, key_column: str, caption_column: str, notes: Notes) -> Iterator[RowBatch]:
-    if path.lower().endswith(".json") and first_line(place := existing(path)).lstrip().startswith(
-        ("[", "{")
-    ):
-        yield from _json_pieces(place, notes)
-        return
-    for file in files_of(path):
-        names = file.names()
-        wanted = [name for name in ROWS.names if name in names]
-        wanted += [_column(names, key_column, KEY_NAMES, "keys", "--key-column", file.file.uri)]
-        wanted += [
-            _column(
-                names,
-                caption_column,
-                CAPTION_NAMES,
-                "captions",
-                "--caption-column",
-                file.file.uri,
-            )
-        ]
-        yield from file.batches(list(dict.fromkeys(wanted)), [], notes)
-
-
-def _vocabulary(path: str) -> str:
-    """As raycap's own tables note it."""
-    files = () if path.lower().endswith(".json") else files_of(path)
-    parquet = next((file for file in files if file.format == "parquet"), None)
-    noted: dict[bytes, bytes] = (parquet.schema().metadata or {}) if parquet else {}
-    return noted.get(b"vocabulary", b"unknown").decode()[:8]
-
-
-def files_of(path: str) -> list[Records]:
-    """Those of a folder without what a run has under way there, in folders that begin with '_'."""
+def table_files(path: str) -> list[Records]:
+    """The files of a table, without those of an unfinished run, in folders that begin with '_'."""
     place, found = locate(path), records(path)
     if not place.is_folder():
         return found
     return [file for file in found if "/_" not in file.file.path[len(place.path) :]]
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of keys and captions that the user named; "" where the usual names are looked
+    for."""
+
+    key: str
+    caption: str
+
+    def find(self, names: Sequence[str], uri: str) -> tuple[str, str]:
+        """The two columns among those of a file."""
+        return (
+            _find_column(names, self.key, KEY_NAMES, "keys", "--key-column", uri),
+            _find_column(names, self.caption, CAPTION_NAMES, "captions", "--caption-column", uri),
+        )
+
+
+def _find_column(
+    names: Sequence[str], given: str, usual: Sequence[str], what: str, flag: str, uri: str
+) -> str:
+    if given:
+        if given in names:
+            return given
+        raise UserError(f"{uri} has no column {given!r} ({flag}); it has {', '.join(names)}")
+    plain = {name.strip().lower(): name for name in reversed(names)}
+    found = next((plain[name] for name in usual if name in plain), None)
+    if found is None:
+        raise UserError(
+            f"{uri} has no column with a usual name for {what} ({', '.join(usual[:5])}, ...); it "
+            f"has {', '.join(names) or 'none'}: {flag} names one"
+        )
+    return found
+
+
+def _pieces(path: str, columns: Columns, notes: Notes) -> Iterator[RowBatch]:
+    if path.lower().endswith(".json"):
+        place = existing(path)
+        if first_line(place).lstrip().startswith(("[", "{")):
+            yield from _json_pieces(place, notes)
+            return
+    for records_file in table_files(path):
+        names = records_file.names()
+        wanted = [name for name in ROWS.names if name in names]
+        wanted += columns.find(names, records_file.file.uri)
+        yield from records_file.batches(list(dict.fromkeys(wanted)), [], notes)
+
+
 def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
-    """COCO results are one JSON list; a file that is none may still hold a JSON object in each line."""
+    """COCO results are one JSON list; any other file may still have a JSON object on each line."""
     with place.open() as file:
         try:
             rows = json.load(file)
@@ -155,106 +175,68 @@ def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
         rows = [rows]  # JSON lines, of which there is one
     if not isinstance(rows, list):
         raise UserError(
-            f"{place.uri} holds a JSON {type(rows).__name__}: captions in COCO's form are a list of objects such "
-            'as {"image_id": 42, "caption": "a dog"}'
+            f"{place.uri} holds a JSON {type(rows).__name__}: COCO results are a list of objects "
+            'such as {"image_id": 42, "caption": "a dog"}'
         )
-    for row in (row for row in rows if not isinstance(row, dict)):
-        notes.add(MALFORMED_LINE, f"{place.name}: {brief(row)!r}")
-    found = enumerate((row for row in rows if isinstance(row, dict)), 1)
-    for piece in batched(found):
+    for row in rows:
+        if not isinstance(row, dict):
+            notes.add(MALFORMED_LINE, f"{place.name}: {brief(row)!r}")
+    for piece in batched(enumerate((row for row in rows if isinstance(row, dict)), 1)):
         names = list(dict.fromkeys(name for _, row in piece for name in row))
-        columns = {
-            name: pa.array([_text(row.get(name)) for _, row in piece], pa.string())
-            for name in names
-        }
+        columns = {}
+        for name in names:
+            texts = [_text(row.get(name)) for _, row in piece]
+            columns[name] = pa.array(texts, pa.string())
         yield RowBatch(pa.table(columns), [f"row {number}" for number, _ in piece], place)
 
 
-def _rows(piece: RowBatch, key_column: str, caption_column: str) -> pa.Table:
+def _as_rows(piece: RowBatch, columns: Columns) -> pa.Table:
     """A piece of any form as ROWS."""
-    names = piece.columns.column_names
-    named = {name: name for name in ROWS.names if name in names}
-    named["key"] = _column(names, key_column, KEY_NAMES, "keys", "--key-column", piece.file.uri)
-    named["caption"] = _column(
-        names, caption_column, CAPTION_NAMES, "captions", "--caption-column", piece.file.uri
-    )
+    names, uri = piece.columns.column_names, piece.file.uri
+    column_of = {name: name for name in ROWS.names if name in names}
+    column_of["key"], column_of["caption"] = columns.find(names, uri)
     defaults: dict[str, Any] = {"status": SUCCESS, "alternatives": [], **dict.fromkeys(NUMBERS)}
-    columns = {}
-    for field in ROWS:
-        if field.name in named:
-            column = piece.columns[named[field.name]].to_pylist()
-            columns[field.name] = [
-                _value(field, value, piece, row) for row, value in enumerate(column)
-            ]
-        else:
-            columns[field.name] = [defaults.get(field.name, "")] * len(piece.where)
     arrays = {}
-    for name, values in columns.items():
+    for field in ROWS:
+        if field.name in column_of:
+            given = piece.columns[column_of[field.name]].to_pylist()
+            values = [_value(field, value, piece, row) for row, value in enumerate(given)]
+        else:
+            values = [defaults.get(field.name, "")] * len(piece.where)
         try:
-            arrays[name] = pa.array(values, ROWS.field(name).type)
+            arrays[field.name] = pa.array(values, field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"the column {named.get(name, name)} of {piece.file.uri} holds no {name}"
-            ) from error
+            column = column_of.get(field.name, field.name)
+            raise UserError(f"the column {column} of {uri} holds no {field.name}") from error
     return pa.table(arrays)
 
 
 def _value(field: pa.Field, value: Any, piece: RowBatch, row: int) -> Any:
-    """One cell; text formats hold numbers and lists as text."""
-    if field.name not in (*NUMBERS, "alternatives"):
-        return SUCCESS if field.name == "status" and not value else _text(value) or ""
+    """One cell. Text formats have numbers and lists as text."""
+    is_number = field.name in NUMBERS
+    if not is_number and field.name != "alternatives":
+        if field.name == "status" and not value:
+            return SUCCESS
+        return _text(value) or ""
     if not isinstance(value, str):
-        return value if field.name in NUMBERS else value or []
+        return value if is_number else value or []
     try:
-        read = json.loads(value) if value.strip() else None
-        if field.name in NUMBERS:
-            return (
-                None
-                if read is None
-                else float(read)
-                if pa.types.is_floating(field.type)
-                else int(read)
-            )
-        return [{"caption": str(one["caption"]), "score": one["score"]} for one in read or []]
+        parsed = json.loads(value) if value.strip() else None
+        if is_number and parsed is not None:
+            return float(parsed) if pa.types.is_floating(field.type) else int(parsed)
+        if is_number:
+            return None
+        return [{"caption": str(one["caption"]), "score": one["score"]} for one in parsed or []]
     except (ValueError, TypeError, KeyError) as error:
         where = f"{piece.file.uri} {piece.where[row]}"
         raise UserError(f"{where}: {value[:60]!r} is no {field.name}") from error
 
 
-def _column(
-    names: Sequence[str], given: str, usual: Sequence[str], what: str, flag: str, uri: str
-) -> str:
-    """The column of that name, else the first of the usual names."""
-    if given:
-        if given in names:
-            return given
-        raise UserError(f"{uri} has no column {given!r} ({flag}); it has {', '.join(names)}")
-    plain = {name.strip().lower(): name for name in reversed(names)}
-    found = next((plain[name] for name in usual if name in plain), None)
-    if found is None:
-        raise UserError(
-            f"{uri} has no column named as usual for {what} ({', '.join(usual[:5])}, ...); it has "
-            f"{', '.join(names) or 'none'}: {flag} names one"
-        )
-    return found
-
-
 def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value if value is None else utf8(value)
-    return (
-        json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list | dict | bool)
-        else str(value)
-    )
-
-
-def _refuse_repeated(keys: list[str], path: str) -> None:
-    if len(set(keys)) == len(keys):
-        return
-    seen: set[str] = set()
-    twice = [key for key in keys if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
-    raise UserError(
-        f"{path}: {len(twice)} key(s) stand twice ({', '.join(twice[:3])}, ...): one caption belongs to a picture; "
-        "keep the one to judge"
-    )
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return utf8(value)
+    if isinstance(value, list | dict | bool):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

@@ -1,4 +1,4 @@
-"""What `raycap evaluate` is asked for, and the options of each metric."""
+"""The options of `raycap evaluate`, and those of each metric."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Match = Literal["auto", "key", "name", "stem", "number"]
 if TYPE_CHECKING:
     MetricOptions = Any
 else:
-    # One field for each metric, so that an option of a metric is a flag and a key of the config by itself.
+    # One field for each metric, so that each option of a metric is a flag and a key of the config.
     MetricOptions = dataclasses.make_dataclass(
         "MetricOptions",
         [
@@ -27,37 +27,39 @@ else:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How captions are judged, and where the scores go."""
+    """How captions are scored, and where the scores go."""
 
     tables: tuple[str, ...] = ()
-    """Caption tables: raycap's own (a folder, file or glob of Parquet), COCO results (.json), CSV, JSON lines; or
-    folders of captioners, which caption the pictures first. NAME=PATH gives one a name of its own."""
+    """Caption tables: raycap's own (a folder, file or glob of Parquet), COCO results (.json), CSV,
+    JSON lines; or captioner folders, which first caption the pictures. NAME=PATH names one."""
     out: str = "scores.json"
-    """The scores, a JSON file; each picture's scores and what became of each row go beside it, in
+    """JSON file for the scores; the scores and the outcome of each picture go beside it, into
     *.pictures.parquet."""
     metrics: tuple[str, ...] = ("bleu", "rouge_l", "cider_d", "health")
-    """Which metrics: bleu, rouge_l, cider, cider_d, bleu_nltk, glove_similarity, health; meteor and
-    spice (Java programs: the extra coco-metrics), meteor_nltk (another METEOR)."""
+    """Which metrics; the answer to an unknown name lists them all. meteor and spice are Java
+    programs (the extra coco-metrics); meteor_nltk is another METEOR."""
     split: str = ""
-    """Judge the pictures of this split of the references only (train, dev, test), and let captioners caption no
-    others; empty: of every split."""
+    """Score the pictures of this split of the references only (train, dev, test), and let
+    captioners caption no others; empty: all splits."""
     cache: str = ""
-    """Folder for what captioners say, which later runs find again; empty: ~/.cache/raycap."""
+    """Folder for the captions of captioners, which later evaluations use again; empty:
+    ~/.cache/raycap."""
     match: Match = "auto"
-    """What a row and a picture have to share: the key, its file name, that without its ending, or its number
-    (COCO's image_id). auto: the first of these that finds any."""
+    """What a row and a picture have in common: the key, the file name, the file name without its
+    ending, or its number (COCO's image_id). auto: the first of these that finds any."""
     key_column: str = ""
-    """The column of keys, where a table calls it by an unusual name."""
+    """The column of keys, where a table has an unusual name for it."""
     caption_column: str = ""
-    """The column of captions, where a table calls it by an unusual name."""
+    """The column of captions, where a table has an unusual name for it."""
     absent_as_empty: bool = False
-    """Judge failed and missing pictures as if their caption were empty, instead of leaving them out."""
+    """Score failed and missing pictures as if their caption were empty; otherwise they are left
+    out."""
     samples: int = 1000
-    """Resamples of the pictures (bootstrap) behind intervals and comparisons; 0: none."""
+    """Resamples of the pictures (bootstrap) for intervals and comparisons; 0: none."""
     level: float = 0.95
-    """How often an interval is to hold the true score."""
+    """Confidence level of the intervals."""
     seed: int = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
 
     def __post_init__(self) -> None:
         for name in self.metrics:
@@ -67,11 +69,12 @@ class Evaluate:
             raise UserError(f"metrics is empty: name some of {', '.join(METRICS)}")
         if not self.out.endswith(".json"):
             raise UserError(
-                f"out is {self.out!r}: the scores are a JSON file, so give a name that ends in .json"
+                f"out is {self.out!r}: the scores are a JSON file, so give a name that ends in "
+                ".json"
             )
         if self.samples < 0 or 0 < self.samples < 100:
             raise UserError(
-                f"samples is {self.samples}: an interval takes at least 100; 0 leaves intervals out"
+                f"samples is {self.samples}: an interval takes at least 100; 0 means no intervals"
             )
         if not 0 < self.level < 1:
             raise UserError(f"level is {self.level}: give a share between 0 and 1, such as 0.95")

@@ -1,52 +1,83 @@
-"""The human captions that captions are measured by, from any source. Captioned datasets need no pictures for it."""
+"""The references of a source: human captions by picture. Most captioned datasets need no pictures
+for this."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raycap.errors import UserError
 from raycap.sources import Coco, Flickr, Karpathy, Source, Table, coco
-from raycap.sources.annotated import AnnotatedPicture
 from raycap.sources.notes import Notes
-from raycap.sources.splits import drawn_splits
+from raycap.sources.splits import drawn_splits, split_word
 from raycap.storage.location import existing
 
 
 @dataclass(frozen=True)
 class References:
-    """Pictures that have human captions, in the source's order."""
+    """Pictures that have human captions, in the order of the source."""
 
     captions: dict[str, list[str]]  # by key
     splits: dict[str, str]
-    uris: dict[str, str] = field(
-        default_factory=dict
-    )  # where the pictures are, if the source knows
+    uris: dict[str, str] = field(default_factory=dict)  # of the pictures, if the source knows them
     numbers: dict[str, int] = field(default_factory=dict)  # COCO's ids
-    silent: frozenset[str] = frozenset()  # pictures without any caption
+    uncaptioned: frozenset[str] = frozenset()  # pictures without any caption
 
     def digest(self) -> str:
-        """What tells them from others."""
-        return hashlib.sha256(
-            json.dumps([self.captions, self.splits], sort_keys=True).encode()
-        ).hexdigest()
+        """A hash of all captions and splits."""
+        data = json.dumps([self.captions, self.splits], sort_keys=True)
+        return hashlib.sha256(data.encode()).hexdigest()
+
+    def keys_of_split(self, split: str) -> list[str]:
+        """The pictures of a split that have captions; "" for all. Raises UserError if there are
+        none."""
+        split = split_word(split)
+        if not split:
+            return list(self.captions)
+        keys = [key for key in self.captions if self.splits[key] == split]
+        if not keys:
+            known = sorted({name for name in self.splits.values() if name})
+            raise UserError(
+                f"no picture of the references is of split {split!r}; they have "
+                f"{', '.join(known) or 'no splits'}"
+            )
+        return keys
 
 
-def read(source: Source | None) -> References:
-    """All references of a source; a refusal where it has none."""
+def read_references(source: Source | None) -> References:
+    """All references of a source. Raises UserError if it has none."""
     source = with_captions(source)
-    found = _of_coco(source) if isinstance(source, Coco) else _of_source(source)
+    if isinstance(source, Coco):
+        found = _read_coco(source)
+    else:
+        try:
+            found = _read_rows(source)
+        except UserError:
+            if not isinstance(source, Flickr | Karpathy) or source.pictures:
+                raise
+            # Without the pictures? Reading the captions alone raises the same error if they are
+            # the fault.
+            entries = source.entries()
+            keys = {entry.key for entry in entries}
+            if len(keys) < len(entries):
+                raise
+            captioned = {entry.key: entry for entry in entries if entry.references}
+            found = References(
+                {key: list(entry.references) for key, entry in captioned.items()},
+                {key: entry.split for key, entry in captioned.items()},
+                uncaptioned=frozenset(keys - captioned.keys()),
+            )
     if not found.captions:
         raise UserError(
-            f"{source.path} has pictures but no captions: --references takes a dataset with human captions, such "
-            "as Flickr8k or COCO, or a table with a column of references (--source.references names it)"
+            f"{source.path} has pictures but no captions: --references takes a dataset with human "
+            "captions, such as Flickr8k or COCO, or a table with a column of references "
+            "(--source.references names it)"
         )
     return found
 
 
 def with_captions(source: Source | None) -> Source:
-    """The source, told to give what people say; a refusal where there is none."""
+    """The source, asked for its captions. Raises UserError if there is no source."""
     if source is None or not source.path:
         raise UserError(
             "which references? Give the dataset with the human captions: --references SOURCE"
@@ -56,33 +87,11 @@ def with_captions(source: Source | None) -> Source:
     return source
 
 
-def _of_source(source: Source) -> References:
-    try:
-        return _of_rows(source)
-    except UserError:
-        if not isinstance(source, Flickr | Karpathy) or source.pictures:
-            raise
-        entries = source.entries()  # says the same where it was not for want of pictures
-        if len({entry.key for entry in entries}) < len(entries):
-            raise
-    return _of_entries(entries)
-
-
-def _of_entries(entries: Sequence[AnnotatedPicture]) -> References:
-    """Of pictures that are not there."""
-    told = {entry.key: entry for entry in entries if entry.references}
-    return References(
-        captions={key: list(entry.references) for key, entry in told.items()},
-        splits={key: entry.split for key, entry in told.items()},
-        silent=frozenset(entry.key for entry in entries if not entry.references),
-    )
-
-
-def _of_rows(source: Source) -> References:
+def _read_rows(source: Source) -> References:
     captions: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     uris: dict[str, str] = {}
-    silent = []
+    uncaptioned = []
     for table in source.tables():
         columns = [table[name].to_pylist() for name in ("key", "uri", "split", "references")]
         for key, uri, split, references in zip(*columns, strict=True):
@@ -90,12 +99,12 @@ def _of_rows(source: Source) -> References:
             if references:
                 captions[key], splits[key] = references, split
             else:
-                silent.append(key)
-    return References(captions, splits, uris, silent=frozenset(silent))
+                uncaptioned.append(key)
+    return References(captions, splits, uris, uncaptioned=frozenset(uncaptioned))
 
 
-def _of_coco(source: Coco) -> References:
-    """From the annotations alone: who judges captions need not have the pictures."""
+def _read_coco(source: Coco) -> References:
+    """From the annotation files alone: the pictures are not needed."""
     place = existing(source.path)
     files = list(place.search(coco.ANNOTATIONS)) if place.is_folder() else [place]
     if not files:
@@ -103,18 +112,18 @@ def _of_coco(source: Coco) -> References:
     captions: dict[str, list[str]] = {}
     splits: dict[str, str] = {}
     numbers: dict[str, int] = {}
-    silent: set[str] = set()
+    uncaptioned: set[str] = set()
     for file in files:
         split = source.split or coco.split_of(file.name)
-        names, spoken = coco.read_annotations(file, Notes(), needs_pictures=False)
+        names, by_number = coco.read_annotations(file, Notes(), needs_pictures=False)
         for number, name in names.items():
-            if name in captions or name in silent:
-                raise UserError(f"{name} stands twice in {', '.join(each.uri for each in files)}")
+            if name in captions or name in uncaptioned:
+                raise UserError(f"{name} is twice in {', '.join(each.uri for each in files)}")
             if isinstance(number, int):
                 numbers[name] = number
-            if number in spoken:
-                captions[name] = spoken[number]
+            if number in by_number:
+                captions[name] = by_number[number]
                 [splits[name]] = drawn_splits([name], source.fractions) or [split]
             else:
-                silent.add(name)
-    return References(captions, splits, numbers=numbers, silent=frozenset(silent))
+                uncaptioned.add(name)
+    return References(captions, splits, numbers=numbers, uncaptioned=frozenset(uncaptioned))

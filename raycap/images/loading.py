@@ -41,8 +41,8 @@ def load_pictures(
 ) -> Iterator[tuple[int, LoadedPicture]]:
     """Each item's number and picture, in the order in which the bytes arrive.
 
-    An item is a URI or path, the picture's bytes, or a `Fetched` (such as a reason why it cannot be fetched). Memory
-    holds a few pictures only, if the caller keeps none.
+    An item is a URI or path, the picture's bytes, or a `Fetched` (such as a reason why it cannot
+    be fetched). Memory holds a few pictures only, if the caller keeps none.
     """
 
     def loaded(fetched: Fetched) -> LoadedPicture:

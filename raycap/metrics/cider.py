@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from raycap.errors import UserError
-from raycap.metrics.answers import Answer, Floats, mean_answer
 from raycap.metrics.corpus import Corpus
 from raycap.metrics.ngrams import Captions, Grams, Ints, ReferenceGrams
+from raycap.metrics.scores import Floats, Score, ScoreFacts, mean_score
 from raycap.vocabulary.words import END, PAD, START
 
 LONGEST = 4
@@ -19,39 +20,60 @@ LONGEST = 4
 class Cider:
     """CIDEr: n-grams weighted by how rare they are among the pictures, as a cosine, times 10."""
 
-    def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
+        ScoreFacts(
+            "cider",
+            "CIDEr",
+            "agreement with the references in rare words and phrases, from 0 to 10",
+            format="{:.3f}",
+            picture_rank=7,
+        ),
+    )
+
+    def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """The mean over pictures."""
-        return (
-            mean_answer(
-                "cider", _of_corpus(corpus, None), corpus.signature(frequencies="references")
-            ),
-        )
+        signature = corpus.signature(frequencies="references")
+        return (mean_score(self.scores[0], _per_picture(corpus, None), signature),)
 
 
 @dataclass(frozen=True)
 class CiderD:
-    """CIDEr-D, which cannot be gamed by repeating words; the COCO evaluation prints it under the name CIDEr."""
+    """CIDEr-D, in which repeated words gain nothing; the COCO evaluation calls it CIDEr."""
 
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
+        ScoreFacts(
+            "cider_d",
+            "CIDEr-D",
+            "agreement with the references in rare words and phrases, from 0 to 10; people among "
+            "themselves reach about 1",
+            format="{:.3f}",
+            headline=True,
+            picture_rank=1,
+        ),
+    )
     sigma: float = 6.0
-    """Tokens that a caption may be longer or shorter than a reference before it loses much; COCO takes 6."""
+    """Tokens that a caption may be longer or shorter than a reference before it loses much; COCO
+    takes 6."""
 
     def __post_init__(self) -> None:
         if self.sigma <= 0:
             raise UserError(f"sigma is {self.sigma}: it must be above 0")
 
-    def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
+    def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """The mean over pictures."""
         signature = corpus.signature(frequencies="references", sigma=self.sigma)
-        return (mean_answer("cider_d", _of_corpus(corpus, self.sigma), signature),)
+        return (mean_score(self.scores[0], _per_picture(corpus, self.sigma), signature),)
 
 
-def _of_corpus(corpus: Corpus, sigma: float | None) -> Floats:
-    agreement = _Agreement(corpus.reference_grams, sigma)
-    return agreement.scores(corpus.grams, corpus.numbers.lengths, np.arange(len(corpus.captions)))
+def _per_picture(corpus: Corpus, sigma: float | None) -> Floats:
+    similarity = _TfIdfSimilarity(corpus.reference_grams, sigma)
+    pictures = np.arange(len(corpus.captions))
+    return similarity.to_references(corpus.grams, corpus.numbers.lengths, pictures)
 
 
 class CiderReward:
-    """CIDEr-D of sampled captions, with the references' n-grams and document frequencies prepared once."""
+    """CIDEr-D of sampled captions; n-grams and document frequencies of the references are counted
+    once."""
 
     def __init__(
         self,
@@ -59,19 +81,21 @@ class CiderReward:
         count_end: bool = True,
         sigma: float = 6.0,
     ) -> None:
-        """`references`: for each picture its encoded captions, of which `<start>` and `<pad>` are ignored.
+        """`references`: the encoded captions of each picture, whose `<start>` and `<pad>` are
+        ignored.
 
-        With `count_end`, `<end>` is a token of captions, references and document frequencies. Without it a
-        captioner learns to stop in mid-sentence ("a man in a"), since nothing is gained by the last words.
+        With `count_end`, `<end>` is a token of captions, references and document frequencies.
+        Without it a captioner learns to stop in mid-sentence ("a man in a"), because the last
+        words gain nothing.
         """
-        bare = sum(not captions for captions in references)
-        if bare:
-            raise UserError(f"{bare} picture(s) have no captions to reward by: leave them out")
+        empty = sum(not captions for captions in references)
+        if empty:
+            raise UserError(f"{empty} picture(s) have no captions to reward by: leave them out")
         self.count_end = count_end
         self._grams = ReferenceGrams(
             [[self._counted(caption) for caption in captions] for captions in references]
         )
-        self._agreement = _Agreement(self._grams, sigma)
+        self._similarity = _TfIdfSimilarity(self._grams, sigma)
 
     def _counted(self, caption: Sequence[int]) -> list[int]:
         dropped = (PAD, START) if self.count_end else (PAD, START, END)
@@ -80,7 +104,7 @@ class CiderReward:
     def __call__(
         self, captions: npt.NDArray[np.integer], pictures: Ints
     ) -> npt.NDArray[np.float32]:
-        """The reward [B] of `captions` [B, T], each judged by the references of its picture in `pictures` [B].
+        """The reward [B] of `captions` [B, T] by the references of their `pictures` [B].
 
         Only the tokens up to the first `<end>` count.
         """
@@ -91,36 +115,33 @@ class CiderReward:
             counts &= captions != END
         flat = Captions(captions[counts], np.nonzero(counts)[0], len(captions))
         grams = list(self._grams.look_up(flat))
-        return self._agreement.scores(grams, flat.lengths, np.asarray(pictures, np.int64)).astype(
-            np.float32
-        )
+        pictures = np.asarray(pictures, np.int64)
+        rewards = self._similarity.to_references(grams, flat.lengths, pictures)
+        return rewards.astype(np.float32)
 
 
-class _Agreement:
-    """How well captions agree with their picture's references in rare n-grams."""
+class _TfIdfSimilarity:
+    """Similarity of captions to their picture's references: a cosine of rare n-grams."""
 
     def __init__(self, references: ReferenceGrams, sigma: float | None) -> None:
-        """`sigma` None for CIDEr: no penalty for length, and counts are not clipped to the reference's."""
+        """`sigma` None for CIDEr: lengths do not matter, and counts are not clipped."""
         self._references, self._sigma = references, sigma
-        self._rarity, self._weights, self._norms = (
-            [],
-            [],
-            [],
-        )  # for each n: [table + 1], [references' grams], [R]
+        # For each n: [table + 1], [n-grams of the references], [R].
+        self._rarity: list[Floats] = []
+        self._weights: list[Floats] = []
+        self._norms: list[Floats] = []
         for n, grams in enumerate(references.grams, start=1):
-            documents = np.append(
-                references.documents(n), 1
-            )  # one more, for n-grams without a place (-1)
+            # One more, for n-grams that no reference has (place -1).
+            documents = np.append(references.documents(n), 1)
             rarity = np.log(len(references.per_picture)) - np.log(documents)
             weights = grams.count * rarity[grams.place]
+            squares = np.bincount(grams.caption, weights**2, len(references.picture))
             self._rarity.append(rarity)
             self._weights.append(weights)
-            self._norms.append(
-                np.sqrt(np.bincount(grams.caption, weights**2, len(references.picture)))
-            )
+            self._norms.append(np.sqrt(squares))
 
-    def scores(self, grams: list[Grams], lengths: Ints, pictures: Ints) -> Floats:
-        """Each caption's score, from its n-grams for each n, its length and its picture."""
+    def to_references(self, grams: list[Grams], lengths: Ints, pictures: Ints) -> Floats:
+        """The score of each caption, from its n-grams for each n, its length and its picture."""
         references = self._references
         total = np.zeros(len(lengths))
         for n, ours in enumerate(grams, start=1):
@@ -129,15 +150,14 @@ class _Agreement:
             rows, theirs = references.matches(n, ours, pictures)
             caption, reference = ours.caption[rows], references.grams[n - 1].caption[theirs]
             mine, other = weights[rows], self._weights[n - 1][theirs]
-            value = (mine if self._sigma is None else np.minimum(mine, other)) * other
-            value /= np.maximum(
-                norms[caption] * self._norms[n - 1][reference], np.finfo(float).tiny
-            )
+            clipped = mine if self._sigma is None else np.minimum(mine, other)
+            both_norms = norms[caption] * self._norms[n - 1][reference]
+            cosine = clipped * other / np.maximum(both_norms, np.finfo(float).tiny)
             if self._sigma is not None:
-                # The reference implementation measures length in pairs of tokens: 0 and 1 token are as long.
-                apart = np.maximum(lengths[caption], 1) - np.maximum(
-                    references.lengths[reference], 1
-                )
-                value *= np.exp(-(apart**2) / (2 * self._sigma**2))
-            total += np.bincount(caption, value, len(lengths))
+                # The reference implementation counts length in pairs of tokens, so 0 and 1 token
+                # are equally long.
+                own_length = np.maximum(lengths[caption], 1)
+                apart = own_length - np.maximum(references.lengths[reference], 1)
+                cosine *= np.exp(-(apart**2) / (2 * self._sigma**2))
+            total += np.bincount(caption, cosine, len(lengths))
         return 10 * total / LONGEST / references.per_picture[pictures]

@@ -1,4 +1,4 @@
-"""What metrics judge: a caption for each picture and its references, tokenised and counted once for all."""
+"""What metrics compare: a caption and references for each picture, tokenised and counted once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,44 +12,45 @@ from raycap.metrics.tokenise import tokenise
 
 @dataclass(frozen=True)
 class Corpus:
-    """Captions of pictures, the human captions they are measured by, and those the captioner learned from."""
+    """Captions of pictures and the references to compare them with."""
 
     captions: Sequence[str]  # one for each picture
     references: Sequence[Sequence[str]]  # at least one for each picture
-    learned: frozenset[str] = (
-        frozenset()
-    )  # training captions, to tell novel captions; none when not known
+    # Captions that the captioner was trained on, to count novel ones; empty if not known.
+    training_captions: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.captions:
-            raise UserError("no captions to judge")
+            raise UserError("no captions to score")
         if len(self.captions) != len(self.references):
             raise UserError(
-                f"{len(self.captions)} captions, but references for {len(self.references)} pictures"
+                f"{len(self.captions)} captions, but references for {len(self.references)} "
+                "pictures"
             )
-        bare = [str(place) for place, references in enumerate(self.references) if not references]
+        bare = [str(row) for row, references in enumerate(self.references) if not references]
         if bare:
             raise UserError(
-                f"{len(bare)} picture(s) have no references (rows {', '.join(bare[:5])}): leave them out"
+                f"{len(bare)} picture(s) have no references (rows {', '.join(bare[:5])}): leave "
+                "them out"
             )
 
     @cached_property
     def tokens(self) -> list[str]:
-        """Each caption's tokens, joined by spaces."""
+        """The tokens of each caption, joined by spaces."""
         return tokenise(self.captions)
 
     @cached_property
     def reference_tokens(self) -> list[list[str]]:
-        """The same of each picture's references."""
+        """The tokens of each picture's references, each joined by spaces."""
         flat = iter(tokenise(chain.from_iterable(self.references)))
         return [[next(flat) for _ in references] for references in self.references]
 
     @cached_property
     def _numbered(self) -> tuple[list[list[int]], list[list[list[int]]]]:
         numbers: dict[str, int] = {}
-        ours = [numbered(caption.split(), numbers) for caption in self.tokens]
+        ours = [to_numbers(caption.split(), numbers) for caption in self.tokens]
         theirs = [
-            [numbered(caption.split(), numbers) for caption in captions]
+            [to_numbers(caption.split(), numbers) for caption in captions]
             for captions in self.reference_tokens
         ]
         return ours, theirs
@@ -70,21 +71,19 @@ class Corpus:
         return list(self.reference_grams.look_up(self.numbers))
 
     def signature(self, tokens: str = "ptb", **more: object) -> str:
-        """How a score was made; scores with the same signature compare."""
+        """How a score was made; only scores with the same signature can be compared."""
         counts = [len(references) for references in self.references]
-        references = (
-            f"{min(counts)}-{max(counts)}" if min(counts) != max(counts) else str(counts[0])
-        )
+        few, many = min(counts), max(counts)
         parts = {
             "tokens": tokens,
             "end": "no",
-            "references": references,
+            "references": str(few) if few == many else f"{few}-{many}",
             "pictures": len(self.captions),
             **more,
         }
         return "|".join(f"{name}:{value}" for name, value in parts.items())
 
 
-def numbered(words: Sequence[str], numbers: dict[str, int]) -> list[int]:
+def to_numbers(words: Sequence[str], numbers: dict[str, int]) -> list[int]:
     """The words as numbers; a new word gets the next free one."""
     return [numbers.setdefault(word, len(numbers)) for word in words]

@@ -1,60 +1,86 @@
-"""Diversity and health of captions, without a look at the references: what good scores may hide."""
+"""Diversity and faults of captions, without a look at the references: what scores may hide."""
 
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from raycap.metrics.answers import Answer, Floats, mean_answer
 from raycap.metrics.corpus import Corpus
+from raycap.metrics.scores import Floats, Score, ScoreFacts, mean_score
 from raycap.metrics.tokenise import tokenise
 
 # A caption that ends in one of these was cut off: "a man in a".
 _UNFINISHED = re.compile(
-    r"(?:^| )(?:an?|the|this|his|her|its|their|my|your|our|some|and|or|but|with|without|of|in|on|at|to|from|for|"
-    r"into|onto|beside|between|against|while|as|is|are|was|were|be|being|has|have|having|very)$"
+    r"(?:^| )(?:an?|the|this|his|her|its|their|my|your|our|some|and|or|but|with|without|of|in|on|"
+    r"at|to|from|for|into|onto|beside|between|against|while|as|is|are|was|were|be|being|has|have|"
+    r"having|very)$"
 )
 # A phrase of one to four tokens twice in a row, or three tokens that come again later.
 _REPEATED = re.compile(r"(?:^| )(?:(\S+(?: \S+){0,3}) \1|(\S+ \S+ \S+) (?:.* )?\2)(?= |$)")
 
+DISTINCT = ScoreFacts(
+    "distinct", "distinct captions", "share of captions that differ", "neither", "{:.1%}"
+)
+VOCABULARY = ScoreFacts(
+    "vocabulary", "words used", "number of different words in all captions", "neither", "{:,.0f}"
+)
+LENGTH = ScoreFacts("length", "length in words", "words in a caption", "neither", "{:.1f}")
+CUT_OFF = ScoreFacts(
+    "cut_off", "cut off", "share of captions that end in mid-sentence", "lower", "{:.1%}"
+)
+REPETITIVE = ScoreFacts(
+    "repetitive", "repetitive", "share of captions that repeat a phrase", "lower", "{:.1%}"
+)
+NOVEL = ScoreFacts(
+    "novel",
+    "novel captions",
+    "share that are no training caption",
+    "neither",
+    "{:.1%}",
+)
+
 
 @dataclass(frozen=True)
 class Health:
-    """Distinct captions, words used, mean length; shares of captions cut off, repetitive, novel."""
+    """Distinct captions, words used, mean length; shares cut off, repetitive, novel."""
 
-    def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
-        """One answer for each number; `novel` only where the training captions are known."""
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
+        DISTINCT,
+        VOCABULARY,
+        LENGTH,
+        CUT_OFF,
+        REPETITIVE,
+        NOVEL,
+    )
+
+    def compute(self, corpus: Corpus) -> tuple[Score, ...]:
+        """One score for each number; `novel` only where the training captions are known."""
         captions = corpus.tokens
         signature = f"tokens:ptb|end:no|pictures:{len(captions)}"
-        times = Counter(captions)
-        pictures = Counter(word for caption in captions for word in set(caption.split()))
-        shares = [
-            [sum(1 / pictures[word] for word in set(caption.split()))] for caption in captions
+        repeats = Counter(captions)
+        words = [set(caption.split()) for caption in captions]
+        used_by = Counter(word for own in words for word in own)
+        # A word counts 1, shared among the pictures that use it: the sum is the number of words.
+        shares = np.array([[sum(1 / used_by[word] for word in own)] for own in words], np.float64)
+        distinct = np.array([1 / repeats[caption] for caption in captions])
+        scores = [
+            mean_score(DISTINCT, distinct, signature, can_resample=False),
+            Score(VOCABULARY, shares, _sum, signature, can_resample=False),
         ]
-        marks = {
-            "length": [len(caption.split()) for caption in captions],
-            "cut_off": [bool(_UNFINISHED.search(caption)) for caption in captions],
-            "repetitive": [bool(_REPEATED.search(caption)) for caption in captions],
+        per_caption: dict[ScoreFacts, list[float]] = {
+            LENGTH: [len(caption.split()) for caption in captions],
+            CUT_OFF: [bool(_UNFINISHED.search(caption)) for caption in captions],
+            REPETITIVE: [bool(_REPEATED.search(caption)) for caption in captions],
         }
-        if corpus.learned:
-            learned = set(tokenise(corpus.learned))
-            marks["novel"] = [caption not in learned for caption in captions]
-        return (
-            mean_answer(
-                "distinct",
-                np.array([1 / times[caption] for caption in captions]),
-                signature,
-                False,
-            ),
-            # A word's 1 is shared among the pictures that use it, so that the sum is the vocabulary's size.
-            Answer("vocabulary", np.array(shares, np.float64), _total, signature, resamples=False),
-            *(
-                mean_answer(name, np.array(values, np.float64), signature)
-                for name, values in marks.items()
-            ),
-        )
+        if corpus.training_captions:
+            known = set(tokenise(corpus.training_captions))
+            per_caption[NOVEL] = [caption not in known for caption in captions]
+        for facts, values in per_caption.items():
+            scores.append(mean_score(facts, np.array(values, np.float64), signature))
+        return tuple(scores)
 
 
-def _total(sums: Floats) -> Floats:
+def _sum(sums: Floats) -> Floats:
     return sums[..., 0]

@@ -1,4 +1,4 @@
-"""METEOR and SPICE as the COCO caption evaluation computes them: Java programs that come with pycocoevalcap."""
+"""METEOR and SPICE as the COCO caption evaluation computes them: Java, from pycocoevalcap."""
 
 import contextlib
 import importlib.util
@@ -7,73 +7,74 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from raycap.errors import UserError
-from raycap.metrics.answers import Answer, Floats, mean_answer
 from raycap.metrics.corpus import Corpus
+from raycap.metrics.scores import Floats, Score, ScoreFacts, mean_score
 
 _STATISTICS = 23  # that METEOR 1.5 keeps of one caption
-# Its parameters for English: how recall and precision share, what fragments cost, what a content word counts.
+# Its parameters for English: the balance of recall and precision, the cost of fragments, the
+# weight of content words, and the weights of exact, stem, synonym and paraphrase matches.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
-_STAGES = np.array(
-    [1.0, 0.6, 0.8, 0.6]
-)  # the worth of exact, stem, synonym and paraphrase matches
+_STAGES = np.array([1.0, 0.6, 0.8, 0.6])
+_METEOR = ["java", "-jar", "-Xmx2G", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
 
 
 @dataclass(frozen=True)
 class Meteor:
-    """METEOR 1.5, the Java program of the COCO evaluation: matches of words, stems, synonyms and paraphrases."""
+    """METEOR 1.5 of the COCO evaluation (Java): matches of words, stems, synonyms, paraphrases."""
 
-    def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
-        """Of the whole corpus' counts, not a mean over pictures."""
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
+        ScoreFacts(
+            "meteor",
+            "METEOR",
+            "words, stems, synonyms and paraphrases that a reference has too, from 0 to 1",
+            format="{:.3f}",
+            picture_rank=3,
+        ),
+    )
+
+    def compute(self, corpus: Corpus) -> tuple[Score, ...]:
+        """From counts over the whole corpus; not a mean over pictures."""
         folder = _java_part("meteor") / "meteor"
-        pairs = zip(corpus.tokens, corpus.reference_tokens, strict=True)
-        lines = [
-            " ||| ".join(["SCORE", *map(_plain, theirs), _plain(ours)]) for ours, theirs in pairs
-        ]
-        command = [
-            "java",
-            "-jar",
-            "-Xmx2G",
-            "meteor-1.5.jar",
-            "-",
-            "-",
-            "-stdio",
-            "-l",
-            "en",
-            "-norm",
-        ]
-        written = "".join(line + "\n" for line in lines)
+        lines = []
+        for ours, theirs in zip(corpus.tokens, corpus.reference_tokens, strict=True):
+            # The program separates captions by "|||" and takes one line for each picture.
+            captions = [" ".join(text.replace("|||", "").split()) for text in (*theirs, ours)]
+            lines.append(" ||| ".join(["SCORE", *captions]) + "\n")
         ended = subprocess.run(
-            command, cwd=folder, input=written, capture_output=True, encoding="utf-8"
+            _METEOR,
+            cwd=folder,
+            input="".join(lines),
+            capture_output=True,
+            encoding="utf-8",
         )
-        counted = [line.split() for line in ended.stdout.splitlines()]
-        if len(counted) != len(lines) or any(len(numbers) != _STATISTICS for numbers in counted):
+        counts = [line.split() for line in ended.stdout.splitlines()]
+        if len(counts) != len(lines) or any(len(row) != _STATISTICS for row in counts):
             raise UserError(
-                f"meteor: the Java program did not answer as METEOR 1.5 does: {ended.stderr.strip()[-300:]}"
+                "meteor: the Java program did not answer as METEOR 1.5 does: "
+                f"{ended.stderr.strip()[-300:]}"
             )
-        parts = np.array(counted, np.float64)  # [pictures, 23]
-        # The program counts no chunk where caption and reference are matched whole and in order.
-        parts[(parts[:, 0:2] == parts[:, 21:23]).all(axis=1) & (parts[:, 20] == 1), 20] = 0
-        return (Answer("meteor", parts, _meteor, corpus.signature(version="1.5", language="en")),)
-
-
-def _plain(tokens: str) -> str:
-    """What the program reads as one caption."""
-    return " ".join(tokens.replace("|||", "").split())
+        parts = np.array(counts, np.float64)  # [pictures, 23]
+        # The program counts no chunk where caption and reference match whole and in order.
+        matched_whole = (parts[:, 0:2] == parts[:, 21:23]).all(axis=1) & (parts[:, 20] == 1)
+        parts[matched_whole, 20] = 0
+        signature = corpus.signature(version="1.5", language="en")
+        return (Score(self.scores[0], parts, _meteor, signature),)
 
 
 def _meteor(sums: Floats) -> Floats:
-    """The score from sums of statistics [..., 23]: Denkowski and Lavie, "Meteor Universal" (2014), section 2."""
+    """The score from sums of statistics [..., 23]; Denkowski and Lavie, "Meteor Universal" (2014),
+    section 2."""
     # Each pair is of the caption and of the reference.
     lengths, function_words, matched = sums[..., 0:2], sums[..., 2:4], sums[..., 21:23]
-    stages = sums[..., 4:20].reshape(
-        *sums.shape[:-1], 4, 2, 2
-    )  # [..., stage, content or function word, pair]
-    worth = np.einsum("...swo,s->...wo", stages, _STAGES)
-    found = _DELTA * worth[..., 0, :] + (1 - _DELTA) * worth[..., 1, :]
+    # [..., stage, content or function word, pair]
+    stages = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)
+    weighted = np.einsum("...swo,s->...wo", stages, _STAGES)
+    found = _DELTA * weighted[..., 0, :] + (1 - _DELTA) * weighted[..., 1, :]
     written = _DELTA * (lengths - function_words) + (1 - _DELTA) * function_words
     with np.errstate(divide="ignore", invalid="ignore"):
         precision, recall = np.moveaxis(found / written, -1, 0)
@@ -85,16 +86,27 @@ def _meteor(sums: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Spice:
-    """SPICE, the Java program of the COCO evaluation: things, properties and relations that caption and references
-    share. Slow, and it wants 8 GB of memory."""
+    """SPICE of the COCO evaluation (Java): objects, properties and relations that caption and
+    references share. Slow, and needs 8 GB of memory."""
 
-    def judge(self, corpus: Corpus) -> tuple[Answer, ...]:
+    scores: ClassVar[tuple[ScoreFacts, ...]] = (
+        ScoreFacts(
+            "spice",
+            "SPICE",
+            "objects, properties and relations that the references have too, from 0 to 1",
+            format="{:.3f}",
+            picture_rank=4,
+        ),
+    )
+
+    def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """The mean over pictures."""
         library = _java_part("spice") / "spice" / "lib"
         if not (library / "stanford-corenlp-3.6.0-models.jar").exists():
             raise UserError(
-                "spice needs Stanford CoreNLP 3.6.0, some 400 MB that pycocoevalcap fetches once:\n"
-                f"  python -m pycocoevalcap.spice.get_stanford_models\nor put its two jar files into {library}"
+                "spice needs Stanford CoreNLP 3.6.0, 400 MB that pycocoevalcap fetches once:\n"
+                "  python -m pycocoevalcap.spice.get_stanford_models\n"
+                f"or put its two jar files into {library}"
             )
         from pycocoevalcap.spice.spice import Spice as Reference
 
@@ -107,12 +119,12 @@ class Spice:
             raise UserError(
                 f"spice: the Java program failed ({error}); it was made for Java 8"
             ) from error
-        scores = np.nan_to_num(np.array([each["All"]["f"] for each in found], np.float64))
-        return (mean_answer("spice", scores, corpus.signature(version="1.0")),)
+        per_picture = np.nan_to_num(np.array([each["All"]["f"] for each in found], np.float64))
+        return (mean_score(self.scores[0], per_picture, corpus.signature(version="1.0")),)
 
 
 def _java_part(name: str) -> Path:
-    """Where pycocoevalcap lies; a refusal where it or Java is not there."""
+    """The folder of pycocoevalcap. Raises UserError if that or Java is missing."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
         raise UserError(f"{name} needs pycocoevalcap: pip install 'raycap[coco-metrics]'")

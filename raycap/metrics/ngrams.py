@@ -1,7 +1,8 @@
-"""n-grams of many captions at once, in whole arrays: references counted once, captions matched against them.
+"""n-grams of many captions at once, in whole arrays: references are counted once, captions are
+matched against them.
 
-A caption is a sequence of token numbers here. An n-gram is known by its place in the sorted table of the
-references' n-grams; one that no reference holds has the place -1.
+A caption is a sequence of token numbers here. An n-gram is known by its place in the sorted table
+of the references' n-grams; one that no reference has gets the place -1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ class Captions:
     """Token numbers of many captions, one after the other."""
 
     tokens: Ints  # [T]
-    owner: Ints  # [T], the caption of each token, rising
+    owner: Ints  # [T], the caption of each token, ascending
     count: int  # captions, empty ones included
 
     @classmethod
@@ -44,7 +45,7 @@ class Grams:
 
     caption: Ints  # [K]
     place: Ints  # [K], in the table, -1 for none
-    count: Ints  # [K], how often the caption holds it
+    count: Ints  # [K], how often the caption has it
 
     @classmethod
     def counted(cls, caption: Ints, kind: Ints, place: Ints) -> "Grams":
@@ -54,31 +55,26 @@ class Grams:
         return cls(caption[first], place[first], count)
 
     def small(self, order: Ints) -> "Grams":
-        """In another order, in half the memory: references may be half a million."""
+        """In another order and half the memory: references may be half a million."""
         return Grams(
             *(column[order].astype(np.int32) for column in (self.caption, self.place, self.count))
         )
 
 
 class ReferenceGrams:
-    """The n-grams of the references of many pictures, in tables that captions can be matched with."""
+    """The n-grams of the references of many pictures, for captions to be matched with."""
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]], longest: int = 4) -> None:
-        self.per_picture = np.fromiter(
-            map(len, references), np.int64, len(references)
-        )  # [pictures]
-        self.picture = np.repeat(
-            np.arange(len(references)), self.per_picture
-        )  # [R], of each reference
+        # [pictures]; [R], the picture of each reference
+        self.per_picture = np.fromiter(map(len, references), np.int64, len(references))
+        self.picture = np.repeat(np.arange(len(references)), self.per_picture)
         captions = Captions.of(list(chain.from_iterable(references)))
         self.lengths = captions.lengths  # [R]
         self.grams: list[Grams] = []  # for each n, in the order of (picture, place)
-        self._tables: list[
-            Ints
-        ] = []  # for each n, the sorted n-grams: first n - 1 tokens' place and last token
-        self._keys: list[
-            Ints
-        ] = []  # for each n, picture and place of each of `grams` in one number, rising
+        # For each n, the sorted n-grams: place of the first n - 1 tokens, and last token.
+        self._tables: list[Ints] = []
+        # For each n, picture and place of each of `grams` in one number, ascending.
+        self._keys: list[Ints] = []
         self._base = int(captions.tokens.max(initial=0)) + 1
         place = np.zeros(len(captions.tokens), np.int64)  # of the n-gram that starts here
         for n in range(1, longest + 1):
@@ -96,7 +92,7 @@ class ReferenceGrams:
     def look_up(self, captions: Captions) -> Iterator[Grams]:
         """The n-grams of other captions, for each n."""
         place = np.zeros(len(captions.tokens), np.int64)
-        kind = np.zeros_like(place)  # tells apart those that have no place, too
+        kind = np.zeros_like(place)  # tells apart those without a place, too
         base = int(captions.tokens.max(initial=0)) + 1
         for n, table in enumerate(self._tables, start=1):
             starts = captions.starts(n)
@@ -107,14 +103,14 @@ class ReferenceGrams:
             yield Grams.counted(captions.owner[starts], kind[starts], place[starts])
 
     def documents(self, n: int) -> Ints:
-        """In how many pictures' references each n-gram of the table occurs."""
+        """For each n-gram of the table, how many pictures have it in their references."""
         first = np.diff(self._keys[n - 1], prepend=-1) != 0  # an n-gram counts once for a picture
         return np.bincount(self.grams[n - 1].place[first], minlength=len(self._tables[n - 1]))
 
     def matches(self, n: int, grams: Grams, pictures: Ints) -> tuple[Ints, Ints]:
         """All pairs (row of `grams`, row of the references' grams) of the same n-gram and picture.
 
-        `pictures` [captions] says which picture's references each caption is judged by.
+        `pictures` [captions] is the picture of each caption.
         """
         keys, size = self._keys[n - 1], len(self._tables[n - 1])
         wanted = np.where(grams.place >= 0, pictures[grams.caption] * size + grams.place, -1)

@@ -1,4 +1,4 @@
-"""Pages to look at: one self-contained HTML file for caption tables, alone or side by side, or a training run."""
+"""Pages to look at, each one self-contained HTML file: caption tables, training runs, sweeps."""
 
 from raycap.report.options import Report
 

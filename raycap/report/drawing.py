@@ -1,4 +1,4 @@
-"""A photo with its caption under it, as a PNG that says of which photo it is."""
+"""A photo with its caption under it, as a PNG that names its photo by digest."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LONGEST_NAME = 50  # in characters, of which one may take four bytes
 
 
 def draw(pixels: NDArray[np.uint8], caption: str, others: Sequence[str] = ()) -> Image.Image:
-    """The photo [H, W, 3] on paper, the caption under it, and other captions in small under that."""
+    """The photo [H, W, 3] on paper, the caption under it, and other captions in small print."""
     photo = Image.fromarray(pixels)
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     width = max(photo.width, LEAST_WIDTH)
@@ -49,8 +49,9 @@ def save(drawing: Image.Image, path: Path, notes: dict[str, str]) -> None:
 
 
 def free_path(photo: str, digest: str, what: str) -> Path:
-    """Where a drawing of the photo (a path or URL, its bytes of that digest) goes: NAME.WHAT.png in the working
-    folder, or NAME-2.WHAT.png and so on where that is another file. An older drawing of the photo is replaced."""
+    """The file for a drawing of the photo, a path or URL whose bytes have this digest:
+    NAME.WHAT.png in the working folder, or NAME-2.WHAT.png and so on where that is another file.
+    An older drawing of the photo is replaced."""
     stem = (
         re.sub(r"[^\w.-]+", "_", Path(name_of(photo)).stem)[:LONGEST_NAME].lstrip(".") or "photo"
     )
@@ -70,7 +71,7 @@ def _photo_of(path: Path) -> str | None:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu, which has most alphabets and comes with matplotlib; loading that for it would take a second."""
+    """DejaVu, which has most alphabets and comes with matplotlib, which takes a second to load."""
     found = find_spec("matplotlib")
     assert found is not None and found.origin is not None
     return ImageFont.truetype(

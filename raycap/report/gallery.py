@@ -1,239 +1,247 @@
-"""Which pictures a page shows, what each table says of them, and by what they can be sorted."""
+"""Which pictures a page shows, what each table has for them, and by what they can be sorted."""
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raycap.evaluation.alignment import EXTRA, FAILED, MISSING, OTHER_SPLIT, Fate, fate_of
+from raycap.evaluation.alignment import (
+    EXTRA,
+    FAILED,
+    MISSING,
+    OTHER_SPLIT,
+    Outcome,
+    unmatched_outcomes,
+)
 from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.references import References
-from raycap.evaluation.scores import Scores
+from raycap.evaluation.scoring import Evaluation
+from raycap.metrics import ScoreFacts
 from raycap.schema import FAILED_TO_DECODE, SUCCESS
 
 Floats = npt.NDArray[np.float64]
-# The per-picture scores worth sorting by; the first one that was judged decides who is best and worst.
-SORTED_BY = (
-    "cider_d",
-    "glove_mean",
-    "meteor",
-    "spice",
-    "bleu_4",
-    "rouge_l",
-    "cider",
-    "meteor_nltk",
+
+CONFIDENCE = ScoreFacts(
+    "confidence",
+    "confidence",
+    "how probable the captioner found the words of its caption, on average; 100% is certain",
+    format="{:.0f}%",
 )
-SURENESS = "sureness"  # the captioner's own: length-normalised log-probability
-LENGTH = "length"  # in words
-DISPUTE = "dispute"  # how far the tables' scores are apart
+LENGTH = ScoreFacts("length", "length in words", "words of the caption", "neither", "{:.0f}")
+DIFFERENCE = ScoreFacts(
+    "difference", "difference between tables", "how far apart the scores are", "neither"
+)
+
+
+def confidence(score: Any) -> Floats:
+    """In percent, from mean log-probabilities of words; NaN where there is none."""
+    scores = np.asarray(score, np.float64)
+    known = np.where(np.isfinite(scores), np.minimum(scores, 0), np.nan)
+    return np.asarray(100 * np.exp(known))
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one table says of one picture."""
+class PictureCaption:
+    """What one table has for one picture."""
 
     table: str
     caption: str
     status: str
     reason: str
     alternatives: Sequence[Mapping[str, Any]]
-    measures: Mapping[str, float]
+    scores: Sequence[tuple[ScoreFacts, float]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class GalleryEntry:
     """One picture of the page."""
 
     key: str
     uri: str
-    said: Sequence[Said]
+    captions: Sequence[PictureCaption]
     references: Sequence[str]
     values: Sequence[float | None]  # one for each of the gallery's measures
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether nobody could read it. A page that tried again might die of it, as the first reader may have."""
-        statuses = {said.status for said in self.said}
+        """Whether no table could read it. Trying again might kill this process, too."""
+        statuses = {caption.status for caption in self.captions}
         return FAILED_TO_DECODE in statuses and SUCCESS not in statuses
 
 
 @dataclass(frozen=True)
-class Measure:
+class PictureMeasure:
     """A number of each picture, of one table or of all."""
 
-    name: str
+    facts: ScoreFacts
     table: str  # "" of all
-    values: Floats  # [pictures], nan where a picture has none
+    values: Floats  # [pictures], NaN where a picture has none
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Rows of one table that failed for the same reason."""
+
+    table: str
+    reason: str
+    rows: int
+    keys: Sequence[str]  # the first ones
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Everything about the pictures of some tables that a page tells."""
+    """Everything about the pictures of some tables that a page shows."""
 
-    measures: Sequence[Measure]
-    entries: Sequence[Entry]  # those that are shown
+    measures: Sequence[PictureMeasure]
+    entries: Sequence[GalleryEntry]  # those that are shown
     pictures: int  # of which
-    statuses: Mapping[str, Mapping[str, int]]  # for each table, how many rows of each
-    reasons: Sequence[tuple[str, str, int, Sequence[str]]]  # table, reason, rows, the first keys
+    statuses: Mapping[str, Mapping[str, int]]  # for each table, rows by status
+    failures: Sequence[Failure]
 
 
-class Collection:
+class GalleryMaker:
     """All pictures of all tables, measured; only those that are chosen become entries."""
 
     def __init__(
-        self, tables: Sequence[CaptionTable], references: References | None, scores: Scores | None
+        self,
+        tables: Sequence[CaptionTable],
+        references: References | None,
+        evaluation: Evaluation | None,
     ) -> None:
-        self._tables, self._references, self._scores = tables, references, scores
-        fates = scores.lineup.fates if scores else [list(_unjudged(table)) for table in tables]
-        # A row that belongs to no picture may have the key of one.
+        self._tables, self._references, self._evaluation = tables, references, evaluation
+        if evaluation:
+            outcomes = evaluation.alignment.outcomes
+        else:
+            outcomes = tuple(tuple(unmatched_outcomes(table)) for table in tables)
+        # For each table. A row without a picture may have the key of one.
         self._by_key = [
-            {
-                (fate.outcome == EXTRA, fate.key): fate
-                for fate in own
-                if fate.outcome != OTHER_SPLIT
-            }
-            for own in fates
+            {(one.outcome == EXTRA, one.key): one for one in own if one.outcome != OTHER_SPLIT}
+            for own in outcomes
         ]
         self._keys = list(dict.fromkeys(key for own in self._by_key for key in own))
         self._statuses = [table.rows["status"].to_pylist() for table in tables]
-        self.measures = list(self._measures())
-        self.measures[:0] = self._dispute()
+        measures = [one for number in range(len(tables)) for one in self._measure(number)]
+        # The measure that tells good captions from bad ones, for each table.
+        ranked = [one.facts for one in measures if one.facts.picture_rank]
+        known = [one.facts for one in measures]
+        if ranked:
+            main = min(ranked, key=lambda facts: facts.picture_rank)
+        else:
+            main = CONFIDENCE if CONFIDENCE in known else LENGTH
+        self._main = [one for one in measures if one.facts == main]
+        self._main_values = np.stack([one.values for one in self._main])  # [tables, pictures]
+        if len(self._main) > 1:
+            difference = np.ptp(self._main_values, axis=0)
+            measures.insert(0, PictureMeasure(DIFFERENCE, "", difference))
+        self.measures = measures
 
-    def gallery(self, most: int, seed: int) -> Gallery:
-        """The page's choice of pictures, and the counts of all."""
-        shown = self._chosen(most, seed)
-        entries = [self._entry(place) for place in shown]
-        statuses = {
-            table.name: dict(
-                Counter(self._status(number, fate) for fate in own.values()).most_common()
-            )
-            for number, (table, own) in enumerate(zip(self._tables, self._by_key, strict=True))
-        }
-        return Gallery(self.measures, entries, len(self._keys), statuses, self._reasons())
+    def gallery(self, most: int) -> Gallery:
+        """Up to `most` pictures, and the counts of all."""
+        statuses = {}
+        failed: dict[tuple[str, str], list[str]] = {}
+        for number, (table, own) in enumerate(zip(self._tables, self._by_key, strict=True)):
+            counts = Counter(self._status(number, outcome) for outcome in own.values())
+            statuses[table.name] = dict(counts.most_common())
+            for outcome in own.values():
+                if outcome.outcome in (FAILED, MISSING):
+                    failed.setdefault((table.name, outcome.reason), []).append(outcome.key)
+        failures = [
+            Failure(table, reason, len(keys), keys[:5]) for (table, reason), keys in failed.items()
+        ]
+        failures.sort(key=lambda failure: -failure.rows)
+        entries = [self._entry(place) for place in self._choose(most)]
+        return Gallery(self.measures, entries, len(self._keys), statuses, failures)
 
-    def _measures(self) -> Iterable[Measure]:
-        judged = self._scores.lineup.keys if self._scores else ()
-        place = {key: number for number, key in enumerate(judged)}
-        rows = [-1 if extra else place.get(key, -1) for extra, key in self._keys]
-        for number, table in enumerate(self._tables):
-            own = self._by_key[number]
-            answers = self._scores.answers[number] if self._scores else {}
-            told = [own.get(key) for key in self._keys]
-            told = [
-                fate if fate and fate.outcome not in (FAILED, MISSING) else None for fate in told
-            ]
-            there = np.array([fate is not None for fate in told])
-            for name in (name for name in SORTED_BY if name in answers):
-                values = np.append(answers[name].scores, np.nan)[rows]
-                yield Measure(name, table.name, np.where(there, values, np.nan))
-            sure = np.append(
-                table.rows["score"].to_numpy(zero_copy_only=False).astype(np.float64), np.nan
-            )
-            if np.isfinite(sure).any():
-                yield Measure(
-                    SURENESS, table.name, sure[[fate.row if fate else -1 for fate in told]]
-                )
-            words = [len(fate.caption.split()) if fate else np.nan for fate in told]
-            yield Measure(LENGTH, table.name, np.array(words, np.float64))
+    def _measure(self, number: int) -> Iterator[PictureMeasure]:
+        """The measures of one table."""
+        table, own = self._tables[number], self._by_key[number]
+        captioned: list[Outcome | None] = []
+        for key in self._keys:
+            outcome = own.get(key)
+            is_captioned = outcome and outcome.outcome not in (FAILED, MISSING)
+            captioned.append(outcome if is_captioned else None)
+        if self._evaluation:
+            row_of = {key: row for row, key in enumerate(self._evaluation.alignment.keys)}
+            rows = [-1 if extra else row_of.get(key, -1) for extra, key in self._keys]
+            is_there = np.array([outcome is not None for outcome in captioned])
+            scores = self._evaluation.scores[number].values()
+            ranked = [score for score in scores if score.facts.picture_rank]
+            for score in sorted(ranked, key=lambda score: score.facts.picture_rank):
+                values = np.append(score.per_picture, np.nan)[rows]
+                values = np.where(is_there, values, np.nan)
+                yield PictureMeasure(score.facts, table.name, values)
+        log_probabilities = table.rows["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+        confidences = np.append(confidence(log_probabilities), np.nan)
+        if np.isfinite(confidences).any():
+            rows = [outcome.row if outcome else -1 for outcome in captioned]
+            yield PictureMeasure(CONFIDENCE, table.name, confidences[rows])
+        words = [len(outcome.caption.split()) if outcome else np.nan for outcome in captioned]
+        yield PictureMeasure(LENGTH, table.name, np.array(words, np.float64))
 
-    def _dispute(self) -> Iterable[Measure]:
-        """How far the tables' scores of a picture are apart."""
-        each = np.stack([measure.values for measure in self.main])
-        if len(each) > 1:
-            yield Measure(DISPUTE, "", np.ptp(each, axis=0))
-
-    @property
-    def main(self) -> list[Measure]:
-        """The measure that tells good captions from bad ones, for each table."""
-        names = {measure.name for measure in self.measures}
-        name = next((name for name in (*SORTED_BY, SURENESS) if name in names), LENGTH)
-        return [measure for measure in self.measures if measure.name == name]
-
-    def _chosen(self, most: int, seed: int) -> list[int]:
-        """All pictures where there is room, else some of each kind; in their order."""
+    def _choose(self, most: int) -> list[int]:
+        """All pictures if there is room, else some of each kind, in their order."""
         if len(self._keys) <= most:
             return list(range(len(self._keys)))
         share = max(1, most // 5)
-        each = np.stack([measure.values for measure in self.main])
-        known = np.isfinite(each).all(axis=0)
+        values = self._main_values
         failed = [
             place
             for place, key in enumerate(self._keys)
             if any(key in own and own[key].outcome == FAILED for own in self._by_key)
         ]
-        order = np.argsort(np.where(known, each.mean(axis=0), np.nan), kind="stable")[
-            : int(known.sum())
-        ]
-        disputed = np.argsort(np.where(known, np.ptp(each, axis=0), -1), kind="stable")[::-1]
-        drawn = np.random.default_rng(seed).permutation(len(self._keys))
+        known = np.isfinite(values).all(axis=0)
+        mean = np.where(known, values.mean(axis=0), np.nan)
+        order = np.argsort(mean, kind="stable")[: int(known.sum())]
         kinds: list[Iterable[int]] = [failed[:share], order[:share], order[::-1][:share]]
-        kinds += [disputed[:share]] if len(each) > 1 else []
-        chosen = dict.fromkeys(int(place) for place in itertools.chain(*kinds, drawn))
+        if len(values) > 1:
+            difference = np.where(known, np.ptp(values, axis=0), -1)
+            kinds.append(np.argsort(difference, kind="stable")[::-1][:share])
+        kinds.append(np.random.default_rng(0).permutation(len(self._keys)))
+        chosen = dict.fromkeys(int(place) for place in itertools.chain(*kinds))
         return sorted(list(chosen)[:most])
 
-    def _entry(self, place: int) -> Entry:
+    def _entry(self, place: int) -> GalleryEntry:
         extra, key = self._keys[place]
-        said = [
-            self._said(number, own[extra, key], place)
-            for number, own in enumerate(self._by_key)
-            if (extra, key) in own
-        ]
-        rows = [
-            (table, own.get((extra, key)))
-            for table, own in zip(self._tables, self._by_key, strict=True)
-        ]
-        uris = [
-            table.rows["uri"][fate.row].as_py() for table, fate in rows if fate and fate.row >= 0
-        ]
-        known = self._references
-        references = known.captions.get(key, []) if known and not extra else []
-        uri = next(filter(None, uris), known.uris.get(key, "") if known and not extra else "")
+        captions = []
+        uri = ""
+        for number, own in enumerate(self._by_key):
+            outcome = own.get((extra, key))
+            if outcome is None:
+                continue
+            captions.append(self._caption(number, outcome, place))
+            if outcome.row >= 0 and not uri:
+                uri = self._tables[number].rows["uri"][outcome.row].as_py()
+        references: Sequence[str] = ()
+        if self._references and not extra:
+            references = self._references.captions.get(key, ())
+            uri = uri or self._references.uris.get(key, "")
         values = [float(measure.values[place]) for measure in self.measures]
-        return Entry(
-            key, uri, said, references, [value if np.isfinite(value) else None for value in values]
-        )
+        known = [value if np.isfinite(value) else None for value in values]
+        return GalleryEntry(key, uri, captions, references, known)
 
-    def _said(self, number: int, fate: Fate, place: int) -> Said:
+    def _caption(self, number: int, outcome: Outcome, place: int) -> PictureCaption:
         table = self._tables[number]
-        row = table.rows.slice(fate.row, 1).to_pylist()[0] if fate.row >= 0 else {}
-        chips = {SURENESS, *(measure.name for measure in self.main)} - {LENGTH}
-        own = {
-            measure.name: float(measure.values[place])
+        row = table.rows.slice(outcome.row, 1).to_pylist()[0] if outcome.row >= 0 else {}
+        shown = {measure.facts for measure in self._main} | {CONFIDENCE}
+        scores = [
+            (measure.facts, float(measure.values[place]))
             for measure in self.measures
             if measure.table == table.name
-        }
-        told = {name: value for name, value in own.items() if name in chips and np.isfinite(value)}
-        reason = row.get("error_message", fate.reason)
-        return Said(
+            and measure.facts in shown - {LENGTH}
+            and np.isfinite(measure.values[place])
+        ]
+        return PictureCaption(
             table.name,
-            fate.caption,
-            self._status(number, fate),
-            reason,
+            outcome.caption,
+            self._status(number, outcome),
+            row.get("error_message", outcome.reason),
             row.get("alternatives") or [],
-            told,
+            scores,
         )
 
-    def _status(self, number: int, fate: Fate) -> str:
-        return MISSING if fate.row < 0 else str(self._statuses[number][fate.row])
-
-    def _reasons(self) -> list[tuple[str, str, int, Sequence[str]]]:
-        """Why pictures failed, the commonest first."""
-        found: dict[tuple[str, str], list[str]] = {}
-        for table, own in zip(self._tables, self._by_key, strict=True):
-            for fate in own.values():
-                if fate.outcome in (FAILED, MISSING):
-                    found.setdefault((table.name, fate.reason), []).append(fate.key)
-        common = sorted(found.items(), key=lambda item: -len(item[1]))
-        return [(table, reason, len(keys), keys[:5]) for (table, reason), keys in common]
-
-
-def _unjudged(table: CaptionTable) -> Iterable[Fate]:
-    columns = [
-        table.rows[name].to_pylist() for name in ("key", "caption", "status", "error_message")
-    ]
-    for row, (key, caption, status, reason) in enumerate(zip(*columns, strict=True)):
-        yield fate_of(key, caption, status, reason, row)
+    def _status(self, number: int, outcome: Outcome) -> str:
+        return MISSING if outcome.row < 0 else str(self._statuses[number][outcome.row])

@@ -1,6 +1,7 @@
-"""What a page tells of a sweep: every trial's curve, each option against the scores, the best, what failed."""
+"""What a page shows of a sweep: curves of trials, each option against the scores, failures."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,9 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from raycap.errors import UserError
+from raycap.metrics import ScoreFacts, find_facts
 from raycap.plots import bundle, scatter
-from raycap.report.captions import NAMES
 from raycap.tuning.trials import FAILED, MEASURE, TABLE
-
-LOSS = "loss"  # the measure of which the lowest is best
 
 
 @dataclass(frozen=True)
@@ -27,17 +26,17 @@ class Sweep:
     trials: Sequence[Mapping[str, Any]]  # rows of the table that have a score, the best first
     failed: Sequence[Mapping[str, Any]]
     counts: Mapping[str, int]  # by status
-    settings: str  # the best's config, as YAML; "" while the sweep goes on
+    settings: str  # the best trial's config, as YAML; "" while the sweep goes on
     charts: Sequence[tuple[str, Figure]]
 
     @property
     def options(self) -> list[str]:
-        """What was searched."""
+        """The options that were searched."""
         return list(dict.fromkeys(key for trial in self.trials for key in trial["parameters"]))
 
 
 def is_sweep(path: str) -> bool:
-    """Whether a sweep lies there, of which a trial has ended."""
+    """Whether a folder is of a sweep, of which a trial has ended."""
     return (Path(path) / TABLE).is_file()
 
 
@@ -50,42 +49,29 @@ def read_sweep(name: str, path: str) -> Sweep:
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"cannot read the sweep in {path}: {error}") from error
     measure = (table.schema.metadata or {}).get(MEASURE.encode(), b"score").decode()
+    facts = find_facts(measure) or ScoreFacts(measure, measure, "")
     rows = [{**row, "parameters": json.loads(row["parameters"])} for row in table.to_pylist()]
     scored = [row for row in rows if row["score"] is not None]
-    scored.sort(
-        key=lambda row: (
-            row["status"] == FAILED,
-            row["score"] if measure == LOSS else -row["score"],
-        )
-    )
-    statuses = [row["status"] for row in rows]
+    scored.sort(key=lambda row: (row["status"] == FAILED, facts.sort_key(row["score"])))
     return Sweep(
         name,
-        NAMES.get(measure, measure),
+        facts.label,
         scored,
         [row for row in rows if row["status"] == FAILED],
-        {status: statuses.count(status) for status in dict.fromkeys(statuses)},
+        Counter(row["status"] for row in rows),
         settings,
-        list(_charts(scored, NAMES.get(measure, measure))) if scored else [],
+        _charts(scored, facts.label) if scored else [],
     )
 
 
 def _charts(trials: Sequence[Mapping[str, Any]], measure: str) -> list[tuple[str, Figure]]:
     curves = {trial["trial"]: trial["curve"] for trial in trials}
-    drawn = [
-        (
-            f"{measure} of every trial, epoch by epoch",
-            bundle(curves, trials[0]["trial"], "epoch", measure),
-        )
-    ]
+    chart = bundle(curves, trials[0]["trial"], "epoch", measure)
+    charts = [(f"{measure} of every trial, epoch by epoch", chart)]
     for key in dict.fromkeys(key for trial in trials for key in trial["parameters"]):
         having = [trial for trial in trials if key in trial["parameters"]]
-        places = [trial["parameters"][key] for trial in having]
-        # The best of those that have it stands first.
-        drawn.append(
-            (
-                f"{measure} by {key}",
-                scatter(places, [trial["score"] for trial in having], 0, key, measure),
-            )
-        )
-    return drawn
+        values = [trial["parameters"][key] for trial in having]
+        # The best of those that have the option is the first.
+        chart = scatter(values, [trial["score"] for trial in having], 0, key, measure)
+        charts.append((f"{measure} by {key}", chart))
+    return charts

@@ -1,61 +1,61 @@
-"""What a page tells of training runs: curves, epochs in figures, samples as they grew, best and worst captions."""
+"""What a page shows of training runs: curves, a table of epochs, samples as they developed, best
+and worst captions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from raycap.config import loads
 from raycap.errors import UserError
-from raycap.evaluation.references import References
-from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.images import Reading
+from raycap.evaluation.references import References, read_references
+from raycap.fetch import Trust
+from raycap.metrics import facts_of, find_facts, headline_scores
 from raycap.plots import curves
-from raycap.report.attention import Panel, drawn, square_of
-from raycap.report.options import Report
-from raycap.report.thumbnails import Room, Thumbnail, thumbnails
+from raycap.report.pictures import PagePictures, Panel, Thumbnail, square_of
+from raycap.sources import Shapes, Source
+from raycap.sources.records import root_of
 from raycap.storage.training_log import METRICS, PICTURES, read_log
+from raycap.uris import is_local
 
 Lines = Sequence[Mapping[str, Any]]
 
-# What is drawn, over the steps of the run: for each chart its lines, as kind of journal line and name in it.
+EXTREMES = 8  # pictures with the best captions of a run, and as many with the worst
+# For each chart its lines, as kind of log line and name in it. Scores have charts of their own.
 CHARTS: dict[str, dict[str, tuple[str, str]]] = {
     "loss": {"training": ("step", "training_loss"), "validation": ("epoch", "validation_loss")},
     "token accuracy": {
         "training": ("step", "training_accuracy"),
         "validation": ("epoch", "accuracy"),
     },
-    "CIDEr-D": {"validation": ("epoch", "cider_d")},
-    "BLEU-4": {"validation": ("epoch", "bleu_4")},
+}
+LAST_CHARTS: dict[str, dict[str, tuple[str, str]]] = {
     "reward": {"training": ("step", "reward")},
     "learning rate": {"training": ("step", "lr")},
 }
+# Columns of the table of epochs before and behind the scores.
 COLUMNS = {
     "epoch": "Epoch",
     "training_loss": "Training loss",
     "reward": "Reward",
     "validation_loss": "Validation loss",
     "accuracy": "Accuracy",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider_d": "CIDEr-D",
-    "cut_off": "Cut off",
-    "distinct": "Distinct",
-    "seconds": "Seconds",
-    "phase": "Phase",
 }
+LAST_COLUMNS = {"seconds": "Seconds", "phase": "Phase"}
+NOT_FOUND = "the source does not have this picture"
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """One training run, finished or under way."""
 
     name: str
     lines: Lines
     settings: str  # its config, as YAML
     finished: bool
-    pictures: Lines = ()  # what the captioner that is kept says of each validation picture
+    pictures: Lines = ()  # what the captioner that is kept writes for each validation picture
     captioner: str = ""
 
     @property
@@ -63,190 +63,253 @@ class Run:
         return [line for line in self.lines if line["kind"] == "epoch"]
 
     @property
+    def scores(self) -> dict[str, str]:
+        """The name in the log and the label of each score of its captions."""
+        labels = {}
+        for name in dict.fromkeys(name for line in self.epochs for name in line):
+            facts = find_facts(name)
+            if facts and name not in COLUMNS and name != "perplexity":
+                labels[name] = f"{facts.label[:1].upper()}{facts.label[1:]}"
+        return labels
+
+    @property
     def columns(self) -> dict[str, str]:
-        """What its table of epochs shows, with the heading of each."""
+        """The columns of its table of epochs, with their headings."""
+        named = {**COLUMNS, **self.scores, **LAST_COLUMNS}
         return {
             name: heading
-            for name, heading in COLUMNS.items()
+            for name, heading in named.items()
             if any(name in line for line in self.epochs)
         }
+
+    def shown(self, name: str, value: float) -> str:
+        """A number of an epoch as the table shows it."""
+        facts = find_facts(name)
+        if facts:
+            return facts.shown(value)
+        return f"{value:,.0f}" if name == "seconds" else f"{value:.3f}"
 
     @property
     def best(self) -> Mapping[str, Any] | None:
         """The epoch whose captioner was kept."""
         return next((line for line in reversed(self.epochs) if line["best"]), None)
 
+    @property
+    def best_scores(self) -> str:
+        """The headline scores of that epoch, in words."""
+        best = self.best or {}
+        return ", ".join(
+            f"{facts.label} {facts.shown(best[name])}"
+            for name, facts in headline_scores(best).items()
+        )
+
 
 @dataclass(frozen=True)
-class Sample:
-    """One validation picture and what was said of it while the captioner learned."""
+class SamplePicture:
+    """One validation picture and its captions while the captioner learned."""
 
     key: str
     references: Sequence[str]
-    said: Sequence[tuple[str, str, str]]  # run, when, caption
+    captions: Sequence[tuple[str, str, str]]  # run, when, caption
     thumbnail: Thumbnail
 
 
 def is_run(path: str) -> bool:
-    """Whether a training run lies there."""
+    """Whether a folder is of a training run."""
     return (Path(path) / METRICS).is_file()
 
 
-def read_run(name: str, path: str) -> Run:
-    """The run in a folder; a refusal where it has not come to its first line."""
+def read_run(name: str, path: str) -> LoggedRun:
+    """The run in a folder. Raises UserError if its log has no line yet."""
     try:
-        found = read_log(Path(path) / METRICS)
+        lines = read_log(Path(path) / METRICS)
         config = Path(path) / "config.yaml"
         settings = config.read_text(encoding="utf-8") if config.exists() else ""
         pictures = read_log(Path(path) / PICTURES)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the training run in {path}: {error}") from error
-    if not found:
+    if not lines:
         raise UserError(f"{path}/{METRICS} has no line yet: the run has only begun")
     finished = (Path(path) / "facts.json").exists()
-    return Run(name, found, settings, finished, pictures, str(Path(path) / "captioner"))
+    return LoggedRun(name, lines, settings, finished, pictures, str(Path(path) / "captioner"))
 
 
-def told(
-    runs: Sequence[Run],
-    references: References | None,
-    options: Report,
-    room: Room,
-    fetch: Fetch,
-    trust: Trust,
-    reading: Reading,
+def run_values(
+    runs: Sequence[LoggedRun], references: References | None, pictures: PagePictures
 ) -> dict[str, Any]:
-    """What the template asks for."""
-    extremes = _extremes(runs, options.extremes)
-    said = _said(runs)
-    keys = [each["key"] for _, pictures in extremes for each in pictures] + list(said)
-    shown = _shown(list(dict.fromkeys(keys)), references, options, room, fetch, trust, reading)
-    samples = [
-        Sample(
-            key,
-            references.captions.get(key, [first]) if references else [first],
-            grown,
-            shown[key],
-        )
-        for key, (first, grown) in said.items()
-    ]
-    panels, notes = _panels(runs, references, options, room, fetch, trust, reading)
+    """The values that the template needs."""
+    extremes = _extremes(runs)
+    samples = _captions_of_samples(runs)
+    keys = dict.fromkeys([each["key"] for _, own in extremes for each in own] + list(samples))
+    uris = references.uris if references else {}
+    thumbnails = dict.fromkeys(keys, Thumbnail(reason=NOT_FOUND))
+    known = [key for key in keys if key in uris]
+    thumbnails |= dict(zip(known, pictures.thumbnails([uris[key] for key in known]), strict=True))
+    sample_pictures = []
+    for key, (first_reference, captions) in samples.items():
+        own = references.captions.get(key) if references else None
+        sample = SamplePicture(key, own or [first_reference], captions, thumbnails[key])
+        sample_pictures.append(sample)
     return {
         "charts": charts(runs) if runs else [],
         "extremes": extremes,
-        "shown": shown,
-        "samples": samples,
-        "panels": panels,
-        "notes": notes,
+        "cider_d": facts_of("cider_d"),
+        "thumbnails": thumbnails,
+        "samples": sample_pictures,
     }
 
 
-def _extremes(runs: Sequence[Run], most: int) -> list[tuple[str, Lines]]:
-    """Of each run the pictures with the best captions by CIDEr-D, and those with the worst; none is both."""
+def _extremes(runs: Sequence[LoggedRun]) -> list[tuple[str, Lines]]:
+    """The pictures of each run with the best captions by CIDEr-D, and those with the worst."""
     chosen: list[tuple[str, Lines]] = []
     for run in runs:
         order = sorted(run.pictures, key=lambda picture: -picture["cider_d"])
-        count = min(most, len(order) // 2)
-        whose = f" of {run.name}" if len(runs) > 1 else ""
+        count = min(EXTREMES, len(order) // 2)
+        of_run = f" of {run.name}" if len(runs) > 1 else ""
         if count:
-            chosen += [
-                (f"Best{whose}", order[:count]),
-                (f"Worst{whose}", order[: -count - 1 : -1]),
-            ]
+            chosen.append((f"Best{of_run}", order[:count]))
+            chosen.append((f"Worst{of_run}", order[: -count - 1 : -1]))
     return chosen
 
 
-def _panels(
-    runs: Sequence[Run],
-    references: References | None,
-    options: Report,
-    room: Room,
-    fetch: Fetch,
-    trust: Trust,
-    reading: Reading,
+def panels_of_runs(
+    runs: Sequence[LoggedRun], references: References | None, most: int, pictures: PagePictures
 ) -> tuple[list[Panel], list[str]]:
-    """At most so many, shared by the runs; and why there are none of a run that has maps."""
-    made: list[Panel] = []
+    """Up to `most` panels, shared by the runs; and why a run that has maps gets none."""
+    panels: list[Panel] = []
     notes: list[str] = []
     uris = references.uris if references else {}
-    with Fetcher(fetch, trust) as fetcher:
-        for run in runs:
-            rows = [each for each in run.pictures if "attention" in each][
-                : options.panels // len(runs)
-            ]
-            seen = [{**each, "uri": uris[each["key"]]} for each in rows if each["key"] in uris]
-            try:
-                made += (
-                    drawn(run.name, seen, square_of(run.captioner), room, fetcher, reading)
-                    if seen
-                    else ()
-                )
-            except UserError as refusal:
-                notes.append(f"no maps of attention of {run.name}: {refusal}")
-            if rows and not seen:
-                notes.append(
-                    f"maps of attention of {run.name}: give --references SOURCE, which has the pictures"
-                )
-    return made, notes
+    for run in runs:
+        rows = [each for each in run.pictures if "attention" in each][: most // len(runs)]
+        located = [{**each, "uri": uris[each["key"]]} for each in rows if each["key"] in uris]
+        if rows and not located:
+            notes.append(
+                f"maps of attention of {run.name}: give --references SOURCE, which has the "
+                "pictures"
+            )
+        if not located:
+            continue
+        try:
+            panels += pictures.panels(run.name, located, square_of(run.captioner))
+        except UserError as error:
+            notes.append(f"no maps of attention of {run.name}: {error}")
+    return panels, notes
 
 
-def _shown(
-    keys: Sequence[str],
-    references: References | None,
-    options: Report,
-    room: Room,
-    fetch: Fetch,
-    trust: Trust,
-    reading: Reading,
-) -> dict[str, Thumbnail]:
-    """Each picture by its key, or why there is none."""
-    uris = (
-        {key: references.uris[key] for key in keys if key in references.uris} if references else {}
-    )
-    made = thumbnails(list(uris.values()), options.thumbnail, room, fetch, trust, reading)
-    lacking = Thumbnail("", 0, 0, "give --references SOURCE, with the pictures, to see this one")
-    return dict.fromkeys(keys, lacking) | dict(zip(uris, made, strict=True))
-
-
-def charts(runs: Sequence[Run]) -> list[tuple[str, Figure]]:
-    """A chart for each measure that the runs have; of several runs a line each."""
+def charts(runs: Sequence[LoggedRun]) -> list[tuple[str, Figure]]:
+    """A chart for each measure that the runs have; for several runs a line each."""
+    of_scores: dict[str, dict[str, tuple[str, str]]] = {}
+    every_score = dict.fromkeys(name for run in runs for name in run.scores)
+    for name, facts in headline_scores(every_score).items():
+        of_scores[facts.label] = {"validation": ("epoch", name)}
     drawn = []
-    for title, named in CHARTS.items():
+    for title, lines in {**CHARTS, **of_scores, **LAST_CHARTS}.items():
         if len(runs) > 1:
-            source = list(named.values())[-1]
-            series = {run.name: _points(run.lines, *source) for run in runs}
+            last = list(lines.values())[-1]
+            series = {run.name: _points(run.lines, *last) for run in runs}
         else:
-            series = {name: _points(runs[0].lines, *source) for name, source in named.items()}
-        series = {name: points for name, points in series.items() if points[0]}
+            series = {line: _points(runs[0].lines, *where) for line, where in lines.items()}
+        series = {line: points for line, points in series.items() if points[0]}
         if series:
             drawn.append((title, curves(series, "step", title)))
     return drawn
 
 
-def _points(found: Lines, kind: str, name: str) -> tuple[list[float], list[float]]:
-    known = [line for line in found if line["kind"] == kind and name in line]
+def _points(lines: Lines, kind: str, name: str) -> tuple[list[float], list[float]]:
+    known = [line for line in lines if line["kind"] == kind and name in line]
     return [line["step"] for line in known], [line[name] for line in known]
 
 
-def _said(runs: Sequence[Run]) -> dict[str, tuple[str, list[tuple[str, str, str]]]]:
-    """By the key of each sample picture the reference that the journal shows, and what was said in the order of
-    time: run, when, caption."""
-    said: dict[str, tuple[str, list[tuple[str, str, str]]]] = {}
-    for run, when, sample in _told(runs):
-        _, grown = said.setdefault(sample["key"], (sample["reference"], []))
-        if not grown or (grown[-1][0], grown[-1][2]) != (
-            run,
-            sample["caption"],
-        ):  # else nothing new was said
-            grown.append((run, when, sample["caption"]))
-    return said
+def _captions_of_samples(
+    runs: Sequence[LoggedRun],
+) -> dict[str, tuple[str, list[tuple[str, str, str]]]]:
+    """By the key of each sample picture the reference in the log, and its captions in the order
+    of time: run, when, caption."""
+    captions: dict[str, tuple[str, list[tuple[str, str, str]]]] = {}
+    for run, line, sample in _samples(runs):
+        when = f"epoch {line['epoch']}" if line["kind"] == "epoch" else f"step {line['step']:,}"
+        _, own = captions.setdefault(sample["key"], (sample["reference"], []))
+        is_repeated = own and (own[-1][0], own[-1][2]) == (run.name, sample["caption"])
+        if not is_repeated:
+            own.append((run.name, when, sample["caption"]))
+    return captions
 
 
-def _told(runs: Sequence[Run]) -> Iterable[tuple[str, str, Mapping[str, str]]]:
+def _samples(
+    runs: Sequence[LoggedRun],
+) -> Iterator[tuple[LoggedRun, Mapping[str, Any], Mapping[str, str]]]:
     for run in runs:
         for line in run.lines:
-            when = (
-                f"epoch {line['epoch']}" if line["kind"] == "epoch" else f"step {line['step']:,}"
-            )
             for sample in line.get("samples", ()):
-                yield run.name, when, sample
+                yield run, line, sample
+
+
+# ------------------------------------------------------- the pictures, from the run's own source
+
+
+def references_of_runs(
+    runs: Sequence[LoggedRun], folder: Path
+) -> tuple[References, Trust, list[str]]:
+    """The references and URIs of the runs' pictures, in the sources of the runs' configs; the
+    places that these may be opened from; and why a run gets none.
+
+    A run folder may come from somebody else, and must not bring other pictures of this machine
+    into the page. So only a source at a local path is read, only pictures below that path's folder
+    are opened, and the source must have a caption for a picture that the run has logged. Pictures
+    without a file are written to `folder`.
+    """
+    captions: dict[str, list[str]] = {}
+    uris: dict[str, str] = {}
+    trust = Trust.below(str(folder))
+    notes = []
+    for run in runs:
+        # Some references of each picture that the page may show.
+        logged: dict[str, set[str]] = {}
+        for picture in run.pictures:
+            logged.setdefault(picture["key"], set()).update(picture["references"])
+        for _, _, sample in _samples([run]):
+            logged.setdefault(sample["key"], set()).add(sample["reference"])
+        try:
+            source = _source_of(run)
+            known = read_references(source)
+            if isinstance(source, Shapes):
+                known = _write_pictures(source, known, logged.keys(), folder)
+            else:
+                trust = trust.also(Trust.below(root_of(source.path).uri))
+        except UserError as error:
+            notes.append(f"pictures of {run.name}: {error}; --references SOURCE shows them")
+            continue
+        for key, references in logged.items():
+            if key in known.uris and references & set(known.captions.get(key, ())):
+                captions[key] = known.captions[key]
+                uris[key] = known.uris[key]
+    return References(captions, dict.fromkeys(captions, ""), uris), trust, notes
+
+
+def _source_of(run: LoggedRun) -> Source:
+    """The source in the run's config."""
+    try:
+        source = loads(run.settings, "config.yaml").source if run.settings else None
+    except UserError as error:
+        raise UserError(f"its config cannot be read ({error})") from error
+    if source is None:
+        raise UserError(
+            "it learned from a feature table, which does not say where the pictures are"
+        )
+    if not isinstance(source, Shapes) and not is_local(source.path):
+        raise UserError(f"its source, {source.path}, is not on this machine")
+    return source
+
+
+def _write_pictures(
+    source: Source, known: References, keys: Collection[str], folder: Path
+) -> References:
+    """The same references, with the wanted pictures, which the source draws itself, in files."""
+    uris: dict[str, str] = {}
+    for rows in source.tables():
+        for key, data in zip(rows["key"].to_pylist(), rows["bytes"].to_pylist(), strict=True):
+            if key in keys and data is not None:
+                file = folder / f"{len(uris)}.png"
+                file.write_bytes(data)
+                uris[key] = str(file)
+    return References(known.captions, known.splits, uris)

@@ -6,5 +6,6 @@ NAME = "shipped"
 
 
 def place_of(captioner: str) -> str:
-    """The folder of a captioner: `shipped` is the one in this package, all else is a path or URI."""
+    """The folder of a captioner: `shipped` is the one in this package, all else is a path or
+    URI."""
     return str(Path(__file__).parent / "captioner") if captioner == NAME else captioner

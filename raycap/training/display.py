@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from raycap import plots
 from raycap.errors import UserError
+from raycap.metrics import headline_scores
 from raycap.storage.training_log import METRICS, LogReader, read_epochs
 from raycap.terminal import lines_of, printable, write_out
 from raycap.training.options import Tracker
@@ -20,7 +21,6 @@ from raycap.training.options import Tracker
 log = logging.getLogger(__name__)
 
 CURVE = "learning_curve.png"
-SCORES = ("bleu_4", "rouge_l", "cider_d")
 
 
 class RunDisplay:
@@ -76,7 +76,7 @@ class RunDisplay:
         self._track(line, "training")
 
     def _epoch(self, line: dict[str, Any]) -> None:
-        scores = ", ".join(f"{name} {line[name]:.4f}" for name in SCORES)
+        scores = ", ".join(f"{name} {line[name]:.4f}" for name in headline_scores(line))
         self._print(
             f"epoch {line['epoch']}: {_loss_or_reward(line)}, "
             f"validation loss {line['validation_loss']:.3f}, accuracy {line['accuracy']:.3f}, "

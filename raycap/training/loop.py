@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raycap.captioners.trained.folder import save_folder
 from raycap.device import Precision
+from raycap.metrics import facts_of
 from raycap.storage.training_log import RunLog
 from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
@@ -29,19 +30,7 @@ from raycap.training.self_critical import CaptionReward
 from raycap.training.setup import TrainingSetup
 from raycap.training.step import COUNTED, Learner, Phase, train_step
 from raycap.training.store import PictureStore
-from raycap.training.validation import attention_maps, validate, write_samples
-
-# Scores of the kept epoch that the model card names.
-CARD_SCORES = (
-    "bleu_1",
-    "bleu_2",
-    "bleu_3",
-    "bleu_4",
-    "rouge_l",
-    "cider_d",
-    "validation_loss",
-    "accuracy",
-)
+from raycap.training.validation import CAPTION_SCORES, attention_maps, validate, write_samples
 
 
 @dataclass(frozen=True)
@@ -197,11 +186,9 @@ def validate_epoch(
     )
 
     measure = options.validation.best_by
-    score = result.figures["validation_loss" if measure == "loss" else measure]
-    if measure == "loss":
-        is_best = state.best is None or score < state.best
-    else:
-        is_best = state.best is None or score > state.best
+    facts = facts_of(measure)
+    score = result.figures[facts.log_name or measure]
+    is_best = state.best is None or facts.is_better(score, state.best)
     state.best = score if is_best else state.best
     state.waited = 0 if is_best else state.waited + 1
     state.epoch += 1
@@ -317,7 +304,8 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
         "licence": options.data_licence or "of the data: not recorded",
         "training": about_training,
         "scores": {
-            f"{name} on {options.validation_split}": round(line[name], 4) for name in CARD_SCORES
+            f"{name} on {options.validation_split}": round(line[name], 4)
+            for name in (*CAPTION_SCORES, "validation_loss", "accuracy")
         },
     }
     save_folder(

@@ -17,8 +17,9 @@ from raycap.training.network import Network
 from raycap.training.options import Objective, Validation
 from raycap.vocabulary import Vocabulary
 
-USED_METRICS = ("bleu", "rouge_l", "cider_d", "health")
-REPORTED = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "cut_off", "distinct")
+USED_METRICS = ("bleu", "rouge_l", "cider_d")
+CAPTION_SCORES = tuple(facts.name for name in USED_METRICS for facts in METRICS[name].scores)
+HEALTH_SCORES = ("cut_off", "distinct")
 ATTENTION_PICTURES = 12  # pictures whose attention maps are kept for the report
 
 
@@ -67,18 +68,20 @@ def validate(
     references = [dataset.store.references(one.row) for one in written]
     corpus = Corpus([one.caption for one in written], references)
     scores = {
-        score.name: score for name in USED_METRICS for score in METRICS[name]().judge(corpus)
+        score.name: score
+        for name in (*USED_METRICS, "health")
+        for score in METRICS[name]().compute(corpus)
     }
     sample_rows = spread(dataset.rows, options.samples)
     figures = {
         "validation_loss": cross_entropy / words,
         "perplexity": float(np.exp(cross_entropy / words)),
         "accuracy": correct / words,
-        **{name: scores[name].score for name in REPORTED},
+        **{name: scores[name].value for name in (*CAPTION_SCORES, *HEALTH_SCORES)},
         "samples": samples_of(dataset, [one for one in written if one.row in sample_rows]),
     }
     pictures = []
-    cider_d = scores["cider_d"].scores.tolist()
+    cider_d = scores["cider_d"].per_picture.tolist()
     for one, score, captions in zip(written, cider_d, references, strict=True):
         key = dataset.store.key(one.row)
         pictures.append(

@@ -204,8 +204,8 @@ def read_space(path: str, try_point: Callable[[Parameters], object]) -> Space:
             _check_option(one)
         for corner in space.corners():
             try_point(corner)
-    except UserError as refusal:
-        raise UserError(f"{path}: {refusal}") from refusal
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return space
 
 

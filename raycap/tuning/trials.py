@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raycap.metrics import facts_of
 from raycap.storage import RunFolder, write_json
 from raycap.storage.training_log import METRICS, read_epochs
 from raycap.terminal import printable
@@ -62,7 +63,7 @@ class Trial:
 
 def score_of(line: dict[str, Any], measure: Measure) -> float:
     """What trials are compared by, from the log line of an epoch."""
-    return float(line["validation_loss" if measure == "loss" else measure])
+    return float(line[facts_of(measure).log_name or measure])
 
 
 def begin_trial(folder: Path, parameters: Parameters) -> None:
@@ -107,7 +108,7 @@ def ranked(trials: Sequence[Trial], measure: Measure) -> list[Trial]:
     """The trials that have a score and did not fail, the best first."""
     known = [trial for trial in trials if trial.score is not None and trial.status != FAILED]
     finite = [trial for trial in known if math.isfinite(trial.score or 0.0)]
-    return sorted(finite, key=lambda trial: trial.score or 0.0, reverse=measure != "loss")
+    return sorted(finite, key=lambda trial: facts_of(measure).sort_key(trial.score or 0.0))
 
 
 def write_table(sweep: Path, trials: Sequence[Trial], measure: Measure) -> None:

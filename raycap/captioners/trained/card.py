@@ -44,7 +44,8 @@ def card(
     lines = [
         f"# {facts.get('name', 'A raycap captioner')}",
         "",
-        f"- encoder: {kind_of(plan.encoder, ENCODERS)} on {square.size}x{square.size} pixels ({square.resize}); "
+        f"- encoder: {kind_of(plan.encoder, ENCODERS)} on {square.size}x{square.size} pixels "
+        f"({square.resize}); "
         f"its weights are {where}",
         f"- decoder: {kind_of(plan.decoder, DECODERS)}",
         f"- vocabulary: {len(vocabulary):,} words",

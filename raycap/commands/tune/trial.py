@@ -21,6 +21,7 @@ from ray import tune
 from raycap.commands.train import run_training
 from raycap.config import Config, with_parameters
 from raycap.encoders import ENCODERS
+from raycap.metrics import facts_of
 from raycap.options import to_plain
 from raycap.sources import SOURCES
 from raycap.storage.lease import LEASE
@@ -91,8 +92,9 @@ class TrialRun(tune.Trainable):
         if wanted > len(read_epochs(self._out / METRICS)) and not self._is_over():
             self._train_to(wanted)
         measure = self._plan.measure
-        sign = -1 if measure == "loss" else 1
-        scores = [sign * score_of(line, measure) for line in read_epochs(self._out / METRICS)]
+        sort_key = facts_of(measure).sort_key  # the lower the better; Tune gets the opposite
+        lines = read_epochs(self._out / METRICS)
+        scores = [-sort_key(score_of(line, measure)) for line in lines]
         reported = min(wanted, len(scores))
         is_done = reported == len(scores) and self._is_over()
         return {"best": max(scores[:reported]), "done": is_done}

@@ -16,9 +16,10 @@
 
   const show = () => {
     const words = field("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const status = field("status").value;
+    const status = field("status") ? field("status").value : "";
     const measure = field("measure").value;
     const measured = measure !== "";
+    for (const label of form.querySelectorAll(".sorted")) label.hidden = !measured;
     for (const name of ["order", "from", "to"]) field(name).disabled = !measured;
     const from = bound("from", -Infinity);
     const to = bound("to", Infinity);
