@@ -142,8 +142,7 @@ def bundle(lines: Mapping[str, Sequence[float]], first: str, across: str, up: st
 def scatter(
     places: Sequence[Any], values: Sequence[float], first: int, across: str, up: str
 ) -> Figure:
-    """A point for each pair, the one at `first` marked. A few values get a column each, wide
-    ranges a logarithmic axis."""
+    """A point for each pair, the one at `first` marked; a few values get a column each."""
     figure = Figure(figsize=CHART_INCHES, layout="constrained")
     axes = _axes(figure, across, up)
     numbers = all(
