@@ -33,7 +33,7 @@ TYPES = {
 DECODE = ["--cluster.decode-on", "raycap=decode"]
 LABELS = [*DECODE, "--cluster.model-on", "raycap=model"]
 SMOKE = ["--config", "configs/smoke.yaml", "--source.count", "24"]
-SECONDS_UNTIL_IDLE_NODES_ARE_GONE = 40
+SECONDS_UNTIL_IDLE_NODES_ARE_GONE = 75
 
 
 def jobs(folder: Path) -> dict[str, list[str]]:
@@ -76,7 +76,7 @@ def main() -> int:
         save_captioner(folder / "model")
         (folder / "home").mkdir()
         (folder / "out").mkdir()
-        with autoscaled_head(folder / "home", TYPES, version=2, idle_minutes=0.1) as cluster:
+        with autoscaled_head(folder / "home", TYPES, version=2, idle_minutes=0.75) as cluster:
             for name, words in jobs(folder).items():
                 if chosen.only and name not in chosen.only:
                     continue
