@@ -70,17 +70,17 @@ def caption(table: pa.Table, model: str, fail: bool) -> pa.Table:
     rows = []
     for row in table.select(["key", *TICKET.names]).to_pylist():
         bad = fail and int(row["key"]) % 5 == 2
-        told = {
+        columns = {
             "caption": "" if bad else f"{model} {row['key']}",
             "status": FAILED_TO_FETCH if bad else SUCCESS,
         }
-        told |= {
+        columns |= {
             "error_message": "gone" if bad else "",
             "uri": "",
             "sha256": "",
             "alternatives": [],
         }
-        rows.append({**row, **told, "score": None, "width": 1, "height": 1})
+        rows.append({**row, **columns, "score": None, "width": 1, "height": 1})
     return pa.Table.from_pylist(rows, pa.schema([*CAPTIONS, *TICKET]))
 
 
@@ -106,7 +106,7 @@ class Command:
             retry="failed" if self.retry else "",
             overwrite=self.overwrite,
         )
-        told = {"model": self.model, "fail": self.fail}
+        options_of_caption = {"model": self.model, "fail": self.fail}
         work = Work(
             act="caption",
             table="captions",
@@ -116,7 +116,7 @@ class Command:
             identity={"captioner": self.model},
             parts=Parts(4, 30.0, CAPTIONS, (), {"captioner": self.model}),
             stream=lambda todo: manifest(todo, 4).map_batches(
-                caption, batch_format="pyarrow", fn_kwargs=told
+                caption, batch_format="pyarrow", fn_kwargs=options_of_caption
             ),
         )
         perform(work, {})
@@ -155,11 +155,11 @@ class Recorder:
 def state(folder: Path) -> str:
     """Of all that is in the folder but its lease."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LEASE]
-    told = [
+    digests = [
         (str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest())
         for path in files
     ]
-    return json.dumps(told)
+    return json.dumps(digests)
 
 
 def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
@@ -167,7 +167,7 @@ def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
     recorder = Recorder(out, copies)
 
     def recorded(name: str) -> Callable[..., Any]:
-        act = getattr(RunFolder, name)
+        method = getattr(RunFolder, name)
 
         def step(self: RunFolder, *arguments: Any) -> Any:
             place = Path(self.path())
@@ -176,7 +176,7 @@ def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
                 target = place / arguments[0]
                 if name == "remove" and target.is_dir():
                     recorder.copy("half a removal", target.relative_to(out))
-            answer = act(self, *arguments)
+            answer = method(self, *arguments)
             if place == out or out in place.parents:
                 recorder.copy(f"after {name}")
             return answer
@@ -232,8 +232,8 @@ def follow(step: Path, commands: list[Command], folder: Path) -> None:
     for command in commands:
         try:
             command.run(out)
-        except UserError as refusal:
-            assert "holds rows of another run" in str(refusal)
+        except UserError as error:
+            assert "holds rows of another run" in str(error)
         captioner = check(out, finished=False)
     Command(captioner or "A", rows=MORE_ROWS).run(out)
     check(out, finished=True)
