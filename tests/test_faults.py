@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 from PIL import Image
+from sessions import start_ray
 from small_captioner import photos, save_captioner
 
 from raycap.bulk import passes, pictures
@@ -330,7 +331,7 @@ def test_a_run_waits_for_a_processor_however_long_that_takes(
         str(tmp_path / "out"),
         *flags,
     ]
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    start_ray(1)
     try:
         neighbour = Neighbour.remote()  # holds the processor until it ends
         ray.get(neighbour.is_there.remote())

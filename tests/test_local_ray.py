@@ -174,6 +174,21 @@ def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path) -> None:
     assert names(other) == ["lock", "r"]
 
 
+def test_a_ray_that_does_not_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*_: object, **__: object) -> None:
+        started.append(subprocess.Popen(["sleep", "600"]))
+        if len(started) < local_ray.TRIES:
+            raise Exception("it took more than 30 seconds")
+
+    monkeypatch.setattr(local_ray.ray, "init", start)
+    local_ray.start_ray()
+    assert [process.poll() is None for process in started] == [False, False, True]
+    started[-1].kill()
+    started[-1].wait()
+
+
 def test_the_folder_goes_also_when_the_command_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
