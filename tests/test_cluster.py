@@ -21,7 +21,7 @@ from small_captioner import photos, save_captioner
 from test_train import CONFIG, DECODER, close, curve, steps, wait_for
 
 from raycap.cli import main
-from raycap.cluster.nodes import check_seen, selector
+from raycap.cluster.nodes import check_visible, selector
 from raycap.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
@@ -229,13 +229,13 @@ def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_start
                     printed = other.stdout.read()[:200] if other.stdout else ""
                     pytest.skip(f"may not play another machine here: {printed}")
                 time.sleep(0.1)
-            check_seen({str(shared): "--out"})
+            check_visible({str(shared): "--out"})
             (hidden / "out").mkdir()
             with pytest.raises(
                 UserError,
                 match=r"hidden/out \(--out\) is on one machine only, .*elsewhere does not",
             ):
-                check_seen({str(hidden / "out"): "--out", str(shared): "the source"})
+                check_visible({str(hidden / "out"): "--out", str(shared): "the source"})
         finally:
             ray.shutdown()
             other.terminate()

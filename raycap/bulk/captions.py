@@ -25,7 +25,7 @@ from raycap.bulk.work import Work, reading_identity, source_identity, source_of
 from raycap.captioners.trained import Captioner, folder
 from raycap.captioners.trained.caption import Seen
 from raycap.captioners.trained.folder import CONFIG, WORDS
-from raycap.cluster.nodes import signed
+from raycap.cluster.nodes import add_maker
 from raycap.cluster.session import session
 from raycap.config import Config, part_to_plain
 from raycap.errors import UserError
@@ -166,7 +166,7 @@ class Describe:
             readable, self._found(pixels[readable], digests, references), strict=True
         ):
             answers[row] = answer
-        return signed(self._told(table.drop_columns(["pixels"]), answers))
+        return add_maker(self._told(table.drop_columns(["pixels"]), answers))
 
     def _found(
         self, pixels: np.ndarray, digests: Sequence[str], references: Sequence[Sequence[str]]

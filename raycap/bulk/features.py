@@ -16,7 +16,7 @@ from raycap.bulk.shape import on_actors, pictures, shape
 from raycap.bulk.todo import Todo
 from raycap.bulk.work import Work, reading_identity, source_identity
 from raycap.captioners.trained.folder import digest_of
-from raycap.cluster.nodes import signed
+from raycap.cluster.nodes import add_maker
 from raycap.config import Config, part_to_plain
 from raycap.device import derive
 from raycap.encoders.encoder import Encoder
@@ -158,7 +158,7 @@ class Encode:
             columns["grid"], columns["scale"] = in_int8(grids)
         for name, column in columns.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(column))
-        return signed(table)
+        return add_maker(table)
 
     def _features(self, pixels: np.ndarray, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():

@@ -28,8 +28,8 @@ from raycap.bulk.work import (
     update_facts,
     write_facts,
 )
-from raycap.cluster.nodes import capacity, check_seen, has_free
-from raycap.cluster.session import innermost, refusal_within
+from raycap.cluster.nodes import capacity, check_visible, has_free
+from raycap.cluster.session import find_user_error, root_cause
 from raycap.errors import UserError
 from raycap.progress import Progress
 from raycap.schema import FAILED_TO_CAPTION, FAILED_TO_DECODE, FAILED_TO_FETCH
@@ -59,7 +59,7 @@ def perform(work: Work, more: dict[str, Any]) -> int:
         write_out(_forecast(work, out))
         return 0
     with Lease(out) as lease:
-        check_seen(_local(work, out))
+        check_visible(_local(work, out))
         try:
             anew.finish(out)
             folder = anew.begin(work, out) if work.options.overwrite else out
@@ -164,7 +164,7 @@ class _Run:
             one = Pass(self.folder, table, self.lease, self.work.parts, published)
             try:
                 rows = self.work.stream(todo)
-                check_seen(
+                check_visible(
                     _local(self.work, RunFolder(self.work.options.out))
                 )  # by nodes that came for it
                 whole = one.run(rows)
@@ -196,9 +196,9 @@ class _Run:
 
 def _fault(error: RayError) -> str:
     """What went wrong, in one line; a refusal is raised as itself."""
-    if refusal := refusal_within(error):
+    if refusal := find_user_error(error):
         raise refusal from error
-    return innermost(error)
+    return root_cause(error)
 
 
 def _first_look(todo: Todo) -> Survey:

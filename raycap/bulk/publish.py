@@ -28,7 +28,7 @@ from ray.exceptions import RayError
 
 from raycap.bulk.standing import Counts, count
 from raycap.bulk.todo import noted
-from raycap.cluster.session import innermost, refusal_within
+from raycap.cluster.session import find_user_error, root_cause
 from raycap.schema import fit
 from raycap.storage import Lease, RunFolder
 from raycap.storage.folder import STAGED
@@ -137,11 +137,11 @@ class Pass:
         try:
             report: Report = ray.get(ready)
         except RayError as error:
-            if refusal := refusal_within(error):
+            if refusal := find_user_error(error):
                 raise refusal from error
             log.warning(
                 "finished rows were lost before they were written (%s): made again",
-                innermost(error),
+                root_cause(error),
             )
             return
         if not self._is_new(report):

@@ -16,7 +16,7 @@ from raycap.bulk.options import Bulk
 from raycap.bulk.shape import gpu_share, provide_model_nodes
 from raycap.bulk.work import FACTS, RUN, Work, check_same
 from raycap.cluster import Cluster
-from raycap.cluster.nodes import alive, computing, selector
+from raycap.cluster.nodes import alive_nodes, selector, without_idle_heads
 from raycap.device import PrecisionName, derive
 from raycap.errors import UserError
 from raycap.storage import RunFolder
@@ -77,12 +77,12 @@ def choose(options: Bulk, cluster: Cluster) -> PrecisionName:
         return options.precision
     provide_model_nodes(options, cluster, actors=1)
     label = cluster.model_on
-    share, nodes = gpu_share(options, label), alive()
+    share, nodes = gpu_share(options, label), alive_nodes()
     here = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
     if here and not share and not label and nodes[0]["Resources"].get("CPU"):
         name, reason = fastest("cpu" if options.device == "auto" else options.device)
     else:
-        where = computing(selector(label)) or {}
+        where = without_idle_heads(selector(label)) or {}
         ask = ray.remote(fastest).options(num_cpus=0, num_gpus=share, label_selector=where)
         answer = ask.remote(options.device)
         if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:

@@ -11,8 +11,8 @@ from raycap.bulk.options import Bulk
 from raycap.bulk.pictures import manifest, opened
 from raycap.bulk.todo import Todo
 from raycap.cluster import Cluster
-from raycap.cluster.needs import MOST_PIECES, Need, provide
-from raycap.cluster.nodes import capacity, computing, selector
+from raycap.cluster.needs import MOST_PIECES, Need, wait_for_nodes
+from raycap.cluster.nodes import capacity, selector, without_idle_heads
 from raycap.config import Config
 from raycap.errors import UserError
 from raycap.images import Reading, Square
@@ -47,7 +47,7 @@ def shape(wanted: Bulk, cluster: Cluster, few: int | None = None) -> Shape:
     Threads of one actor wait for each other, all the more while pictures are decoded on the same processors.
     """
     batches = MOST_PIECES if few is None else -(-few // wanted.batch)
-    provide([decoders(cluster, batches)], cluster.wait)
+    wait_for_nodes([decoders(cluster, batches)], cluster.wait)
     provide_model_nodes(wanted, cluster, wanted.actors or batches)
     nodes = selector(cluster.model_on)
     have = capacity(cluster.model_on)
@@ -58,7 +58,9 @@ def shape(wanted: Bulk, cluster: Cluster, few: int | None = None) -> Shape:
     room = int(have.get("memory", 0) // BYTES_OF_ACTOR)
     fit = int(gpus / share) if share else min(room, cpus // (wanted.threads or 1))
     actors = wanted.actors or max(1, min(fit, batches) if few is not None else fit)
-    return Shape(actors, wanted.threads or max(1, cpus // actors), share, computing(nodes))
+    return Shape(
+        actors, wanted.threads or max(1, cpus // actors), share, without_idle_heads(nodes)
+    )
 
 
 def decoders(cluster: Cluster, tasks: int) -> Need:
@@ -74,9 +76,9 @@ def provide_model_nodes(wanted: Bulk, cluster: Cluster, actors: int) -> None:
         {"GPU": wanted.gpus} if wanted.gpus else {"CPU": 1.0},
         actors,
     )
-    provide([need], cluster.wait)
+    wait_for_nodes([need], cluster.wait)
     if wanted.gpus is None and capacity(cluster.model_on).get("GPU"):
-        provide([replace(need, resources={"GPU": 1.0})], cluster.wait)
+        wait_for_nodes([replace(need, resources={"GPU": 1.0})], cluster.wait)
 
 
 def gpu_share(wanted: Bulk, label: str) -> float:
@@ -129,7 +131,7 @@ def pictures(todo: Todo, config: Config, batch: int, reading: Reading, square: S
     )  # twice what it takes: never cut in two
     context.execution_options.preserve_order = False
     tasks = MOST_PIECES if todo.few is None else -(-todo.few // batch)
-    provide([decoders(config.cluster, tasks)], config.cluster.wait)
+    wait_for_nodes([decoders(config.cluster, tasks)], config.cluster.wait)
     rows = manifest(todo, rows_per_task)
     where = selector(config.cluster.decode_on)
     return opened(rows, todo.source, config.fetch, reading, square, True, rows_per_task, where)

@@ -15,8 +15,8 @@ from raycap.bulk.options import Bulk
 from raycap.bulk.publish import Parts
 from raycap.bulk.standing import Counts
 from raycap.bulk.todo import Todo
-from raycap.cluster.autoscaler import autoscales
-from raycap.cluster.nodes import machines, makers
+from raycap.cluster.autoscaler import has_autoscaler
+from raycap.cluster.nodes import count_machines, rows_by_node
 from raycap.config import Config, dumps, part_to_plain
 from raycap.errors import UserError
 from raycap.fetch.hosts import host_lines
@@ -97,7 +97,7 @@ def reading_identity(reading: Reading) -> dict[str, Any]:
 
 def kept(work: Work, cache: str, option: str) -> Work:
     """The work in a folder of its own in the cache, where a later run of the same finds it."""
-    if not cache and (machines() > 1 or autoscales()):
+    if not cache and (count_machines() > 1 or has_autoscaler()):
         raise UserError(
             f"on several machines, say where they all find what is made: {option}, a folder they share"
         )
@@ -178,7 +178,7 @@ def write_facts(work: Work, folder: RunFolder, outcome: Outcome, more: dict[str,
         "made_in_this_run": made.rows,
         "seconds": round(outcome.seconds, 1),
         "rows_per_second": round(made.rows / max(outcome.seconds, 1e-9), 2),
-        "nodes": makers(made.makers, outcome.seconds),
+        "nodes": rows_by_node(made.makers, outcome.seconds),
         "hosts_in_this_run": made.hosts.report()[:HOSTS_IN_FACTS],
         "passes_lost": list(outcome.faults),
         **more,

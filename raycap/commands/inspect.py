@@ -9,7 +9,7 @@ from raycap import __version__
 from raycap.bulk.options import Bulk
 from raycap.bulk.pictures import manifest, opened
 from raycap.bulk.todo import Todo, noted
-from raycap.cluster.needs import MOST_PIECES, Need, provide
+from raycap.cluster.needs import MOST_PIECES, Need, wait_for_nodes
 from raycap.cluster.nodes import selector
 from raycap.cluster.session import session
 from raycap.config import Config, kind_of
@@ -52,7 +52,7 @@ def inspect(config: Config) -> int:
 
 def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any]:
     rows = manifest(Todo(source, Bulk(limit=config.inspect.limit)))
-    provide(
+    wait_for_nodes(
         [Need("to decode pictures", config.cluster.decode_on, {"CPU": 1.0}, MOST_PIECES)],
         config.cluster.wait,
     )

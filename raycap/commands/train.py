@@ -20,7 +20,7 @@ from raycap.bulk.passes import perform
 from raycap.bulk.run_precision import choose, with_precision
 from raycap.bulk.work import kept, source_of
 from raycap.captioners.trained import Plan
-from raycap.cluster.nodes import check_seen
+from raycap.cluster.nodes import check_visible
 from raycap.cluster.session import session
 from raycap.cluster.train_workers import RAYS_OWN, train_here, train_on_workers
 from raycap.config import Config, dumps
@@ -124,7 +124,7 @@ def run_training(
             session(config.cluster, workers_heard=False) if needs_ray else contextlib.nullcontext()
         ):
             if ray.is_initialized():
-                check_seen({str(out / LEASE): "train.out"})
+                check_visible({str(out / LEASE): "train.out"})
             if pictures is None:
                 pictures = make_tables(config, encoder, out / LISTING, folder.read_json(RUN))
             vocabulary = Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
