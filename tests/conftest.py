@@ -38,8 +38,7 @@ settings.load_profile("raycap")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests start clusters and kill processes: what takes seconds here takes minutes on a busy
-    machine."""
+    """Slow tests start clusters and kill processes, which takes minutes on a busy machine."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))
