@@ -128,6 +128,7 @@ os.fsync = fsync
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> None:
     folder, model = photos(tmp_path / "photos", range(20)), tmp_path / "model"
     save_captioner(model)
@@ -142,6 +143,7 @@ def test_a_disk_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> N
     assert (tmp_path / "out" / "facts.json").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_a_message_and_the_run_can_be_resumed(
     tmp_path: Path,
 ) -> None:
