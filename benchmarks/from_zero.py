@@ -45,8 +45,8 @@ SECONDS_UNTIL_IDLE_NODES_ARE_GONE = 75
 def jobs(folder: Path) -> dict[str, list[str]]:
     """The words behind `python` of each job.
 
-    Paths are absolute: the fake's nodes share one copy of the job's working directory, and each node
-    that comes makes it again.
+    Paths are absolute: the fake's nodes share one copy of the job's working directory, and each
+    new node makes it again.
     """
     pictures, model, out = photos(folder / "photos", range(24)), folder / "model", folder / "out"
     save_captioner(model)
