@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,12 @@ MARK = "RAYCAP_TESTS"
 os.environ[MARK] = str(os.getpid())
 LIVE_AS_LONG_AS_PYTEST = ("raycap.images.child", "resource_tracker", "forkserver")
 SECONDS_TO_END = 15.0
+
+# glibc keeps freed memory in one arena for each of many threads: two arenas keep less.
+LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+M_ARENA_MAX = -8
+if LIBC:
+    LIBC.mallopt(M_ARENA_MAX, 2)
 
 # No deadlines: tests check what is right, never how fast.
 settings.register_profile("raycap", deadline=None)
@@ -97,8 +104,8 @@ def model_in_tasks(
 def _give_memory_back() -> Iterator[None]:
     yield
     gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    if LIBC:
+        LIBC.malloc_trim(0)
 
 
 def _stop_ray() -> None:
