@@ -4,7 +4,7 @@ the source.
     python benchmarks/faults.py --kills 40 --pictures 2000
 
 In turn the driver, a captioning actor, a decode worker and a whole node of a cluster on this
-machine are killed. While the run goes on the table is read as any reader would, and must hold
+machine are killed. During the run the table is read as any reader would, and must hold
 whole files and no key twice.
 """
 
@@ -55,7 +55,7 @@ class Tally:
 
     kills: int = 0
     missed: int = 0  # the run had ended before
-    resumed: int = 0  # runs that had to be begun again
+    resumed: int = 0  # runs that had to be started again
     lost: int = 0
     doubled: int = 0
     changed: int = 0

@@ -13,12 +13,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "tests"))
 
 from heads import autoscaled_head, submit  # type: ignore[import-not-found]  # noqa: E402
-from small_captioner import photos, save_captioner  # type: ignore[import-not-found]  # noqa: E402
+from small_captioner import (  # type: ignore[import-not-found]  # noqa: E402
+    SENTENCES,
+    photos,
+    save_captioner,
+)
 
 TYPES = {
     name: {
@@ -32,35 +39,44 @@ TYPES = {
 }
 DECODE = ["--cluster.decode-on", "raycap=decode"]
 LABELS = [*DECODE, "--cluster.model-on", "raycap=model"]
-SMOKE = ["--config", "configs/smoke.yaml", "--source.count", "24"]
-SECONDS_UNTIL_IDLE_NODES_ARE_GONE = 40
+SECONDS_UNTIL_IDLE_NODES_ARE_GONE = 75
 
 
 def jobs(folder: Path) -> dict[str, list[str]]:
-    """The words behind `python` of each job."""
-    pictures, model, out = str(folder / "photos"), str(folder / "model"), folder / "out"
+    """The words behind `python` of each job.
+
+    Paths are absolute: the fake's nodes share one copy of the job's working directory, and each
+    new node makes it again.
+    """
+    pictures, model, out = photos(folder / "photos", range(24)), folder / "model", folder / "out"
+    save_captioner(model)
+    names = sorted(path.name for path in pictures.iterdir())
+    rows = [f"{pictures / name},{SENTENCES[place % 4]}" for place, name in enumerate(names)]
+    table = folder / "photos.csv"
+    table.write_text("\n".join(["path,caption", *rows]) + "\n")
+    config = yaml.safe_load((REPOSITORY / "configs" / "smoke.yaml").read_text())
+    config["source"] = {"kind": "table", "path": str(table), "fractions": [0.5, 0.5, 0]}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    (folder / "space.yaml").write_text("train.lr: {log_uniform: [1e-3, 1e-2]}\n")
+    usual = ["--config", str(folder / "run.yaml"), *LABELS]
     cache = str(folder / "cache")
-    space = folder / "space.yaml"
-    space.write_text("train.lr: {log_uniform: [1e-3, 1e-2]}\n")
-    small = ["--epochs", "1", "--batch", "8"]
-    trials = ["--train.epochs", "1", "--train.batch", "8", "--trials", "2"]
-    return {
-        "caption": ["jobs/caption.py", pictures, "--model", model, "--out", f"{out}/c", *LABELS],
-        "extract": ["jobs/extract.py", *SMOKE, "--out", f"{out}/e", *LABELS],
-        "inspect": ["-m", "raycap", "inspect", pictures, "--out", f"{out}/i.json", *DECODE],
+    small = ["--epochs", "1", "--batch", "8", "--workers.count", "2", "--cache", cache]
+    trials = ["--train.epochs", "1", "--train.batch", "8", "--train.cache", cache, "--trials", "2"]
+    words: dict[str, list[Any]] = {
+        "caption": ["jobs/caption.py", pictures, "--model", model, "--out", out / "c", *LABELS],
+        "extract": ["jobs/extract.py", *usual, "--out", out / "e"],
+        "inspect": ["-m", "raycap", "inspect", pictures, "--out", out / "i.json", *DECODE],
         "evaluate": [
-            *["jobs/evaluate.py", model, *SMOKE, "--out", f"{out}/s.json", "--cache", cache],
-            *LABELS,
+            *["jobs/evaluate.py", model, *usual, "--split", "dev"],
+            *["--out", out / "s.json", "--cache", cache],
         ],
-        "train": [
-            *["jobs/train.py", *SMOKE, *small, "--out", f"{out}/t", "--cache", cache, *LABELS],
-            *["--workers.count", "2"],
-        ],
+        "train": ["jobs/train.py", *usual, *small, "--out", out / "t"],
         "tune": [
-            *["jobs/tune.py", *SMOKE, *trials, "--space", str(space), "--out", f"{out}/u"],
-            *["--train.cache", cache, *LABELS],
+            *["jobs/tune.py", *usual, *trials, "--space", folder / "space.yaml"],
+            *["--out", out / "u"],
         ],
     }
+    return {name: [str(word) for word in job] for name, job in words.items()}
 
 
 def main() -> int:
@@ -72,11 +88,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="raycap-from-zero-"))
     failed = 0
     try:
-        photos(folder / "photos", range(24))
-        save_captioner(folder / "model")
         (folder / "home").mkdir()
         (folder / "out").mkdir()
-        with autoscaled_head(folder / "home", TYPES, version=2, idle_minutes=0.1) as cluster:
+        with autoscaled_head(folder / "home", TYPES, version=2, idle_minutes=0.75) as cluster:
             for name, words in jobs(folder).items():
                 if chosen.only and name not in chosen.only:
                     continue

@@ -1,10 +1,13 @@
 """What the test files share: one Ray, the folders of the development data, and checks of what the
 tests leave behind."""
 
+import contextlib
 import ctypes
 import gc
 import os
+import platform
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +27,28 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # Ray Train looks for lost workers this often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
+# Marks the processes that this run starts. Helpers of the pytest process itself end with it.
+MARK = "RAYCAP_TESTS"
+os.environ[MARK] = str(os.getpid())
+LIVE_AS_LONG_AS_PYTEST = ("raycap.images.child", "resource_tracker", "forkserver")
+SECONDS_TO_END = 15.0
+
+# glibc keeps freed memory in one arena for each of many threads: two arenas keep less.
+LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+M_ARENA_MAX = -8
+if LIBC:
+    LIBC.mallopt(M_ARENA_MAX, 2)
+
 # No deadlines: tests check what is right, never how fast.
 settings.register_profile("raycap", deadline=None)
 settings.load_profile("raycap")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests start clusters and kill processes, which takes minutes on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")
@@ -82,8 +104,8 @@ def model_in_tasks(
 def _give_memory_back() -> Iterator[None]:
     yield
     gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    if LIBC:
+        LIBC.malloc_trim(0)
 
 
 def _stop_ray() -> None:
@@ -94,26 +116,30 @@ def _stop_ray() -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """No process of the tests outlives them: a test that leaves one fails the run."""
+    """A process that outlives the tests fails the run."""
     _stop_ray()
-    if "ray" not in sys.modules:
-        return
-    import psutil  # comes with Ray
+    import ray  # noqa: F401 - psutil comes with it
 
-    children = psutil.Process().children(recursive=True)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    # Python's own helper of multiprocessing lives as long as this process.
-    left = [child for child in alive if "resource_tracker" not in " ".join(_command(child))]
+    left = _processes_of_tests()
+    end = time.monotonic() + SECONDS_TO_END
+    while left and time.monotonic() < end:
+        time.sleep(0.5)
+        left = _processes_of_tests()
     if left:
-        lines = [f"  {child.pid} {' '.join(_command(child))[:200]}" for child in left]
-        print("\nprocesses that the tests left behind:", *lines, sep="\n")
+        print("\nprocesses that the tests left behind:", *left, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def _command(process: "object") -> list[str]:
+def _processes_of_tests() -> list[str]:
+    """Processes with this run's mark in their environment, also if their parents are gone."""
     import psutil
 
-    try:
-        return list(process.cmdline())  # type: ignore[attr-defined]
-    except psutil.Error:
-        return []
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(os.getpid()) and process.pid != os.getpid():
+                command = " ".join(process.cmdline())
+                own = process.ppid() == os.getpid()
+                if not (own and any(name in command for name in LIVE_AS_LONG_AS_PYTEST)):
+                    found.append(f"{process.pid} {command[:200]}")
+    return found

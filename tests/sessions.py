@@ -7,7 +7,8 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-TRIES = 3
+from raycap.cluster import local_ray
+
 # Idle workers stay, so that the next test finds them with their modules loaded.
 SYSTEM_CONFIG = {
     "idle_worker_killing_time_threshold_ms": 600_000,
@@ -17,22 +18,10 @@ SYSTEM_CONFIG = {
 
 
 def start_ray(cpus: int) -> None:
-    """Start a Ray on this machine. A busy machine may need more time than Ray allows."""
-    for tries_left in reversed(range(TRIES)):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                logging_level="ERROR",
-                log_to_driver=False,
-                _system_config=SYSTEM_CONFIG,
-            )
-            return
-        except Exception:  # what Ray raises when it does not start in time
-            ray.shutdown()
-            if not tries_left:
-                raise
+    """Start a Ray for tests on this machine."""
+    local_ray.start_ray(
+        num_cpus=cpus, logging_level="ERROR", log_to_driver=False, _system_config=SYSTEM_CONFIG
+    )
 
 
 def on_tasks(

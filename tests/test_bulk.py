@@ -243,7 +243,7 @@ def test_progress_says_what_a_person_would_ask(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    "said, rows, allowed", [("", 9, float("inf")), ("500", 9, 500), ("10%", 200, 20)]
+    "option, rows, allowed", [("", 9, float("inf")), ("500", 9, 500), ("10%", 200, 20)]
 )
-def test_failures_allowed(said: str, rows: int, allowed: float) -> None:
-    assert BulkOptions(max_failed=said).failures_allowed(rows) == allowed
+def test_failures_allowed(option: str, rows: int, allowed: float) -> None:
+    assert BulkOptions(max_failed=option).failures_allowed(rows) == allowed

@@ -47,7 +47,7 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in table.to_pylist()}
 
 
-def said(out: Path) -> dict[str, str]:
+def captions(out: Path) -> dict[str, str]:
     return {key: row["caption"] for key, row in rows(out).items()}
 
 
@@ -217,9 +217,7 @@ def test_a_retry_that_was_cut_off_is_finished_by_the_next_run(
         assert caption(folder, out, model, "--retry", "failed") == 130
     keys = pq.read_table(out / "captions")["key"].to_pylist()
     assert len(keys) == len(set(keys)) == 24, "no key twice and none lost, right after the end"
-    assert caption(folder, out, model) == 0, (
-        "what was made again is put in place without being asked for"
-    )
+    assert caption(folder, out, model) == 0, "the retried rows are put in place by any next run"
     assert {row["status"] for row in rows(out).values()} == {"success"}
 
 
@@ -283,8 +281,10 @@ def test_the_options_of_a_caption(tmp_path: Path, model: Path) -> None:
     found = rows(out)
     assert {len(row["alternatives"]) for key, row in found.items() if key != "broken.png"} == {2}
     for row in found.values():
-        said = [row["caption"], *(one["caption"] for one in row["alternatives"])]
-        assert len(set(said)) == len(said) and all(one["score"] < 0 for one in row["alternatives"])
+        found_captions = [row["caption"], *(one["caption"] for one in row["alternatives"])]
+        assert len(set(found_captions)) == len(found_captions) and all(
+            one["score"] < 0 for one in row["alternatives"]
+        )
         assert row["low_score"] == (row["score"] is not None and row["score"] < -1.5)
         assert len(row["attention"]) == len(row["words"]) and all(
             len(look) == 4 for look in row["attention"]
@@ -341,7 +341,7 @@ def test_copies_are_captioned_once_and_all_have_rows(tmp_path: Path, model: Path
         (folder / f"copy{number}.png").write_bytes((folder / f"{number % 4:05d}.png").read_bytes())
     assert caption(folder, tmp_path / "with", model, "--dedup") == 0
     assert caption(folder, tmp_path / "without", model) == 0
-    assert said(tmp_path / "with") == said(tmp_path / "without")
+    assert captions(tmp_path / "with") == captions(tmp_path / "without")
 
 
 def test_sample_takes_the_same_rows_each_time(tmp_path: Path, model: Path) -> None:
@@ -367,7 +367,7 @@ def test_a_dry_run_counts_and_leaves_nothing(
     assert "4 rows would be made" in capsys.readouterr().out
 
 
-def test_a_rotten_source_ends_the_run_early(
+def test_a_source_that_mostly_fails_ends_the_run_early(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
@@ -393,7 +393,7 @@ def test_a_rotten_source_ends_the_run_early(
         (["--out", "/proc/nowhere"], "cannot write"),
     ],
 )
-def test_refusals(
+def test_bad_options_are_refused(
     flags: list[str], words: str, tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = photos(tmp_path / "photos", range(1))
@@ -407,7 +407,7 @@ def test_refusals(
 
 
 @pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_few_processors_do_not_starve(cpus: int, tmp_path: Path, model: Path) -> None:
+def test_one_or_two_processors_are_enough(cpus: int, tmp_path: Path, model: Path) -> None:
     """In a process of its own with a Ray of its own; the deadline only ends what hangs."""
     folder = photos(tmp_path / "photos", range(20))
     (folder / "x.png").write_bytes(b"no picture")

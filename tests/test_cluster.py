@@ -1,5 +1,5 @@
-"""Several Ray nodes on this machine: what runs where, nodes that come and go, and machines that
-see other discs."""
+"""Several Ray nodes on this machine: what runs where, nodes that come and go, and machines with
+other disks."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from small_captioner import photos, save_captioner
 from test_train import CONFIG, DECODER, close, curve, steps, wait_for
 
 from raycap.cli import main
-from raycap.cluster.nodes import check_seen, selector
+from raycap.cluster.nodes import check_visible, selector
 from raycap.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
@@ -47,7 +47,7 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(
+def test_pictures_are_decoded_and_captioned_on_the_labelled_nodes_and_a_new_node_is_used(
     tmp_path: Path,
 ) -> None:
     source, model, out = (
@@ -87,15 +87,15 @@ def test_pictures_are_decoded_and_captioned_where_told_and_a_new_node_is_used(
             ):  # the pool waits for a place for its second actor
                 second = cluster.add_node(**models)
             time.sleep(0.02)
-        said = run.stdout.read() if run.stdout else ""
-        assert run.returncode == 0, said
+        printed = run.stdout.read() if run.stdout else ""
+        assert run.returncode == 0, printed
         assert second is not None
         assert decoded_by == {raylet(decodes)}
         nodes = json.loads((out / "facts.json").read_text())["nodes"]
         assert {name.rpartition("/")[2] for name in nodes} == {
             node.node_id[:8] for node in (first, second)
         }
-        assert sum(told["rows"] for told in nodes.values()) == 400
+        assert sum(node["rows"] for node in nodes.values()) == 400
         ray.init(cluster.address, log_to_driver=False)
         try:
             assert selector("raycap=model") == {"raycap": "model"}
@@ -142,8 +142,8 @@ def test_a_node_lost_while_training_costs_time_only(tmp_path: Path) -> None:
         lost = next(node for node in nodes if raylet(node) in busy)
         assert run.poll() is None
         cluster.remove_node(lost, allow_graceful=False)
-        said, _ = run.communicate(timeout=240)
-        assert run.returncode == 0, said
+        printed, _ = run.communicate(timeout=240)
+        assert run.returncode == 0, printed
     assert close(curve(out), curve(tmp_path / "whole"))
 
 
@@ -179,12 +179,12 @@ def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
             process.kill()
         run.kill()  # it ran on the head, as a job's driver does
         run.communicate()
-    stood = rows(out)
-    assert 0 < len(stood) < 160 and not (out / "facts.json").exists()
+    first = rows(out)
+    assert 0 < len(first) < 160 and not (out / "facts.json").exists()
     with cluster_of(num_cpus=2) as cluster:
-        said, _ = (again := start(*command, cluster.address)).communicate(timeout=200)
-    assert again.returncode == 0, said
-    assert f"{160 - len(stood)} made now" in said
+        printed, _ = (again := start(*command, cluster.address)).communicate(timeout=200)
+    assert again.returncode == 0, printed
+    assert f"{160 - len(first)} made now" in printed
     assert sorted(rows(out)) == sorted(path.name for path in source.iterdir())
 
 
@@ -202,7 +202,7 @@ def rows(out: Path) -> list[str]:
 def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_starts(
     tmp_path: Path,
 ) -> None:
-    """The other machine is a Ray node with a host name and a disc of its own."""
+    """The other machine is a Ray node with a host name and a disk of its own."""
     hidden, shared = tmp_path / "hidden", tmp_path / "shared"
     for folder in (hidden, shared):
         folder.mkdir()
@@ -229,13 +229,13 @@ def test_a_folder_that_another_machine_does_not_see_is_refused_before_work_start
                     printed = other.stdout.read()[:200] if other.stdout else ""
                     pytest.skip(f"may not play another machine here: {printed}")
                 time.sleep(0.1)
-            check_seen({str(shared): "--out"})
+            check_visible({str(shared): "--out"})
             (hidden / "out").mkdir()
             with pytest.raises(
                 UserError,
                 match=r"hidden/out \(--out\) is on one machine only, .*elsewhere does not",
             ):
-                check_seen({str(hidden / "out"): "--out", str(shared): "the source"})
+                check_visible({str(hidden / "out"): "--out", str(shared): "the source"})
         finally:
             ray.shutdown()
             other.terminate()

@@ -170,7 +170,7 @@ def test_limit_takes_the_first_rows_and_can_grow(tmp_path: Path) -> None:
         (["--encoder.weights", "/no/such", "--encoder", "resnet18"], "/no/such"),
     ],
 )
-def test_refusals(
+def test_bad_options_are_refused(
     flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = photos(tmp_path / "photos", range(1))

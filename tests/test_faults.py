@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 from PIL import Image
+from sessions import start_ray
 from small_captioner import photos, save_captioner
 
 from raycap.bulk import pictures
@@ -109,7 +110,7 @@ def test_a_picture_that_kills_its_reader_has_a_reason_and_costs_no_other(tmp_pat
     assert "2  failed_to_decode: reading it kills the process" in answer.stdout
 
 
-FLAKY_DISC = """
+FLAKY_DISK = """
 import errno
 import os
 
@@ -128,11 +129,12 @@ os.fsync = fsync
 """
 
 
-def test_a_disc_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_disk_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> None:
     folder, model = photos(tmp_path / "photos", range(20)), tmp_path / "model"
     save_captioner(model)
     (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(FLAKY_DISC)
+    (tmp_path / "hook" / "sitecustomize.py").write_text(FLAKY_DISK)
     path = f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}"
     answer = run(folder, model, tmp_path / "out", "--part-rows", "8", PYTHONPATH=path)
     assert answer.returncode == 0, answer.stderr
@@ -142,32 +144,35 @@ def test_a_disc_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> N
     assert (tmp_path / "out" / "facts.json").stat().st_size
 
 
-def test_a_full_disc_ends_the_run_in_words_and_can_be_resumed(tmp_path: Path) -> None:
-    disc = tmp_path / "disc"
-    disc.mkdir()
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_a_message_and_the_run_can_be_resumed(
+    tmp_path: Path,
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disc], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], capture_output=True
     ).returncode:
-        pytest.skip("needs the right to mount a small disc")
+        pytest.skip("needs the right to mount a small disk")
     try:
         folder, model = photos(tmp_path / "photos", range(60)), tmp_path / "model"
         save_captioner(model)
-        answer = run(folder, model, disc / "out", "--part-rows", "8")
+        answer = run(folder, model, disk / "out", "--part-rows", "8")
         assert answer.returncode == 2, answer.stderr
         assert (
             "No space left on device; free some space" in answer.stderr
             and "Traceback" not in answer.stderr
         )
-        some = faults.read(disc / "out")
+        some = faults.read(disk / "out")
         assert len(some) < 60
-        subprocess.run(["mount", "-o", "remount,size=10m", disc], check=True)
-        assert run(folder, model, disc / "out").returncode == 0
+        subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
+        assert run(folder, model, disk / "out").returncode == 0
         assert (
-            some.items() <= faults.read(disc / "out").items()
-            and len(faults.read(disc / "out")) == 60
+            some.items() <= faults.read(disk / "out").items()
+            and len(faults.read(disk / "out")) == 60
         )
     finally:
-        subprocess.run(["umount", disc], check=True)
+        subprocess.run(["umount", disk], check=True)
 
 
 # Stands where decoders that hang would: a PNG is read in the worker at first, a BMP in a child at
@@ -223,9 +228,9 @@ def test_pictures_that_hang_their_readers_cost_only_their_rows(tmp_path: Path) -
     assert not (hook / "notes").exists(), "a rerun has nothing to do"
 
 
-# Makes the reading of one local file stand still, once: a disc on the network that does not
+# Makes the reading of one local file stand still, once: a disk on the network that does not
 # answer.
-STANDING_DISC = """
+DISK_THAT_HANGS = """
 import time
 from pathlib import Path
 from raycap.fetch import files
@@ -244,13 +249,13 @@ files._read_local = read
 
 
 @pytest.mark.slow
-def test_a_pass_that_stands_still_keeps_what_it_finished_and_another_one_follows(
+def test_a_pass_that_stops_making_progress_keeps_its_rows_and_another_pass_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, model = photos(tmp_path / "photos", range(24)), tmp_path / "model"
     save_captioner(model)
     (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(STANDING_DISC)
+    (tmp_path / "hook" / "sitecustomize.py").write_text(DISK_THAT_HANGS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}")
     monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 15)
     flags = [
@@ -299,7 +304,7 @@ class Neighbour:
 
 
 @pytest.mark.slow
-def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
+def test_a_run_waits_for_a_processor_however_long_that_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, model = photos(tmp_path / "photos", range(8)), tmp_path / "model"
@@ -329,7 +334,7 @@ def test_waiting_for_a_processor_is_no_fault_however_long_it_takes(
         str(tmp_path / "out"),
         *flags,
     ]
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    start_ray(1)
     try:
         neighbour = Neighbour.remote()  # holds the processor until it ends
         ray.get(neighbour.is_there.remote())

@@ -798,7 +798,7 @@ def test_a_dropped_fetcher_is_freed_with_its_threads(server):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A self-signed certificate for localhost, with its key, in one PEM file."""
+    """A self-add_maker certificate for localhost, with its key, in one PEM file."""
     if not shutil.which("openssl"):
         pytest.skip("no openssl command to make a certificate with")
     folder = tmp_path_factory.mktemp("tls")

@@ -219,9 +219,9 @@ def hostile_table(root: Path, entries: list[tuple[str, str]]) -> Case:
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     code = main(arguments)
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err and "\x1b" not in said.out
-    return code, said.out
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err and "\x1b" not in printed.out
+    return code, printed.out
 
 
 def counted(left_out: list[dict[str, Any]]) -> dict[str, int]:
@@ -267,7 +267,7 @@ def check_case(
     assert f"{len(table):,} rows, {len(failed):,} failed; {len(table):,} made now" in shown
     assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
 
-    # Again: nothing is made, and what is missing is said again.
+    # Again: nothing is made, and what is missing is reported again.
     if not again:
         return
     code, shown = run(command, capsys)

@@ -96,18 +96,18 @@ def test_a_job_stopped_halfway_is_finished_by_the_same_job(
         [RAY, "job", "status", "first"], env=cluster, capture_output=True, text=True, check=True
     )
     assert "stopped" in status.stdout.lower() + status.stderr.lower()
-    stood = rows(out)
-    assert 0 < len(stood) < PICTURES and not (out / "facts.json").exists()
+    first = rows(out)
+    assert 0 < len(first) < PICTURES and not (out / "facts.json").exists()
     ended = submit(cluster, *job)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert (
-        f"{PICTURES} rows, 0 failed; {PICTURES - len(stood)} made now"
+        f"{PICTURES} rows, 0 failed; {PICTURES - len(first)} made now"
         in ended.stdout + ended.stderr
     )
     assert sorted(rows(out)) == [path.name for path in sorted(source.iterdir())]
 
 
-def test_exit_codes_and_refusals_reach_whoever_submits(
+def test_exit_codes_and_error_messages_reach_whoever_submits(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     no_model = submit(
@@ -220,8 +220,8 @@ def test_a_captioner_a_table_and_a_list_in_the_copy_of_the_working_directory_are
 
 
 def test_without_the_token_nobody_gets_in(cluster: dict[str, str]) -> None:
-    stranger = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")}
+    no_token = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")}
     refused = submit(
-        stranger | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 32}, "-c", "pass"
+        no_token | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "b" * 32}, "-c", "pass"
     )
     assert refused.returncode != 0

@@ -69,17 +69,17 @@ def caption(table: pa.Table, model: str, fail: bool) -> pa.Table:
     rows = []
     for row in table.select(["key", *TICKET.names]).to_pylist():
         bad = fail and int(row["key"]) % 5 == 2
-        told = {
+        columns = {
             "caption": "" if bad else f"{model} {row['key']}",
             "status": FAILED_TO_FETCH if bad else SUCCESS,
         }
-        told |= {
+        columns |= {
             "error_message": "gone" if bad else "",
             "uri": "",
             "sha256": "",
             "alternatives": [],
         }
-        rows.append({**row, **told, "score": None, "width": 1, "height": 1})
+        rows.append({**row, **columns, "score": None, "width": 1, "height": 1})
     return pa.Table.from_pylist(rows, pa.schema([*CAPTIONS, *TICKET]))
 
 
@@ -153,11 +153,11 @@ class Recorder:
 def state(folder: Path) -> str:
     """Of all that is in the folder but its lease."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LEASE]
-    told = [
+    digests = [
         (str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest())
         for path in files
     ]
-    return json.dumps(told)
+    return json.dumps(digests)
 
 
 def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
@@ -165,7 +165,7 @@ def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
     recorder = Recorder(out, copies)
 
     def recorded(name: str) -> Callable[..., Any]:
-        act = getattr(RunFolder, name)
+        method = getattr(RunFolder, name)
 
         def step(self: RunFolder, *arguments: Any) -> Any:
             place = Path(self.path())
@@ -174,7 +174,7 @@ def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
                 target = place / arguments[0]
                 if name == "remove" and target.is_dir():
                     recorder.copy("half a removal", target.relative_to(out))
-            answer = act(self, *arguments)
+            answer = method(self, *arguments)
             if place == out or out in place.parents:
                 recorder.copy(f"after {name}")
             return answer
@@ -230,8 +230,8 @@ def follow(step: Path, commands: list[Command], folder: Path) -> None:
     for command in commands:
         try:
             command.run(out)
-        except UserError as refusal:
-            assert "holds rows of another run" in str(refusal)
+        except UserError as error:
+            assert "holds rows of another run" in str(error)
         captioner = check(out, finished=False)
     Command(captioner or "A", rows=MORE_ROWS).run(out)
     check(out, finished=True)

@@ -20,6 +20,7 @@ from raycap.cluster import local_ray
 
 pytestmark = pytest.mark.ray
 REPOSITORY = Path(__file__).resolve().parent.parent
+OWN = ("/tmp", "/dev/shm")
 
 # What runs in the namespace. Its working folder is /mnt, the test's folder.
 SCRIPT = """
@@ -47,16 +48,20 @@ def wait_for(condition):
 
 
 def run_apart(folder: Path, script: str, seconds: float) -> str:
-    """Run a Python script where /tmp is its own and /mnt is this folder; the answer is what it
-    printed."""
+    """Run a Python script where /tmp and /dev/shm are its own and /mnt is this folder.
+
+    Returns what it printed.
+    """
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare, for a /tmp of its own")
+    for used in (REPOSITORY, sys.prefix, sys.base_prefix):
+        if any(Path(used).resolve().is_relative_to(hidden) for hidden in ("/tmp", "/mnt")):
+            pytest.skip(f"{used} would be hidden by a /tmp and a /mnt of its own")
     home, work = folder / "home", folder / "work"
     for each in (home, work):
         each.mkdir(exist_ok=True)
-    mounts = (
-        f'mount --bind "{folder}" /mnt && mount -t tmpfs none /tmp && cd /mnt/work && exec "$@"'
-    )
+    own = [f'mount --bind "{folder}" /mnt', *(f"mount -t tmpfs none {at}" for at in OWN)]
+    mounts = " && ".join([*own, "cd /mnt/work", 'exec "$@"'])
     user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
     apart = ["unshare", *user, "--mount", "sh", "-c", mounts, "sh"]
     if subprocess.run([*apart, "true"], check=False).returncode:
@@ -86,6 +91,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(720)
 def test_a_local_run_leaves_nothing_but_its_output_and_its_cache(folder: Path) -> None:
     printed = run_apart(
         folder,
@@ -106,6 +112,7 @@ for name in sorted(files() - before):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(720)
 def test_what_a_killed_run_leaves_goes_with_the_next_and_ray_starts_as_before(
     folder: Path,
 ) -> None:
@@ -165,6 +172,21 @@ def test_only_folders_that_nobody_uses_are_removed(tmp_path: Path) -> None:
         local_ray._remove_stale(tmp_path)
     assert names(tmp_path) == ["mine", "raycap-ray-1", "raycap-ray-3", "raycap-ray-4"]
     assert names(other) == ["lock", "r"]
+
+
+def test_a_ray_that_does_not_start_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*_: object, **__: object) -> None:
+        started.append(subprocess.Popen(["sleep", "600"]))
+        if len(started) < local_ray.TRIES:
+            raise Exception("it took more than 30 seconds")
+
+    monkeypatch.setattr(local_ray.ray, "init", start)
+    local_ray.start_ray()
+    assert [process.poll() is None for process in started] == [False, False, True]
+    started[-1].kill()
+    started[-1].wait()
 
 
 def test_the_folder_goes_also_when_the_command_fails(

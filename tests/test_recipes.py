@@ -49,6 +49,14 @@ TRIALS = [
     ("recipe-resnet50-attention-lstm-flickr30k", "", "flickr", HALVES),
     ("recipe-resnet101-attention-lstm-flickr8k", "", "flickr", []),
 ]
+# One for each kind of encoder, decoder, data and training; the others are slow tests.
+QUICK = [
+    ("smoke", ""),
+    ("flickr8k", ""),
+    ("coco", ""),
+    ("recipe-resnet50-gru-glove", "fine_tuned"),
+    ("recipe-resnet50-bahdanau-gru-coco", ""),
+]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +131,15 @@ def _write_karpathy(root: Path, captions: dict[str, list[str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, run, form, changes", TRIALS, ids=[f"{name} {run}".strip() for name, run, *_ in TRIALS]
+    "name, run, form, changes",
+    [
+        pytest.param(
+            *trial,
+            id=" ".join(trial[:2]).strip(),
+            marks=() if trial[:2] in QUICK else pytest.mark.slow,
+        )
+        for trial in TRIALS
+    ],
 )
 def test_it_trains(
     name: str, run: str, form: str, changes: list[str], data: Path, tmp_path: Path

@@ -1,5 +1,5 @@
 """`raycap train` on a real Ray: many workers do what one does, and whatever is killed, the same
-command goes on."""
+command continues."""
 
 import json
 import os
@@ -134,8 +134,10 @@ def test_a_run_of_an_earlier_version_continues_without_its_removed_options(
         record["identity"]["decoder"]["scaled_words"] = value
         file.write_text(json.dumps(record))
         assert main([*arguments, "--epochs", "1"]) == code
-    said = capsys.readouterr()
-    assert "finished; nothing to do" in said.out and "decoder.scaled_words was True" in said.err
+    printed = capsys.readouterr()
+    assert (
+        "finished; nothing to do" in printed.out and "decoder.scaled_words was True" in printed.err
+    )
 
 
 def test_another_run_in_the_same_folder_is_refused_and_fresh_starts_over(
@@ -200,24 +202,27 @@ def test_data_without_splits_is_told_how_to_have_some(
     assert "(none): 8: --source.fractions 0.9 0.1 0 draws" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("act", ["train", "tune"])
+@pytest.mark.parametrize("command", ["train", "tune"])
 @pytest.mark.usefixtures("no_ray")
 def test_a_source_that_cannot_be_learned_from_is_refused_before_a_picture_is_read(
-    act: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(CONFIG % DECODER)
     (tmp_path / "space.yaml").write_text("train.lr: {choice: [0.01, 0.02]}")
     (tmp_path / "mine.csv").write_text("path,caption\na.png,a dog\nb.png,a cat\n")
     usual = ["--config", str(tmp_path / "run.yaml"), "--train.cache", str(tmp_path / "cache")]
-    own = ["--space", str(tmp_path / "space.yaml")] if act == "tune" else []
+    own = ["--space", str(tmp_path / "space.yaml")] if command == "tune" else []
     assert (
-        main([act, str(tmp_path / "mine.csv"), *usual, *own, "--out", str(tmp_path / "out")]) == 2
+        main([command, str(tmp_path / "mine.csv"), *usual, *own, "--out", str(tmp_path / "out")])
+        == 2
     )
     assert "(none): 2: --source.fractions 0.9 0.1 0 draws" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists() and not ray.is_initialized()
 
 
-def test_a_refused_run_leaves_its_folder_to_the_mended_one(config: Path, tmp_path: Path) -> None:
+def test_a_refused_run_leaves_its_folder_to_the_corrected_one(
+    config: Path, tmp_path: Path
+) -> None:
     arguments = [
         "train",
         "--config",
@@ -276,7 +281,7 @@ def start(
 def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
 
 
@@ -284,7 +289,7 @@ def steps(out: Path) -> int:
     return max((line["step"] for line in read_log(out / "metrics.jsonl")), default=0)
 
 
-def test_a_killed_driver_goes_on_and_its_curve_joins_the_undisturbed_one(
+def test_a_killed_run_continues_and_its_curve_is_that_of_an_undisturbed_run(
     config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:
     here = ["--workers.count", "0", "--epochs", "24", "--validation.best-by", "loss"]

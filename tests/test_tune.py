@@ -147,7 +147,7 @@ def trial_process(folder: Path) -> int:
     return int(json.loads((folder / "_lease.json").read_text())["pid"])
 
 
-def test_a_trial_that_cannot_work_is_put_down_with_its_reason(
+def test_a_trial_that_fails_is_recorded_with_its_reason(
     sweep: Callable[..., list[str]],
     tmp_path: Path,
     one_ray: None,
@@ -210,16 +210,16 @@ decoder.cell: {choice: [lstm, gru], when: {decoder.kind: recurrent}}
     def ended():
         return sorted(path.parent for path in (tmp_path / "sweep").glob("trials/*/ended.json"))
 
-    def begun():
+    def started():
         return sorted(path.parent for path in (tmp_path / "sweep").glob("trials/*/metrics.jsonl"))
 
-    wait_for(lambda: ended() and any(folder not in ended() for folder in begun()))
+    wait_for(lambda: ended() and any(folder not in ended() for folder in started()))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not any(alive(folder) for folder in begun()))
+    wait_for(lambda: not any(alive(folder) for folder in started()))
     done = {folder: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in ended()}
-    saved = {folder: up_to_checkpoint(folder) for folder in begun() if folder not in done}
-    parameters = {folder: (folder / "trial.json").read_bytes() for folder in begun()}
+    saved = {folder: up_to_checkpoint(folder) for folder in started() if folder not in done}
+    parameters = {folder: (folder / "trial.json").read_bytes() for folder in started()}
 
     assert main(command) == 0
     rows = trials(tmp_path)

@@ -22,7 +22,7 @@ from raycap.bulk.pool import model_pool, through_model
 from raycap.captioners import CaptionerOptions, Prediction
 from raycap.captioners.protocol import caption_row
 from raycap.cluster import Cluster
-from raycap.cluster.nodes import signed
+from raycap.cluster.nodes import add_maker
 from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.schema import CAPTIONS, SUCCESS
@@ -119,7 +119,7 @@ class CaptionWorker:
         predictions: list[Prediction | None] = [None] * len(table)
         for row, prediction in zip(readable, predict(list(pixels[readable]), shown), strict=True):
             predictions[row] = prediction
-        return signed(self._with_captions(table, predictions))
+        return add_maker(self._with_captions(table, predictions))
 
     def _predict_once(
         self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]

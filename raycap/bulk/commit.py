@@ -30,7 +30,7 @@ from ray.exceptions import RayError
 
 from raycap.bulk.contents import RowCounts, count_rows
 from raycap.bulk.pending import notes_of
-from raycap.cluster.session import error_line, user_error_within
+from raycap.cluster.session import find_user_error, root_cause
 from raycap.schema import fit
 from raycap.storage import Lease, RunFolder
 from raycap.storage.folder import STAGED
@@ -148,11 +148,11 @@ class Committer:
         try:
             file: StagedFile = ray.get(ready)
         except RayError as error:
-            if user_error := user_error_within(error):
+            if user_error := find_user_error(error):
                 raise user_error from error
             log.warning(
                 "finished rows were lost before they were written (%s): they are made again",
-                error_line(error),
+                root_cause(error),
             )
             return None
         if not self._is_new(file):

@@ -9,7 +9,7 @@ import ray
 from raycap import __version__
 from raycap.bulk.contents import RowCounts
 from raycap.bulk.job import FACTS, RunResult, TableJob
-from raycap.cluster.nodes import makers
+from raycap.cluster.nodes import rows_by_node
 from raycap.fetch.hosts import host_lines
 from raycap.options import to_plain
 from raycap.sources.notes import line_of
@@ -39,7 +39,7 @@ def write_facts(job: TableJob, folder: RunFolder, result: RunResult, more: dict[
         "made_in_this_run": made.rows,
         "seconds": round(result.seconds, 1),
         "rows_per_second": round(made.rows / max(result.seconds, 1e-9), 2),
-        "nodes": makers(made.makers, result.seconds),
+        "nodes": rows_by_node(made.makers, result.seconds),
         "hosts_in_this_run": made.hosts.report()[:HOSTS_IN_FACTS],
         "passes_lost": list(result.faults),
         **more,

@@ -20,7 +20,7 @@ from raycap.bulk.pictures import pending_pictures
 from raycap.bulk.pool import model_pool, through_model
 from raycap.captioners.trained.folder import digest_of
 from raycap.cluster import Cluster
-from raycap.cluster.nodes import signed
+from raycap.cluster.nodes import add_maker
 from raycap.device import choose_precision
 from raycap.encoders import ENCODERS, EncoderOptions
 from raycap.encoders.encoder import Encoder
@@ -182,7 +182,7 @@ class EncodeWorker:
             columns["grid"], columns["scale"] = in_int8(grids)
         for name, column in columns.items():
             table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(column))
-        return signed(table)
+        return add_maker(table)
 
     def _features(self, pixels: np.ndarray, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():

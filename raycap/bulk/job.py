@@ -13,8 +13,8 @@ from raycap.bulk.contents import RowCounts
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.pending import PendingRows
 from raycap.cluster import Cluster
-from raycap.cluster.autoscaler import autoscales
-from raycap.cluster.nodes import machines
+from raycap.cluster.autoscaler import has_autoscaler
+from raycap.cluster.nodes import count_machines
 from raycap.errors import UserError
 from raycap.fetch import Fetch
 from raycap.images import Reading
@@ -85,7 +85,7 @@ def reading_identity(reading: Reading) -> dict[str, Any]:
 
 def in_cache(job: TableJob, cache: str, option: str) -> TableJob:
     """The job in a folder of the cache that a later run of the same job finds."""
-    if not cache and (machines() > 1 or autoscales()):
+    if not cache and (count_machines() > 1 or has_autoscaler()):
         raise UserError(
             "on several machines, say where they all find what is made: "
             f"{option}, a folder they share"

@@ -15,7 +15,7 @@ from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from raycap.bulk.pool import decoding_need
-from raycap.cluster.needs import MOST_PIECES, provide
+from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
 from raycap.cluster.nodes import selector
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.fetch.hosts import FETCHED
@@ -85,7 +85,7 @@ def pending_pictures(
     context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2
     context.execution_options.preserve_order = False
     tasks = MOST_PIECES if pending.few is None else -(-pending.few // batch)
-    provide([decoding_need(job.cluster, tasks)], job.cluster.wait)
+    wait_for_nodes([decoding_need(job.cluster, tasks)], job.cluster.wait)
     return load_rows(
         manifest(pending, rows_per_task),
         fetch=job.fetch,

@@ -9,8 +9,8 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from raycap.bulk.options import BulkOptions
 from raycap.cluster import Cluster
-from raycap.cluster.needs import MOST_PIECES, Need, provide
-from raycap.cluster.nodes import capacity, computing, selector
+from raycap.cluster.needs import MOST_PIECES, Need, wait_for_nodes
+from raycap.cluster.nodes import capacity, selector, without_idle_heads
 from raycap.errors import UserError
 from raycap.terminal import write_err
 
@@ -43,7 +43,7 @@ def model_pool(wanted: BulkOptions, cluster: Cluster, few: int | None = None) ->
     If an autoscaler has to bring the nodes, this waits for them.
     """
     batches = MOST_PIECES if few is None else -(-few // wanted.batch)
-    provide([decoding_need(cluster, batches)], cluster.wait)
+    wait_for_nodes([decoding_need(cluster, batches)], cluster.wait)
     provide_model_nodes(wanted, cluster, wanted.actors or batches)
     have = capacity(cluster.model_on)
     cpus, gpus = int(have.get("CPU", 0)), have.get("GPU", 0.0)
@@ -62,7 +62,7 @@ def model_pool(wanted: BulkOptions, cluster: Cluster, few: int | None = None) ->
     # Threads of one worker wait for each other, all the more while pictures are decoded on the
     # same processors.
     threads = wanted.threads or max(1, cpus // workers)
-    return ModelPool(workers, threads, share, computing(selector(cluster.model_on)))
+    return ModelPool(workers, threads, share, without_idle_heads(selector(cluster.model_on)))
 
 
 def decoding_need(cluster: Cluster, tasks: int) -> Need:
@@ -75,9 +75,9 @@ def provide_model_nodes(wanted: BulkOptions, cluster: Cluster, actors: int) -> N
     them."""
     resources = {"GPU": wanted.gpus} if wanted.gpus else {"CPU": 1.0}
     need = Need("to run the model", cluster.model_on, resources, actors)
-    provide([need], cluster.wait)
+    wait_for_nodes([need], cluster.wait)
     if wanted.gpus is None and capacity(cluster.model_on).get("GPU"):
-        provide([replace(need, resources={"GPU": 1.0})], cluster.wait)
+        wait_for_nodes([replace(need, resources={"GPU": 1.0})], cluster.wait)
 
 
 def gpus_per_worker(wanted: BulkOptions, label: str) -> float:

@@ -19,7 +19,7 @@ from raycap.bulk.job import FACTS, RUN, TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.pool import gpus_per_worker, provide_model_nodes
 from raycap.cluster import Cluster
-from raycap.cluster.nodes import alive, computing, selector
+from raycap.cluster.nodes import alive_nodes, selector, without_idle_heads
 from raycap.device import PrecisionName, choose_precision
 from raycap.errors import UserError
 from raycap.storage import RunFolder
@@ -84,12 +84,12 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
         return options.precision
     provide_model_nodes(options, cluster, actors=1)
     label = cluster.model_on
-    gpus, nodes = gpus_per_worker(options, label), alive()
+    gpus, nodes = gpus_per_worker(options, label), alive_nodes()
     is_here = len(nodes) == 1 and nodes[0]["NodeManagerHostname"] == socket.gethostname()
     if is_here and not gpus and not label and nodes[0]["Resources"].get("CPU"):
         name, reason = fastest("cpu" if options.device == "auto" else options.device)
     else:
-        where = computing(selector(label)) or {}
+        where = without_idle_heads(selector(label)) or {}
         ask = ray.remote(fastest).options(num_cpus=0, num_gpus=gpus, label_selector=where)
         answer = ask.remote(options.device)
         if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:

@@ -21,8 +21,8 @@ from raycap.bulk.overwrite import begin_overwrite, finish_overwrite
 from raycap.bulk.pending import PendingCount, PendingRows, count_pending
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.retry import SIDE_TABLE, begin_side_table, merge_side_table
-from raycap.cluster.nodes import capacity, check_seen, has_free
-from raycap.cluster.session import error_line, user_error_within
+from raycap.cluster.nodes import capacity, check_visible, has_free
+from raycap.cluster.session import find_user_error, root_cause
 from raycap.errors import UserError
 from raycap.progress import Progress
 from raycap.schema import FAILURES
@@ -55,7 +55,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any]) -> int:
         return 0
 
     with Lease(out) as lease:
-        check_seen(_local_paths(job, out))
+        check_visible(_local_paths(job, out))
         try:
             # An interrupted --overwrite may have left a new table that is whole.
             finish_overwrite(out)
@@ -165,7 +165,7 @@ class _Run:
             try:
                 rows = self.job.rows(self.job, pending)
                 # Nodes that an autoscaler has brought must see the folders too.
-                check_seen(_local_paths(self.job, RunFolder(self.job.options.out)))
+                check_visible(_local_paths(self.job, RunFolder(self.job.options.out)))
                 with contextlib.closing(committer.commit(rows)) as committed:
                     for counts in committed:
                         progress.add(counts.rows, counts.reasons)
@@ -211,9 +211,9 @@ def _most_looked_at(pending: PendingRows) -> int:
 
 def _fault(error: RayError) -> str:
     """What went wrong, in one line. A UserError within is raised as itself."""
-    if user_error := user_error_within(error):
+    if user_error := find_user_error(error):
         raise user_error from error
-    return error_line(error)
+    return root_cause(error)
 
 
 def _check_failures(job: TableJob, counts: RowCounts) -> None:

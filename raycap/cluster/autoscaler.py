@@ -24,7 +24,7 @@ MADE_UP_TYPE = re.compile(r"node_[0-9a-f]*")
 SECONDS_TO_REPORT = 3 * AUTOSCALER_UPDATE_INTERVAL_S
 
 
-def autoscales() -> bool:
+def has_autoscaler() -> bool:
     """Whether an autoscaler may add nodes."""
     node: Any = ray._private.worker._global_node
     if node is not None and node.is_head():  # a Ray that this process has started
@@ -39,7 +39,7 @@ def autoscales() -> bool:
     return _are_configured((report or {}).get("node_type_mapping", {}).values())
 
 
-def starting() -> int:
+def count_starting_nodes() -> int:
     """How many nodes the autoscaler is starting now."""
     try:
         if is_autoscaler_v2(fetch_from_server=True):

@@ -40,48 +40,65 @@ def local_ray(cpus: int | None, log_to_driver: bool) -> Iterator[None]:
     """Start a Ray, and stop it in the end."""
     with _own_folder() as folder, _own_token():
         try:
-            _start(cpus, log_to_driver, folder / RAY_FOLDER)
+            start_ray(
+                num_cpus=cpus,
+                logging_level=logging.WARNING,
+                log_to_driver=log_to_driver,
+                _temp_dir=str(folder / RAY_FOLDER),
+                _system_config=SYSTEM_CONFIG,
+            )
             yield
         finally:
             _stop()
 
 
-def _start(cpus: int | None, log_to_driver: bool, folder: Path) -> None:
+def start_ray(**options: Any) -> None:
+    """Start a Ray on this machine. Raises UserError if it does not start in several tries."""
     for tries_left in reversed(range(TRIES)):
+        others = _with_children(os.getpid())
         try:
-            ray.init(
-                "local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=log_to_driver,
-                _temp_dir=str(folder),
-                _system_config=SYSTEM_CONFIG,
-            )
+            ray.init("local", include_dashboard=False, **options)
             return
         # Ray raises a plain Exception, for example if its processes take more than 30 seconds.
         except Exception as error:
             ray.shutdown()
+            # Ray leaves the processes that did start.
+            left = [child for child in _with_children(os.getpid()) if child not in others]
+            _end(left, seconds=0)
             if not tries_left:
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise UserError(
                     f"Ray did not start on this machine ({reason}): check that the machine is not "
-                    f"overloaded and that {folder.parent.parent} has space, and try again"
+                    f"overloaded and that {tempfile.gettempdir()} has space, and try again"
                 ) from error
 
 
 def _stop() -> None:
-    """Stop Ray, and kill those of its processes that do not end: they would go on to write."""
-    import psutil  # a copy that comes with Ray, and is found after Ray is imported
-
+    """Stop Ray, and end those of its processes that go on: they would write to its folder."""
     node: Any = ray._private.worker._global_node
     processes = []
-    for started in node.all_processes.values() if node else ():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(started[0].process.pid)
-            processes += [process, *process.children(recursive=True)]
+    for infos in node.all_processes.values() if node else ():
+        processes += _with_children(infos[0].process.pid)
     ray.shutdown()
-    _, alive = psutil.wait_procs(processes, SECONDS_TO_END)
+    _end(processes, SECONDS_TO_END)
+
+
+def _with_children(pid: int) -> list[Any]:
+    """The process and all below it."""
+    import psutil  # a copy that comes with Ray, and is found after Ray is imported
+
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end(processes: list[Any], seconds: float) -> None:
+    """Kill the processes that do not end by themselves in so many seconds."""
+    import psutil
+
+    _, alive = psutil.wait_procs(processes, seconds)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from raycap.cluster.autoscaler import autoscales, starting
-from raycap.cluster.nodes import labelled, selector
+from raycap.cluster.autoscaler import count_starting_nodes, has_autoscaler
+from raycap.cluster.nodes import nodes_with_label, selector
 from raycap.errors import UserError
 from raycap.terminal import write_err
 
@@ -37,7 +37,7 @@ class Need:
     def there(self) -> int:
         """How many pieces the cluster has, free or in use."""
         pieces = 0
-        for node in labelled(self.label):
+        for node in nodes_with_label(self.label):
             has = node["Resources"]
             pieces += int(min(has.get(name, 0) / each for name, each in self.resources.items()))
         return pieces
@@ -61,12 +61,12 @@ class Need:
         return f"{count}{f' and the label {self.label}' if self.label else ''}, {self.purpose}"
 
 
-def provide(needs: Sequence[Need], wait: float) -> None:
+def wait_for_nodes(needs: Sequence[Need], wait: float) -> None:
     """Ask the autoscaler for what is needed and not there, and wait for it: at most `wait` seconds
     (0: for ever) for the least of each need, then some time for more. Without an autoscaler, this
     does nothing."""
     short = [need for need in needs if not need.is_met(need.there())]
-    if not short or not autoscales():
+    if not short or not has_autoscaler():
         return
     groups = [group for need in short for group in need.ask()]
     try:
@@ -90,7 +90,9 @@ def _wait(needs: Sequence[Need], wait: float) -> None:
         if not missing:
             if all(need.is_met(pieces) for need, pieces in zip(needs, there, strict=True)):
                 return
-            if now - changed >= (SECONDS_TO_START_NODES if starting() else SECONDS_TO_SETTLE):
+            if now - changed >= (
+                SECONDS_TO_START_NODES if count_starting_nodes() else SECONDS_TO_SETTLE
+            ):
                 return
         else:
             names = "; and ".join(map(str, missing))

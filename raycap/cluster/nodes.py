@@ -15,7 +15,7 @@ from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError, RaySystemError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycap.cluster.autoscaler import autoscales
+from raycap.cluster.autoscaler import has_autoscaler
 from raycap.errors import UserError
 
 SECONDS_TO_ANSWER = 60
@@ -27,13 +27,13 @@ NODE_ID = "ray.io/node-id"
 MAKER = "maker"
 
 
-def signed(rows: pa.Table) -> pa.Table:
+def add_maker(rows: pa.Table) -> pa.Table:
     """The rows with this process as their maker."""
     maker = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]} {os.getpid()}"
     return rows.append_column(MAKER, pa.array([maker] * len(rows), pa.string()))
 
 
-def makers(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:
+def rows_by_node(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:
     """The rows of each maker, summed by node: rows, rows per second, and number of processes. A
     process that was replaced counts twice."""
     nodes: dict[str, dict[str, float]] = {}
@@ -46,7 +46,7 @@ def makers(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float
     return nodes
 
 
-def alive() -> list[dict[str, Any]]:
+def alive_nodes() -> list[dict[str, Any]]:
     """The nodes of the cluster, as Ray describes them."""
     ask: Callable[[], list[dict[str, Any]]] = ray.nodes
     for seconds in SECONDS_BETWEEN_TRIES:
@@ -56,12 +56,12 @@ def alive() -> list[dict[str, Any]]:
     return [node for node in ask() if node["Alive"]]
 
 
-def labelled(label: str) -> list[dict[str, Any]]:
+def nodes_with_label(label: str) -> list[dict[str, Any]]:
     """The nodes with processors that have the label `name=value`; with `name=!value`, those
     without it; with "", all."""
     name, _, value = label.partition("=")
     found = []
-    for node in alive():
+    for node in alive_nodes():
         actual = str(node["Labels"].get(name, ""))
         if not label:
             fits = True
@@ -78,7 +78,7 @@ def capacity(label: str = "") -> dict[str, float]:
     """The sum of the resources of the nodes with the label. A head without processors does not
     count."""
     total: Counter[str] = Counter()
-    for node in labelled(label):
+    for node in nodes_with_label(label):
         total.update(node["Resources"])
     return dict(total)
 
@@ -87,7 +87,9 @@ def has_free(label: str, resource: str, amount: float) -> bool:
     """Whether one node with the label has so much of a resource that nobody uses now."""
     ask: Callable[[], dict[str, dict[str, float]]] = available_resources_per_node
     free = ask()
-    return any(free.get(node["NodeID"], {}).get(resource, 0) >= amount for node in labelled(label))
+    return any(
+        free.get(node["NodeID"], {}).get(resource, 0) >= amount for node in nodes_with_label(label)
+    )
 
 
 def selector(label: str) -> dict[str, str] | None:
@@ -96,7 +98,7 @@ def selector(label: str) -> dict[str, str] | None:
     if not label:
         return None
     name, _, value = label.partition("=")
-    if not labelled(label) and not autoscales():
+    if not nodes_with_label(label) and not has_autoscaler():
         raise UserError(
             f"no node of the cluster has the label {label} (--cluster.decode-on, "
             "--cluster.model-on): start nodes with "
@@ -105,28 +107,28 @@ def selector(label: str) -> dict[str, str] | None:
     return {name: value}
 
 
-def computing(nodes: dict[str, str] | None) -> dict[str, str] | None:
+def without_idle_heads(nodes: dict[str, str] | None) -> dict[str, str] | None:
     """The selector, without nodes that have no processors. Tasks that ask for no processor would
     run there too, and a head that only manages is small."""
-    heads = [node["NodeID"] for node in alive() if not node["Resources"].get("CPU")]
+    heads = [node["NodeID"] for node in alive_nodes() if not node["Resources"].get("CPU")]
     if not heads:
         return nodes
     return {**(nodes or {}), NODE_ID: f"!in({','.join(heads)})"}
 
 
-def machines() -> int:
+def count_machines() -> int:
     """How many machines the cluster has; one machine may hold several nodes."""
-    return len({node["NodeManagerHostname"] for node in alive()})
+    return len({node["NodeManagerHostname"] for node in alive_nodes()})
 
 
-def check_seen(paths: Mapping[str, str]) -> None:
+def check_visible(paths: Mapping[str, str]) -> None:
     """Raises UserError if a machine of the cluster does not see a local path. `paths` maps each
     path to what it is for."""
-    if not paths or machines() < 2:
+    if not paths or count_machines() < 2:
         return
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)
     hosts = {}
-    for node in alive():
+    for node in alive_nodes():
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         answer = look.options(scheduling_strategy=on_node).remote(dict(paths))
         hosts[answer] = node["NodeManagerHostname"]

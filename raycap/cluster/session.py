@@ -39,7 +39,7 @@ def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
         try:
             yield
         except RayError as error:
-            user_error = user_error_within(error)
+            user_error = find_user_error(error)
             if user_error is None:
                 raise
             raise user_error from error
@@ -123,7 +123,7 @@ def _silence_ray_data() -> None:
     DataContext.get_current().enable_progress_bars = False
 
 
-def error_line(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """One line that names the cause below Ray's wrappers. If the cause has no text, a
     wrapper's."""
     message = ""
@@ -136,7 +136,7 @@ def error_line(error: BaseException) -> str:
     return message[:300] or type(error).__name__
 
 
-def user_error_within(error: BaseException) -> UserError | None:
+def find_user_error(error: BaseException) -> UserError | None:
     """The UserError that a task raised. Ray wraps it, sometimes twice."""
     cause: BaseException | None = error
     while cause is not None:

@@ -15,9 +15,9 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from raycap.cluster import Cluster
-from raycap.cluster.needs import Need, provide
-from raycap.cluster.nodes import capacity, check_seen, selector
-from raycap.cluster.session import user_error_within
+from raycap.cluster.needs import Need, wait_for_nodes
+from raycap.cluster.nodes import capacity, check_visible, selector
+from raycap.cluster.session import find_user_error
 from raycap.device import choose_precision
 from raycap.errors import UserError
 from raycap.storage import cache_folder
@@ -57,7 +57,7 @@ def train_on_workers(
     options = setup.options
     count, gpu = _workers(options, cluster)
     nodes = selector(cluster.model_on)
-    check_seen({str(out): "train.out"})  # also by nodes that came for this
+    check_visible({str(out): "train.out"})  # also by nodes that came for this
     resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
     # Workers keep the driver's working directory, so that relative paths in the config hold.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -80,7 +80,7 @@ def train_on_workers(
         trainer.fit()
     except TrainingFailedError as error:
         for failure in (error, *getattr(error, "worker_failures", {}).values()):
-            if user_error := user_error_within(failure):
+            if user_error := find_user_error(failure):
                 raise user_error from error
         raise
     finally:
@@ -115,9 +115,9 @@ def _workers(options: Train, cluster: Cluster) -> tuple[int, bool]:
     each: dict[str, float] = {"CPU": workers.cpus}
     each_with_gpu = {**each, "GPU": workers.gpus}
     need = Need("to train", label, each_with_gpu if workers.gpu else each, least, least)
-    provide([need], cluster.wait)
+    wait_for_nodes([need], cluster.wait)
     if workers.gpu is None and capacity(label).get("GPU"):
-        provide([replace(need, resources=each_with_gpu)], cluster.wait)
+        wait_for_nodes([replace(need, resources=each_with_gpu)], cluster.wait)
     selector(label)  # raises UserError if no node has the label
     total = capacity(label)
     gpus, processors = int(total.get("GPU", 0)), total.get("CPU", 0)

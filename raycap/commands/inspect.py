@@ -10,7 +10,7 @@ from raycap.bulk.options import BulkOptions
 from raycap.bulk.pending import PendingRows, notes_of
 from raycap.bulk.pictures import load_rows, manifest
 from raycap.bulk.pool import decoding_need
-from raycap.cluster.needs import MOST_PIECES, provide
+from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
 from raycap.cluster.nodes import selector
 from raycap.cluster.session import session
 from raycap.config import Config
@@ -56,7 +56,7 @@ def inspect(config: Config) -> int:
 
 def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any]:
     rows = manifest(PendingRows(source, BulkOptions(limit=config.inspect.limit)))
-    provide([decoding_need(config.cluster, MOST_PIECES)], config.cluster.wait)
+    wait_for_nodes([decoding_need(config.cluster, MOST_PIECES)], config.cluster.wait)
     pictures = load_rows(
         rows,
         fetch=config.fetch,

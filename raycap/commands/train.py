@@ -20,7 +20,7 @@ from raycap.bulk.job import in_cache
 from raycap.bulk.precision import choose_run_precision, with_precision
 from raycap.bulk.run import run_job
 from raycap.captioners.trained import Plan
-from raycap.cluster.nodes import check_seen
+from raycap.cluster.nodes import check_visible
 from raycap.cluster.session import session
 from raycap.cluster.train_workers import RAYS_OWN, train_here, train_on_workers
 from raycap.commands.source import checked_source
@@ -127,7 +127,7 @@ def run_training(
             session(config.cluster, workers_heard=False) if needs_ray else contextlib.nullcontext()
         ):
             if ray.is_initialized():
-                check_seen({str(out / LEASE): "train.out"})
+                check_visible({str(out / LEASE): "train.out"})
             if pictures is None:
                 pictures = make_tables(config, encoder, out / LISTING, folder.read_json(RUN))
             vocabulary = Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None

@@ -16,7 +16,7 @@ import torch
 from raycap import __version__
 from raycap.captioners.trained import Plan
 from raycap.cluster import Cluster
-from raycap.cluster.needs import Need, provide
+from raycap.cluster.needs import Need, wait_for_nodes
 from raycap.cluster.nodes import capacity, selector
 from raycap.cluster.session import session
 from raycap.commands.train import list_pictures, make_tables
@@ -166,9 +166,9 @@ def resources_for_trials(
     need = Need("to run a trial", label, each, pieces, processes)
     if options.gpus:
         need = dataclasses.replace(need, resources={**each, "GPU": options.gpus / processes})
-    provide([need], cluster.wait)
+    wait_for_nodes([need], cluster.wait)
     if options.gpus is None and workers.gpu is not False and capacity(label).get("GPU"):
-        provide([dataclasses.replace(need, resources={**each, "GPU": 1.0})], cluster.wait)
+        wait_for_nodes([dataclasses.replace(need, resources={**each, "GPU": 1.0})], cluster.wait)
     selector(label)  # refuses a label that no node has
     return capacity(label)
 

@@ -18,7 +18,7 @@ from ray.core.generated import gcs_pb2
 from ray.tune.experiment import Trial as RayTrial
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from raycap.cluster.session import error_line, user_error_within
+from raycap.cluster.session import find_user_error, root_cause
 from raycap.commands.tune.trial import SweepPlan, TrialRun
 from raycap.config import Config, with_parameters
 from raycap.errors import UserError
@@ -213,7 +213,7 @@ class RecordTrials(tune.Callback):
         reason, file = "Ray Tune gave up on it", Path(trial.pickled_error_file or "")
         if file.is_file():
             error = cloudpickle.loads(file.read_bytes())
-            reason = str(user_error_within(error) or error_line(error))
+            reason = str(find_user_error(error) or root_cause(error))
         self._record(trial, reason)
 
     def _record(self, trial: RayTrial, reason: str) -> None:
