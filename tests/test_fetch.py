@@ -786,7 +786,7 @@ def test_a_dropped_fetcher_is_freed_with_its_threads(server):
     workers = [thread for thread in own() if thread.name == "raycap-fetch"]
     watch = weakref.ref(fetcher)
     del fetcher
-    while watch() is not None:  # a worker may still be about to let go of its errand
+    while watch() is not None:  # a worker may still be about to let go of its download
         gc.collect()
     for worker in workers:
         worker.join()

@@ -6,21 +6,26 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_rows import column, noted, read, rows, write
 
+from raycap.cli import configure
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
-from raycap.sources import SOURCES, Folder, Notes, Urls, detect, listing
+from raycap.sources import SOURCES, Folder, Notes, SourceDefaults, Urls, detect, listing
 from raycap.sources.keys import NumberedKeys, SeenKeys
+from raycap.sources.manifest import Row, tables
 from raycap.sources.splits import seeded_split, split_word
-from raycap.storage.location import existing
+from raycap.storage.location import Location, existing
 from raycap.uris import local_path, uri_of
 
 # --- folder ---
@@ -390,7 +395,42 @@ def test_split_words() -> None:
     ]
 
 
-def test_the_room_loads_quickly() -> None:
+@dataclass(frozen=True)
+class Album(SourceDefaults):
+    """A source that raycap does not have: a text file with one path a line."""
+
+    path: str
+
+    @classmethod
+    def recognises(cls, file: Location) -> bool:
+        return file.name.endswith(".album")
+
+    @property
+    def trust(self) -> Trust:
+        return Trust.below(existing(self.path).parent.uri)
+
+    def check(self) -> None:
+        existing(self.path)
+
+    def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
+        file = existing(self.path)
+        names = file.open().read().decode().splitlines()
+        return tables((Row(name, (file.parent / name).uri) for name in names), lambda: "empty")
+
+
+def test_a_new_source_is_one_class_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SOURCES, "album", Album)
+    write(tmp_path / "a.jpg")
+    album = str(write(tmp_path / "holiday.album", "a.jpg\n"))
+    assert detect(album) == "album"
+    source = configure("inspect", [album])[0].source
+    assert source == Album(album)
+    assert column(source, "uri") == [str(tmp_path / "a.jpg")]
+
+
+def test_importing_the_sources_loads_no_heavy_package() -> None:
     heavy = ("torch", "ray", "pyarrow", "fsspec", "pandas", "datasets")
     program = (
         f"import sys, raycap.sources; print([name for name in {heavy} if name in sys.modules])"

@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from raycap.sources import detection
 from raycap.sources.coco import Coco
+from raycap.sources.detection import kind_of_path
 from raycap.sources.flickr import Flickr
 from raycap.sources.folder import Folder
 from raycap.sources.huggingface import HuggingFace
@@ -54,7 +54,7 @@ SOURCES: dict[str, Any] = {
 
 def detect(path: str) -> str:
     """Returns the name in SOURCES of what is at `path`; raises UserError if nothing fits."""
-    return detection.detect(path, SOURCES)
+    return kind_of_path(path, SOURCES)
 
 
 def with_absolute_paths(source: Source) -> Source:

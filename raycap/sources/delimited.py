@@ -26,7 +26,7 @@ def header(file: Location) -> list[str]:
     return [name.strip() for name in header]
 
 
-def read(
+def read_delimited(
     file: Location, names: list[str], wanted: Sequence[str], notes: Notes
 ) -> Iterator[tuple[str, list[Any]]]:
     """Yields the wanted values of each row, with its line."""

@@ -4,14 +4,15 @@ import re
 from typing import Any
 
 from raycap.errors import UserError
-from raycap.sources import table, urls
 from raycap.sources.folder import PICTURE_NAME
+from raycap.sources.table import ENDINGS as TABLE_ENDINGS
+from raycap.sources.urls import ENDINGS as LIST_ENDINGS
 from raycap.storage.location import Location, existing
 
 _PARQUET = re.compile(r".*\.parquet", re.IGNORECASE)
 
 
-def detect(path: str, sources: dict[str, Any]) -> str:
+def kind_of_path(path: str, sources: dict[str, Any]) -> str:
     """Returns the kind, a name in `sources`, of what is at `path`; raises UserError for none."""
     for kind, source in sources.items():
         if source.accepts(path):
@@ -23,8 +24,8 @@ def detect(path: str, sources: dict[str, Any]) -> str:
         if source.recognises(location):
             return kind
     raise UserError(
-        f"cannot tell what {location.uri} is: pictures, lists ({', '.join(urls.ENDINGS)}), tables "
-        f"({', '.join(table.ENDINGS)}), COCO and Karpathy JSON and Flickr caption files are known "
+        f"cannot tell what {location.uri} is: pictures, lists ({', '.join(LIST_ENDINGS)}), tables "
+        f"({', '.join(TABLE_ENDINGS)}), COCO and Karpathy JSON and Flickr caption files are known "
         "by name and first lines; say which with --source KIND"
     )
 

@@ -25,7 +25,7 @@ def schema_of(file: Location) -> "pa.Schema":
         return schema
 
 
-def read(
+def read_parquet(
     file: Location, wanted: Sequence[str], most_rows: int, notes: Notes
 ) -> "Iterator[tuple[int, pa.Table]]":
     """Yields tables of the wanted columns, each with the number of its first row in the file.

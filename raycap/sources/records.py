@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raycap.errors import UserError
-from raycap.sources import delimited, parquet
+from raycap.sources.delimited import header, read_delimited
 from raycap.sources.lines import Lines, LongLine, name_unpacked
 from raycap.sources.listing import walk
 from raycap.sources.manifest import FIRST_ROWS, MOST_BYTES, MOST_ROWS, utf8
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
+from raycap.sources.parquet import read_parquet, schema_of
 from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Records:
         if self.format == "parquet":
             return list(self.schema().names)
         if self.format == "csv":
-            return delimited.header(self.file)
+            return header(self.file)
         # A line of JSON need not have every field.
         lines = itertools.islice(Lines(self.file).or_faults(), 100)
         objects = [_json_object(line) or {} for line in lines if isinstance(line, str)]
@@ -55,7 +56,7 @@ class Records:
 
     def schema(self) -> "pa.Schema":
         """Returns the schema of a Parquet file."""
-        return parquet.schema_of(self.file)
+        return schema_of(self.file)
 
     def batches(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes, most_rows: int = MOST_ROWS
@@ -77,12 +78,12 @@ class Records:
                 f"{self.file.uri} has several columns {repeated[0]!r}: rename all but one"
             )
         if self.format == "parquet":
-            for row, table in parquet.read(self.file, wanted, most_rows, notes):
+            for row, table in read_parquet(self.file, wanted, most_rows, notes):
                 where = [f"row {row + index}" for index in range(len(table))]
                 yield RowBatch(table, where, self.file)
             return
         if self.format == "csv":
-            lines = delimited.read(self.file, names, wanted, notes)
+            lines = read_delimited(self.file, names, wanted, notes)
         else:
             lines = self._json_lines(wanted, lists, notes)
         types = [pa.list_(pa.string()) if name in lists else pa.string() for name in wanted]
