@@ -34,7 +34,7 @@ from small_captioner import photos, save_captioner  # type: ignore[import-not-fo
 KINDS = ("driver", "actor", "decoder", "node")
 # What Ray calls a process while it works.
 TITLES = {
-    "actor": "ray::MapWorker(MapBatches(Describe))",
+    "actor": "ray::MapWorker(MapBatches(CaptionWorker))",
     "decoder": "ray::MapBatches(open_pictures)",
 }
 ANSWERS = (0, 1)  # of a run that came to its end: all rows good, or some failed
