@@ -1,4 +1,4 @@
-"""How far a long act has come: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of long work: a bar on a terminal, elsewhere a line every ten seconds."""
 
 import sys
 import time
@@ -15,8 +15,8 @@ COMMONEST = 3
 
 
 class Progress:
-    """Counts rows done and failed; a `total` that nobody knows yet is asked for until somebody
-    does."""
+    """Counts rows done and failed. `total` may be a function that returns None until the number is
+    known."""
 
     def __init__(
         self,
@@ -35,8 +35,7 @@ class Progress:
         self._bar = tqdm(desc=what, unit=" rows", smoothing=0.1) if sys.stderr.isatty() else None
 
     def add(self, done: int, failed: int | Mapping[Any, int]) -> None:
-        """So many more rows; of the failed ones how many there are, or how many for each (status,
-        reason)."""
+        """Add rows. `failed` is how many of them failed, or how many for each (status, reason)."""
         self._done += done
         self._failed.update({("failed", ""): failed} if isinstance(failed, int) else failed)
         self._total = self._total if self._total is not None else self._ask_total()
@@ -50,12 +49,12 @@ class Progress:
 
     def __str__(self) -> str:
         rate = self._done / max(time.monotonic() - self._start, 1e-9)
-        said = f"{self._what}: {self._done:,} rows"
+        done = f"{self._what}: {self._done:,} rows"
         if self._total is not None:
             left = max(0, self._total - self._done) / max(rate, 1e-9)
             clock = time.strftime("%a %H:%M", time.localtime(time.time() + left))
-            said = f"{self._what}: {self._done:,} of {self._total:,} rows, ends about {clock}"
-        return f"{said}, {rate:,.1f} rows/s, {self._failures()}"
+            done = f"{self._what}: {self._done:,} of {self._total:,} rows, ends about {clock}"
+        return f"{done}, {rate:,.1f} rows/s, {self._failures()}"
 
     def _failures(self) -> str:
         commonest = ", ".join(

@@ -117,7 +117,7 @@ class WebDataset(Sink):
 
     def write(self, part: str, settings: SinkSettings) -> int:
         # Pictures are fetched many at a time and arrive in any order. One that arrives before its
-        # turn waits on disc.
+        # turn waits on disk.
         rows = list(captioned_rows(part, settings.folder))
         scratch = settings.folder.scratch()
         # Where pictures wait: start and size; size 0 for one that failed.

@@ -1,5 +1,5 @@
-"""Everything that is printed goes through here: what strangers wrote must not drive a person's
-terminal."""
+"""Prints text to the terminal. Keys, captions and reasons come from data that anybody may have
+written, so control characters in them are escaped."""
 
 import logging
 import sys
@@ -16,15 +16,15 @@ _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """One line that is safe to print: controls, line ends and what turns the direction of text are
-    escaped."""
+    """The text as one line that is safe to print: control characters, line ends and characters that
+    change the direction of text are escaped."""
     if text.isprintable():
         return text
     return "".join(_escaped(character) for character in text)
 
 
 def write_out(text: str) -> None:
-    """Print lines of text to stdout; they end as they say themselves."""
+    """Print lines of text to stdout, with their own line ends."""
     _write(sys.stdout, text)
 
 
@@ -39,7 +39,7 @@ def lines_of(text: str) -> str:
 
 
 def log_to_stderr() -> None:
-    """Let warnings of raycap's own loggers take the same way."""
+    """Print warnings of raycap's own loggers in the same way."""
     log = logging.getLogger("raycap")
     if not any(isinstance(handler, _Handler) for handler in log.handlers):
         log.addHandler(_Handler(logging.WARNING))
@@ -68,6 +68,6 @@ def _escaped(character: str) -> str:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    # A terminal that cannot show a letter gets its number, instead of an error.
+    # A terminal that cannot show a letter gets its number instead of an error.
     encoding = stream.encoding or "utf-8"
     stream.write(lines_of(text).encode(encoding, "backslashreplace").decode(encoding))

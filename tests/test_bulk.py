@@ -175,7 +175,7 @@ def test_a_folder_shows_whole_files_only(tmp_path: Path) -> None:
 
 
 class Crashing(RunFolder):
-    """Stops the process, as it were, after so many changes to the disc."""
+    """Stops the process, as it were, after so many changes to the disk."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

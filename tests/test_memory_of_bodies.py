@@ -78,7 +78,7 @@ def measured(program: str, argument: Path) -> tuple[int, int, dict[str, int]]:
     return peak, budget, statuses
 
 
-@pytest.mark.parametrize("where", ["web", "disc"])
+@pytest.mark.parametrize("where", ["web", "disk"])
 def test_a_worker_holds_a_few_bodies_however_many_rows_it_opens(
     where: str, large: Path, tmp_path: Path
 ) -> None:

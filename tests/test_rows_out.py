@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_listed_is_counted(tmp_path: Path) -> None:
 
 
 class Failing:
-    """os.scandir on a disc with faults: some listings fail, at once or behind some names."""
+    """os.scandir on a disk with faults: some listings fail, at once or behind some names."""
 
     def __init__(self, faults: dict[str, list[int]], code: int, behind: int = 0) -> None:
         self.faults, self.code, self.behind = faults, code, behind
@@ -183,14 +183,14 @@ def test_a_fault_that_passes_costs_nothing(
     names = [f"{folder}/{number}.jpg" for folder in "abc" for number in range(5)]
     for name in names:
         write(tmp_path / name)
-    disc = Failing({"b": [1, 2]}, errno.EIO, behind)
-    monkeypatch.setattr(os, "scandir", disc)
+    disk = Failing({"b": [1, 2]}, errno.EIO, behind)
+    monkeypatch.setattr(os, "scandir", disk)
     notes = Notes()
     found = [
         key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()
     ]
     assert found == names and notes.lines() == []
-    assert disc.listed["b"] == 3 and disc.listed["a"] == 1
+    assert disk.listed["b"] == 3 and disk.listed["a"] == 1
 
 
 @pytest.mark.usefixtures("no_pauses")
@@ -200,13 +200,13 @@ def test_a_fault_that_stays_costs_its_folder_and_is_counted(
 ) -> None:
     for name in ("a/1.jpg", "b/2.jpg", "c/3.jpg"):
         write(tmp_path / name)
-    disc = Failing({"b": list(range(99))}, code)
-    monkeypatch.setattr(os, "scandir", disc)
+    disk = Failing({"b": list(range(99))}, code)
+    monkeypatch.setattr(os, "scandir", disk)
     notes = Notes()
     found = [
         key for table in Folder(str(tmp_path)).tables(notes) for key in table["key"].to_pylist()
     ]
-    assert found == ["a/1.jpg", "c/3.jpg"] and disc.listed["b"] == tries
+    assert found == ["a/1.jpg", "c/3.jpg"] and disk.listed["b"] == tries
     assert notes.lines() == [f"1 folder could not be listed ({tmp_path}/b: {os.strerror(code)})"]
 
 

@@ -1,4 +1,4 @@
-"""Names of files and folders are literal: on a disc, in a store with real folders, in a bucket."""
+"""Names of files and folders are literal: on a disk, in a store with real folders, in a bucket."""
 
 from collections.abc import Iterator
 from pathlib import Path

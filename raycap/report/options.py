@@ -34,7 +34,7 @@ class Report:
                 f"out is {self.out!r}: the report is a page, so give a name that ends in .html"
             )
         if has_scheme(self.out):
-            raise UserError(f"out is {self.out}: the report is written to a disc, so give a path")
+            raise UserError(f"out is {self.out}: the report is written to a disk, so give a path")
         if self.pictures < 1:
             raise UserError(f"pictures is {self.pictures}: give at least 1")
         if self.panels < 0:

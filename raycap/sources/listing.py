@@ -12,10 +12,10 @@ from raycap.sources.notes import UNLISTED_FOLDER, Notes
 from raycap.storage.location import Location
 from raycap.uris import uri_of
 
-# Names sorted at a time: an ordinary folder is sorted, a huge one comes in the order of the disc.
+# Names sorted at a time: an ordinary folder is sorted, a huge one comes in the order of the disk.
 SORTED_NAMES = 4096
 # Seconds before each retry to list a folder, and the most seconds that one walk waits: on a dead
-# disc every folder fails.
+# disk every folder fails.
 PAUSES = (0.1, 0.5, 2.0)
 MOST_SECONDS_WAITED = 60.0
 # Not retried. Other faults (EIO, ESTALE, a lost connection) may pass.

@@ -95,7 +95,7 @@ def _rows(
                 yield row - len(fresh), table
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
-            # The disc's fault, not the file's.
+            # The disk's fault, not the file's.
             raise UserError(f"cannot read {file.uri}: {error.strerror}") from error
         return done, _first_line(error)
     return done, ""

@@ -1,4 +1,4 @@
-"""The output folder of a run, on a disc or in a store: files appear whole or not at all."""
+"""The output folder of a run, on a disk or in a store: files appear whole or not at all."""
 
 import contextlib
 import errno
@@ -128,7 +128,7 @@ class RunFolder:
                 return
             with Path(path).open("rb") as file:
                 os.fsync(file.fileno())
-            Path(path).replace(self.path(name))  # on the same disc, see `scratch`
+            Path(path).replace(self.path(name))  # on the same disk, see `scratch`
 
         self._retry("write", put)
 
@@ -140,7 +140,7 @@ class RunFolder:
         return self.path(STAGED)
 
     def rename(self, old: str, new: str) -> None:
-        """Renames a file: on a disc in one step, in an object store by a copy and a removal."""
+        """Renames a file: on a disk in one step, in an object store by a copy and a removal."""
         source, target = self.path(old), self.path(new)
         moved: list[tuple[int, int]] = []
 
@@ -208,7 +208,7 @@ class RunFolder:
         self._filesystem.makedirs(self.path(str(PurePosixPath(name).parent)), exist_ok=True)
 
     def _retry(self, what: str, act: Callable[[], Result]) -> Result:
-        """Returns `act()`, with retries; raises UserError for faults that stay (a full disc)."""
+        """Returns `act()`, with retries; raises UserError for faults that stay (a full disk)."""
         try:
             return with_retries(act, f"{what} {self.uri}")
         except Exception as error:

@@ -61,7 +61,7 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._renewals.join()
-        # A full or vanished disc is reported by what wrote the rows.
+        # A full or vanished disk is reported by what wrote the rows.
         with contextlib.suppress(UserError):
             if self.is_ours():
                 self._folder.remove(LEASE)
@@ -139,7 +139,7 @@ def _runs(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
-    """On a disc, only one process at a time reads and writes the lease."""
+    """On a disk, only one process at a time reads and writes the lease."""
     if not folder.is_local:
         yield
         return

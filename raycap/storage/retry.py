@@ -1,7 +1,7 @@
-"""Retries after transient faults of discs, networks and object stores.
+"""Retries after transient faults of disks, networks and object stores.
 
 Example: the fsync of a file on NFS fails with EIO once. `with_retries` writes the file a second
-time, and the run goes on. A full disc or a missing permission is raised at once.
+time, and the run goes on. A full disk or a missing permission is raised at once.
 """
 
 import errno
@@ -84,7 +84,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_of_a_store(error: BaseException) -> bool:
-    """Whether the error comes from a disc or a store."""
+    """Whether the error comes from a disk or a store."""
     packages = {name.partition(".")[0] for name in _names(error)}
     return isinstance(error, OSError) or bool(packages & _CLIENTS)
 
