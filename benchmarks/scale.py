@@ -126,10 +126,9 @@ def measured(folder: Path, gpus: int, rows: int, batch: int) -> str:
     could = gpus * batch / REST
     return (
         f"{gpus:4} GPUs, {rows:9,} rows: {rate:9,.0f} rows/s of {could:7,.0f} "
-        f"({rate / could:.2f}); "
-        f"{len(first)} busy after {busy:5.1f} s; driver {used / seconds:.2f} of a processor, "
-        f"{watch.memory[0]} -> {max(watch.memory)} MiB; object store at most {max(watch.stored)} "
-        "MiB"
+        f"({rate / could:.2f}); {len(first)} busy after {busy:5.1f} s; driver "
+        f"{used / seconds:.2f} of a processor, {watch.memory[0]} -> {max(watch.memory)} MiB; "
+        f"object store at most {max(watch.stored)} MiB"
     )
 
 

@@ -182,8 +182,8 @@ def main() -> None:
         for title, rates in (("whole run", whole), ("steady", steady)):
             print(
                 f"{title}: raycap {rates['raycap']:.1f}/s, img2dataset "
-                f"{rates['img2dataset']:.1f}/s, "
-                f"ratio {rates['raycap'] / rates['img2dataset']:.2f} (wanted 1.0)"
+                f"{rates['img2dataset']:.1f}/s, ratio "
+                f"{rates['raycap'] / rates['img2dataset']:.2f} (wanted 1.0)"
             )
     finally:
         server.terminate()

@@ -115,8 +115,7 @@ def _build(part: Any, data: Any, place: str) -> Any:
             if value != default:
                 raise UserError(
                     f"{dotted} is {value!r}, and this version no longer has that option "
-                    f"({reason}): "
-                    "leave it out, or use raycap 0.1 for what was made with it"
+                    f"({reason}): leave it out, or use raycap 0.1 for what was made with it"
                 )
             continue
         if key not in hints:

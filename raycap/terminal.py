@@ -16,8 +16,8 @@ _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """The text as one line that is safe to print: control characters, line ends and characters that
-    change the direction of text are escaped."""
+    """The text as one line that is safe to print: control characters, line ends and characters
+    that change the direction of text are escaped."""
     if text.isprintable():
         return text
     return "".join(_escaped(character) for character in text)

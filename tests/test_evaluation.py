@@ -625,8 +625,8 @@ def test_evaluating_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
     table = write_captions(tmp_path / "t.parquet", [caption_row("1", "a dog")])
     program = (
         "import sys; from raycap.cli import main\n"
-        f"main(['evaluate', {table!r}, '--references', {references!r}, "
-        f"'--out', {str(tmp_path / 's.json')!r}])\n"
+        f"main(['evaluate', {table!r}, '--references', {references!r}, '--out', "
+        f"{str(tmp_path / 's.json')!r}])\n"
         "heavy = ('torch', 'ray', 'torchvision', 'nltk', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -309,9 +309,8 @@ def test_nothing_is_wider_than_the_window(
     opened(browser, request.getfixturevalue(name), width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     small = browser.execute_script(
-        "return [...document.querySelectorAll('input, select, button')]"
-        ".filter(e => e.offsetParent)"
-        ".filter(e => e.getBoundingClientRect().height < 40).length"
+        "return [...document.querySelectorAll('input, select, button')].filter(e => "
+        "e.offsetParent).filter(e => e.getBoundingClientRect().height < 40).length"
     )
     assert small == 0  # fingers need room
 

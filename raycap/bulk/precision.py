@@ -58,9 +58,8 @@ def resolve_precision(job: TableJob, folder: RunFolder) -> TableJob:
     if asked == "auto":
         raise UserError(
             f"{folder} was begun by a version of raycap that did not record its precision: give "
-            "it with "
-            "--precision (fp32 on most processors, bf16 on newer GPUs), or --overwrite to replace "
-            "the rows"
+            "it with --precision (fp32 on most processors, bf16 on newer GPUs), or --overwrite to "
+            "replace the rows"
         )
     job = with_precision(job, asked)
     folder.remove(FACTS)
@@ -95,8 +94,7 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
         if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:
             write_err(
                 "raycap: waiting for a node that can run the model, to choose the precision of "
-                "the run "
-                "(--precision says it at once)\n"
+                "the run (--precision says it at once)\n"
             )
         name, reason = ray.get(answer)
     write_err(f"raycap: precision {name}: {reason}\n")

@@ -134,8 +134,7 @@ class _Run:
             if fruitless == FRUITLESS_PASSES:
                 raise UserError(
                     f"the work fails each time it is tried ({result.fault}); what is made stays "
-                    "in "
-                    f"{self.folder}, and the same command goes on from there"
+                    f"in {self.folder}, and the same command goes on from there"
                 )
             log.warning(
                 "some work was lost (%s): going on with what the table lacks", result.fault

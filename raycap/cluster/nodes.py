@@ -101,8 +101,8 @@ def selector(label: str) -> dict[str, str] | None:
     if not nodes_with_label(label) and not has_autoscaler():
         raise UserError(
             f"no node of the cluster has the label {label} (--cluster.decode-on, "
-            "--cluster.model-on): start nodes with "
-            f"`ray start --labels {name}={value.removeprefix('!')}`, or leave the option out"
+            "--cluster.model-on): start nodes with `ray start --labels "
+            f"{name}={value.removeprefix('!')}`, or leave the option out"
         )
     return {name: value}
 

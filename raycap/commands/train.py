@@ -218,8 +218,7 @@ def make_tables(
         if recorded and asked not in ("auto", recorded):
             raise UserError(
                 f"this run learns from features in {recorded}, and extract.precision is {asked}: "
-                "leave it out, or "
-                "give --fresh to start over"
+                "leave it out, or give --fresh to start over"
             )
         precision = recorded or choose_run_precision(config.extract, config.cluster)
         views = [

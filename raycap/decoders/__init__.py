@@ -89,8 +89,8 @@ class Recurrent(DecoderOptions):
         if self.attention == "none" and self.vector_enters == "nowhere":
             raise UserError(
                 "decoder.vector_enters is nowhere and decoder.attention is none: the picture "
-                "would not be seen at "
-                "all; let its vector enter as initial_state or first_input, or choose an attention"
+                "would not be seen at all; let its vector enter as initial_state or first_input, "
+                "or choose an attention"
             )
         if self.attention == "none" and self.gated_context:
             raise UserError(
@@ -99,9 +99,8 @@ class Recurrent(DecoderOptions):
         if self.attention == "none" and self.projection_width:
             raise UserError(
                 "decoder.projection_width is for the grid, which decoder.attention none never "
-                "reads: leave it 0; "
-                "the vector is projected to embedding_width as first_input, to hidden_width as "
-                "initial_state"
+                "reads: leave it 0; the vector is projected to embedding_width as first_input, to "
+                "hidden_width as initial_state"
             )
         _check_attention(self.attention, self.attention_width, self.heads)
 

@@ -263,8 +263,7 @@ def _check(weights: str, grid: int | None) -> None:
     if weights in ("", "none"):
         raise UserError(
             "an encoder without weights describes nothing: leave `weights` out to download them, "
-            "give a FILE, "
-            "use the encoder `pixels`, or give `random` if you want random weights"
+            "give a FILE, use the encoder `pixels`, or give `random` if you want random weights"
         )
     if grid is not None and grid < 1:
         raise UserError(

@@ -66,8 +66,7 @@ class TimmTrunk(Trunk):
         else:
             raise UserError(
                 f"raycap does not know the last stage of timm's {self.name}: train none or all of "
-                "it "
-                "(trainable)"
+                "it (trainable)"
             )
         stage = children[name]
         if name in LISTS_OF_STAGES:

@@ -51,8 +51,7 @@ def download_error(name: str, error: Exception) -> UserError:
     """The error for weights that could not be downloaded."""
     return UserError(
         f"the weights of {name} could not be downloaded ({error}): give a file with "
-        "--encoder.weights FILE, "
-        "or try the encoder `pixels`, which needs none"
+        "--encoder.weights FILE, or try the encoder `pixels`, which needs none"
     )
 
 
@@ -76,8 +75,8 @@ def read_weights(uri: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{uri} holds more than tensors, and loading it could run any code: if you trust it, "
-            "load it "
-            "yourself and save the tensors alone, with torch.save(model.state_dict(), FILE)"
+            "load it yourself and save the tensors alone, with torch.save(model.state_dict(), "
+            "FILE)"
         ) from error
     except (
         safetensors.SafetensorError,

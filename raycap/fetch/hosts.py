@@ -140,9 +140,9 @@ def host_lines(report: Iterable[dict[str, Any]], most: int) -> list[str]:
         why = "".join(f"; {rows:,} {printable(reason)}" for reason, rows in reasons)
         lines.append(
             f"  {printable(host['host'])}: {counted(host['rows'], 'row', 'rows')}, "
-            f"{host['failed']:,} failed, "
-            f"{counted(host['requests'], 'request', 'requests')}, {host['bytes'] / 1e6:,.1f} MB, "
-            f"median {host['median_seconds']:.2f} s, slowest {host['slowest_seconds']:.2f} s{why}"
+            f"{host['failed']:,} failed, {counted(host['requests'], 'request', 'requests')}, "
+            f"{host['bytes'] / 1e6:,.1f} MB, median {host['median_seconds']:.2f} s, slowest "
+            f"{host['slowest_seconds']:.2f} s{why}"
         )
     return lines
 

@@ -63,8 +63,8 @@ def picture_folder(
     if not any(counts):
         raise UserError(
             f"none of the pictures of {file.uri} ({', '.join(tried[:3])}, ...) is in "
-            f"{', '.join(folder.uri for folder in folders[:8])}: "
-            "say where they are with --source.pictures"
+            f"{', '.join(folder.uri for folder in folders[:8])}: say where they are with "
+            "--source.pictures"
         )
     return folders[counts.index(max(counts))]
 

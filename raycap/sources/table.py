@@ -121,9 +121,9 @@ class Table(SourceDefaults):
         tried = [uri for uri in texts(first, column)[:FIRST_ROWS] if uri]
         if tried and not self._holds_paths() and not any(map(has_scheme, tried)):
             raise UserError(
-                f"column {column} of {first.file.uri} holds no URLs "
-                f"(the first: {tried[0][:100]!r}); --source.local True if they are paths of files "
-                "of yours, --source.column for another column"
+                f"column {column} of {first.file.uri} holds no URLs (the first: "
+                f"{tried[0][:100]!r}); --source.local True if they are paths of files of yours, "
+                "--source.column for another column"
             )
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":

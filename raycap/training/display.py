@@ -78,8 +78,8 @@ class RunDisplay:
     def _epoch(self, line: dict[str, Any]) -> None:
         scores = ", ".join(f"{name} {line[name]:.4f}" for name in headline_scores(line))
         self._print(
-            f"epoch {line['epoch']}: {_loss_or_reward(line)}, "
-            f"validation loss {line['validation_loss']:.3f}, accuracy {line['accuracy']:.3f}, "
+            f"epoch {line['epoch']}: {_loss_or_reward(line)}, validation loss "
+            f"{line['validation_loss']:.3f}, accuracy {line['accuracy']:.3f}, "
             f"{scores}{' (best so far)' if line['best'] else ''}"
         )
         self._samples(line)

@@ -246,8 +246,7 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
     if "references" in schema.names:
         raise UserError(
             f"{table} was made by an older version of raycap, which kept captions in it (format "
-            "1, "
-            f"this version reads {FEATURES_FORMAT}): make it again with `raycap extract`"
+            f"1, this version reads {FEATURES_FORMAT}): make it again with `raycap extract`"
         )
     if not shapes:
         raise UserError(

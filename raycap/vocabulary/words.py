@@ -76,8 +76,7 @@ class Vocabulary:
             word, count = counts.most_common(1)[0]
             raise UserError(
                 f"no word occurs {options.min_count} times (the most frequent, {word!r}, {count} "
-                "times): "
-                "lower --vocabulary.min-count or give more captions"
+                "times): lower --vocabulary.min-count or give more captions"
             )
         common.sort(key=lambda entry: (-entry[1], entry[0]))
         kept = [word for word, _ in common[: options.max_size]]

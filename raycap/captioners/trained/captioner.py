@@ -128,9 +128,8 @@ class TrainedCaptioner(Captioner):
         if self.fixed_batch and self.precision.name != "fp32" and self._fitting.size < self.batch:
             raise UserError(
                 f"the device's memory is too small for batches of {self.batch}, and in "
-                f"{self.precision.name} captions "
-                "depend on the size of the batch: give a smaller one, such as "
-                f"--batch {self._fitting.size}, or --precision fp32"
+                f"{self.precision.name} captions depend on the size of the batch: give a smaller "
+                f"one, such as --batch {self._fitting.size}, or --precision fp32"
             )
         return answers[: len(pictures)]
 

@@ -45,8 +45,7 @@ def card(
         f"# {facts.get('name', 'A raycap captioner')}",
         "",
         f"- encoder: {kind_of(plan.encoder, ENCODERS)} on {square.size}x{square.size} pixels "
-        f"({square.resize}); "
-        f"its weights are {where}",
+        f"({square.resize}); its weights are {where}",
         f"- decoder: {kind_of(plan.decoder, DECODERS)}",
         f"- vocabulary: {len(vocabulary):,} words",
         f"- search: {kind_of(plan.search, SEARCHES)}",

@@ -134,12 +134,9 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     if not config["encoder_included"] and not encoder_weights and named != RANDOM:
         raise UserError(
             f"{path} does not hold its encoder's weights. It names {named[:200]!r} for them, but "
-            "what a folder "
-            "names is not opened by itself. Say where they are: --encoder-weights torchvision (or "
-            "timm) downloads "
-            "them, --encoder-weights FILE reads them (of `evaluate` --caption.encoder-weights, in "
-            "Python "
-            "encoder_weights=...)"
+            "what a folder names is not opened by itself. Say where they are: --encoder-weights "
+            "torchvision (or timm) downloads them, --encoder-weights FILE reads them (of "
+            "`evaluate` --caption.encoder-weights, in Python encoder_weights=...)"
         )
     vocabulary = _words(path, config)
     shapes = _shapes(path)
@@ -206,8 +203,7 @@ def _check_numbers(section: str, part: Any, name: str) -> None:
             if abs(number) > most or 0 < abs(number) < 1e-6:
                 raise UserError(
                     f"{name}: {section}.{option.name} is {number!s:.30}: a captioner folder may "
-                    "ask for at most "
-                    f"{most:,} there, and for nothing below 0.000001"
+                    f"ask for at most {most:,} there, and for nothing below 0.000001"
                 )
 
 
@@ -240,8 +236,7 @@ def _new_encoder(
         if sketch.positions > MOST_POSITIONS:
             raise UserError(
                 f"{path}/{CONFIG}: the encoder's grid would have {sketch.positions:,} cells, and "
-                "a captioner "
-                f"folder may ask for {MOST_POSITIONS:,}"
+                f"a captioner folder may ask for {MOST_POSITIONS:,}"
             )
         if config["encoder_included"]:
             _check_shapes(sketch, shapes, "encoder.", path)
@@ -257,8 +252,7 @@ def _check_shapes(network: torch.nn.Module, shapes: Shapes, prefix: str, path: s
     if wrong is not None:
         raise UserError(
             f"{path}/{MODEL} does not fit the {prefix[:-1]} that {CONFIG} describes: in the "
-            "weights "
-            f"{wrong[:100]!r} is {_said(found.get(wrong))}, by the config "
+            f"weights {wrong[:100]!r} is {_said(found.get(wrong))}, by the config "
             f"{_said(wanted.get(wrong))}"
         )
 
@@ -368,10 +362,8 @@ def _complete(
     elif digest_of(encoder) != config["encoder_sha256"]:
         raise UserError(
             f"{path} was trained on other weights of its encoder than "
-            f"{getattr(options, 'weights', 'these')}: "
-            "its captions would be nonsense. Say where the right ones are (to caption: "
-            "encoder_weights; to train: "
-            "encoder.weights)"
+            f"{getattr(options, 'weights', 'these')}: its captions would be nonsense. Say where "
+            "the right ones are (to caption: encoder_weights; to train: encoder.weights)"
         )
 
 
@@ -414,9 +406,8 @@ def _config(path: str) -> dict[str, Any]:
     if config["format"] != FORMAT:
         raise UserError(
             f"{path} has format {config['format']!s:.20}, this raycap {__version__} reads "
-            f"{FORMAT}: "
-            f"use raycap {config.get('raycap', '(unknown)')!s:.20}, which wrote it, or train it "
-            "again"
+            f"{FORMAT}: use raycap {config.get('raycap', '(unknown)')!s:.20}, which wrote it, or "
+            "train it again"
         )
     wrong = [name for name, kind in WANTED.items() if not isinstance(config.get(name), kind)]
     if wrong:
