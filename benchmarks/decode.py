@@ -69,9 +69,10 @@ def with_torch(module: str) -> Decode:
 
     def decode(data: bytes) -> np.ndarray:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        # [3, S, S]
         square = resize(
             decode_jpeg(encoded), [SIDE, SIDE], InterpolationMode.BICUBIC, antialias=True
-        )  # [3, S, S]
+        )
         return np.asarray(square.permute(1, 2, 0))
 
     return decode

@@ -12,12 +12,13 @@ from PIL import Image
 
 Colour = tuple[int, int, int]
 WIDTH, HEIGHT = 96, 64  # each quadrant is whole in blocks of 16, so that JPEG keeps its colour
+# As one reads.
 QUADRANTS: list[Colour] = [
     (200, 40, 40),
     (40, 160, 60),
     (40, 60, 200),
     (230, 200, 60),
-]  # as one reads
+]
 
 
 def quadrants(
@@ -64,9 +65,8 @@ def textured() -> Image.Image:
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
     file = BytesIO()
-    picture.copy().save(
-        file, kind, **options
-    )  # a copy: Pillow leaves settings of one save behind for the next
+    # A copy: Pillow leaves settings of one save behind for the next.
+    picture.copy().save(file, kind, **options)
     return file.getvalue()
 
 

@@ -52,9 +52,8 @@ def head(
     environment["RAY_agent_register_timeout_ms"] = "120000"  # on a busy machine
     # The cluster's `python` is this one, also where its environment was never activated.
     environment["PATH"] = f"{Path(RAY).parent}{os.pathsep}{environment['PATH']}"
-    folder = Path(
-        tempfile.mkdtemp(prefix="raycap-head-", dir="/tmp")
-    )  # paths of sockets must be short
+    # Paths of sockets must be short.
+    folder = Path(tempfile.mkdtemp(prefix="raycap-head-", dir="/tmp"))
     command = [RAY, "start", "--head", "--block", f"--port={gcs or port}", f"--temp-dir={folder}"]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     command += [f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats", *arguments]

@@ -261,9 +261,8 @@ def profiled() -> Iterator[Hostile]:
         "display-p3.png", saved(quadrants(colours), "PNG", icc_profile=wide_gamut), "png"
     )
     yield Hostile("display-p3.jpg", jpeg(quadrants(colours), icc_profile=wide_gamut), "jpeg")
-    even = profile(
-        b"GRAY", {b"wtpt": tags[b"wtpt"], b"kTRC": b"curv" + bytes(8)}
-    )  # levels are light
+    # Levels are light.
+    even = profile(b"GRAY", {b"wtpt": tags[b"wtpt"], b"kTRC": b"curv" + bytes(8)})
     grey = quadrants([round(255 * float(linear(level))) for level in LUMA], "L")
     yield Hostile("linear-grey.png", saved(grey, "PNG", icc_profile=even), "png", quadrants=GREYS)
     yield Hostile("profile-of-another-space.jpg", jpeg(quadrants(), icc_profile=even), "jpeg")

@@ -164,9 +164,8 @@ def _once_a_connection(handler: Handler) -> None:
         handler.wfile.write(handler.options.get("then", "").encode())
         handler.close_connection = True
     else:
-        time.sleep(
-            0.05
-        )  # long enough for requests to overlap, so that several connections are kept
+        # Long enough for requests to overlap, so that several connections are kept.
+        time.sleep(0.05)
         handler.answered_here = True
         handler.whole(BODY)
 

@@ -28,9 +28,8 @@ def slow_beam(
             for total_then, word in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 if total_then > -math.inf:
                     candidates.append((total_then, words, word, after))
-        candidates.sort(
-            key=lambda candidate: -candidate[0]
-        )  # stable: of equals the first stays first
+        # Stable: of equals the first stays first.
+        candidates.sort(key=lambda candidate: -candidate[0])
         for total, words, word, _ in candidates[: options.width]:
             if word == END:
                 ended.append(

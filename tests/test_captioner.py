@@ -55,9 +55,8 @@ def taught(
     grid, vector = grid.clone(), vector.clone()  # out of inference mode
     numbers = [vocabulary.encode(caption) for caption in captions]
     longest = max(len(number) for number in numbers)
-    words = torch.tensor([number + [PAD] * (longest - len(number)) for number in numbers])[
-        :, None
-    ]  # [B, 1, T]
+    # [B, 1, T]
+    words = torch.tensor([number + [PAD] * (longest - len(number)) for number in numbers])[:, None]
     optimiser = torch.optim.Adam(
         [part for part in decoder.parameters() if part.requires_grad], rate
     )

@@ -58,12 +58,13 @@ def test_pictures_are_decoded_and_captioned_on_the_labelled_nodes_and_a_new_node
     save_captioner(model)
     with cluster_of(num_cpus=1) as cluster:
         decodes = cluster.add_node(num_cpus=1, labels={"raycap": "decode"}, **MEMORY)
+        # A GPU in name only.
         models = {
             "num_cpus": 1,
             "num_gpus": 1,
             "labels": {"raycap": "model"},
             **MEMORY,
-        }  # a GPU in name only
+        }
         first = cluster.add_node(**models)
         cluster.wait_for_nodes()
         where = ["--cluster.address", cluster.address, "--cluster.decode-on", "raycap=decode"]
@@ -82,9 +83,8 @@ def test_pictures_are_decoded_and_captioned_on_the_labelled_nodes_and_a_new_node
         second, decoded_by = None, set()
         while run.poll() is None:
             decoded_by |= parents_of(DECODER_TITLE)
-            if (
-                second is None and (out / "captions").exists()
-            ):  # the pool waits for a place for its second actor
+            # The pool waits for a place for its second actor.
+            if second is None and (out / "captions").exists():
                 second = cluster.add_node(**models)
             time.sleep(0.02)
         printed = run.stdout.read() if run.stdout else ""

@@ -186,9 +186,8 @@ def test_pixels_keeps_mean_colour_and_needs_nothing_saved() -> None:
     assert (
         grid.shape == (3, 16, 48) and not encoder.state_dict() and not list(encoder.parameters())
     )
-    colours = (
-        ((pixels / 255 - 0.5) / 0.25).unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5))
-    )  # [B, 3, 4, 4]
+    # [B, 3, 4, 4]
+    colours = ((pixels / 255 - 0.5) / 0.25).unfold(2, 16, 16).unfold(3, 16, 16).mean((4, 5))
     constant = grid.unflatten(2, (3, 16))[:, :, :, 0]  # the frequency 0 of each colour
     assert torch.allclose(constant, colours.flatten(2).transpose(1, 2), atol=1e-5)
     assert torch.allclose(vector, grid.mean(1), atol=1e-6)
@@ -264,9 +263,8 @@ def test_the_last_stage_learns_and_no_statistics_change() -> None:
 
 def test_state_dict_travels_into_an_encoder_without_weights() -> None:
     encoder = worn(MobileNetV3Small(weights="random", size=64).build())
-    other = MobileNetV3Small(size=64).build(
-        pretrained=False
-    )  # no download: the caller brings the weights
+    # No download: the caller brings the weights.
+    other = MobileNetV3Small(size=64).build(pretrained=False)
     other.load_state_dict(encoder.state_dict())
     assert torch.equal(features(other, pictures(64))[0], features(encoder, pictures(64))[0])
 
@@ -306,9 +304,8 @@ def test_the_he_layout_of_real_weights(shared_data: Path, shared_weights: Path) 
         for layout in (True, False)
     )
     assert right[0].all()
-    assert (
-        right[1].mean() > wrong[1].mean() + 0.1
-    )  # the wrong layout sees the same things, and is unsure
+    # The wrong layout sees the same things, and is unsure.
+    assert right[1].mean() > wrong[1].mean() + 0.1
 
 
 def test_real_mobilenet_weights(shared_data: Path, shared_weights: Path) -> None:
@@ -527,9 +524,8 @@ def test_timm_models(model: str, positions: int, width: int, class_token: bool) 
     normalise = torchvision.transforms.Normalize(config["mean"], config["std"])
     with torch.inference_mode():
         raw = encoder.trunk.network.forward_features(normalise(pixels / 255))
-    cells = (
-        raw[:, -positions:] if raw.ndim == 3 else raw.reshape(2, positions, width)
-    )  # where channels are last
+    # Where channels are last.
+    cells = raw[:, -positions:] if raw.ndim == 3 else raw.reshape(2, positions, width)
     if raw.ndim == 4 and raw.shape[1] == width:
         cells = raw.flatten(2).transpose(1, 2)
     assert torch.allclose(grid, cells, atol=1e-4)
@@ -545,9 +541,8 @@ def test_timm_files_sizes_and_choices(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     model = "vit_tiny_patch16_224"
     torch.manual_seed(4)
-    save_file(
-        timm.create_model(model).state_dict(), tmp_path / "vit.safetensors"
-    )  # with its classifier
+    # With its classifier.
+    save_file(timm.create_model(model).state_dict(), tmp_path / "vit.safetensors")
     chosen = {
         "mean": (0.1, 0.2, 0.3),
         "std": (0.4, 0.5, 0.6),

@@ -118,9 +118,8 @@ def in_form(form: str, folder: Path) -> Path:
     if form == "parts-parquet":
         write_captions(folder / "table" / "captions" / "part-0.parquet", rows[:2])
         write_captions(folder / "table" / "captions" / "part-1.parquet", rows[2:])
-        write_captions(
-            folder / "table" / "_staged" / "x" / "part-2.parquet", rows[2:]
-        )  # a run that goes on
+        # A run that goes on.
+        write_captions(folder / "table" / "_staged" / "x" / "part-2.parquet", rows[2:])
         return folder / "table"
     if form == "parquet":
         write_captions(path, rows)
@@ -506,9 +505,8 @@ def test_references_need_no_pictures(
     ]
     assert main([*arguments, "--samples", "0", "--split", "dev"]) == (0 if kind == "flickr" else 1)
     assert "2 pictures judged, 2 references each" in capsys.readouterr().out
-    with pytest.raises(
-        UserError, match=r"--source\.pictures"
-    ):  # a folder that was named must hold them
+    # A folder that was named must hold them.
+    with pytest.raises(UserError, match=r"--source\.pictures"):
         read_references(replace(known, pictures=str(tmp_path)))
 
 

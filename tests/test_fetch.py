@@ -67,6 +67,7 @@ def server():
 # Answers
 
 
+# What was declared; whether that is a picture is for the decoder to say.
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -74,7 +75,7 @@ def server():
         (
             "/long",
             BODY[:1000],
-        ),  # what was declared; whether that is a picture is for the decoder to say
+        ),
         ("/gzip", BODY),
         ("/deflate", BODY),
         ("/raw-deflate", BODY),  # without zlib's header, as many servers send it
@@ -139,9 +140,8 @@ def test_what_can_be_had_is_had(server, path, body):
     ],
 )
 def test_each_misbehaviour_has_its_reason(server, path, reason):
-    limits = (
-        {} if "deadline" in reason else {"deadline": 30.0, "read_timeout": 10.0}
-    )  # for a busy machine
+    # For a busy machine.
+    limits = {} if "deadline" in reason else {"deadline": 30.0, "read_timeout": 10.0}
     assert fetch(server.url(path), retries=1, **limits) == Fetched(b"", reason)
 
 
@@ -459,9 +459,8 @@ def _dialled(monkeypatch):
 def test_a_name_that_turns_private_after_the_check_gains_nothing(monkeypatch):
     names, dialled = _answers(monkeypatch, [PUBLIC], ["127.0.0.1"]), _dialled(monkeypatch)
     error = fetch("http://rebinding.example/", allow_private=False).error
-    assert dialled == [
-        PUBLIC
-    ]  # the first answer was checked and used; the second try looked up, checked and refused
+    # The first answer was checked and used; the second try looked up, checked and refused.
+    assert dialled == [PUBLIC]
     assert names == ["rebinding.example"] * 2
     assert error == "refused: 127.0.0.1 is a loopback address (--fetch.allow-private permits it)"
 
@@ -578,9 +577,8 @@ def test_no_text_makes_it_raise(stubborn, uri):
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            socket, "getaddrinfo", no_names
-        )  # nothing that hypothesis thinks of is to be asked for
+        # Nothing that hypothesis thinks of is to be asked for.
+        patch.setattr(socket, "getaddrinfo", no_names)
         fetched = stubborn.fetch(uri)
     assert fetched.data == b"" and fetched.error
     fetched.error.encode()  # a reason must fit into a table
@@ -947,9 +945,8 @@ def test_bodies_in_memory_stay_within_the_budget(bytes_in_memory, monkeypatch):
     assert len(most_held) > 30 and max(most_held) <= bytes_in_memory + body
 
 
-@pytest.mark.parametrize(
-    "bytes_in_memory", [1, 300_000]
-)  # waits before a request, and in the midst of its body
+# Waits before a request, and in the midst of its body.
+@pytest.mark.parametrize("bytes_in_memory", [1, 300_000])
 def test_waiting_for_memory_costs_nothing_of_the_deadline(bytes_in_memory):
     with serving({f"/{number}": bytes(900_000) for number in range(4)}) as server:
         uris = [server.url(f"/{number}") for number in range(4)]

@@ -170,9 +170,8 @@ def test_a_child_is_used_again_until_it_has_leaked(notes: Path):
 
 
 def test_children_import_neither_ray_nor_torch(notes: Path):
-    sys.modules.setdefault(
-        "torch", sys.modules["os"]
-    )  # what this process has loaded makes no difference
+    # What this process has loaded makes no difference.
+    sys.modules.setdefault("torch", sys.modules["os"])
     assert told("modules").error == "broken bmp: []"
 
 

@@ -33,9 +33,8 @@ class Case:
     """A source, and what must become of it."""
 
     path: Path
-    statuses: dict[str, str] = field(
-        default_factory=dict
-    )  # of each key; ANY where either is right
+    # Of each key; ANY where either is right.
+    statuses: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)  # how many of what
     flags: tuple[str, ...] = ()
 
@@ -113,9 +112,8 @@ def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
         case.statuses[name] = GOOD if name == "good link.jpg" else UNFETCHED
     Path(os.fsdecode(os.fsencode(case.path) + b"/dangling\xff.jpg")).symlink_to("gone")
     case.statuses["./dangling%FF.jpg"] = UNFETCHED
-    Path(os.fsdecode(os.fsencode(case.path) + b"/dangling\xff")).symlink_to(
-        "gone"
-    )  # not a picture's name
+    # Not a picture's name.
+    Path(os.fsdecode(os.fsencode(case.path) + b"/dangling\xff")).symlink_to("gone")
     (case.path / "notes.txt").write_text("no picture")
     (case.path / ".hidden.jpg").write_bytes(photo)
     too_deep(case.path)

@@ -124,9 +124,8 @@ def test_a_million_hosts_and_reasons_stay_few_and_no_row_is_lost() -> None:
 
 
 def test_what_is_said_of_hosts() -> None:
-    assert (
-        host_lines(counted(row("http://a.example/")).report(), 5) == []
-    )  # one host, and nothing went wrong
+    # One host, and nothing went wrong.
+    assert host_lines(counted(row("http://a.example/")).report(), 5) == []
     assert host_lines([], 5) == []
     said = host_lines(counted(row("http://a.example/", "HTTP 404 Not Found", size=0)).report(), 5)
     assert said == [

@@ -25,9 +25,8 @@ KINDS = hostile.hostile()
 NAMED = {kind.name: kind for kind in KINDS}
 PLAIN = Reading()
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning"
-)  # Pillow warns of what it finds in broken metadata
+# Pillow warns of what it finds in broken metadata.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -120,9 +119,8 @@ def test_no_flipped_bits_crash_the_process_or_fill_its_memory() -> None:
     assert len(outcomes) == len(KINDS) + 2 * len(list(hostile.flips()))
     assert [row for row in outcomes if (row[1] != [row[2], row[2], 3]) == (row[3] == "")] == []
     flipped = [row for row in outcomes if row[0].startswith("flip-")]
-    assert (
-        50 < sum(row[3] == "" for row in flipped) < len(flipped) - 50
-    )  # they do break files, and not all
+    # They do break files, and not all.
+    assert 50 < sum(row[3] == "" for row in flipped) < len(flipped) - 50
     peak, heavy = json.loads(last)
     assert peak < 700 * 2**20
     assert heavy == []
@@ -186,9 +184,8 @@ def test_large_photos_decoded_at_a_fraction_look_as_decoded_whole(shared_data: P
     paths = sorted((shared_data / "flickr8k-original").iterdir())
     for path in [path for path in paths if "icc_profile" not in Image.open(path).info][:12]:
         data = path.read_bytes()
-        assert (
-            psnr(read_picture(data, PLAIN).pixels, plain_pillow(data, 224)) > 45
-        )  # too small for a fraction
+        # Too small for a fraction.
+        assert psnr(read_picture(data, PLAIN).pixels, plain_pillow(data, 224)) > 45
         large = forging.jpeg(Image.open(path).resize((2000, 1500)))
         assert psnr(read_picture(large, PLAIN).pixels, plain_pillow(large, 224)) > 38
         # The hardest case: a photo sharp to the pixel, at the ratio of 12 megapixels to 224.

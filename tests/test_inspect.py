@@ -50,9 +50,8 @@ def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(tmp_path: Path) -> N
     assert len(reasons) == len(failed) == report["failed"]
     assert all(reasons.values())
     for file in hostile():
-        if (
-            file.data and not file.options
-        ):  # the others do not get so far, or need another reading than the default
+        # The others do not get so far, or need another reading than the default.
+        if file.data and not file.options:
             assert reasons.get(file.name, "").startswith(file.error), file.name
             assert bool(file.error) == (file.name in reasons), file.name
     assert {f"flips/{name}" for name, _ in flips()} >= {

@@ -114,9 +114,8 @@ def stated(data: bytes) -> float:
 
 
 def test_no_format_takes_more_memory_than_it_states(tmp_path: Path) -> None:
-    files = {
-        name: make(2900) for name, make in MAKE.items()
-    }  # more than 2**23 pixels: converted in bands
+    # More than 2**23 pixels: converted in bands.
+    files = {name: make(2900) for name, make in MAKE.items()}
     for name, over, _, error in peaks(tmp_path, files):
         assert error == ""
         assert over <= stated(files[name]) + BESIDE, (

@@ -93,9 +93,8 @@ def test_scores_equal_pycocoevalcap(rows: Pictures) -> None:
     np.testing.assert_allclose(
         answers["rouge_l"].per_picture, rouge.Rouge().compute_score(theirs, ours)[1], atol=1e-9
     )
-    if any(
-        text for references in theirs.values() for text in references
-    ):  # else it fails on the empty maximum
+    # Else it fails on the empty maximum.
+    if any(text for references in theirs.values() for text in references):
         np.testing.assert_allclose(
             answers["cider_d"].per_picture, cider.Cider().compute_score(theirs, ours)[1], atol=1e-9
         )
@@ -196,11 +195,12 @@ def test_the_reward_equals_plain_cider_d(references: list, rows: list, count_end
     places = np.array([place % len(references) for _, place, _ in rows])
     captions = np.full((len(rows), 20), PAD)
     for row, (numbers, _, rest) in enumerate(rows):
+        # What comes after <end> must not count.
         written = [
             START,
             *numbers,
             *(rest if END in numbers else []),
-        ]  # what comes after <end> must not count
+        ]
         captions[row, : len(written)] = written
     rewards = CiderReward(references, count_end)(captions, places)
     theirs = [[counted(numbers) for numbers in captions] for captions in references]

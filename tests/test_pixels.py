@@ -19,9 +19,8 @@ RAMP = np.tile(np.linspace(0, 1, WIDTH), (HEIGHT, 1))
 COLOURS = np.dstack([RAMP, RAMP[:, ::-1], RAMP * 0 + 0.3])
 COVER = np.where(np.arange(HEIGHT)[:, None] < 8, 1.0, 0.4) * np.ones((HEIGHT, WIDTH))
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning"
-)  # Pillow warns of what it finds in broken metadata
+# Pillow warns of what it finds in broken metadata.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def off(data: bytes, expected: np.ndarray) -> float:
@@ -251,9 +250,8 @@ def test_jpegs_cut_and_closed(mode: str, options: dict[str, Any]) -> None:
     data = jpeg(photo, **options)
     assert read_picture(data, PLAIN).error == ""
     start = data.index(b"\xff\xda") + 14
-    first = (
-        data.find(b"\xff\xc4", start) if "progressive" in options else len(data)
-    )  # the end of the first scan
+    # The end of the first scan.
+    first = data.find(b"\xff\xc4", start) if "progressive" in options else len(data)
     for share in (0.2, 0.5, 0.9):
         cut = data[: start + int((first - start) * share)].rstrip(b"\xff") + b"\xff\xd9"
         for square in (Square(), Square(size=16)):

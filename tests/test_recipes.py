@@ -200,9 +200,8 @@ def _names(captioner: Path) -> set[str]:
 
 
 def test_each_config_is_tried() -> None:
-    configs = {path.stem for path in CONFIGS.glob("*.yaml")} - {
-        "space"
-    }  # which is of sweeps, and tried there
+    # Which is of sweeps, and tried there.
+    configs = {path.stem for path in CONFIGS.glob("*.yaml")} - {"space"}
     assert configs == {name for name, *_ in TRIALS}
 
 

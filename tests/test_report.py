@@ -397,9 +397,8 @@ def test_a_training_run_is_a_page_too(browser: Any, made: Path) -> None:
         "epoch 2 a <b>2</b>",
         "epoch 3 a <b>3</b>",
     ]
-    assert (
-        browser.execute_script("return document.images.length") == 1
-    )  # the source knows the picture
+    # The source knows the picture.
+    assert browser.execute_script("return document.images.length") == 1
     assert len(browser.find_elements("css selector", "figure")) == 6
     assert not browser.find_elements("css selector", "#extremes"), (
         "an old run has no validation.jsonl"
@@ -506,9 +505,8 @@ def test_a_sweep_is_a_page_too(browser: Any, tmp_path: Path) -> None:
         opened(browser, out, width, dark)
         assert browser.get_log("browser") == []
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert (
-        len(browser.find_elements("css selector", "figure svg")) == 1 + 3
-    )  # all curves, and each option
+    # All curves, and each option.
+    assert len(browser.find_elements("css selector", "figure svg")) == 1 + 3
     names = browser.execute_script(
         "return [...document.querySelectorAll('.trials tbody th')].map(e => e.textContent)"
     )

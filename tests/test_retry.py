@@ -267,9 +267,8 @@ def stopped_server() -> Iterator[tuple[RunFolder, Callable[[], None], Callable[[
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv(
-            "AWS_MAX_ATTEMPTS", "1"
-        )  # the clients below would try again by themselves, more slowly
+        # The clients below would try again by themselves, more slowly.
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
         patch.setattr(s3fs.S3FileSystem, "retries", 1)
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().makedirs("stops", exist_ok=True)

@@ -441,9 +441,8 @@ def test_importing_the_sources_loads_no_heavy_package() -> None:
     assert answer.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in SOURCES if kind != "shapes"]
-)  # which reads nothing
+# Which reads nothing.
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "shapes"])
 def test_every_kind_refuses_a_path_that_is_not_there(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         SOURCES[kind](path=str(tmp_path / "missing")).check()

@@ -251,9 +251,8 @@ def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(
     learned = dataset(store, vocabulary)
     epochs = [np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in range(30)]
     assert all(sorted(epoch % 12) == sorted(learned.rows) for epoch in epochs)
-    assert np.all(
-        np.bincount(np.concatenate(epochs) // 12, minlength=3) > 60
-    )  # of 30 looks at 9 pictures
+    # Of 30 looks at 9 pictures.
+    assert np.all(np.bincount(np.concatenate(epochs) // 12, minlength=3) > 60)
     assert learned.batch(np.array([13])).rows.tolist() == [1]
     assert (
         learned.batch(np.array([13])).words.tolist() == learned.batch(np.array([1])).words.tolist()
@@ -308,9 +307,8 @@ def test_a_picture_is_mirrored_unless_its_captions_say_sides() -> None:
 
 
 def test_a_crop_shows_a_part_at_the_old_size() -> None:
-    draws = torch.tensor(
-        [[1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.5, 0.5, 0.0]]
-    )  # half a side, to the left and below
+    # Half a side, to the left and below.
+    draws = torch.tensor([[1.0, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.5, 0.5, 0.0]])
     part, whole = augment(
         quadrants().repeat(2, 1, 1, 1), Augmentation(crop=0.5), draws, torch.zeros(2) > 0
     )
@@ -530,9 +528,8 @@ def test_a_reference_is_rewarded_most_and_a_cut_one_less(
         reward = CaptionReward(learned, SelfCritical(bleu_4=bleu_4))
         rewards = reward(captions, np.array([place]))[0]
         assert rewards[0] > rewards[2] >= 0
-        if (
-            bleu_4 < 1
-        ):  # BLEU alone is content with words of one reference and the length of another
+        # BLEU alone is content with words of one reference and the length of another.
+        if bleu_4 < 1:
             assert rewards[0] > rewards[1] > rewards[2]
 
 

@@ -104,6 +104,7 @@ def test_a_grid_of_a_continuous_range_is_refused(space: Space) -> None:
         space.grid()
 
 
+# The config's decoder has no such option.
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -113,7 +114,7 @@ def test_a_grid_of_a_continuous_range_is_refused(space: Space) -> None:
         (
             "decoder.cell: {choice: [gru]}",
             ["decoder.cell"],
-        ),  # the config's decoder has no such option
+        ),
         ("decoder.kind: {choice: [recurent]}", ["recurent", "did you mean 'recurrent'?"]),
         ("train.batch: {choice: [8, 0]}", ["train.batch is 0"]),
         ("train.batch: {choice: [8, many]}", ["train.batch is 'many'"]),

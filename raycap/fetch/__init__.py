@@ -219,9 +219,8 @@ class Fetcher:
         finally:
             took = time.monotonic() - started
             if share:
-                took -= (
-                    share.waited - waited_before
-                )  # waiting for memory is not the server's fault
+                # Waiting for memory is not the server's fault.
+                took -= share.waited - waited_before
                 if not isinstance(outcome, bytes):
                     share.release()
             download.seconds -= took

@@ -85,9 +85,8 @@ def save_folder(
 ) -> None:
     """Write a new folder beside `path`, then rename it there: no reader sees half of one."""
     include_encoder = include_encoder or encoder.is_own
-    if include_encoder and not isinstance(
-        plan.encoder, Pixels
-    ):  # where they came from matters no more
+    # Where they came from matters no more.
+    if include_encoder and not isinstance(plan.encoder, Pixels):
         plan = replace(plan, encoder=_with_weights(plan.encoder, type(plan.encoder).weights))
     tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
     if include_encoder:
