@@ -111,8 +111,16 @@ def start(
     """Start writers (key, operation) and wait until each has written its data file."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, place[0], key, str(operation), str(folder)]
-            + [json.dumps(place[1])],
+            [
+                sys.executable,
+                "-c",
+                WRITER,
+                place[0],
+                key,
+                str(operation),
+                str(folder),
+                json.dumps(place[1]),
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
