@@ -8,6 +8,7 @@ script waits until the nodes are gone again.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from small_captioner import (  # type: ignore[import-not-found]  # noqa: E402
     save_captioner,
 )
 
+JOBS = REPOSITORY / "jobs"
 TYPES = {
     name: {
         "resources": {"CPU": 1, "object_store_memory": 100_000_000},
@@ -43,11 +45,7 @@ SECONDS_UNTIL_IDLE_NODES_ARE_GONE = 75
 
 
 def jobs(folder: Path) -> dict[str, list[str]]:
-    """The words behind `python` of each job.
-
-    Paths are absolute: the fake's nodes share one copy of the job's working directory, and each
-    new node makes it again.
-    """
+    """The words behind `python` of each job. Paths are absolute: see below."""
     pictures, model, out = photos(folder / "photos", range(24)), folder / "model", folder / "out"
     save_captioner(model)
     names = sorted(path.name for path in pictures.iterdir())
@@ -63,16 +61,16 @@ def jobs(folder: Path) -> dict[str, list[str]]:
     small = ["--epochs", "1", "--batch", "8", "--workers.count", "2", "--cache", cache]
     trials = ["--train.epochs", "1", "--train.batch", "8", "--train.cache", cache, "--trials", "2"]
     words: dict[str, list[Any]] = {
-        "caption": ["jobs/caption.py", pictures, "--model", model, "--out", out / "c", *LABELS],
-        "extract": ["jobs/extract.py", *usual, "--out", out / "e"],
+        "caption": [f"{JOBS}/caption.py", pictures, "--model", model, "--out", out / "c", *LABELS],
+        "extract": [f"{JOBS}/extract.py", *usual, "--out", out / "e"],
         "inspect": ["-m", "raycap", "inspect", pictures, "--out", out / "i.json", *DECODE],
         "evaluate": [
-            *["jobs/evaluate.py", model, *usual, "--split", "dev"],
+            *[f"{JOBS}/evaluate.py", model, *usual, "--split", "dev"],
             *["--out", out / "s.json", "--cache", cache],
         ],
-        "train": ["jobs/train.py", *usual, *small, "--out", out / "t"],
+        "train": [f"{JOBS}/train.py", *usual, *small, "--out", out / "t"],
         "tune": [
-            *["jobs/tune.py", *usual, *trials, "--space", folder / "space.yaml"],
+            *[f"{JOBS}/tune.py", *usual, *trials, "--space", folder / "space.yaml"],
             *["--out", out / "u"],
         ],
     }
@@ -88,6 +86,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="raycap-from-zero-"))
     failed = 0
     try:
+        os.environ["PYTHONPATH"] = str(REPOSITORY)
         (folder / "home").mkdir()
         (folder / "out").mkdir()
         with autoscaled_head(folder / "home", TYPES, version=2, idle_minutes=0.75) as cluster:
@@ -95,7 +94,9 @@ def main() -> int:
                 if chosen.only and name not in chosen.only:
                     continue
                 started = time.monotonic()
-                done = submit(cluster, *words)
+                # The fake's nodes would share one copy of a working directory, and each new node
+                # would delete it and make it again, under the feet of the job.
+                done = submit(cluster, *words, working_dir=False)
                 seconds = time.monotonic() - started
                 verdict = "ended well" if not done.returncode else "FAILED"
                 print(f"{name}: {verdict} after {seconds:.0f} s", flush=True)

@@ -36,6 +36,7 @@ SECONDS_TO_END = 15.0
 # glibc keeps freed memory in one arena for each of many threads: two arenas keep less.
 LIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 M_ARENA_MAX = -8
+LARGE = 64 * 2**20
 if LIBC:
     LIBC.mallopt(M_ARENA_MAX, 2)
 
@@ -100,12 +101,19 @@ def model_in_tasks(
         monkeypatch.setattr("raycap.bulk.features.through_model", on_tasks)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _give_memory_back() -> Iterator[None]:
+    """After a test that took much, so that the process stays small."""
+    before = _resident()
     yield
-    gc.collect()
-    if LIBC:
+    if LIBC and _resident() - before > LARGE:
+        gc.collect()
         LIBC.malloc_trim(0)
+
+
+def _resident() -> int:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
 
 
 def _stop_ray() -> None:

@@ -89,22 +89,17 @@ def end_session(session: int) -> None:
 
 
 def submit(
-    cluster: Mapping[str, str], *job: str, name: str = "", wait: bool = True
+    cluster: Mapping[str, str],
+    *job: str,
+    name: str = "",
+    wait: bool = True,
+    working_dir: bool = True,
 ) -> "subprocess.CompletedProcess[str]":
-    named = [f"--submission-id={name}"] if name else []
-    waiting = [] if wait else ["--no-wait"]
-    command = [
-        RAY,
-        "job",
-        "submit",
-        "--working-dir",
-        str(REPOSITORY),
-        *named,
-        *waiting,
-        "--",
-        "python",
-        *job,
-    ]
+    command = [RAY, "job", "submit"]
+    command += ["--working-dir", str(REPOSITORY)] if working_dir else []
+    command += [f"--submission-id={name}"] if name else []
+    command += [] if wait else ["--no-wait"]
+    command += ["--", "python", *job]
     end = time.monotonic() + 240
     while True:
         done = subprocess.run(

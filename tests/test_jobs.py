@@ -82,7 +82,9 @@ def test_a_job_stopped_halfway_is_finished_by_the_same_job(
         tmp_path / "out",
     )
     save_captioner(model)
-    slow = ["--batch", "8", "--part-rows", "16", "--part-seconds", "0.1", "--actors", "1"]
+    # `ray job stop` takes seconds to start, in which a quicker run would end.
+    slow = ["--batch", "4", "--beam", "20", "--part-rows", "8", "--part-seconds", "0.1"]
+    slow += ["--actors", "1"]
     job = ["jobs/caption.py", str(source), "--model", str(model), "--out", str(out), *slow]
     began = submit(cluster, *job, name="first", wait=False)
     assert began.returncode == 0, began.stderr
