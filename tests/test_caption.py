@@ -92,8 +92,6 @@ def test_the_same_table_whatever_the_actors_and_the_parts(tmp_path: Path, model:
             "2",
             "--part-rows",
             "8",
-            "--shuffle-seed",
-            "3",
         )
         == 0
     )
@@ -389,7 +387,7 @@ def test_a_source_that_mostly_fails_ends_the_run_early(
         (["--max-failed", "some"], "--max-failed is 'some'"),
         (["--sample", "0"], "--sample is 0"),
         (["--columns", "shop"], "--columns carries columns of a table"),
-        (["--gpus", "64"], "64 GPU"),
+        (["--gpus", "64"], "--gpus 64 asks for more"),
         (["--out", "/proc/nowhere"], "cannot write"),
     ],
 )

@@ -172,7 +172,7 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
         found == choose_precision().name
         and f"precision {found}: {choose_precision().reason}" in errors()
     )
-    with pytest.raises(UserError, match="64 GPU"):
+    with pytest.raises(UserError, match="--gpus 64 asks for more"):
         choose_run_precision(BulkOptions(gpus=64), Cluster())
     assert choose_run_precision(BulkOptions(precision="fp16", gpus=64), Cluster()) == "fp16", (
         "what is given is not asked for"
