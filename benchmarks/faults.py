@@ -35,7 +35,7 @@ KINDS = ("driver", "actor", "decoder", "node")
 # What Ray calls a process while it works.
 TITLES = {
     "actor": "ray::MapWorker(MapBatches(CaptionWorker))",
-    "decoder": "ray::MapBatches(open_pictures)",
+    "decoder": "ray::MapBatches(load_table)",
 }
 ANSWERS = (0, 1)  # of a run that came to its end: all rows good, or some failed
 

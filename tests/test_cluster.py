@@ -26,7 +26,7 @@ from raycap.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
 MEMORY = {"object_store_memory": 150 * 2**20}
-DECODER_TITLE = "ray::MapBatches(open_pictures)"
+DECODER_TITLE = "ray::MapBatches(load_table)"
 
 
 @contextlib.contextmanager
