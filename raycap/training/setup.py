@@ -162,12 +162,12 @@ def build_encoder(plan: Plan, start_from: str) -> Encoder:
     earlier = plan_of(start_from)
     wrong = differences(
         {
-            "encoder": _options_of_weights("encoder", earlier.encoder),
-            "decoder": _options_of_weights("decoder", earlier.decoder),
+            "encoder": _options_of_weights(earlier.encoder, ENCODERS),
+            "decoder": _options_of_weights(earlier.decoder, DECODERS),
         },
         {
-            "encoder": _options_of_weights("encoder", plan.encoder),
-            "decoder": _options_of_weights("decoder", plan.decoder),
+            "encoder": _options_of_weights(plan.encoder, ENCODERS),
+            "decoder": _options_of_weights(plan.decoder, DECODERS),
         },
     )
     if wrong:
@@ -178,7 +178,7 @@ def build_encoder(plan: Plan, start_from: str) -> Encoder:
     return encoder_of(start_from, plan.encoder)
 
 
-def _options_of_weights(part: Any, kinds: Any) -> dict[str, Any]:
+def _options_of_weights(part: object, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a part that its weights depend on."""
     plain = to_plain(part, kinds)
     return {
