@@ -80,14 +80,14 @@ def check_options(encoder: EncoderOptions, options: Train) -> None:
         )
     if views and options.features:
         raise UserError(
-            "augmentation.views are made from the pictures: give a source instead of "
-            "train.features"
+            "augmentation.views are made from the pictures: leave out train.features, or set views "
+            "to 0"
         )
     if needs_pixels(encoder, options) and options.features:
         raise UserError(
             "a trainable encoder, or augmentation, needs the pictures at every step, and "
-            "train.features were made with a frozen encoder: give a source instead of "
-            "train.features"
+            "train.features were made with a frozen encoder: leave out train.features, or turn "
+            "both off"
         )
 
 
