@@ -66,7 +66,7 @@ def run_apart(folder: Path, script: str, seconds: float) -> str:
     apart = ["unshare", *user, "--mount", "sh", "-c", mounts, "sh"]
     if subprocess.run([*apart, "true"], check=False).returncode:
         pytest.skip("may not mount a /tmp of its own here")
-    others = ("RAY_", "XDG_", "MPL")
+    others = ("RAY_", "XDG_", "MPL", "TORCHINDUCTOR_")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(others)
     }
