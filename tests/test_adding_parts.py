@@ -124,6 +124,7 @@ def test_a_metric(tmp_path: Path) -> None:
     assert "Articles of good</option>" in text, "pictures are sorted by it"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_sink(tmp_path: Path) -> None:
     add(tmp_path, "sinks.py", SINK, "ALL_SINKS: tuple[Sink, ...] = (\n", "Markdown(),")

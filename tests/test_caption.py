@@ -404,7 +404,8 @@ def test_bad_options_are_refused(
     assert not (tmp_path / "out" / "captions").exists()
 
 
-@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cpus", [1, 2])
 def test_one_or_two_processors_are_enough(cpus: int, tmp_path: Path, model: Path) -> None:
     """In a process of its own with a Ray of its own; the deadline only ends what hangs."""
     folder = photos(tmp_path / "photos", range(20))

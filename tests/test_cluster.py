@@ -47,6 +47,7 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_pictures_are_decoded_and_captioned_on_the_labelled_nodes_and_a_new_node_is_used(
     tmp_path: Path,
 ) -> None:

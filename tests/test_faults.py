@@ -50,15 +50,8 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> faults.Pile:
     return faults.make_pile(tmp_path_factory.mktemp("pile"), 160)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    # test_cluster.py loses a node too, and a picture that kills its reader is below.
-    [
-        "driver",
-        "actor",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("decoder", "node")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["driver", "actor", "decoder", "node"])
 def test_a_kill_costs_nothing(kind: str, pile: faults.Pile, tmp_path: Path) -> None:
     tally = faults.Tally()
     faults.disturb(pile, tmp_path / "out", kind, [40], tally)

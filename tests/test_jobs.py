@@ -91,6 +91,7 @@ def stop(cluster: dict[str, str], name: str) -> None:
     assert status == "STOPPED"
 
 
+@pytest.mark.slow
 def test_a_job_stopped_halfway_is_finished_by_the_same_job(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:

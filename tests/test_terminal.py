@@ -183,6 +183,7 @@ def test_reports_and_evaluations(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert not set(text) & set("\x1b\x07\x9b\x85\x00\x7f")
 
 
+@pytest.mark.slow
 def test_a_whole_run_over_hostile_names_servers_and_lists(tmp_path: Path) -> None:
     """`inspect` and `caption` on Ray, as processes: what workers and the driver print."""
     folder = tmp_path / "photos"

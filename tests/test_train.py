@@ -289,6 +289,7 @@ def steps(out: Path) -> int:
     return max((line["step"] for line in read_log(out / "metrics.jsonl")), default=0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_and_its_curve_is_that_of_an_undisturbed_run(
     config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:
@@ -379,6 +380,7 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: Non
     assert not (tmp_path / "2" / "_ray").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(
     config: Path, tmp_path: Path, one_ray: None
 ) -> None:
