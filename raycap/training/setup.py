@@ -80,8 +80,8 @@ def check_options(encoder: EncoderOptions, options: Train) -> None:
         )
     if views and options.features:
         raise UserError(
-            "augmentation.views are made from the pictures: leave out train.features, or set views "
-            "to 0"
+            "augmentation.views are made from the pictures: leave out train.features, or set "
+            "views to 0"
         )
     if needs_pixels(encoder, options) and options.features:
         raise UserError(
