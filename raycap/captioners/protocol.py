@@ -7,7 +7,7 @@ captions.
             return {"captioner": "size"}
 
         def open(self, device, threads):
-            return SizeCaptioner(self)
+            return SizeCaptioner(self.intake())
 
     class SizeCaptioner(Captioner):
         def predict(self, pictures, rows):
