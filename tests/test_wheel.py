@@ -28,8 +28,8 @@ def test_the_wheel_captions_a_photo(tmp_path: Path) -> None:
         "import raycap, sys; from raycap.cli import main\n"
         "print(raycap.__file__); sys.exit(main(sys.argv[1:]))"
     )
-    command = [python, "-c", program, "caption", "--precision", "fp32"]
-    command.append(REPOSITORY / "samples" / "tennis.jpg")
+    command = [python, "-c", program, "caption"]
+    command += [REPOSITORY / "samples" / "tennis.jpg", "--precision", "fp32"]
     answer = subprocess.run(
         command,
         cwd=tmp_path,
