@@ -19,7 +19,7 @@ from raycap.bulk.job import TableJob
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.run import run_job
 from raycap.captioners import Caption as Row
-from raycap.captioners.protocol import Prediction, caption_row
+from raycap.captioners.protocol import Placement, Prediction, caption_row
 from raycap.cluster import Cluster
 from raycap.cluster.session import session
 from raycap.errors import UserError
@@ -86,6 +86,19 @@ def test_another_kind_of_captioner_goes_through_the_table_job(
     other = replace(other, identity={**other.identity, **SizeOptions("photo").identity()})
     with pytest.raises(UserError, match="captioner was 'size, picture', now 'size, photo'"):
         run_job(other, {})
+
+
+def test_a_captioner_says_what_it_needs_and_the_command_may_say_otherwise(tmp_path: Path) -> None:
+    class OnProcessors(SizeOptions):
+        def placement(self) -> Placement:
+            return Placement(gpus=0)
+
+    how = (Folder(str(photos(tmp_path / "photos", range(1)))),)
+    others = (Fetch(), Reading(), Cluster())
+    asked = [CaptionOptions(out="out"), CaptionOptions(out="out", gpus=0.5)]
+    found = [captions_job(OnProcessors(), *how, options, *others) for options in asked]
+    assert [job.options.gpus for job in found] == [0, 0.5]
+    assert not any(job.runs_model for job in found), "it has no precision to choose"
 
 
 def test_another_kind_of_captioner_captions_in_python(tmp_path: Path) -> None:

@@ -42,10 +42,13 @@ def captions_job(
     cluster: Cluster,
 ) -> TableJob:
     """The captions that a captioner writes for the pictures of a source."""
+    placement = captioner.placement()
     # The rows of a run that has a precision of its own depend on it: see `precision`.
-    precision = captioner.placement().precision
+    precision = placement.precision
     if precision is not None:
         options = replace(options, precision=precision)
+    if options.gpus is None:
+        options = replace(options, gpus=placement.gpus)
     reading = captioner.reading(reading)
     marked = MARKED if options.min_score is not None else ()
     return TableJob(
@@ -131,13 +134,14 @@ class CaptionWorker:
         predictions = self._captioner.predict(
             [pictures[place] for place in places], [rows[place] for place in places]
         )
-        answers = self._known | dict(zip(new, predictions, strict=True))
+        fresh = dict(zip(new, predictions, strict=True))
+        answers = [fresh[digest] if digest in fresh else self._known[digest] for digest in digests]
         # What failed may have failed for lack of memory: it is tried again.
-        self._known = {digest: answer for digest, answer in answers.items() if not answer.error}
+        self._known.update({key: answer for key, answer in fresh.items() if not answer.error})
         excess = max(0, len(self._known) - REMEMBERED)
         for digest in list(itertools.islice(self._known, excess)):
             del self._known[digest]
-        return [answers[digest] for digest in digests]
+        return answers
 
     def _with_captions(
         self, table: pa.Table, predictions: Sequence[Prediction | None]
