@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "raycap"
 # Only these packages may import Ray.
-RAY = ("raycap.bulk", "raycap.cluster", "raycap.tuning", "raycap.commands", "raycap.sinks")
+RAY = ("raycap.bulk", "raycap.cluster", "raycap.tuning", "raycap.commands")
 # These answer at once: they import neither torch nor Ray when they are loaded.
 LIGHT = ("raycap.cli", "raycap.config", "raycap.schema", "raycap.metrics", "raycap.evaluation")
 LIGHT += ("raycap.report", "raycap.tuning")
