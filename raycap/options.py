@@ -28,6 +28,10 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "report.thumbnail": (320, "pictures on a page are 320 pixels; report.megabytes limits them"),
     "report.seed": (0, "a page always draws the same pictures"),
     "extract.shuffle_seed": (None, "every run makes all rows, so their order changes nothing"),
+    **{
+        f"{command}.part_seconds": (30.0, "every chunk is committed as soon as it is finished")
+        for command in ("caption", "extract")
+    },
     "caption.shuffle_seed": (None, "every run makes all rows, so their order changes nothing"),
 }
 

@@ -8,21 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
-from ray.data import Dataset
 
 from raycap import __version__
-from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob, reading_identity, source_identity
 from raycap.bulk.options import CaptionOptions
-from raycap.bulk.pending import TICKET, PendingRows
-from raycap.bulk.pictures import pending_pictures
-from raycap.bulk.pool import model_pool, through_model
+from raycap.bulk.work import FileLayout
 from raycap.captioners import CaptionerOptions, Prediction
 from raycap.captioners.protocol import caption_row
 from raycap.cluster import Cluster
-from raycap.cluster.nodes import add_maker
 from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.schema import CAPTIONS, SUCCESS
@@ -67,62 +61,44 @@ def captions_job(
         },
         layout=FileLayout(
             rows=options.part_rows,
-            seconds=options.part_seconds,
             schema=pa.schema([*CAPTIONS, *captioner.columns(), *marked]),
             carry=source.carried,
             metadata={"raycap": __version__, **captioner.metadata()},
         ),
-        rows=functools.partial(caption_rows, captioner),
+        square=captioner.intake(),
+        open_model=functools.partial(_open_worker, captioner),
         runs_model=precision is not None,
+        pictures_per_second=placement.pictures_per_second,
     )
 
 
-def caption_rows(captioner: CaptionerOptions, job: TableJob, pending: PendingRows) -> Dataset:
-    """The pending rows with their captions."""
-    options = job.options
-    assert isinstance(options, CaptionOptions)
-    if job.runs_model:
+def _open_worker(
+    captioner: CaptionerOptions, options: CaptionOptions, threads: int
+) -> "CaptionWorker":
+    if captioner.placement().precision is not None:
         captioner = captioner.in_precision(options.precision)
-    pool = model_pool(options, job.cluster, pending.few)
-    rows = pending_pictures(job, pending, options.batch, captioner.intake())
-    arguments = {
-        "captioner": ray.put(captioner),
-        "device": options.device,
-        "threads": pool.threads,
-        "dedup": options.dedup,
-        "min_score": options.min_score,
-        "extra_columns": captioner.columns(),
-    }
-    return through_model(rows, CaptionWorker, pool, options.batch, arguments)
+    return CaptionWorker(captioner, options, threads)
 
 
 class CaptionWorker:
-    """An actor: loaded pictures in; out the same rows with captions instead of pixels."""
+    """Loaded pictures in; out the same rows with captions instead of pixels."""
 
-    def __init__(
-        self,
-        captioner: Any,
-        device: str,
-        threads: int,
-        dedup: bool,
-        min_score: float | None,
-        extra_columns: pa.Schema,
-    ) -> None:
-        options: CaptionerOptions = ray.get(captioner)
-        self._captioner = options.open(device, threads)
-        self._dedup, self._min_score, self._extra_columns = dedup, min_score, extra_columns
+    def __init__(self, captioner: CaptionerOptions, options: CaptionOptions, threads: int) -> None:
+        self._captioner = captioner.open(options.device, threads)
+        self._dedup, self._min_score = options.dedup, options.min_score
+        self._extra_columns = captioner.columns()
         self._known: dict[str, Prediction] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
         table = table.drop_columns(["pixels"])
         readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
-        shown = table.take(readable).drop_columns(TICKET.names).to_pylist()
+        shown = table.take(readable).to_pylist()
         predict = self._predict_once if self._dedup else self._captioner.predict
         predictions: list[Prediction | None] = [None] * len(table)
         for row, prediction in zip(readable, predict(list(pixels[readable]), shown), strict=True):
             predictions[row] = prediction
-        return add_maker(self._with_captions(table, predictions))
+        return self._with_captions(table, predictions)
 
     def _predict_once(
         self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 
 from raycap import __version__
-from raycap.bulk.contents import RowCounts
+from raycap.bulk.counts import RowCounts
 from raycap.bulk.job import FACTS, RunResult, TableJob
 from raycap.cluster.nodes import rows_by_node
 from raycap.fetch.hosts import host_lines
@@ -20,8 +20,10 @@ COMMONEST_REASONS = 5
 HOSTS_IN_SUMMARY, HOSTS_IN_FACTS = 5, 100
 
 
-def write_facts(job: TableJob, folder: RunFolder, result: RunResult, more: dict[str, Any]) -> None:
-    """The last file of a run."""
+def write_facts(
+    job: TableJob, folder: RunFolder, result: RunResult, version: int, more: dict[str, Any]
+) -> None:
+    """The last file of a run. It describes one version of the table."""
     held, made = result.held, result.made
     reasons = [
         {"status": status, "reason": reason, "rows": rows}
@@ -30,6 +32,7 @@ def write_facts(job: TableJob, folder: RunFolder, result: RunResult, more: dict[
     facts = {
         "raycap": __version__,
         "act": job.command,
+        "table_version": version,
         "rows": held.rows,
         "failed": held.failed,
         "statuses": dict(held.statuses.most_common()),

@@ -3,24 +3,19 @@ to learn."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
-from ray.data import Dataset
 
 from raycap import __version__
-from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob, reading_identity, source_identity
-from raycap.bulk.options import ExtractOptions
-from raycap.bulk.pending import PendingRows
-from raycap.bulk.pictures import pending_pictures
-from raycap.bulk.pool import model_pool, through_model
+from raycap.bulk.options import BulkOptions, ExtractOptions
+from raycap.bulk.work import FileLayout
 from raycap.captioners.trained.folder import digest_of
 from raycap.cluster import Cluster
-from raycap.cluster.nodes import add_maker
 from raycap.device import choose_precision
 from raycap.encoders import ENCODERS, EncoderOptions
 from raycap.encoders.encoder import Encoder
@@ -28,7 +23,13 @@ from raycap.fetch import Fetch
 from raycap.images import Reading, Square
 from raycap.images.augmentation import Augmentation, augment, draws_of, names_sides
 from raycap.options import to_plain
-from raycap.schema import FEATURES_FORMAT, SUCCESS, features_schema
+from raycap.schema import (
+    FEATURES_FORMAT,
+    SUCCESS,
+    features_schema,
+    tensor_column,
+    tensor_field,
+)
 from raycap.sources import Source
 
 
@@ -78,12 +79,12 @@ def features_job(
         identity=identity,
         layout=FileLayout(
             rows=options.part_rows,
-            seconds=options.part_seconds,
             schema=features_schema(encoder.positions, encoder.width, options.int8),
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
         ),
-        rows=functools.partial(feature_rows, encoder, view),
+        square=square_of(encoder),
+        open_model=functools.partial(_open_encoder, encoder, view),
         runs_model=True,
     )
 
@@ -114,12 +115,12 @@ def pixels_job(
         },
         layout=FileLayout(
             rows=options.part_rows,
-            seconds=options.part_seconds,
             schema=pixels_schema(square.size),
             carry=(),
             metadata={"raycap": __version__},
         ),
-        rows=functools.partial(pixel_rows, square),
+        square=square,
+        open_model=_pixel_rows,
     )
 
 
@@ -127,29 +128,22 @@ def pixels_schema(size: int) -> pa.Schema:
     """One picture's pixels [S, S, 3], red, green, blue."""
     names = ("key", "status", "error_message")
     features = features_schema(1, 1)
-    pixels = pa.field("pixels", pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)))
+    pixels = tensor_field("pixels", "uint8", (size, size, 3))
     return pa.schema([*(features.field(name) for name in names), pixels])
 
 
-def pixel_rows(square: Square, job: TableJob, pending: PendingRows) -> Dataset:
-    """The pending rows with their pixels."""
-    return pending_pictures(job, pending, job.options.batch, square)
+def _pixel_rows(_options: BulkOptions, _threads: int) -> Callable[[pa.Table], pa.Table]:
+    def rows(table: pa.Table) -> pa.Table:
+        pixels = tensor_column(table["pixels"].combine_chunks().to_numpy_ndarray())
+        return table.drop_columns(["pixels"]).append_column("pixels", pixels)
+
+    return rows
 
 
-def feature_rows(
-    encoder: Encoder, view: AugmentedView | None, job: TableJob, pending: PendingRows
-) -> Dataset:
-    """The pending rows with their features."""
-    options = job.options
-    pool = model_pool(options, job.cluster, pending.few)
-    rows = pending_pictures(job, pending, options.batch, square_of(encoder))
-    arguments = {
-        "encoder": ray.put(encoder),
-        "threads": pool.threads,
-        "options": options,
-        "view": view,
-    }
-    return through_model(rows, EncodeWorker, pool, options.batch, arguments)
+def _open_encoder(
+    encoder: Encoder, view: AugmentedView | None, options: ExtractOptions, threads: int
+) -> "EncodeWorker":
+    return EncodeWorker(encoder, threads, options, view)
 
 
 def square_of(encoder: Encoder) -> Square:
@@ -158,14 +152,17 @@ def square_of(encoder: Encoder) -> Square:
 
 
 class EncodeWorker:
-    """An actor: loaded pictures in; out the same rows with grids and vectors instead of pixels."""
+    """Loaded pictures in; out the same rows with grids and vectors instead of pixels."""
 
     def __init__(
-        self, encoder: Any, threads: int, options: ExtractOptions, view: AugmentedView | None
+        self,
+        encoder: Encoder,
+        threads: int,
+        options: ExtractOptions,
+        view: AugmentedView | None,
     ) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
-        whole: Encoder = ray.get(encoder)
-        self._encode = whole.for_inference(choose_precision(options.device, options.precision))
+        self._encode = encoder.for_inference(choose_precision(options.device, options.precision))
         self._batch, self._int8, self._view = options.batch, options.int8, view
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -181,8 +178,8 @@ class EncodeWorker:
         if self._int8:
             columns["grid"], columns["scale"] = in_int8(grids)
         for name, column in columns.items():
-            table = table.append_column(name, pa.FixedShapeTensorArray.from_numpy_ndarray(column))
-        return add_maker(table)
+            table = table.append_column(name, tensor_column(column))
+        return table
 
     def _features(self, pixels: np.ndarray, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():

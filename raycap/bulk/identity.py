@@ -1,6 +1,7 @@
 """Whether a folder holds the rows of this run or of another one."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from raycap import __version__
@@ -13,28 +14,33 @@ from raycap.storage import RunFolder, differences
 FORMATS_OF_OLDER_VERSIONS = (("jpeg", "png", "webp", "gif", "bmp", "tiff", "heif", "avif"),)
 
 
-def claim_folder(job: TableJob, folder: RunFolder) -> None:
-    """Raise UserError if the folder holds other rows than those of this job; mark a new folder."""
-    check_same(job, folder)
-    if not folder.exists(RUN):
-        record = {"raycap": __version__, "act": job.command, "table": job.table}
-        folder.write_json(RUN, {**record, "identity": job.identity})
+def write_record(job: TableJob, out: RunFolder, identity: Mapping[str, Any]) -> None:
+    """Write down which rows the folder holds, if that is not what its record says."""
+    of_rows = {name: value for name, value in identity.items() if name != "act"}
+    record = {
+        "raycap": __version__,
+        "act": identity.get("act"),
+        "table": job.table,
+        "identity": of_rows,
+    }
+    earlier = out.read_json(RUN) or {}
+    if earlier.get("identity") != of_rows or earlier.get("act") != record["act"]:
+        out.write_json(RUN, record)
 
 
-def check_same(job: TableJob, folder: RunFolder) -> None:
-    """Raise UserError if the folder holds other rows than those of this job."""
-    if different := differences_from(job, folder):
+def check_same(job: TableJob, record: Mapping[str, Any] | None, out: RunFolder) -> None:
+    """Raise UserError if the folder with this record holds other rows than those of this job."""
+    if different := differences_from(job, record):
         raise UserError(
-            f"{folder} holds rows of another run ({'; '.join(different)}): give another --out, or "
+            f"{out} holds rows of another run ({'; '.join(different)}): give another --out, or "
             "--overwrite to replace them"
         )
 
 
-def differences_from(job: TableJob, folder: RunFolder) -> list[str]:
-    """What differs between the run that made the folder and this one, a line for each option."""
-    record = folder.read_json(RUN)
+def differences_from(job: TableJob, record: Mapping[str, Any] | None) -> list[str]:
+    """What differs between the run with this record and this one, a line for each option."""
     if record is None:
-        return [f"{job.table} of unknown origin"] if folder.names(job.table) else []
+        return []
     identity = record.get("identity", {})
     # More formats are accepted by default than in older versions. If a run had the default then,
     # it takes today's.

@@ -1,23 +1,21 @@
 """A table job: what is to be made of which source, and what its run did."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ray.data import Dataset
-
-from raycap.bulk.commit import FileLayout
-from raycap.bulk.contents import RowCounts
+from raycap.bulk.counts import RowCounts
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.pending import PendingRows
+from raycap.bulk.work import FileLayout, RowMaker, WorkOrder
 from raycap.cluster import Cluster
 from raycap.cluster.autoscaler import has_autoscaler
 from raycap.cluster.nodes import count_machines
 from raycap.errors import UserError
 from raycap.fetch import Fetch
-from raycap.images import Reading
+from raycap.images import Reading, Square
 from raycap.images.reading import LIMITS
 from raycap.options import to_plain
 from raycap.sources import SOURCES, Source
@@ -42,13 +40,30 @@ class TableJob:
     options: BulkOptions
     identity: dict[str, Any]  # what determines the rows: a run that differs in it is another run
     layout: FileLayout
-    rows: Callable[["TableJob", PendingRows], Dataset]  # from manifest rows to finished rows
+    square: Square  # the pixels that the model takes
+    # Opens the model in a worker, with so many threads: what makes rows of loaded pictures.
+    open_model: Callable[[Any, int], RowMaker]
     fetch: Fetch = field(default_factory=Fetch)
     reading: Reading = field(default_factory=Reading)
     cluster: Cluster = field(default_factory=Cluster)
     runs_model: bool = False  # then the precision determines the rows too: see `precision`
+    pictures_per_second: float = 30.0  # of one worker, roughly
     export: Callable[[RunFolder], None] = no_exports  # other forms, made of the whole table
     config: str = ""  # all options as YAML, for facts.json
+
+    def order(self, out: RunFolder, table: RunFolder) -> WorkOrder:
+        """What its workers need to know, to write into this table."""
+        return WorkOrder(
+            out=out,
+            table=table,
+            source=self.source,
+            fetch=self.fetch,
+            reading=self.reading,
+            square=self.square,
+            batch=self.options.batch,
+            layout=self.layout,
+            open_model=functools.partial(self.open_model, self.options),
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class RunResult:
     made: RowCounts
     held: RowCounts
     seconds: float
-    faults: Sequence[str] = ()  # each cost another pass over what the table lacked
+    faults: Sequence[str] = ()  # each cost some chunks, which were made again
     left_out: Sequence[
         dict[str, Any]
     ] = ()  # what may be a picture and has no row: `sources.notes`

@@ -44,9 +44,7 @@ class BulkOptions:
     precision: PrecisionName = "auto"
     """Number format of the model: auto (the fastest that the device has), fp32, bf16 or fp16."""
     part_rows: int = 10_000
-    """Rows in one Parquet file."""
-    part_seconds: float = 30.0
-    """Write a smaller file after this many seconds. It is the most work that a crash can cost."""
+    """Rows in one Parquet file of the finished table."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "part_rows", "actors", "threads", "limit"):
@@ -57,8 +55,6 @@ class BulkOptions:
             raise UserError(
                 f"--gpus is {self.gpus}: give 0 for none, a share such as 0.5, or a number"
             )
-        if not self.part_seconds > 0:
-            raise UserError(f"--part-seconds is {self.part_seconds}: give more than 0")
         if not 0 < self.sample <= 1:
             raise UserError(
                 f"--sample is {self.sample}: give a share of the rows, above 0 and at most 1"

@@ -2,30 +2,29 @@
 reason."""
 
 import functools
+import json
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 from ray.data import DataContext, Dataset
 from ray.data.block import Block, BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from raycap.bulk.pool import decoding_need
-from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
-from raycap.cluster.nodes import selector
+from raycap.bulk.options import BulkOptions
+from raycap.bulk.selection import chosen_rows
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.fetch.hosts import FETCHED
 from raycap.images import Picture, Reading, Square, read_picture, read_whole
 from raycap.images.guard import needs_guard, read_guarded, read_in_child
 from raycap.images.loading import Read, load_pictures
-
-if TYPE_CHECKING:
-    from raycap.bulk.job import TableJob
-    from raycap.bulk.pending import PendingRows
+from raycap.sources import Notes, Source
 
 # Rows that one task loads: enough to pay for the task, few enough that a small folder keeps every
 # core busy.
@@ -40,6 +39,38 @@ class LazyManifest(Protocol):
 
     def tables(self) -> Iterator[pa.Table]:
         """Manifest rows, perhaps with more columns, in tables of one schema."""
+
+
+@dataclass(frozen=True)
+class SelectedRows:
+    """The rows of a source that options leave. The last one brings the notes of the source, so
+    that the driver need not list it again."""
+
+    source: Source
+    options: BulkOptions
+
+    def tables(self) -> Iterator[pa.Table]:
+        notes = Notes()
+        held: pa.Table | None = None  # until it is known whether the last row is in it
+        for table in chosen_rows(self.source, self.options, notes):
+            if held is not None and len(table):
+                yield _with_notes(held, "")
+                held = None
+            held = table if held is None else held
+        if held is not None:
+            yield _with_notes(held, notes.to_json())
+
+
+def _with_notes(table: pa.Table, notes: str) -> pa.Table:
+    column = [*[""] * (len(table) - 1), notes][-len(table) :] if len(table) else []
+    return table.append_column("notes", pa.array(column, pa.string()))
+
+
+def notes_of(table: pa.Table) -> dict[str, Any] | None:
+    """The notes of the source, if the last row of its listing is in the table: what may be a
+    picture and has no row ("left_out"), and other remarks ("notes")."""
+    last = table["notes"].filter(pc.not_equal(table["notes"], ""))
+    return json.loads(last[0].as_py()) if len(last) else None
 
 
 def manifest(source: LazyManifest, rows_per_task: int = ROWS_PER_TASK) -> Dataset:
@@ -70,32 +101,6 @@ class _Listing(Datasource):
 
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [ReadTask(read, unknown, per_task_row_limit=per_task_row_limit)]
-
-
-def pending_pictures(
-    job: "TableJob", pending: "PendingRows", batch: int, square: Square
-) -> Dataset:
-    """Every pending row as a loaded picture, in blocks that are whole batches of the model."""
-    # More URLs are fetched at a time, so that a slow one holds back fewer tasks.
-    rows_per_task = batch
-    if pending.source.names_urls:
-        rows_per_task *= max(1, ROWS_PER_TASK // batch)
-    context = DataContext.get_current()
-    # Twice what the pixels take, so that a block is never cut in two.
-    context.target_max_block_size = 2 * rows_per_task * 3 * square.size**2
-    context.execution_options.preserve_order = False
-    tasks = MOST_PIECES if pending.few is None else -(-pending.few // batch)
-    wait_for_nodes([decoding_need(job.cluster, tasks)], job.cluster.wait)
-    return load_rows(
-        manifest(pending, rows_per_task),
-        fetch=job.fetch,
-        trust=pending.source.trust,
-        reading=job.reading,
-        square=square,
-        keep_pixels=True,
-        rows_per_task=rows_per_task,
-        nodes=selector(job.cluster.decode_on),
-    )
 
 
 def load_rows(
@@ -150,10 +155,16 @@ def load_table(
     reading: Reading,
     square: Square,
     keep_pixels: bool,
+    source: Source | None = None,
 ) -> pa.Table:
     """Manifest rows in; out the same rows with status, reason, format, size, digest and pixels
     instead of `bytes` and `error`. Bodies are read as they arrive, so memory holds a few of them,
-    however many rows there are."""
+    however many rows there are.
+
+    Rows of a plan have `embedded` instead of `bytes`: where it is true, the source has the bytes.
+    """
+    if source is not None:
+        table = _with_bytes(table, source)
     found: list[dict[str, Any]] = [{}] * len(table)
     side = square.size if keep_pixels else 0
     # Unreadable pictures stay black. Their status says so, and nobody looks at them.
@@ -180,6 +191,16 @@ def load_table(
     if keep_pixels:
         table = table.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels))
     return table
+
+
+def _with_bytes(table: pa.Table, source: Source) -> pa.Table:
+    embedded = table["embedded"].to_numpy()
+    bodies: list[bytes | None] = [None] * len(table)
+    if embedded.any():
+        found = iter(source.embedded_pictures(table.filter(pa.array(embedded))))
+        bodies = [next(found) if is_embedded else None for is_embedded in embedded]
+    table = table.append_column("bytes", pa.array(bodies, pa.large_binary()))
+    return table.drop_columns(["embedded"])
 
 
 def _items(table: pa.Table) -> Iterator[str | bytes | Fetched]:

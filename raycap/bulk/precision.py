@@ -15,13 +15,12 @@ from typing import Any, get_args
 import ray
 
 from raycap.bulk.identity import check_same
-from raycap.bulk.job import FACTS, RUN, TableJob
+from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.pool import gpus_per_worker, provide_model_nodes
 from raycap.cluster import Cluster
 from raycap.cluster.nodes import alive_nodes, selector, without_idle_heads
 from raycap.device import PrecisionName, choose_precision
-from raycap.errors import UserError
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
 
@@ -42,35 +41,24 @@ def with_precision(job: TableJob, precision: PrecisionName) -> TableJob:
     )
 
 
-def resolve_precision(job: TableJob, folder: RunFolder) -> TableJob:
-    """The job in the precision of its run: the one asked for, else the one that the folder's run
-    began with, else the fastest that the model's nodes have."""
+def resolve_precision(job: TableJob, record: Mapping[str, Any] | None, out: RunFolder) -> TableJob:
+    """The job in the precision of its run: the one asked for, else the one that the run with this
+    record began with, else the fastest that the model's nodes have."""
     if not job.runs_model:
         return job
-    asked, record = job.options.precision, folder.read_json(RUN)
-    recorded = _recorded(record)
-    if record is None or recorded:
-        if asked == "auto":
-            asked = recorded or choose_run_precision(job.options, job.cluster)
-        return with_precision(job, asked)
-    # Begun by raycap 0.1.0, where each worker chose for itself.
-    check_same(job, folder)
+    asked, recorded = job.options.precision, _recorded(record)
+    if record is not None and not recorded:
+        # A run of another kind: what differs is said before anything is chosen.
+        check_same(job, record, out)
     if asked == "auto":
-        raise UserError(
-            f"{folder} was begun by a version of raycap that did not record its precision: give "
-            "it with --precision (fp32 on most processors, bf16 on newer GPUs), or --overwrite to "
-            "replace the rows"
-        )
-    job = with_precision(job, asked)
-    folder.remove(FACTS)
-    folder.write_json(RUN, {**record, "identity": job.identity})
-    return job
+        asked = recorded or choose_run_precision(job.options, job.cluster)
+    return with_precision(job, asked)
 
 
-def as_recorded(job: TableJob, folder: RunFolder) -> TableJob:
-    """The job as it is compared with the folder's run; nothing is chosen that is not chosen
-    yet."""
-    asked, recorded = job.options.precision, _recorded(folder.read_json(RUN))
+def as_recorded(job: TableJob, record: Mapping[str, Any] | None) -> TableJob:
+    """The job as it is compared with the run with this record; nothing is chosen that is not
+    chosen yet."""
+    asked, recorded = job.options.precision, _recorded(record)
     if not job.runs_model or not recorded:
         return job
     return with_precision(job, recorded if asked == "auto" else asked)

@@ -1,31 +1,47 @@
 """The run of a table job, from its first look at the folder to its facts, in the order in which
 things happen."""
 
-import contextlib
+import functools
+import json
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from ray.data import DataContext
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError
-
-from raycap.bulk.commit import Committer
-from raycap.bulk.contents import RowCounts, TableContents, read_contents
-from raycap.bulk.facts import note_lines, reason_lines, summary, update_facts, write_facts
-from raycap.bulk.identity import claim_folder, differences_from
-from raycap.bulk.job import FACTS, RunResult, TableJob
-from raycap.bulk.overwrite import begin_overwrite, finish_overwrite
-from raycap.bulk.pending import PendingCount, PendingRows, count_pending
+from raycap.bulk.counts import RowCounts
+from raycap.bulk.crew import run_tasks
+from raycap.bulk.facts import note_lines, summary, update_facts, write_facts
+from raycap.bulk.fill import Filling
+from raycap.bulk.finish import (
+    counts_of_files,
+    failed_rows,
+    join_part,
+    part_name,
+    parts_of,
+    replace_failed,
+)
+from raycap.bulk.identity import check_same, differences_from, origin, write_record
+from raycap.bulk.job import FACTS, RUN, RunResult, TableJob
+from raycap.bulk.options import BulkOptions
+from raycap.bulk.plan import (
+    PLANS,
+    Kind,
+    Plan,
+    Shard,
+    newest_plan,
+    plans_of_table,
+    write_plan,
+    write_shards,
+)
 from raycap.bulk.precision import as_recorded, resolve_precision
-from raycap.bulk.retry import SIDE_TABLE, begin_side_table, merge_side_table
-from raycap.cluster.nodes import capacity, check_visible, has_free
-from raycap.cluster.session import find_user_error, root_cause
+from raycap.bulk.selection import chosen_rows
+from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
+from raycap.bulk.taken_keys import TakenKeys
+from raycap.cluster.nodes import check_visible
 from raycap.errors import UserError
-from raycap.progress import Progress
 from raycap.schema import FAILURES
+from raycap.sources import Notes, Source
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.folder import STAGED
 from raycap.storage.lease import LEASE
@@ -34,16 +50,10 @@ from raycap.terminal import write_out
 
 log = logging.getLogger(__name__)
 
-# Passes in a row that brought nothing before the run ends: a fault that stays is not mended by
-# trying again.
-FRUITLESS_PASSES = 3
-SECONDS_AFTER_A_FAULT = 2.0  # before the next pass, and four times as long before the one after it
-# Ray takes some time to end the tasks of a pass.
-SECONDS_TO_FREE = 20
-# So many keep any pool busy.
-BATCHES_ARE_MANY = 64
-# A share of failures says something only of so many rows.
-ROWS_TO_JUDGE = 200
+# Tables of retries and overwrites grow here, and then replace rows of the output table.
+SIDE = "_side"
+SECONDS_PER_CHUNK = 30.0
+FILES_PER_TASK = 64
 
 
 def run_job(job: TableJob, more_facts: dict[str, Any]) -> int:
@@ -53,204 +63,279 @@ def run_job(job: TableJob, more_facts: dict[str, Any]) -> int:
     if job.options.dry_run:
         write_out(_forecast(job, out))
         return 0
-
-    with Lease(out) as lease:
+    with Lease(out):
         check_visible(_local_paths(job, out))
-        try:
-            # An interrupted --overwrite may have left a new table that is whole.
-            finish_overwrite(out)
-            folder = begin_overwrite(job, out) if job.options.overwrite else out
-            job = resolve_precision(job, folder)
-            claim_folder(job, folder)
-
-            run = _Run(job, folder, lease)
-            # An interrupted --retry may have left rows that replace failed ones.
-            merge_side_table(job, folder, lease)
-            contents = read_contents(folder, job.table, _statuses(job.options.retry))
-            held = run.fill(job.table, contents)
-            if any(ray.get(failed).size for failed in contents.failed):
-                begin_side_table(job, folder)
-                run.fill(SIDE_TABLE, read_contents(folder, SIDE_TABLE), only=contents.failed)
-                merge_side_table(job, folder, lease)
-                held = read_contents(folder, job.table).counts
-
-            result = run.result(held)
-            lease.check()
-            if result.made.rows or not folder.exists(FACTS):
-                write_facts(job, folder, result, more_facts)
-            else:
-                update_facts(folder, result)
-            finish_overwrite(out)
-            job.export(out)
-        finally:
-            # What makes this impossible is reported already, or does no harm. A run that has lost
-            # its lease leaves alone what its successor has staged.
-            with contextlib.suppress(UserError):
-                out.remove(STAGED if lease.is_ours() else f"{STAGED}/{lease.run}")
-
+        run = _Run(job, out, OutputTable(out / job.table))
+        run.refuse_other_formats()
+        run.repair_record()
+        if job.options.overwrite:
+            run.overwrite()
+        else:
+            run.complete_earlier_work()
+            run.add_rows()
+            if job.options.retry:
+                run.retry(FAILURES if job.options.retry == "failed" else (job.options.retry,))
+        run.clean_up()
+        result = run.result()
+        job.export(out)
+        if result.made.rows or not out.exists(FACTS):
+            write_facts(run.job, out, result, run.table.version, more_facts)
+        else:
+            update_facts(out, result)
     write_out(summary(job, out, result))
     return 1 if result.held.failed or result.left_out else 0
 
 
 @dataclass
 class _Run:
-    """Fills tables, and remembers what happened on the way."""
+    """One run: its operations one after the other, and what happened on the way."""
 
     job: TableJob
-    folder: RunFolder
-    lease: Lease
+    out: RunFolder
+    table: OutputTable
     began: float = field(default_factory=time.monotonic)
     made: RowCounts = field(default_factory=RowCounts)
     faults: list[str] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)  # of the last listing that came to its end
+    notes: dict[str, Any] = field(default_factory=dict)  # of the last listing of the source
+    has_listed: bool = False
 
-    def result(self, held: RowCounts) -> RunResult:
+    def refuse_other_formats(self) -> None:
+        """Refuse a table that another version has begun."""
+        is_old = not self.table.exists and self.out.names(self.job.table)
+        if is_old and not self.job.options.overwrite:
+            raise UserError(
+                f"{self.out} was written by raycap 0.1.0, whose tables cannot be continued: they "
+                "can still be read. Give another --out, or --overwrite to make the rows again"
+            )
+
+    def repair_record(self) -> None:
+        """A run may have been killed between the commit that replaced the table and its record."""
+        plans = plans_of_table(self.out, self.table.completed)
+        if plans and plans[0].kind == "overwrite":
+            write_record(self.job, self.out, plans[0].identity)
+
+    def overwrite(self) -> None:
+        """Make the whole table again. The old one stays until the new one is complete."""
+        plan = self._unfinished()
+        is_again = plan is not None and plan.kind == "overwrite"
+        earlier = {"identity": plan.identity} if plan is not None and is_again else None
+        job = as_recorded(self.job, earlier)
+        if earlier is not None and differences_from(job, earlier):
+            earlier = None  # another captioner than that of the interrupted --overwrite
+        self.job = resolve_precision(self.job, earlier, self.out)
+        if earlier is None:
+            is_new = not self.table.exists and not self.out.names(self.job.table)
+            self._begin_over()
+            if is_new:
+                write_record(self.job, self.out, origin(self.job))
+            plan = self._new_plan("first" if is_new else "overwrite")
+        assert plan is not None
+        self._operate(plan)
+
+    def complete_earlier_work(self) -> None:
+        """Complete the operation that an interrupted run has begun."""
+        record = self.out.read_json(RUN)
+        self.job = resolve_precision(self.job, record, self.out)
+        plan = self._unfinished()
+        if plan is not None and plan.kind == "overwrite":
+            if not differences_from(self.job, record):  # the old table goes on
+                self._remove_operation(plan)
+                plan = self._unfinished()
+            elif differences_from(self.job, {"identity": plan.identity}):
+                check_same(self.job, record, self.out)
+        else:
+            check_same(self.job, record, self.out)
+        if plan is None:
+            return
+        if plan.kind != "retry":
+            _check_selection(plan, self.job.options, self.out)
+        self._operate(plan)
+
+    def add_rows(self) -> None:
+        """Make the rows that no plan has yet: all of them, or those that are new in the source."""
+        if self.has_listed:
+            return
+        kind: Kind = "append" if plans_of_table(self.out, self.table.completed) else "first"
+        if not self.out.exists(RUN):
+            write_record(self.job, self.out, origin(self.job))
+        self._operate(self._new_plan(kind))
+
+    def retry(self, statuses: tuple[str, ...]) -> None:
+        """Make failed rows again, and replace them."""
+        counts = self._counts_by_file()
+        units = [
+            path
+            for path, found in counts.items()
+            if any(found.statuses[status] for status in statuses)
+        ]
+        if units:
+            self._operate(self._new_plan("retry", tuple(units), statuses))
+
+    def _unfinished(self) -> Plan | None:
+        plan = newest_plan(self.out)
+        return plan if plan is not None and plan.operation > self.table.completed else None
+
+    def _begin_over(self) -> None:
+        """Forget operations that an interrupted run has begun, if they change nothing in the
+        table."""
+        while (plan := self._unfinished()) is not None and plan.kind in ("overwrite", "retry"):
+            self._remove_operation(plan)
+
+    def _remove_operation(self, plan: Plan) -> None:
+        self.table.begin(plan.operation + 1)  # nobody goes on with it
+        self.out.remove(f"{SIDE}/{plan.operation:04}")
+        self.out.remove(plan.folder)
+
+    def _new_plan(
+        self, kind: Kind, units: tuple[str, ...] = ("",), statuses: tuple[str, ...] = ()
+    ) -> Plan:
+        newest = newest_plan(self.out)
+        number = max(newest.operation if newest else 0, self.table.operation) + 1
+        options = self.job.options
+        batches = self.job.pictures_per_second * SECONDS_PER_CHUNK / options.batch
+        plan = Plan(
+            operation=number,
+            kind=kind,
+            identity=origin(self.job),
+            batch=options.batch,
+            chunk_rows=max(1, round(batches)) * options.batch,
+            selection={"limit": options.limit, "sample": options.sample},
+            units=units,
+            statuses=statuses,
+        )
+        write_plan(self.out, plan)
+        return plan
+
+    def _operate(self, plan: Plan) -> None:
+        """One operation, from its listing to its last commit."""
+        is_aside = plan.kind in ("retry", "overwrite")
+        side = self.out / f"{SIDE}/{plan.operation:04}"
+        target = OutputTable(side) if is_aside else self.table
+        # An operation that was given up may have begun after this one.
+        number = plan.operation
+        if self.table.operation > number:
+            number = self.table.operation + 1
+
+        filling = Filling(self.job, self.out, plan, number, self.table, target, self._lister(plan))
+        try:
+            filling.run()
+        finally:
+            self.made.add(filling.made)
+            self.faults += filling.faults
+        if plan.kind != "retry":
+            self.has_listed = self.has_listed or filling.has_listed
+            self.notes = filling.notes or self.notes
+        if filling.planned == 0:  # nothing is new
+            if plan.kind in ("first", "overwrite"):
+                raise UserError(f"{self.job.source.path} holds no rows")
+            self.out.remove(plan.folder)
+        elif plan.kind == "retry":
+            self._replace_retried(plan, number, target)
+        elif plan.kind == "overwrite":
+            self._replace_all(plan, number, target)
+        else:
+            self._join_chunks(number)
+
+    def _lister(self, plan: Plan) -> Callable[[], Iterator[Shard]]:
+        """What lists the shards of a plan, in a task."""
+        if plan.kind == "retry":
+            return functools.partial(list_failed, self.out, self.table.folder, plan)
+        known = () if plan.kind != "append" else plans_of_table(self.out, self.table.completed)
+        earlier = [each for each in known if each.operation < plan.operation]
+        job = self.job
+        return functools.partial(list_source, job.source, job.options, self.out, plan, earlier)
+
+    def _join_chunks(self, number: int) -> None:
+        """Files of chunks become files of the table's own size, which all readers see."""
+        chunks = [file for file in self.table.files() if file.path.startswith(f"{CHUNKS}/")]
+        parts = self._joined(self.table.folder, chunks, number)
+        self.table.replace(number, parts, chunks)
+
+    def _replace_all(self, plan: Plan, number: int, side: OutputTable) -> None:
+        parts = self._joined(side.folder, side.files(), number)
+        self.table.replace(number, parts, (), side.schema())
+        write_record(self.job, self.out, plan.identity)
+
+    def _joined(self, source: RunFolder, files: list[DataFile], number: int) -> list[DataFile]:
+        layout, target = self.job.layout, self.table.folder
+        arguments = [
+            (source, target, part_name(number, index), pieces, layout)
+            for index, pieces in enumerate(parts_of(files, layout.rows))
+        ]
+        return list(run_tasks(join_part, arguments))
+
+    def _replace_retried(self, plan: Plan, number: int, side: OutputTable) -> None:
+        old = {file.path: file for file in self.table.files()}
+        made: dict[int, list[str]] = {}
+        for file in side.files():
+            made.setdefault(chunk_of(file.path).unit, []).append(file.path)
+        replaced = [plan.units[unit] for unit in made]
+        arguments = [
+            (self.table.folder, path, side.folder, made[unit], part_name(number, index))
+            for index, (unit, path) in enumerate(zip(made, replaced, strict=True))
+        ]
+        new = run_tasks(functools.partial(replace_failed, layout=self.job.layout), arguments)
+        self.table.replace(number, list(new), [old[path] for path in replaced if path in old])
+
+    def _counts_by_file(self) -> dict[str, RowCounts]:
+        paths = [file.path for file in self.table.files()]
+        groups = [paths[at : at + FILES_PER_TASK] for at in range(0, len(paths), FILES_PER_TASK)]
+        answers = run_tasks(counts_of_files, [(self.table.folder, group) for group in groups])
+        return dict(zip(paths, [counts for group in answers for counts in group], strict=True))
+
+    def result(self) -> RunResult:
+        held = RowCounts()
+        for counts in self._counts_by_file().values():
+            held.add(counts)
         seconds = time.monotonic() - self.began
         return RunResult(self.made, held, seconds, self.faults, **self.notes)
 
-    def fill(
-        self, table: str, contents: TableContents, only: tuple[Any, ...] | None = None
-    ) -> RowCounts:
-        """Make what the table lacks of the source, or of the keys in `only`; returns what it holds
-        then.
-
-        A pass lists the source and makes the rows that the table does not have. Usually one is
-        enough. After a fault (a lost worker, a store that restarts) another pass makes what is
-        still missing.
-        """
-        fruitless = 0
-        while True:
-            pending = PendingRows(self.job.source, self.job.options, contents.keys, only)
-            result = self._pass(table, pending)
-            self.made.add(result.counts)
-            if not result.fault:
-                contents.counts.add(result.counts)
-                return contents.counts
-
-            self.faults.append(result.fault)
-            # Waiting for a cluster that is full or has no nodes yet is no fault, however long it
-            # takes.
-            fruitless = 0 if result.counts.rows or result.waited else fruitless + 1
-            if fruitless == FRUITLESS_PASSES:
-                raise UserError(
-                    f"the work fails each time it is tried ({result.fault}); what is made stays "
-                    f"in {self.folder}, and the same command goes on from there"
-                )
-            log.warning(
-                "some work was lost (%s): going on with what the table lacks", result.fault
-            )
-            if fruitless:
-                time.sleep(SECONDS_AFTER_A_FAULT * 4 ** (fruitless - 1))
-            contents = read_contents(self.folder, table)
-
-    def _pass(self, table: str, pending: PendingRows) -> "_PassResult":
-        """One listing of the source, and everything that is pending of it through the model into
-        the table."""
-        try:
-            found = _look(pending)
-        except RayError as error:
-            return _PassResult(RowCounts(), _fault(error))
-        if found.rows == 0:
-            self.notes = found.notes
-            return _PassResult(RowCounts())
-        if found.rows < _most_looked_at(pending):
-            pending = replace(pending, few=found.rows)
-        self.folder.remove(FACTS)  # the table is unfinished again
-
-        count = ray.remote(num_cpus=0)(count_pending).remote(pending, None)
-        committer = Committer(self.folder, table, self.lease, self.job.layout)
-        fault, waited = "", False
-        with Progress(self.job.command, total=lambda: _if_ready(count)) as progress:
-            try:
-                rows = self.job.rows(self.job, pending)
-                # Nodes that an autoscaler has brought must see the folders too.
-                check_visible(_local_paths(self.job, RunFolder(self.job.options.out)))
-                with contextlib.closing(committer.commit(rows)) as committed:
-                    for counts in committed:
-                        progress.add(counts.rows, counts.reasons)
-                        _check_failures(self.job, committer.counts)
-                self.notes = committer.notes or {}
-                if not committer.is_whole:
-                    fault = "blocks were lost with a worker or a node"
-            except ExecutionTimeoutError:
-                seconds = DataContext.get_current().execution_no_progress_timeout_s
-                waited = not _has_free_processors(self.job)
-                fault = f"nothing was finished for {seconds:,.0f} s"
-                fault += (
-                    ": the cluster has no free processor for it"
-                    if waited
-                    else ", though processors were free"
-                )
-            except RayError as error:
-                fault = _fault(error)
-            finally:
-                ray.cancel(count)
-        return _PassResult(committer.counts, fault, waited)
+    def clean_up(self) -> None:
+        """Remove what no complete operation needs: files that were never committed or are
+        replaced, and plans whose rows are gone."""
+        self.table.load()
+        names = {file.path for file in self.table.files()}
+        for name in self.table.folder.names(hidden=True):
+            if name not in names:
+                self.table.folder.remove(name)
+        needed = {plan.operation for plan in plans_of_table(self.out, self.table.completed)}
+        for name in self.out.folders(PLANS):
+            if int(name) not in needed and int(name) <= self.table.completed:
+                self.out.remove(f"{PLANS}/{name}")
+        for name in (f"{self.job.table}/{CHUNKS}", SIDE, STAGED):
+            self.out.remove(name)
 
 
-@dataclass(frozen=True)
-class _PassResult:
-    counts: RowCounts
-    fault: str = ""  # why not everything was made
-    waited: bool = False  # the fault is that nothing could run
+def list_source(
+    source: Source, options: BulkOptions, out: RunFolder, plan: Plan, earlier: Sequence[Plan]
+) -> Iterator[Shard]:
+    """Write down the rows of a source that the table's earlier plans do not have."""
+    notes, taken = Notes(), TakenKeys()
+    for each in earlier:
+        each.add_keys(out, taken)
+    yield from write_shards(out, plan, 0, chosen_rows(source, options, notes), notes, taken)
 
 
-def _look(pending: PendingRows) -> PendingCount:
-    """Look through the source until it is known whether much is pending."""
-    look = ray.remote(num_cpus=0)(count_pending)
-    found: PendingCount = ray.get(look.remote(pending, _most_looked_at(pending)))
-    if not found.rows and not found.skipped:
-        raise UserError(f"{pending.source.path} holds no rows")
-    return found
+def list_failed(out: RunFolder, table: RunFolder, plan: Plan) -> Iterator[Shard]:
+    """Write down the rows of the table that are to be made again."""
+    for unit, path in enumerate(plan.units):
+        rows = failed_rows(out, table, path, plan.statuses)
+        yield from write_shards(out, plan, unit, rows, Notes(), TakenKeys())
 
 
-def _most_looked_at(pending: PendingRows) -> int:
-    return BATCHES_ARE_MANY * pending.options.batch
-
-
-def _fault(error: RayError) -> str:
-    """What went wrong, in one line. A UserError within is raised as itself."""
-    if user_error := find_user_error(error):
-        raise user_error from error
-    return root_cause(error)
-
-
-def _check_failures(job: TableJob, counts: RowCounts) -> None:
-    allowed = job.options.failures_allowed(max(counts.rows, ROWS_TO_JUDGE))
-    if counts.failed > allowed:
+def _check_selection(plan: Plan, options: BulkOptions, out: RunFolder) -> None:
+    """Refuse to go on with fewer rows than an interrupted run has planned."""
+    planned = plan.selection
+    limits = [planned["limit"], options.limit]
+    fewer = options.sample < planned["sample"]
+    if options.limit is not None and (limits[0] is None or options.limit < limits[0]):
+        fewer = True
+    if fewer:
         raise UserError(
-            f"{counts.failed:,} of {counts.rows:,} rows failed, more than --max-failed "
-            f"{job.options.max_failed}; what is made stays, and the same command goes on with "
-            "it:\n" + "\n".join(reason_lines(counts))
+            f"an interrupted run in {out} is about more rows than this one (it had --limit "
+            f"{planned['limit']}, --sample {planned['sample']}): run it again with those options, "
+            "or give another --out"
         )
-
-
-def _has_free_processors(job: TableJob) -> bool:
-    """Whether a task and a model could run now, after those of the last pass have ended. If they
-    could, they ran and made nothing. If not, the processors are gone, or other work uses them."""
-    cluster, gpus = job.cluster, job.options.gpus
-    needs = [(cluster.decode_on, "CPU", 1.0)]
-    if gpus is None:
-        gpus = min(1.0, capacity(cluster.model_on).get("GPU", 0.0))
-    if job.runs_model and gpus:
-        needs.append((cluster.model_on, "GPU", gpus))
-    end = time.monotonic() + SECONDS_TO_FREE
-    while not all(has_free(*need) for need in needs):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.5)
-    return True
-
-
-def _if_ready(answer: Any) -> int | None:
-    ready, _ = ray.wait([answer], timeout=0)
-    return int(ray.get(answer).rows) if ready else None
-
-
-def _statuses(retry: str) -> tuple[str, ...]:
-    if retry == "failed":
-        return FAILURES
-    return (retry,) if retry else ()
 
 
 def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
@@ -266,19 +351,31 @@ def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
 
 def _forecast(job: TableJob, out: RunFolder) -> str:
     """--dry-run: what a run would do, without a trace."""
-    if different := differences_from(as_recorded(job, out), out):
-        held = f"{out} holds rows of another run: {'; '.join(different)}"
-        keys: tuple[Any, ...] = ()
+    record = out.read_json(RUN)
+    table = OutputTable(out / job.table)
+    taken, lines = TakenKeys(), []
+    rows = pending = 0
+    if different := differences_from(as_recorded(job, record), record):
+        lines.append(f"{out} holds rows of another run: {'; '.join(different)}")
     else:
-        contents = read_contents(out, job.table)
-        keys = contents.keys
-        held = f"{out} holds {contents.counts.rows:,} rows, {contents.counts.failed:,} failed"
-    pending = PendingRows(job.source, job.options, keys)
-    found: PendingCount = ray.get(ray.remote(num_cpus=0)(count_pending).remote(pending, None))
-    lines = [
-        f"{found.rows + found.skipped:,} rows in {job.source.path}",
-        *note_lines(**found.notes),
-        held,
-        f"{found.rows:,} rows would be made",
-    ]
-    return "\n".join(lines) + "\n"
+        held = RowCounts()
+        for counts in counts_of_files(table.folder, [file.path for file in table.files()]):
+            held.add(counts)
+        lines.append(f"{out} holds {held.rows:,} rows, {held.failed:,} failed")
+        for plan in plans_of_table(out, table.completed):
+            plan.add_keys(out, taken)
+            if plan.operation > table.completed:
+                chunks = table.chunks()
+                pending += sum(
+                    chunk.rows
+                    for shard in plan.shards(out)
+                    for chunk in shard.chunks(plan.operation)
+                    if chunk not in chunks
+                )
+    notes = Notes()
+    for found in chosen_rows(job.source, job.options, notes):
+        rows += len(found)
+        pending += sum(taken.lacks(found["key"]).to_pylist())
+    told = json.loads(notes.to_json())
+    first = [f"{rows:,} rows in {job.source.path}", *note_lines(**told)]
+    return "\n".join([*first, *lines, f"{pending:,} rows would be made"]) + "\n"

@@ -139,6 +139,8 @@ class Placement:
     precision: PrecisionName | None = None
     """In which numbers the model computes; "auto" is decided once for the whole run. None: this
     captioner has no such choice."""
+    pictures_per_second: float = 30.0
+    """About how many one worker captions. The run is cut into pieces of about half a minute."""
 
 
 class CaptionerOptions(ABC):

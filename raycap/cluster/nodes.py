@@ -1,15 +1,12 @@
 """The nodes of a cluster: what they have, which of them fit a label, and which paths they see."""
 
 import contextlib
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError, RaySystemError, RpcError
@@ -23,14 +20,6 @@ SECONDS_TO_ANSWER = 60
 SECONDS_BETWEEN_TRIES = (0.5, 1.0, 2.0, 4.0)
 # A label that Ray gives every node.
 NODE_ID = "ray.io/node-id"
-# Column of rows on their way to the table: the node and the process that ran the model on them.
-MAKER = "maker"
-
-
-def add_maker(rows: pa.Table) -> pa.Table:
-    """The rows with this process as their maker."""
-    maker = f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:8]} {os.getpid()}"
-    return rows.append_column(MAKER, pa.array([maker] * len(rows), pa.string()))
 
 
 def rows_by_node(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:

@@ -7,8 +7,7 @@ from typing import Any
 
 from raycap import __version__
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.pending import PendingRows, notes_of
-from raycap.bulk.pictures import load_rows, manifest
+from raycap.bulk.pictures import SelectedRows, load_rows, manifest, notes_of
 from raycap.bulk.pool import decoding_need
 from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
 from raycap.cluster.nodes import selector
@@ -55,7 +54,7 @@ def inspect(config: Config) -> int:
 
 
 def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any]:
-    rows = manifest(PendingRows(source, BulkOptions(limit=config.inspect.limit)))
+    rows = manifest(SelectedRows(source, BulkOptions(limit=config.inspect.limit)))
     wait_for_nodes([decoding_need(config.cluster, MOST_PIECES)], config.cluster.wait)
     pictures = load_rows(
         rows,

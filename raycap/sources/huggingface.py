@@ -15,10 +15,11 @@ from raycap.sources.lines import name_unpacked
 from raycap.sources.listing import walk
 from raycap.sources.manifest import FIRST_ROWS, Row, tables
 from raycap.sources.notes import UNUSABLE_FILE, Notes, nothing
+from raycap.sources.parquet import rows_of_parquet
 from raycap.sources.records import Records, RowBatch, format_of, references_of, texts
 from raycap.sources.source import SourceDefaults
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
-from raycap.storage.location import Location, existing
+from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -183,6 +184,19 @@ class HuggingFace(SourceDefaults):
                 if data is None:
                     uri, error = _uri_and_error(file, path)
                 yield Row(key, uri, word, references, data, error)
+
+    def embedded_pictures(self, rows: "pa.Table") -> list[bytes | None]:
+        wanted: dict[str, dict[int, int]] = {}  # file -> number of the row in it -> place here
+        for place, uri in enumerate(rows["uri"].to_pylist()):
+            file, _, number = uri.rpartition("/")
+            wanted.setdefault(file, {})[int(number)] = place
+        found: list[bytes | None] = [None] * len(rows)
+        for file, places in wanted.items():
+            records = Records(locate(file), "parquet")
+            column = self.picture_column or picture_column(records.schema())
+            for number, value in rows_of_parquet(locate(file), column, sorted(places)):
+                found[places[number]] = _bytes_and_path(value)[0]
+        return found
 
     def _own_split(self, names: Sequence[str]) -> list[str]:
         return [self.split_column] if self.split_column in names else []

@@ -14,6 +14,9 @@ from raycap.storage.location import Location
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Pictures that are held in memory at a time.
+ROWS_AT_ONCE = 64
+
 
 def schema_of(file: Location) -> "pa.Schema":
     """Returns the file's schema; raises UserError if the file is damaged."""
@@ -68,6 +71,29 @@ def read_parquet(
                 )
             done = ends[group]
             group += 1
+
+
+def rows_of_parquet(file: Location, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields the numbers and values of these rows of a file, which are given in order. Other row
+    groups are not read."""
+    import pyarrow.parquet as pq
+
+    with file.open() as stream, _damage_as_user_error(file):
+        parquet = pq.ParquetFile(stream, buffer_size=1 << 20)
+        first = 0
+        for group in range(parquet.num_row_groups):
+            last = first + parquet.metadata.row_group(group).num_rows
+            wanted = [row for row in rows if first <= row < last]
+            start = first
+            if wanted:
+                for batch in parquet.iter_batches(ROWS_AT_ONCE, [group], [column]):
+                    for row in wanted:
+                        if start <= row < start + len(batch):
+                            yield row, batch[column][row - start].as_py()
+                    start += len(batch)
+                    if start > wanted[-1]:
+                        break
+            first = last
 
 
 def _rows(

@@ -50,19 +50,26 @@ class Shapes(SourceDefaults):
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         return tables(self._rows(), lambda: "no shapes")
 
+    def embedded_pictures(self, rows: "pa.Table") -> list[bytes | None]:
+        numbers = [int(key.partition(".")[0]) for key in rows["key"].to_pylist()]
+        return [self._row(number).picture for number in numbers]
+
     def _rows(self) -> Iterator[Row]:
         for number in range(self.count):
-            split = {8: "dev", 9: "test"}.get(number % 10, "train")
-            chance = random.Random(f"{self.seed}/{number}")
-            upper = chance.choice(list(COLOURS)), chance.choice(SHAPES)
-            lower = chance.choice(list(COLOURS)), chance.choice(SHAPES)
-            yield Row(
-                key=f"{number:06}.png",
-                uri=f"shapes:{self.seed}/{number:06}.png",
-                split=split,
-                references=_captions(upper, lower),
-                picture=_drawn(upper, lower, chance),
-            )
+            yield self._row(number)
+
+    def _row(self, number: int) -> Row:
+        split = {8: "dev", 9: "test"}.get(number % 10, "train")
+        chance = random.Random(f"{self.seed}/{number}")
+        upper = chance.choice(list(COLOURS)), chance.choice(SHAPES)
+        lower = chance.choice(list(COLOURS)), chance.choice(SHAPES)
+        return Row(
+            key=f"{number:06}.png",
+            uri=f"shapes:{self.seed}/{number:06}.png",
+            split=split,
+            references=_captions(upper, lower),
+            picture=_drawn(upper, lower, chance),
+        )
 
 
 def _captions(upper: tuple[str, str], lower: tuple[str, str]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a source is: options that say where pictures are, and the manifest rows that it gives."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from raycap.fetch.trust import Trust
@@ -42,6 +42,10 @@ class Source(Protocol):
         `notes`, which are complete when the last table was yielded.
         """
 
+    def embedded_pictures(self, rows: "pa.Table") -> "Sequence[bytes | None]":
+        """The bytes of pictures that the source itself holds, for manifest rows that it gave
+        without them."""
+
 
 class SourceDefaults:
     """What most sources have in common. A source overrides what differs."""
@@ -71,3 +75,16 @@ class SourceDefaults:
     @property
     def carried(self) -> tuple[str, ...]:
         return ()
+
+    def embedded_pictures(self, rows: "pa.Table") -> "Sequence[bytes | None]":
+        """Looks through the whole source. A large one knows better where its pictures are."""
+        import pyarrow.compute as pc  # here, so that `raycap --help` stays quick
+
+        wanted: list[str] = rows["key"].to_pylist()
+        found: dict[str, bytes | None] = {}
+        for table in self.tables():  # type: ignore[attr-defined]
+            some = table.filter(pc.is_in(table["key"], rows["key"].combine_chunks()))
+            found |= zip(some["key"].to_pylist(), some["bytes"].to_pylist(), strict=True)
+            if len(found) == len(wanted):
+                break
+        return [found.get(key) for key in wanted]

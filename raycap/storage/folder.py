@@ -90,7 +90,7 @@ class RunFolder:
             raise UserError(f"{self.uri}/{name} is not what raycap writes there")
         return data
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: "bytes | pa.Buffer") -> None:
         """Writes a file. A reader sees the old file or the new one, whole."""
         if self.is_local:
             part = str(PurePosixPath(name).with_name(f".{uuid.uuid4().hex}.part"))
@@ -176,9 +176,38 @@ class RunFolder:
 
         return self._retry("read", exists)
 
-    def names(self, under: str = "") -> list[str]:
-        """Returns the files in the folder `under`, sorted; skips names with '_' or '.' first."""
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes a file unless it exists; returns whether it did. Of several processes that try it
+        at once, one does."""
 
+        def create() -> bool:
+            self._make_parent(name)
+            try:
+                if self.is_local:
+                    _create_local(self.path(name), content)
+                else:
+                    self._filesystem.pipe_file(self.path(name), content, mode="create")
+            except FileExistsError:
+                # An earlier try may have written it, and only its answer was lost.
+                return self.read(name) == content
+            return True
+
+        return self._retry("write", create)
+
+    def folders(self, under: str = "") -> list[str]:
+        """Returns the names of the folders in the folder `under`, sorted."""
+        found = [each for each in self._entries(under) if each["type"] == "directory"]
+        return sorted(PurePosixPath(each["name"]).name for each in found)
+
+    def names(self, under: str = "", hidden: bool = False) -> list[str]:
+        """Returns the files in the folder `under`, sorted. Names with '_' or '.' first are
+        hidden."""
+        files = [each for each in self._entries(under) if each["type"] == "file"]
+        names = sorted(PurePosixPath(each["name"]).name for each in files)
+        shown = [name for name in names if hidden or name[0] not in "_."]
+        return [f"{under}/{name}" if under else name for name in shown]
+
+    def _entries(self, under: str) -> list[dict[str, Any]]:
         def entries() -> list[dict[str, Any]]:
             self._filesystem.invalidate_cache()
             try:
@@ -187,9 +216,7 @@ class RunFolder:
                 return []
             return found
 
-        files = [each for each in self._retry("read", entries) if each["type"] == "file"]
-        names = sorted(PurePosixPath(each["name"]).name for each in files)
-        return [f"{under}/{name}" if under else name for name in names if name[0] not in "_."]
+        return self._retry("read", entries)
 
     def open(self, name: str) -> Any:
         """Opens a file for reading. Faults while it is read are not retried: see `reading`."""
@@ -220,6 +247,19 @@ class RunFolder:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     remedy = "; free some space and run it again"
             raise UserError(f"cannot {what} {self.uri}: {reason}{remedy}") from error
+
+
+def _create_local(path: str, content: bytes) -> None:
+    """Writes a new file, which appears whole; raises FileExistsError if there is one."""
+    part = Path(path).with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def output_folder(uri: str) -> RunFolder:

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycap.errors import UserError
-from raycap.schema import FEATURES_FORMAT, MANIFEST, SUCCESS
+from raycap.schema import FEATURES_FORMAT, MANIFEST, SUCCESS, tensor_shape, tensors_of
 from raycap.sources import Source
 from raycap.storage import open_uri, whole_path, write_json
 from raycap.storage.filesystem import filesystem_of
@@ -224,9 +224,7 @@ def _unpack(table: str, folder: Path) -> None:
 
 def _rows(piece: pa.Table, columns: list[str]) -> np.ndarray:
     """[n, P + 1, D] from a grid and a vector, or [n, S, S, 3]."""
-    arrays: dict[str, np.ndarray] = {
-        name: piece[name].combine_chunks().to_numpy_ndarray() for name in columns
-    }
+    arrays: dict[str, np.ndarray] = {name: tensors_of(piece, name) for name in columns}
     if "pixels" in arrays:
         return arrays["pixels"]
     grid = arrays["grid"] * arrays["scale"][:, None] if "scale" in arrays else arrays["grid"]
@@ -238,21 +236,18 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
     `pixels`."""
     with _opened(_parquet_files(table)[0][0], table) as file:
         schema = pq.read_schema(file)
-    shapes = {
-        name: tuple(schema.field(name).type.shape)
-        for name in ("grid", "scale", "vector", "pixels")
-        if name in schema.names
-    }
-    if "references" in schema.names:
+    known = [name for name in ("grid", "scale", "vector", "pixels") if name in schema.names]
+    shapes = {name: tensor_shape(schema.field(name)) for name in known}
+    if "references" in schema.names or None in shapes.values():
         raise UserError(
-            f"{table} was made by an older version of raycap, which kept captions in it (format "
-            f"1, this version reads {FEATURES_FORMAT}): make it again with `raycap extract`"
+            f"{table} was made by an older version of raycap, in another format (this version "
+            f"reads format {FEATURES_FORMAT}): make it again with `raycap extract`"
         )
     if not shapes:
         raise UserError(
             f"{table} is no feature table: it has no column `grid`; make one with `raycap extract`"
         )
-    return shapes
+    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:

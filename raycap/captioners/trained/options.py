@@ -20,7 +20,7 @@ from raycap.search import SEARCHES, SearchChoice
 ATTENTION = pa.schema(
     [
         ("words", pa.list_(pa.string())),
-        ("attention", pa.list_(pa.list_(pa.float16()))),  # [T, P]
+        ("attention", pa.list_(pa.list_(pa.float32()))),  # [T, P]
     ]
 )
 

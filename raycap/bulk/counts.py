@@ -1,0 +1,78 @@
+"""Rows by status, and why rows failed: of a file, of a run, of a whole table."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.compute as pc
+
+from raycap.fetch.hosts import HostCounts
+from raycap.schema import SUCCESS
+
+# Different reasons that are told apart. A million dead hosts must not take memory for each.
+MOST_REASONS = 200
+OTHER_REASONS = "other reasons"
+LONGEST_REASON = 200
+# What differs between rows that fail for the same reason: addresses, host names and sizes.
+_OF_ONE_ROW = re.compile(r"\b(?:[\w-]+\.)+[a-z]{2,}\b|\b\d+(?:\.\d+){3}\b|\d{4,}|\d+(?:,\d{3})+")
+
+
+@dataclass
+class RowCounts:
+    """Rows by status, why rows failed, and which worker made them where that is known."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    makers: Counter[str] = field(default_factory=Counter)
+    hosts: HostCounts = field(default_factory=HostCounts)  # of rows made in this run
+
+    @property
+    def rows(self) -> int:
+        return self.statuses.total()
+
+    @property
+    def failed(self) -> int:
+        return self.rows - self.statuses[SUCCESS]
+
+    def add(self, other: "RowCounts") -> None:
+        self.statuses += other.statuses
+        self.makers += other.makers
+        self.hosts.add(other.hosts)
+        for (status, reason), rows in other.reasons.items():
+            is_known = (status, reason) in self.reasons
+            if not is_known and len(self.reasons) >= MOST_REASONS:
+                reason = OTHER_REASONS
+            self.reasons[status, reason] += rows
+
+    def to_json(self) -> str:
+        """Statuses and reasons, for the metadata of a file."""
+        reasons = [[*reason, rows] for reason, rows in self.reasons.items()]
+        return json.dumps({"statuses": dict(self.statuses), "reasons": reasons})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "RowCounts":
+        data = json.loads(text)
+        reasons = Counter({(status, reason): rows for status, reason, rows in data["reasons"]})
+        return cls(Counter(data["statuses"]), reasons)
+
+
+def count_rows(rows: Any) -> RowCounts:
+    """The statuses and reasons of a table or batch."""
+    counts = RowCounts()
+    statuses = pc.value_counts(rows["status"])
+    counts.statuses = Counter({item["values"]: item["counts"] for item in statuses.to_pylist()})
+    counts.hosts.add_rows(rows)
+    if counts.failed:
+        bad = rows.filter(pc.not_equal(rows["status"], SUCCESS))
+        pairs = zip(bad["status"].to_pylist(), bad["error_message"].to_pylist(), strict=True)
+        found = Counter((status, reason_head(reason)) for status, reason in pairs)
+        counts.add(RowCounts(reasons=found))
+    return counts
+
+
+def reason_head(reason: str) -> str:
+    """What the same fault has in common in all rows: everything up to the first colon, without
+    host names and large numbers."""
+    return _OF_ONE_ROW.sub("...", reason.partition(":")[0])[:LONGEST_REASON]

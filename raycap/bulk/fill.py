@@ -1,0 +1,319 @@
+"""The work of one operation: its plan is listed, its chunks go to workers, and what they finish is
+committed. All three happen at the same time."""
+
+import logging
+import queue
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from ray.exceptions import RayError
+
+from raycap.bulk.counts import RowCounts
+from raycap.bulk.crew import Answered, Crew, Failed, PlanFailed, Planned
+from raycap.bulk.facts import reason_lines
+from raycap.bulk.job import FACTS, TableJob
+from raycap.bulk.plan import Chunk, Plan, Shard
+from raycap.bulk.pool import (
+    decoding_need,
+    gpus_per_worker,
+    provide_model_nodes,
+    worker_places,
+)
+from raycap.bulk.table import OutputTable
+from raycap.bulk.work import FinishedChunk
+from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
+from raycap.cluster.nodes import capacity, check_visible, has_free, selector
+from raycap.cluster.session import find_user_error, root_cause
+from raycap.errors import UserError
+from raycap.progress import Progress
+from raycap.storage import RunFolder
+from raycap.terminal import write_err
+
+log = logging.getLogger(__name__)
+
+# Faults without a finished chunk between them, after which the run ends: a fault that stays is not
+# mended by trying again.
+FRUITLESS_FAULTS = 3
+SECONDS_AFTER_A_FAULT = 2.0  # and four times as long after the next one
+# So many batches keep any number of workers busy.
+BATCHES_ARE_MANY = 64
+# A share of failures says something only of so many rows.
+ROWS_TO_JUDGE = 200
+# If nothing is finished for so long, plus what the pictures may take, something hangs.
+SECONDS_WITHOUT_PROGRESS = 900.0
+# Ray takes some time to end the tasks of workers that have ended.
+SECONDS_TO_FREE = 20.0
+SECONDS_BETWEEN_COMMITS, FILES_PER_COMMIT = 2.0, 500
+SECONDS_BETWEEN_LOOKS = 1.0
+# How often new nodes are looked for.
+SECONDS_BETWEEN_HIRES = 10.0
+# Chunks of one worker at one time, at most.
+MOST_CHUNKS = 8
+
+
+@dataclass
+class Filling:
+    """Makes the chunks of a plan that its table does not have."""
+
+    job: TableJob
+    out: RunFolder
+    plan: Plan
+    number: int  # under which the operation commits
+    table: OutputTable  # of the run
+    target: OutputTable  # the same, or the side table of a retry or an overwrite
+    lister: Callable[[], Iterator[Shard]]
+
+    planned: int = 0  # rows of the plan
+    has_listed: bool = False  # whether the source was listed now
+    notes: dict[str, Any] = field(default_factory=dict)  # of the source
+    made: RowCounts = field(default_factory=RowCounts)  # rows that are committed
+    faults: list[str] = field(default_factory=list)
+
+    _shards: set[tuple[int, int]] = field(default_factory=set)
+    _units_listed: set[int] = field(default_factory=set)
+    _pending: deque[Chunk] = field(default_factory=deque)
+    _finished: dict[Chunk, FinishedChunk] = field(default_factory=dict)  # not yet committed
+    _schema: pa.Schema | None = None
+    _tries: Counter[Chunk] = field(default_factory=Counter)
+    _fruitless: int = 0
+    _hire_after: float = 0.0
+    _committed_at: float = 0.0
+    _progressed_at: float = field(default_factory=time.monotonic)
+
+    def run(self) -> None:
+        """Returns when every chunk of the plan is in the table."""
+        order = self.job.order(self.out, self.target.folder)
+        with Crew(order, selector(self.job.cluster.decode_on)) as crew:
+            crew.list_shards(self.lister)
+            self._wait_for_work(crew)
+            if not self._pending:
+                return
+            self.out.remove(FACTS)  # the table is unfinished again
+            if self.table.exists:
+                self.table.begin(self.number)
+            with Progress(self.job.command, total=self._rows_to_make) as progress:
+                try:
+                    self._work(crew, progress)
+                finally:
+                    # Also after an interrupt or a fault: what is finished is kept.
+                    self._commit()
+
+    @property
+    def _is_planned(self) -> bool:
+        return len(self._units_listed) == len(self.plan.units)
+
+    def _rows_to_make(self) -> int | None:
+        if not self._is_planned:
+            return None
+        held = sum(chunk.rows for chunk in self.target.chunks())
+        return self.planned - held + self.made.rows
+
+    def _wait_for_work(self, crew: Crew) -> None:
+        """Read the plan until it is known whether there is much to do."""
+        many = BATCHES_ARE_MANY * self.job.options.batch
+        while not self._is_planned and sum(chunk.rows for chunk in self._pending) < many:
+            self._handle(crew, crew.events.get(), None)
+
+    def _work(self, crew: Crew, progress: Progress) -> None:
+        self._provide_nodes()
+        while True:
+            self._hire(crew)
+            self._hand_out(crew)
+            is_busy = any(worker.chunks for worker in crew.workers)
+            is_idle = not (self._pending or is_busy)
+            is_due = time.monotonic() - self._committed_at > SECONDS_BETWEEN_COMMITS
+            if self._finished and (is_idle or is_due or len(self._finished) > FILES_PER_COMMIT):
+                self._commit()
+            if is_idle and self._is_planned:
+                return
+            try:
+                self._handle(crew, crew.events.get(timeout=SECONDS_BETWEEN_LOOKS), progress)
+            except queue.Empty:
+                crew.ask_progress()
+                self._check_progress(crew)
+
+    # Workers come, and get chunks.
+
+    def _provide_nodes(self) -> None:
+        """If an autoscaler has to bring the nodes, wait for them."""
+        options, cluster = self.job.options, self.job.cluster
+        rows = sum(chunk.rows for chunk in self._pending)
+        batches = MOST_PIECES if not self._is_planned else -(-rows // options.batch)
+        wait_for_nodes([decoding_need(cluster, batches)], cluster.wait)
+        provide_model_nodes(options, cluster, options.actors or batches)
+        # Nodes that an autoscaler has brought must see the folders too.
+        if self.out.is_local:
+            check_visible({self.out.path(): "--out"})
+
+    def _hire(self, crew: Crew) -> None:
+        """Start workers, at first and then wherever a new node has room."""
+        if time.monotonic() < self._hire_after:
+            return
+        is_first = self._hire_after == 0.0
+        self._hire_after = time.monotonic() + SECONDS_BETWEEN_HIRES
+        options, cluster = self.job.options, self.job.cluster
+        rows = sum(chunk.rows for chunk in self._pending)
+        batches = -(-rows // options.batch) if self._is_planned else MOST_PIECES
+        if not self._pending:
+            return
+        try:
+            places = worker_places(options, cluster, batches)
+        except UserError:
+            if is_first:
+                raise
+            return  # the last node of them has gone; others may come
+        wanted = Counter(places)
+        wanted.subtract(worker.place for worker in crew.workers)
+        new = [place for place, count in wanted.items() for _ in range(max(0, count))]
+        new = new[: max(0, len(places) - len(crew.workers))]
+        if new:
+            cpus = capacity(cluster.decode_on).get("CPU", 1)
+            lookahead = max(2, round(cpus / len(places))) + 1
+            if is_first:
+                gpu = f", {new[0].gpus:g} GPU each" if new[0].gpus else ", on the processor"
+                write_err(
+                    f"raycap: {len(new)} model actor(s) with {new[0].threads} thread(s){gpu}, "
+                    f"batches of {options.batch}\n"
+                )
+            crew.hire(new, lookahead)
+
+    def _hand_out(self, crew: Crew) -> None:
+        """Give each worker so much that its next pictures are loaded while the model works."""
+        ready = [worker for worker in crew.workers if worker.is_ready]
+        while self._pending and ready:
+            worker = min(ready, key=lambda worker: worker.rows)
+            enough = max(2 * self._pending[0].rows, 4 * self.job.options.batch)
+            if len(worker.chunks) >= MOST_CHUNKS or worker.rows >= enough:
+                return
+            crew.make(worker, self._pending.popleft())
+
+    # What happens.
+
+    def _handle(self, crew: Crew, event: Any, progress: Progress | None) -> None:
+        if isinstance(event, Planned):
+            self._add_shard(event.shard)
+        elif isinstance(event, PlanFailed):
+            self._after_fault(event.error)
+            crew.list_shards(self.lister)
+        elif isinstance(event, Failed):
+            if event.worker in crew.workers:
+                self._lose(crew, event)
+        elif isinstance(event, Answered):
+            self._take_answer(event, progress)
+
+    def _add_shard(self, shard: Shard) -> None:
+        if (shard.unit, shard.number) not in self._shards:
+            self._shards.add((shard.unit, shard.number))
+            self.planned += shard.rows
+            held = self.target.chunks()
+            for chunk in shard.chunks(self.plan.operation):
+                if chunk not in held:
+                    self._pending.append(chunk)
+        if shard.is_last:
+            self._units_listed.add(shard.unit)
+            self.notes = shard.parsed_notes()
+
+    def _take_answer(self, event: Answered, progress: Progress | None) -> None:
+        worker, answer = event.worker, event.answer
+        if isinstance(answer, FinishedChunk):
+            assert event.chunk is not None
+            worker.chunks.discard(event.chunk)
+            self._finished[event.chunk] = answer
+            self._schema = answer.schema
+            self._fruitless = 0
+            if progress:
+                progress.add(answer.counts.rows, answer.counts.reasons)
+            self._check_failures(answer.counts)
+        elif isinstance(answer, int):
+            worker.is_asked = False
+            if answer == worker.rows_done:
+                return
+            worker.rows_done = answer
+        else:
+            worker.is_ready = True
+        self._progressed_at = time.monotonic()
+
+    def _lose(self, crew: Crew, event: Failed) -> None:
+        """A worker is lost, or could not make a chunk: its chunks are made again."""
+        lost = set(event.worker.chunks)
+        crew.dismiss(event.worker)
+        for chunk in sorted(lost):
+            self._pending.appendleft(chunk)
+        self._after_fault(event.error)
+
+    def _after_fault(self, error: BaseException) -> None:
+        if not isinstance(error, RayError):
+            raise error
+        if user_error := find_user_error(error):
+            raise user_error from error
+        self._note_fault(root_cause(error))
+
+    def _note_fault(self, reason: str) -> None:
+        self.faults.append(reason)
+        self._fruitless += 1
+        if self._fruitless == FRUITLESS_FAULTS:
+            raise UserError(
+                f"the work fails each time it is tried ({reason}); what is made stays in "
+                f"{self.out}, and the same command goes on from there"
+            )
+        log.warning("some work was lost (%s): it is done again", reason)
+        pause = SECONDS_AFTER_A_FAULT * 4 ** (self._fruitless - 1)
+        self._hire_after = time.monotonic() + pause
+
+    def _check_failures(self, new: RowCounts) -> None:
+        counts = RowCounts()
+        counts.add(self.made)
+        for finished in self._finished.values():
+            counts.add(finished.counts)
+        allowed = self.job.options.failures_allowed(max(counts.rows, ROWS_TO_JUDGE))
+        if counts.failed > allowed:
+            raise UserError(
+                f"{counts.failed:,} of {counts.rows:,} rows failed, more than --max-failed "
+                f"{self.job.options.max_failed}; what is made stays, and the same command goes on "
+                "with it:\n" + "\n".join(reason_lines(counts))
+            )
+
+    def _check_progress(self, crew: Crew) -> None:
+        """Start over with new workers if nothing is finished for a long time."""
+        limit = SECONDS_WITHOUT_PROGRESS + self.job.options.batch * self.job.reading.timeout
+        if time.monotonic() - self._progressed_at < limit:
+            return
+        reason = f"nothing was finished for {limit:,.0f} s"
+        for worker in list(crew.workers):
+            self._pending.extendleft(sorted(worker.chunks))
+            crew.dismiss(worker)
+        self._progressed_at, self._hire_after = time.monotonic(), 0.0
+        if self._finds_free_processors():
+            self._note_fault(f"{reason}, though processors were free")
+        else:  # waiting for a cluster that is full is no fault, however long it takes
+            self.faults.append(f"{reason}: the cluster has no free processor for it")
+            log.warning("%s", self.faults[-1])
+
+    def _finds_free_processors(self) -> bool:
+        """Whether a task and a model could run now that the workers have ended. If they could,
+        they ran and made nothing. If not, the processors are gone, or other work uses them."""
+        options, cluster = self.job.options, self.job.cluster
+        needs = [(cluster.decode_on, "CPU", 1.0)]
+        if gpus := gpus_per_worker(options, cluster.model_on):
+            needs.append((cluster.model_on, "GPU", gpus))
+        end = time.monotonic() + SECONDS_TO_FREE
+        while not all(has_free(*need) for need in needs):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.5)
+        return True
+
+    def _commit(self) -> None:
+        """Bring what is finished into the table."""
+        self._committed_at = time.monotonic()
+        if not self._finished:
+            return
+        assert self._schema is not None
+        files = [finished.file for finished in self._finished.values()]
+        for file in self.target.commit_chunks(files, self.number, self._schema):
+            self.made.add(self._finished[file.chunk].counts)
+        self._finished.clear()

@@ -1,0 +1,297 @@
+"""The output table: a Delta table, which only transactions change.
+
+Every commit carries the number of the operation that it belongs to (the first run is 1, a retry
+after it 2, and so on). Two commits with the same number cannot both succeed on the same version of
+the table: the second one fails, loads the table, and sees what the first one did. So any number of
+processes may commit, also ones that everybody believes dead: a chunk comes into the table once.
+
+Files of chunks are in `_chunks`, which readers of plain Parquet folders skip. At the end of an
+operation they are joined to the files that such readers see.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from raycap.bulk.plan import Chunk
+from raycap.errors import UserError
+from raycap.storage import RunFolder
+from raycap.uris import is_local, scheme_of
+
+log = logging.getLogger(__name__)
+
+CHUNKS = "_chunks"
+# Under these names a table records its newest operation, and the newest that is complete.
+OPERATION, COMPLETE = "raycap", "raycap-complete"
+# Stores that delta-rs writes to, by the scheme of their URIs.
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+# A store that does not answer for so long ends the run, which can be resumed.
+SECONDS_TO_COMMIT = 180.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+
+
+class TakenOverError(UserError):
+    """The table has gone on to a later operation: what this process has made is not wanted."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of the table."""
+
+    path: str  # below the table's folder
+    size: int  # bytes
+    rows: int
+
+
+@dataclass(frozen=True)
+class ChunkFile(DataFile):
+    """A file with the rows of one chunk."""
+
+    chunk: Chunk
+
+
+class OutputTable:
+    """A Delta table as this process has last seen it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._uri = delta_uri(folder)
+        self._options = storage_options(folder.uri)
+        self._table: DeltaTable | None = None
+        # The chunks that the table has, at the version that was looked through for them.
+        self._chunks: dict[Chunk, str] = {}
+        self._chunks_version = -1
+        self.load()
+
+    def load(self) -> None:
+        """Look at the newest version."""
+        try:
+            if self._table is None:
+                self._table = DeltaTable(self._uri, storage_options=self._options)
+            else:
+                self._table.update_incremental()
+        except TableNotFoundError:
+            self._table = None
+
+    @property
+    def exists(self) -> bool:
+        return self._table is not None
+
+    @property
+    def version(self) -> int:
+        return -1 if self._table is None else self._table.version()
+
+    @property
+    def operation(self) -> int:
+        """The newest operation that has begun; 0 for none."""
+        return self._transaction(OPERATION)
+
+    @property
+    def completed(self) -> int:
+        """The newest operation that is complete; 0 for none."""
+        return self._transaction(COMPLETE)
+
+    def _transaction(self, name: str) -> int:
+        return 0 if self._table is None else self._table.transaction_version(name) or 0
+
+    def schema(self) -> pa.Schema:
+        assert self._table is not None
+        return pa.schema(self._table.schema().to_arrow())
+
+    def files(self) -> list[DataFile]:
+        """The files of the table, in the order of their names."""
+        if self._table is None:
+            return []
+        actions = pa.table(self._table.get_add_actions(flatten=True))
+        columns = [actions[name].to_pylist() for name in ("path", "size_bytes", "num_records")]
+        return sorted(
+            (DataFile(*values) for values in zip(*columns, strict=True)),
+            key=lambda file: file.path,
+        )
+
+    def chunks(self) -> dict[Chunk, str]:
+        """The chunks that the table has, and their files."""
+        if self._chunks_version != self.version:
+            paths = [file.path for file in self.files() if file.path.startswith(f"{CHUNKS}/")]
+            self._chunks = {chunk_of(path): path for path in paths}
+            self._chunks_version = self.version
+        return self._chunks
+
+    def begin(self, operation: int) -> None:
+        """From now on nobody can commit for an earlier operation."""
+
+        def actions() -> list[Any] | None:
+            return [] if self.operation < operation else None
+
+        self._commit(operation, actions)
+
+    def commit_chunks(
+        self, files: Sequence[ChunkFile], operation: int, schema: pa.Schema
+    ) -> list[ChunkFile]:
+        """Bring those chunks into the table that it does not have. Returns the files that are in
+        the table now; the others hold chunks that somebody else has made too."""
+        if self._table is None:
+            self._create(schema)
+        one_each = {file.chunk: file for file in files}
+        new: list[ChunkFile] = []
+
+        def actions() -> list[Any] | None:
+            held = self.chunks()
+            new[:] = [file for file in one_each.values() if file.chunk not in held]
+            return [_add(file) for file in new] or None
+
+        if self._commit(operation, actions):  # no need to look through all files again
+            self._chunks |= {file.chunk: file.path for file in new}
+            self._chunks_version = self.version
+        held = self.chunks()
+        return [file for file in one_each.values() if held.get(file.chunk) == file.path]
+
+    def replace(
+        self,
+        operation: int,
+        added: Sequence[DataFile],
+        removed: Sequence[DataFile],
+        schema: pa.Schema | None = None,
+    ) -> None:
+        """Complete an operation: files out, files in, in one commit. With a schema, the added ones
+        become the whole table."""
+        if self._table is None:
+            assert schema is not None
+            self._create(schema)
+
+        def actions() -> list[Any] | None:
+            if self.completed >= operation:  # another process has completed it
+                return None
+            now = int(time.time() * 1000)
+            removals = [RemoveAction(file.path, True, now, file.size) for file in removed]
+            return [*map(_add, added), *(removals if schema is None else [])]
+
+        self._commit(operation, actions, completes=True, schema=schema)
+
+    def _commit(
+        self,
+        operation: int,
+        actions: Callable[[], list[Any] | None],
+        completes: bool = False,
+        schema: pa.Schema | None = None,
+    ) -> bool:
+        """Commit what `actions` returns for the newest version, and start over if somebody else
+        was quicker. None says that nothing is left to do. Returns whether the newest version is
+        the one before and this commit."""
+        transactions = [Transaction(OPERATION, operation)]
+        if completes:
+            transactions.append(Transaction(COMPLETE, operation))
+        # No retries in the library: it would not compare the chunks again.
+        properties = CommitProperties(app_transactions=transactions, max_commit_retries=0)
+        end, pause = time.monotonic() + SECONDS_TO_COMMIT, FIRST_PAUSE
+        while True:
+            try:
+                self.load()
+                if self.operation > operation:
+                    raise TakenOverError(
+                        f"another run has gone on with {self.folder}: this one stops; what both "
+                        "have made is in the table once"
+                    )
+                todo = actions()
+                if todo is None:
+                    return False
+                assert self._table is not None
+                before = self.version
+                self._table.create_write_transaction(
+                    todo,
+                    "append" if schema is None else "overwrite",
+                    schema or self._table.schema(),
+                    commit_properties=properties,
+                )
+                self.load()
+                return self.version == before + 1
+            except (CommitFailedError, DeltaError, OSError) as error:
+                # Also if the answer was lost: the newest version says what has happened.
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"cannot commit to {self.folder}: {error}; what is made stays there, and "
+                        "the same command goes on with it"
+                    ) from error
+                if not isinstance(error, CommitFailedError):
+                    log.warning("cannot commit to %s (%s): trying again", self.folder, error)
+            time.sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _create(self, schema: pa.Schema) -> None:
+        if self.folder.is_local:
+            Path(self.folder.path()).mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(DeltaError, OSError):  # somebody else has created it
+            DeltaTable.create(self._uri, schema, storage_options=self._options)
+        self.load()
+
+
+def _add(file: DataFile) -> AddAction:
+    statistics = json.dumps({"numRecords": file.rows})
+    return AddAction(file.path, file.size, {}, int(time.time() * 1000), True, statistics)
+
+
+def chunk_path(chunk: Chunk) -> str:
+    """A new name for the file of a chunk. Two tries at one chunk never write the same file."""
+    return f"{CHUNKS}/{chunk}-{secrets.token_hex(6)}.parquet"
+
+
+def chunk_of(path: str) -> Chunk:
+    """The chunk that a file holds, by its name."""
+    return Chunk.parse(path.removeprefix(f"{CHUNKS}/").rpartition("-")[0])
+
+
+def delta_uri(folder: RunFolder) -> str:
+    """The folder as delta-rs names it. Raises UserError for a place that it cannot write to."""
+    if folder.is_local:
+        path = folder.path()
+        if re.search("%[0-9A-Fa-f]{2}", path):
+            raise UserError(
+                f"{path} has a percent sign and two digits in it, which a table takes for "
+                "an encoded character: give another --out"
+            )
+        return Path(path).as_uri()
+    scheme = scheme_of(folder.uri)
+    if scheme not in SCHEMES:
+        raise UserError(
+            f"tables cannot be written to {scheme}:// ({folder}): give a folder that all machines "
+            "share, or s3://, gs:// or az://"
+        )
+    return folder.uri
+
+
+def storage_options(uri: str) -> dict[str, str]:
+    """How delta-rs reaches a store: as fsspec is told to, otherwise by the usual variables of the
+    environment."""
+    if is_local(uri):
+        return {}
+    import fsspec
+
+    options = {}
+    if scheme_of(uri).startswith("s3"):
+        told = fsspec.config.conf.get("s3", {})
+        endpoint = told.get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3")
+        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        options = {
+            "aws_endpoint_url": endpoint,
+            "aws_allow_http": "true" if endpoint.startswith("http://") else "",
+            "aws_region": region or "us-east-1",
+            "aws_access_key_id": told.get("key", ""),
+            "aws_secret_access_key": told.get("secret", ""),
+            "aws_session_token": told.get("token", ""),
+        }
+    return {name: value for name, value in options.items() if value}

@@ -1,0 +1,126 @@
+"""Work on chunks: manifest rows in, one Parquet file of finished rows out. Runs in workers."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raycap.bulk.counts import RowCounts, count_rows
+from raycap.bulk.plan import Chunk, read_shard
+from raycap.bulk.table import ChunkFile, chunk_path
+from raycap.fetch import Fetch
+from raycap.images import Reading, Square
+from raycap.schema import fit
+from raycap.sources import Source
+from raycap.storage import RunFolder
+
+# Rows of a list of URLs that are fetched together: a slow one then holds back fewer tasks.
+URLS_PER_TASK = 256
+# Keys of the metadata of Parquet files: the counts of their rows, and which rows of which chunks
+# they are.
+COUNTS, ROWS = "raycap.counts", "raycap.rows"
+
+# From loaded pictures to finished rows, one for each, in their order.
+RowMaker = Callable[[pa.Table], pa.Table]
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """What each file of a table holds."""
+
+    rows: int  # the most in one file of a finished table
+    schema: pa.Schema
+    carry: tuple[str, ...]  # columns of the user's own table
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What workers need to know. It is sent to each of them once."""
+
+    out: RunFolder  # with the plan
+    table: RunFolder  # where files are written
+    source: Source
+    fetch: Fetch
+    reading: Reading
+    square: Square
+    batch: int
+    layout: FileLayout
+    open_model: Callable[[int], RowMaker]  # with so many threads
+
+    @property
+    def rows_per_task(self) -> int:
+        """Rows that are loaded together: whole batches of the model."""
+        if not self.source.names_urls:
+            return self.batch
+        return self.batch * max(1, URLS_PER_TASK // self.batch)
+
+
+@dataclass(frozen=True)
+class FinishedChunk:
+    """What a worker has made."""
+
+    file: ChunkFile
+    counts: RowCounts
+    schema: pa.Schema
+
+
+class Loader(Protocol):
+    """Fetches and decodes pictures."""
+
+    def load(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Loaded tables in the order of the given manifest tables, some of them ahead."""
+
+
+class ChunkWorker:
+    """Holds the model. Several threads may call `make` at once: while the model works for one, the
+    pictures of the others are loaded."""
+
+    def __init__(self, order: WorkOrder, loader: Loader, threads: int, name: str) -> None:
+        self._order, self._loader, self._name = order, loader, name
+        self._make_rows = order.open_model(threads)
+        self._model = threading.Lock()
+        self._shard: tuple[tuple[int, int, int], pa.Table] | None = None
+        self.rows_done = 0
+
+    def make(self, chunk: Chunk) -> FinishedChunk:
+        order = self._order
+        rows = self._manifest(chunk)
+        size = order.rows_per_task
+        parts = (rows.slice(start, size) for start in range(0, len(rows), size))
+        finished: list[pa.Table] = []
+        counts = RowCounts()
+        for loaded in self._loader.load(parts):
+            for start in range(0, len(loaded), order.batch):
+                with self._model:
+                    made = self._make_rows(loaded.slice(start, order.batch))
+                counts.add(count_rows(made))
+                finished.append(fit(made, order.layout.schema, order.layout.carry))
+                self.rows_done += len(made)
+        counts.makers[self._name] += counts.rows
+
+        table = pa.concat_tables(finished)
+        file = write_rows(order.table, chunk_path(chunk), table, order.layout, counts)
+        return FinishedChunk(ChunkFile(*file, chunk), counts, table.schema)
+
+    def _manifest(self, chunk: Chunk) -> pa.Table:
+        name = (chunk.operation, chunk.unit, chunk.shard)
+        held = self._shard
+        if held is None or held[0] != name:
+            held = self._shard = (name, read_shard(self._order.out, *name))
+        return held[1].slice(chunk.start, chunk.rows)
+
+
+def write_rows(
+    folder: RunFolder, path: str, table: pa.Table, layout: FileLayout, counts: RowCounts
+) -> tuple[str, int, int]:
+    """Write one Parquet file. Returns its path, size and rows."""
+    metadata = {**layout.metadata, COUNTS: counts.to_json()}
+    content = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), content, compression="zstd")
+    data = content.getvalue()
+    folder.write(path, data)
+    return path, data.size, len(table)
