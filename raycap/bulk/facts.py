@@ -1,15 +1,13 @@
 """What is said about a run at its end: facts.json for programs, a summary for people."""
 
+import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import ray
 
 from raycap import __version__
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.job import FACTS, RunResult, TableJob
-from raycap.cluster.nodes import rows_by_node
 from raycap.fetch.hosts import host_lines
 from raycap.options import to_plain
 from raycap.sources.notes import line_of
@@ -49,7 +47,10 @@ def write_facts(
         "identity": job.identity,
         "options": to_plain(job.options),
         "config": job.config,
-        "versions": {"python": platform.python_version(), "ray": ray.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "ray": importlib.metadata.version("ray"),
+        },
     }
     folder.write_json(FACTS, facts)
 
@@ -99,3 +100,16 @@ def reason_lines(counts: RowCounts) -> list[str]:
         f"  {rows:>9,}  {status}: {printable(reason)}"
         for (status, reason), rows in counts.reasons.most_common(COMMONEST_REASONS)
     ]
+
+
+def rows_by_node(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:
+    """The rows of each maker, summed by node: rows, rows per second, and number of processes. A
+    process that was replaced counts twice."""
+    nodes: dict[str, dict[str, float]] = {}
+    for maker, count in sorted(rows.items()):
+        name = maker.rpartition(" ")[0]
+        node = nodes.setdefault(name, {"rows": 0, "rows_per_second": 0.0, "processes": 0})
+        node["rows"] += count
+        node["rows_per_second"] = round(node["rows"] / max(seconds, 1e-9), 2)
+        node["processes"] += 1
+    return nodes

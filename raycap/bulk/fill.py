@@ -10,28 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from ray.exceptions import RayError
 
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.crew import Answered, Crew, Failed, PlanFailed, Planned
 from raycap.bulk.facts import reason_lines
 from raycap.bulk.job import FACTS, TableJob
+from raycap.bulk.machines import Machines
 from raycap.bulk.plan import Chunk, Plan, Shard
-from raycap.bulk.pool import (
-    decoding_need,
-    gpus_per_worker,
-    provide_model_nodes,
-    worker_places,
-)
 from raycap.bulk.table import OutputTable
 from raycap.bulk.work import FinishedChunk
-from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
-from raycap.cluster.nodes import capacity, check_visible, has_free, selector
-from raycap.cluster.session import find_user_error, root_cause
 from raycap.errors import UserError
 from raycap.progress import Progress
 from raycap.storage import RunFolder
-from raycap.terminal import write_err
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +35,8 @@ BATCHES_ARE_MANY = 64
 ROWS_TO_JUDGE = 200
 # If nothing is finished for so long, plus what the pictures may take, something hangs.
 SECONDS_WITHOUT_PROGRESS = 900.0
-# Ray takes some time to end the tasks of workers that have ended.
-SECONDS_TO_FREE = 20.0
 SECONDS_BETWEEN_COMMITS, FILES_PER_COMMIT = 2.0, 500
 SECONDS_BETWEEN_LOOKS = 1.0
-# How often new nodes are looked for.
-SECONDS_BETWEEN_HIRES = 10.0
 # Chunks of one worker at one time, at most.
 MOST_CHUNKS = 8
 
@@ -66,6 +52,7 @@ class Filling:
     table: OutputTable  # of the run
     target: OutputTable  # the same, or the side table of a retry or an overwrite
     lister: Callable[[], Iterator[Shard]]
+    machines: Machines
 
     planned: int = 0  # rows of the plan
     has_listed: bool = False  # whether the source was listed now
@@ -80,27 +67,29 @@ class Filling:
     _schema: pa.Schema | None = None
     _tries: Counter[Chunk] = field(default_factory=Counter)
     _fruitless: int = 0
-    _hire_after: float = 0.0
+    _events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _committed_at: float = 0.0
     _progressed_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
         """Returns when every chunk of the plan is in the table."""
+        self.machines.list_shards(self.lister, self._events)
+        self._wait_for_work()
+        if not self._pending:
+            return
+        self.out.remove(FACTS)  # the table is unfinished again
+        if self.table.exists:
+            self.table.begin(self.number)
         order = self.job.order(self.out, self.target.folder)
-        with Crew(order, selector(self.job.cluster.decode_on)) as crew:
-            crew.list_shards(self.lister)
-            self._wait_for_work(crew)
-            if not self._pending:
-                return
-            self.out.remove(FACTS)  # the table is unfinished again
-            if self.table.exists:
-                self.table.begin(self.number)
+        rows = self._rows_left() if self._is_planned else None
+        crew = self.machines.crew(self.job, order, self._events, rows)
+        try:
             with Progress(self.job.command, total=self._rows_to_make) as progress:
-                try:
-                    self._work(crew, progress)
-                finally:
-                    # Also after an interrupt or a fault: what is finished is kept.
-                    self._commit()
+                self._work(crew, progress)
+        finally:
+            # Also after an interrupt or a fault: what is finished is kept.
+            crew.close()
+            self._commit()
 
     @property
     def _is_planned(self) -> bool:
@@ -112,16 +101,23 @@ class Filling:
         held = sum(chunk.rows for chunk in self.target.chunks())
         return self.planned - held + self.made.rows
 
-    def _wait_for_work(self, crew: Crew) -> None:
+    def _rows_left(self) -> int:
+        return sum(chunk.rows for chunk in self._pending)
+
+    def _wait_for_work(self) -> None:
         """Read the plan until it is known whether there is much to do."""
         many = BATCHES_ARE_MANY * self.job.options.batch
-        while not self._is_planned and sum(chunk.rows for chunk in self._pending) < many:
-            self._handle(crew, crew.events.get(), None)
+        while not self._is_planned and self._rows_left() < many:
+            event = self._events.get()
+            if isinstance(event, Planned):
+                self._add_shard(event.shard)
+            else:
+                self._plan_again(event.error)
 
     def _work(self, crew: Crew, progress: Progress) -> None:
-        self._provide_nodes()
         while True:
-            self._hire(crew)
+            if self._pending:
+                crew.hire(self._rows_left() if self._is_planned else None)
             self._hand_out(crew)
             is_busy = any(worker.chunks for worker in crew.workers)
             is_idle = not (self._pending or is_busy)
@@ -131,55 +127,10 @@ class Filling:
             if is_idle and self._is_planned:
                 return
             try:
-                self._handle(crew, crew.events.get(timeout=SECONDS_BETWEEN_LOOKS), progress)
+                self._handle(crew, self._events.get(timeout=SECONDS_BETWEEN_LOOKS), progress)
             except queue.Empty:
                 crew.ask_progress()
                 self._check_progress(crew)
-
-    # Workers come, and get chunks.
-
-    def _provide_nodes(self) -> None:
-        """If an autoscaler has to bring the nodes, wait for them."""
-        options, cluster = self.job.options, self.job.cluster
-        rows = sum(chunk.rows for chunk in self._pending)
-        batches = MOST_PIECES if not self._is_planned else -(-rows // options.batch)
-        wait_for_nodes([decoding_need(cluster, batches)], cluster.wait)
-        provide_model_nodes(options, cluster, options.actors or batches)
-        # Nodes that an autoscaler has brought must see the folders too.
-        if self.out.is_local:
-            check_visible({self.out.path(): "--out"})
-
-    def _hire(self, crew: Crew) -> None:
-        """Start workers, at first and then wherever a new node has room."""
-        if time.monotonic() < self._hire_after:
-            return
-        is_first = self._hire_after == 0.0
-        self._hire_after = time.monotonic() + SECONDS_BETWEEN_HIRES
-        options, cluster = self.job.options, self.job.cluster
-        rows = sum(chunk.rows for chunk in self._pending)
-        batches = -(-rows // options.batch) if self._is_planned else MOST_PIECES
-        if not self._pending:
-            return
-        try:
-            places = worker_places(options, cluster, batches)
-        except UserError:
-            if is_first:
-                raise
-            return  # the last node of them has gone; others may come
-        wanted = Counter(places)
-        wanted.subtract(worker.place for worker in crew.workers)
-        new = [place for place, count in wanted.items() for _ in range(max(0, count))]
-        new = new[: max(0, len(places) - len(crew.workers))]
-        if new:
-            cpus = capacity(cluster.decode_on).get("CPU", 1)
-            lookahead = max(2, round(cpus / len(places))) + 1
-            if is_first:
-                gpu = f", {new[0].gpus:g} GPU each" if new[0].gpus else ", on the processor"
-                write_err(
-                    f"raycap: {len(new)} model actor(s) with {new[0].threads} thread(s){gpu}, "
-                    f"batches of {options.batch}\n"
-                )
-            crew.hire(new, lookahead)
 
     def _hand_out(self, crew: Crew) -> None:
         """Give each worker so much that its next pictures are loaded while the model works."""
@@ -193,12 +144,11 @@ class Filling:
 
     # What happens.
 
-    def _handle(self, crew: Crew, event: Any, progress: Progress | None) -> None:
+    def _handle(self, crew: Crew, event: Any, progress: Progress) -> None:
         if isinstance(event, Planned):
             self._add_shard(event.shard)
         elif isinstance(event, PlanFailed):
-            self._after_fault(event.error)
-            crew.list_shards(self.lister)
+            self._plan_again(event.error)
         elif isinstance(event, Failed):
             if event.worker in crew.workers:
                 self._lose(crew, event)
@@ -217,7 +167,11 @@ class Filling:
             self._units_listed.add(shard.unit)
             self.notes = shard.parsed_notes()
 
-    def _take_answer(self, event: Answered, progress: Progress | None) -> None:
+    def _plan_again(self, error: BaseException) -> None:
+        self._note_fault(self.machines.reason_of(error))
+        self.machines.list_shards(self.lister, self._events)
+
+    def _take_answer(self, event: Answered, progress: Progress) -> None:
         worker, answer = event.worker, event.answer
         if isinstance(answer, FinishedChunk):
             assert event.chunk is not None
@@ -225,8 +179,7 @@ class Filling:
             self._finished[event.chunk] = answer
             self._schema = answer.schema
             self._fruitless = 0
-            if progress:
-                progress.add(answer.counts.rows, answer.counts.reasons)
+            progress.add(answer.counts.rows, answer.counts.reasons)
             self._check_failures(answer.counts)
         elif isinstance(answer, int):
             worker.is_asked = False
@@ -243,16 +196,10 @@ class Filling:
         crew.dismiss(event.worker)
         for chunk in sorted(lost):
             self._pending.appendleft(chunk)
-        self._after_fault(event.error)
+        crew.rest(self._note_fault(self.machines.reason_of(event.error)))
 
-    def _after_fault(self, error: BaseException) -> None:
-        if not isinstance(error, RayError):
-            raise error
-        if user_error := find_user_error(error):
-            raise user_error from error
-        self._note_fault(root_cause(error))
-
-    def _note_fault(self, reason: str) -> None:
+    def _note_fault(self, reason: str) -> float:
+        """Returns for how many seconds to wait before the next try."""
         self.faults.append(reason)
         self._fruitless += 1
         if self._fruitless == FRUITLESS_FAULTS:
@@ -261,8 +208,7 @@ class Filling:
                 f"{self.out}, and the same command goes on from there"
             )
         log.warning("some work was lost (%s): it is done again", reason)
-        pause = SECONDS_AFTER_A_FAULT * 4 ** (self._fruitless - 1)
-        self._hire_after = time.monotonic() + pause
+        return SECONDS_AFTER_A_FAULT * 4.0 ** (self._fruitless - 1)
 
     def _check_failures(self, new: RowCounts) -> None:
         counts = RowCounts()
@@ -286,26 +232,12 @@ class Filling:
         for worker in list(crew.workers):
             self._pending.extendleft(sorted(worker.chunks))
             crew.dismiss(worker)
-        self._progressed_at, self._hire_after = time.monotonic(), 0.0
-        if self._finds_free_processors():
-            self._note_fault(f"{reason}, though processors were free")
+        self._progressed_at = time.monotonic()
+        if crew.finds_free_processors():
+            crew.rest(self._note_fault(f"{reason}, though processors were free"))
         else:  # waiting for a cluster that is full is no fault, however long it takes
             self.faults.append(f"{reason}: the cluster has no free processor for it")
             log.warning("%s", self.faults[-1])
-
-    def _finds_free_processors(self) -> bool:
-        """Whether a task and a model could run now that the workers have ended. If they could,
-        they ran and made nothing. If not, the processors are gone, or other work uses them."""
-        options, cluster = self.job.options, self.job.cluster
-        needs = [(cluster.decode_on, "CPU", 1.0)]
-        if gpus := gpus_per_worker(options, cluster.model_on):
-            needs.append((cluster.model_on, "GPU", gpus))
-        end = time.monotonic() + SECONDS_TO_FREE
-        while not all(has_free(*need) for need in needs):
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.5)
-        return True
 
     def _commit(self) -> None:
         """Bring what is finished into the table."""

@@ -11,8 +11,6 @@ from raycap.bulk.counts import RowCounts
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.work import FileLayout, RowMaker, WorkOrder
 from raycap.cluster import Cluster
-from raycap.cluster.autoscaler import has_autoscaler
-from raycap.cluster.nodes import count_machines
 from raycap.errors import UserError
 from raycap.fetch import Fetch
 from raycap.images import Reading, Square
@@ -100,6 +98,9 @@ def reading_identity(reading: Reading) -> dict[str, Any]:
 
 def in_cache(job: TableJob, cache: str, option: str) -> TableJob:
     """The job in a folder of the cache that a later run of the same job finds."""
+    from raycap.cluster.autoscaler import has_autoscaler  # Ray takes a second to load
+    from raycap.cluster.nodes import count_machines
+
     if not cache and (count_machines() > 1 or has_autoscaler()):
         raise UserError(
             "on several machines, say where they all find what is made: "

@@ -1,138 +1,21 @@
-"""From a source to loaded pictures on Ray: a stream of manifest rows, and each row a picture or a
-reason."""
+"""From manifest rows to loaded pictures: each row has its picture or a reason."""
 
 import functools
-import json
 import signal
+import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import ray.data
-from ray.data import DataContext, Dataset
-from ray.data.block import Block, BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 
-from raycap.bulk.options import BulkOptions
-from raycap.bulk.selection import chosen_rows
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.fetch.hosts import FETCHED
 from raycap.images import Picture, Reading, Square, read_picture, read_whole
 from raycap.images.guard import needs_guard, read_guarded, read_in_child
 from raycap.images.loading import Read, load_pictures
-from raycap.sources import Notes, Source
-
-# Rows that one task loads: enough to pay for the task, few enough that a small folder keeps every
-# core busy.
-ROWS_PER_TASK = 256
-# If nothing is finished for so long, plus what the pictures may take, the stream is stuck. The
-# slowest fetch is far below that.
-SECONDS_WITHOUT_PROGRESS = 900
-
-
-class LazyManifest(Protocol):
-    """A source, or the pending rows of one."""
-
-    def tables(self) -> Iterator[pa.Table]:
-        """Manifest rows, perhaps with more columns, in tables of one schema."""
-
-
-@dataclass(frozen=True)
-class SelectedRows:
-    """The rows of a source that options leave. The last one brings the notes of the source, so
-    that the driver need not list it again."""
-
-    source: Source
-    options: BulkOptions
-
-    def tables(self) -> Iterator[pa.Table]:
-        notes = Notes()
-        held: pa.Table | None = None  # until it is known whether the last row is in it
-        for table in chosen_rows(self.source, self.options, notes):
-            if held is not None and len(table):
-                yield _with_notes(held, "")
-                held = None
-            held = table if held is None else held
-        if held is not None:
-            yield _with_notes(held, notes.to_json())
-
-
-def _with_notes(table: pa.Table, notes: str) -> pa.Table:
-    column = [*[""] * (len(table) - 1), notes][-len(table) :] if len(table) else []
-    return table.append_column("notes", pa.array(column, pa.string()))
-
-
-def notes_of(table: pa.Table) -> dict[str, Any] | None:
-    """The notes of the source, if the last row of its listing is in the table: what may be a
-    picture and has no row ("left_out"), and other remarks ("notes")."""
-    last = table["notes"].filter(pc.not_equal(table["notes"], ""))
-    return json.loads(last[0].as_py()) if len(last) else None
-
-
-def manifest(source: LazyManifest, rows_per_task: int = ROWS_PER_TASK) -> Dataset:
-    """The rows of a source, listed lazily by one task that holds no processor: listing is waiting,
-    and on a machine with one core a lister that held it would starve the pictures."""
-    listing = ray.data.read_datasource(_Listing(source), override_num_blocks=1, num_cpus=0)
-    rows: Dataset = listing.repartition(target_num_rows_per_block=rows_per_task)
-    return rows
-
-
-class _Listing(Datasource):
-    def __init__(self, source: LazyManifest) -> None:
-        self._source = source
-
-    def get_name(self) -> str:
-        return "Manifest"
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None  # nobody knows before the listing ends
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        source = self._source
-
-        def read() -> Iterable[Block]:
-            return source.tables()
-
-        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        return [ReadTask(read, unknown, per_task_row_limit=per_task_row_limit)]
-
-
-def load_rows(
-    rows: Dataset,
-    fetch: Fetch,
-    trust: Trust,
-    reading: Reading,
-    square: Square,
-    keep_pixels: bool,
-    rows_per_task: int = ROWS_PER_TASK,
-    nodes: dict[str, str] | None = None,
-) -> Dataset:
-    """Fetch and decode every row in tasks (on nodes with that label). No row is lost: a bad one
-    has a reason."""
-    # A task takes longest, without a fault, when every picture in it hangs.
-    seconds = SECONDS_WITHOUT_PROGRESS + rows_per_task * reading.timeout
-    for context in (rows.context, DataContext.get_current()):  # the first is a copy of the second
-        context.execution_no_progress_timeout_s = seconds
-    return rows.map_batches(
-        load_table,  # type: ignore[arg-type]
-        batch_format="pyarrow",
-        batch_size=rows_per_task,
-        label_selector=nodes,
-        fn_kwargs={
-            "fetch": fetch,
-            "trust": trust,
-            "reading": reading,
-            "square": square,
-            "keep_pixels": keep_pixels,
-        },
-    )
-
+from raycap.sources import Source
 
 # What loading adds to a manifest row, besides the pixels.
 LOADED = pa.schema(
@@ -237,7 +120,10 @@ def _reader() -> Read:
 
 def _attempt() -> int | None:
     """How often Ray has tried this task before; None if this is no task."""
-    worker: Any = ray._private.worker.global_worker  # Ray says it nowhere else
+    ray: Any = sys.modules.get("ray")
+    if ray is None:
+        return None
+    worker = ray._private.worker.global_worker  # Ray says it nowhere else
     if not worker.connected or worker.mode != ray.WORKER_MODE:
         return None
     return int(worker.core_worker.get_current_task_attempt_number())

@@ -8,18 +8,14 @@ which is then part of the identity too.
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
-
-import ray
 
 from raycap.bulk.identity import check_same
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.pool import gpus_per_worker, provide_model_nodes
 from raycap.cluster import Cluster
-from raycap.cluster.nodes import alive_nodes, selector, without_idle_heads
 from raycap.device import PrecisionName, choose_precision
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
@@ -41,9 +37,14 @@ def with_precision(job: TableJob, precision: PrecisionName) -> TableJob:
     )
 
 
-def resolve_precision(job: TableJob, record: Mapping[str, Any] | None, out: RunFolder) -> TableJob:
+def resolve_precision(
+    job: TableJob,
+    record: Mapping[str, Any] | None,
+    out: RunFolder,
+    choose: Callable[[BulkOptions], PrecisionName],
+) -> TableJob:
     """The job in the precision of its run: the one asked for, else the one that the run with this
-    record began with, else the fastest that the model's nodes have."""
+    record began with, else the one that is chosen now."""
     if not job.runs_model:
         return job
     asked, recorded = job.options.precision, _recorded(record)
@@ -51,7 +52,7 @@ def resolve_precision(job: TableJob, record: Mapping[str, Any] | None, out: RunF
         # A run of another kind: what differs is said before anything is chosen.
         check_same(job, record, out)
     if asked == "auto":
-        asked = recorded or choose_run_precision(job.options, job.cluster)
+        asked = recorded or choose(job.options)
     return with_precision(job, asked)
 
 
@@ -69,6 +70,12 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
     GPU that the model will have there."""
     if options.precision != "auto":
         return options.precision
+    # Ray takes a second to load, and small jobs do without it.
+    import ray
+
+    from raycap.bulk.pool import gpus_per_worker, provide_model_nodes
+    from raycap.cluster.nodes import alive_nodes, selector, without_idle_heads
+
     provide_model_nodes(options, cluster, actors=1)
     label = cluster.model_on
     gpus, nodes = gpus_per_worker(options, label), alive_nodes()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycap.bulk.counts import RowCounts
-from raycap.bulk.crew import run_tasks
 from raycap.bulk.facts import note_lines, summary, update_facts, write_facts
 from raycap.bulk.fill import Filling
 from raycap.bulk.finish import (
@@ -23,6 +22,7 @@ from raycap.bulk.finish import (
 )
 from raycap.bulk.identity import check_same, differences_from, origin, write_record
 from raycap.bulk.job import FACTS, RUN, RunResult, TableJob
+from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import (
     PLANS,
@@ -38,7 +38,6 @@ from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.selection import chosen_rows
 from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
 from raycap.bulk.taken_keys import TakenKeys
-from raycap.cluster.nodes import check_visible
 from raycap.errors import UserError
 from raycap.schema import FAILURES
 from raycap.sources import Notes, Source
@@ -57,15 +56,14 @@ FILES_PER_TASK = 64
 
 
 def run_job(job: TableJob, more_facts: dict[str, Any]) -> int:
-    """Make the table of a job, in a session of Ray. Returns 0 if every row is good, 1 if some
-    failed."""
+    """Make the table of a job. Returns 0 if every row is good, 1 if some failed."""
     out = output_folder(job.options.out)
     if job.options.dry_run:
         write_out(_forecast(job, out))
         return 0
-    with Lease(out):
-        check_visible(_local_paths(job, out))
-        run = _Run(job, out, OutputTable(out / job.table))
+    with Machines(job.cluster) as machines, Lease(out):
+        machines.check_visible(_local_paths(job, out))
+        run = _Run(job, out, OutputTable(out / job.table), machines)
         run.refuse_other_formats()
         run.repair_record()
         if job.options.overwrite:
@@ -93,6 +91,7 @@ class _Run:
     job: TableJob
     out: RunFolder
     table: OutputTable
+    machines: Machines
     began: float = field(default_factory=time.monotonic)
     made: RowCounts = field(default_factory=RowCounts)
     faults: list[str] = field(default_factory=list)
@@ -122,7 +121,7 @@ class _Run:
         job = as_recorded(self.job, earlier)
         if earlier is not None and differences_from(job, earlier):
             earlier = None  # another captioner than that of the interrupted --overwrite
-        self.job = resolve_precision(self.job, earlier, self.out)
+        self.job = resolve_precision(self.job, earlier, self.out, self.machines.choose_precision)
         if earlier is None:
             is_new = not self.table.exists and not self.out.names(self.job.table)
             self._begin_over()
@@ -135,7 +134,7 @@ class _Run:
     def complete_earlier_work(self) -> None:
         """Complete the operation that an interrupted run has begun."""
         record = self.out.read_json(RUN)
-        self.job = resolve_precision(self.job, record, self.out)
+        self.job = resolve_precision(self.job, record, self.out, self.machines.choose_precision)
         plan = self._unfinished()
         if plan is not None and plan.kind == "overwrite":
             if not differences_from(self.job, record):  # the old table goes on
@@ -216,7 +215,9 @@ class _Run:
         if self.table.operation > number:
             number = self.table.operation + 1
 
-        filling = Filling(self.job, self.out, plan, number, self.table, target, self._lister(plan))
+        filling = Filling(
+            self.job, self.out, plan, number, self.table, target, self._lister(plan), self.machines
+        )
         try:
             filling.run()
         finally:
@@ -262,7 +263,7 @@ class _Run:
             (source, target, part_name(number, index), pieces, layout)
             for index, pieces in enumerate(parts_of(files, layout.rows))
         ]
-        return list(run_tasks(join_part, arguments))
+        return list(self.machines.run(join_part, arguments))
 
     def _replace_retried(self, plan: Plan, number: int, side: OutputTable) -> None:
         old = {file.path: file for file in self.table.files()}
@@ -274,13 +275,17 @@ class _Run:
             (self.table.folder, path, side.folder, made[unit], part_name(number, index))
             for index, (unit, path) in enumerate(zip(made, replaced, strict=True))
         ]
-        new = run_tasks(functools.partial(replace_failed, layout=self.job.layout), arguments)
+        new = self.machines.run(
+            functools.partial(replace_failed, layout=self.job.layout), arguments
+        )
         self.table.replace(number, list(new), [old[path] for path in replaced if path in old])
 
     def _counts_by_file(self) -> dict[str, RowCounts]:
         paths = [file.path for file in self.table.files()]
         groups = [paths[at : at + FILES_PER_TASK] for at in range(0, len(paths), FILES_PER_TASK)]
-        answers = run_tasks(counts_of_files, [(self.table.folder, group) for group in groups])
+        answers = self.machines.run(
+            counts_of_files, [(self.table.folder, group) for group in groups]
+        )
         return dict(zip(paths, [counts for group in answers for counts in group], strict=True))
 
     def result(self) -> RunResult:

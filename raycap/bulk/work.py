@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,6 +57,17 @@ class WorkOrder:
         if not self.source.names_urls:
             return self.batch
         return self.batch * max(1, URLS_PER_TASK // self.batch)
+
+    def loading(self) -> dict[str, Any]:
+        """How pictures are loaded: arguments of `pictures.load_table`."""
+        return {
+            "fetch": self.fetch,
+            "trust": self.source.trust,
+            "reading": self.reading,
+            "square": self.square,
+            "keep_pixels": True,
+            "source": self.source,
+        }
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,6 @@ SECONDS_BETWEEN_TRIES = (0.5, 1.0, 2.0, 4.0)
 NODE_ID = "ray.io/node-id"
 
 
-def rows_by_node(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:
-    """The rows of each maker, summed by node: rows, rows per second, and number of processes. A
-    process that was replaced counts twice."""
-    nodes: dict[str, dict[str, float]] = {}
-    for maker, count in sorted(rows.items()):
-        name = maker.rpartition(" ")[0]
-        node = nodes.setdefault(name, {"rows": 0, "rows_per_second": 0.0, "processes": 0})
-        node["rows"] += count
-        node["rows_per_second"] = round(node["rows"] / max(seconds, 1e-9), 2)
-        node["processes"] += 1
-    return nodes
-
-
 def alive_nodes() -> list[dict[str, Any]]:
     """The nodes of the cluster, as Ray describes them."""
     ask: Callable[[], list[dict[str, Any]]] = ray.nodes

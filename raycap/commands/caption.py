@@ -63,7 +63,6 @@ def _caption_table(config: Config) -> int:
     from raycap.bulk.captions import captions_job
     from raycap.bulk.exports import write_exports
     from raycap.bulk.run import run_job
-    from raycap.cluster.session import session
     from raycap.commands.show_table import show_table
     from raycap.sinks import SinkSettings
 
@@ -78,8 +77,7 @@ def _caption_table(config: Config) -> int:
             write_exports, table=job.table, names=options.also, settings=settings
         ),
     )
-    with session(config.cluster):
-        code = run_job(job, {"model": options.model})
+    code = run_job(job, {"model": options.model})
     if not options.dry_run:
         show_table(config)
     return code

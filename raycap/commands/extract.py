@@ -5,7 +5,6 @@ import dataclasses
 
 from raycap.bulk.features import features_job
 from raycap.bulk.run import run_job
-from raycap.cluster.session import session
 from raycap.commands.source import checked_source
 from raycap.config import Config, dumps
 
@@ -24,5 +23,4 @@ def extract(config: Config) -> int:
         config.cluster,
     )
     job = dataclasses.replace(job, config=dumps(config))
-    with session(config.cluster):
-        return run_job(job, {"positions": encoder.positions, "width": encoder.width})
+    return run_job(job, {"positions": encoder.positions, "width": encoder.width})
