@@ -46,7 +46,12 @@ settings.load_profile("raycap")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests start clusters and kill processes, which takes minutes on a busy machine."""
+    """Slow tests start clusters and kill processes, which takes minutes on a busy machine. Files
+    that share a Ray come last, one after the other."""
+    files_on_ray = {
+        item.path for item in items if "one_ray" in getattr(item, "fixturenames", ())
+    }
+    items.sort(key=lambda item: item.path in files_on_ray)
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))
@@ -84,21 +89,8 @@ def one_ray() -> None:
 
 @pytest.fixture(scope="module")
 def no_ray() -> None:
-    """For tests that start a Ray of their own in this process."""
+    """For tests that run small jobs in this process, or start a Ray of their own."""
     _stop_ray()
-
-
-@pytest.fixture
-def model_in_tasks(
-    one_ray: None, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    """Runs the model of `caption` and `extract` in tasks, which takes a second less than in
-    actors. Tests marked `actors` run it as users do."""
-    from sessions import on_tasks
-
-    if request.node.get_closest_marker("actors") is None:
-        monkeypatch.setattr("raycap.bulk.captions.through_model", on_tasks)
-        monkeypatch.setattr("raycap.bulk.features.through_model", on_tasks)
 
 
 @pytest.fixture(autouse=True)
