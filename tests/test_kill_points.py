@@ -5,10 +5,11 @@ A process that is killed (kill -9) does nothing more. So the folder as it is bef
 run is what a kill at that moment would leave: it is copied, and the next commands run on the copy.
 """
 
+import functools
 import hashlib
 import json
 import shutil
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,70 +18,56 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
+from deltalake import DeltaTable
 
-from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.overwrite import NEW
-from raycap.bulk.pending import TICKET
-from raycap.bulk.pictures import manifest
 from raycap.bulk.run import run_job
-from raycap.cluster import Cluster
-from raycap.cluster.session import session
+from raycap.bulk.work import FileLayout
 from raycap.errors import UserError
+from raycap.fetch.trust import ONLY_WEB, Trust
+from raycap.images import Square
 from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
+from raycap.sources import SourceDefaults
 from raycap.sources.manifest import Row, tables
 from raycap.storage import RunFolder
 from raycap.storage.lease import LEASE
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 ROWS, MORE_ROWS = 12, 15
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _in_a_session(one_ray: None) -> Iterator[None]:
-    # Workers cannot import this file.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with session(Cluster()):
-        yield
-
-
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(SourceDefaults):
     """A source of so many rows."""
 
     rows: int
     path: str = "numbers"
-    carried: tuple[str, ...] = ()
+    trust: Trust = ONLY_WEB
 
     def check(self) -> None: ...
-
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
     def tables(self, notes: object = None) -> Iterator[pa.Table]:
         return tables((Row(str(number), "") for number in range(self.rows)), lambda: "nothing")
 
 
-def caption(table: pa.Table, model: str, fail: bool) -> pa.Table:
+def open_model(
+    model: str, fail: bool, options: BulkOptions, threads: int
+) -> Callable[[pa.Table], pa.Table]:
     """What a captioner would say; some pictures cannot be fetched."""
-    rows = []
-    for row in table.select(["key", *TICKET.names]).to_pylist():
-        bad = fail and int(row["key"]) % 5 == 2
-        columns = {
-            "caption": "" if bad else f"{model} {row['key']}",
-            "status": FAILED_TO_FETCH if bad else SUCCESS,
-        }
-        columns |= {
-            "error_message": "gone" if bad else "",
-            "uri": "",
-            "sha256": "",
-            "alternatives": [],
-        }
-        rows.append({**row, **columns, "score": None, "width": 1, "height": 1})
-    return pa.Table.from_pylist(rows, pa.schema([*CAPTIONS, *TICKET]))
+
+    def caption(table: pa.Table) -> pa.Table:
+        rows = []
+        for key in table["key"].to_pylist():
+            bad = fail and int(key) % 5 == 2
+            row = {"key": key, "caption": "" if bad else f"{model} {key}"}
+            row |= {"status": FAILED_TO_FETCH if bad else SUCCESS}
+            row |= {"error_message": "gone" if bad else "", "uri": "", "sha256": ""}
+            rows.append({**row, "alternatives": [], "score": None, "width": 1, "height": 1})
+        return pa.Table.from_pylist(rows, CAPTIONS)
+
+    return caption
 
 
 @dataclass
@@ -101,23 +88,21 @@ class Command:
         options = BulkOptions(
             out=str(out),
             batch=4,
-            part_rows=4,
+            part_rows=5,
             retry="failed" if self.retry else "",
             overwrite=self.overwrite,
         )
-        told = {"model": self.model, "fail": self.fail}
-        work = TableJob(
+        job = TableJob(
             command="caption",
             table="captions",
             source=Numbers(self.rows),  # type: ignore[arg-type]
             options=options,
             identity={"captioner": self.model},
-            layout=FileLayout(4, 30.0, CAPTIONS, (), {"captioner": self.model}),
-            rows=lambda job, pending: manifest(pending, 4).map_batches(
-                caption, batch_format="pyarrow", fn_kwargs=told
-            ),
+            layout=FileLayout(5, CAPTIONS, (), {"captioner": self.model}),
+            square=Square(8),
+            open_model=functools.partial(open_model, self.model, self.fail),
         )
-        run_job(work, {})
+        run_job(job, {})
 
 
 @dataclass
@@ -163,54 +148,69 @@ def state(folder: Path) -> str:
 def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
     """The folder as a kill would leave it, at each step of the command."""
     recorder = Recorder(out, copies)
+    # The worker and the driver are threads here: while the folder is copied, nobody writes.
+    one_at_a_time = threading.RLock()
 
-    def recorded(name: str) -> Callable[..., Any]:
-        method = getattr(RunFolder, name)
+    def recorded(owner: type, name: str) -> Callable[..., Any]:
+        method = getattr(owner, name)
 
-        def step(self: RunFolder, *arguments: Any) -> Any:
-            place = Path(self.path())
-            if place == out or out in place.parents:
-                recorder.copy(name)
+        def step(self: Any, *arguments: Any, **named: Any) -> Any:
+            if isinstance(self, RunFolder):
+                place = Path(self.path())
+                if place != out and out not in place.parents:
+                    return method(self, *arguments, **named)
                 target = place / arguments[0]
+            with one_at_a_time:
+                recorder.copy(name)
                 if name == "remove" and target.is_dir():
                     recorder.copy("half a removal", target.relative_to(out))
-            answer = method(self, *arguments)
-            if place == out or out in place.parents:
+                answer = method(self, *arguments, **named)
                 recorder.copy(f"after {name}")
-            return answer
+                return answer
 
         return step
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("stage", "rename", "remove"):
-            patch.setattr(RunFolder, name, recorded(name))
+        for name in ("create", "stage", "rename", "remove"):
+            patch.setattr(RunFolder, name, recorded(RunFolder, name))
+        name = "create_write_transaction"
+        patch.setattr(DeltaTable, name, recorded(DeltaTable, name))
         command.run(out)
     return recorder.steps
 
 
+def rows_of(folder: Path, files: list[str]) -> list[dict[str, Any]]:
+    return [row for file in files for row in pq.ParquetFile(folder / file).read().to_pylist()]
+
+
 def check(out: Path, finished: bool) -> str:
     """What always holds of the folder; the captioner of its rows."""
-    parts = sorted((out / "captions").glob("*.parquet")) if (out / "captions").exists() else []
-    rows = [row for part in parts for row in pq.ParquetFile(part).read().to_pylist()]
+    table, files = out / "captions", []
+    if (table / "_delta_log").exists():
+        delta = DeltaTable(table)
+        files = pa.table(delta.get_add_actions(flatten=True))["path"].to_pylist()
+    rows = rows_of(table, files)
     keys = [row["key"] for row in rows]
     assert len(set(keys)) == len(keys), "a key twice"
-    captioners = {pq.read_schema(part).metadata[b"captioner"].decode() for part in parts}
+    captioners = {pq.read_schema(table / file).metadata[b"captioner"].decode() for file in files}
     assert len(captioners) <= 1, "rows of two captioners"
     assert {row["caption"].split()[0] for row in rows if row["caption"]} <= captioners, (
         "a part lies about its rows"
     )
     facts = json.loads((out / "facts.json").read_text()) if (out / "facts.json").exists() else None
     if facts is not None:
+        assert facts["table_version"] == delta.version()
         assert facts["rows"] == len(rows)
         assert facts["failed"] == sum(row["status"] != SUCCESS for row in rows)
         assert {facts["identity"]["captioner"]} == captioners, "facts of other rows"
-        assert json.loads((out / "run.json").read_text())["identity"] == facts["identity"]
+        plain = sorted(path.name for path in table.glob("*.parquet"))
+        assert plain == sorted(files), "readers of plain Parquet see other rows"
     if finished:
         assert facts is not None and keys
+        assert json.loads((out / "run.json").read_text())["identity"] == facts["identity"]
         # A kill may also leave a hidden file that was on its way, such as .0ad8ac9f.part.
         left = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-        # What a killed --overwrite made stays for the next one.
-        assert left - {NEW} == {"_lease.lock", "captions", "facts.json", "run.json"}
+        assert left == {"_lease.lock", "_plan", "captions", "facts.json", "run.json"}
     return next(iter(captioners), "")
 
 
@@ -233,17 +233,16 @@ def follow(step: Path, commands: list[Command], folder: Path) -> None:
         except UserError as error:
             assert "holds rows of another run" in str(error)
         captioner = check(out, finished=False)
+    if not captioner and (out / "run.json").exists():
+        captioner = json.loads((out / "run.json").read_text())["identity"]["captioner"]
     Command(captioner or "A", rows=MORE_ROWS).run(out)
     check(out, finished=True)
     keys = [
-        key
-        for part in (out / "captions").iterdir()
-        for key in pq.read_table(part)["key"].to_pylist()
+        row["key"]
+        for path in (out / "captions").glob("*.parquet")
+        for row in rows_of(out / "captions", [path.name])
     ]
     assert sorted(map(int, keys)) == list(range(MORE_ROWS)), "a row is lost"
-    if (out / NEW).exists():
-        Command("B", overwrite=True, rows=MORE_ROWS).run(out)
-        assert check(out, finished=True) == "B" and not (out / NEW).exists()
     shutil.rmtree(out)
 
 
@@ -253,28 +252,23 @@ def test_a_retry_killed_at_any_step_and_then_an_overwrite_with_another_captioner
     out = tmp_path / "out"
     FIRST.run(out)
     steps = killed_everywhere(RETRY, out, tmp_path / "copies")
-    left_over = [step for step in steps if list(step.glob("_retried/part-*"))]
+    left_over = [step for step in steps if (step / "_side").exists()]
     assert len(left_over) > 2
     for step in (left_over[0], left_over[len(left_over) // 2], left_over[-1]):
         follow(step, [OVERWRITE], tmp_path)
 
 
-@pytest.mark.parametrize("origin", [{"act": "caption", "captioner": "B"}, None])
-def test_a_side_table_of_another_or_an_unknown_run_is_not_merged(
-    origin: dict[str, str] | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("killed", [FIRST, RETRY, OVERWRITE, RESUME], ids=str)
+def test_every_command_killed_at_some_steps_and_then_another(
+    killed: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    FIRST.run(out)
-    before = {path.name: path.read_bytes() for path in (out / "captions").iterdir()}
-    Command("B").run(tmp_path / "other")
-    shutil.copytree(tmp_path / "other" / "captions", out / "_retried")
-    if origin is not None:
-        (out / "_retried" / "_origin.json").write_text(json.dumps(origin))
-    capsys.readouterr()
-    Command("A").run(out)
-    assert "left rows of another run" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (out / "captions").iterdir()} == before
-    assert check(out, finished=True) == "A"
+    if killed is not FIRST:
+        FIRST.run(out)
+    steps = killed_everywhere(replace(killed), out, tmp_path / "copies")
+    assert len(steps) > 5
+    for number, step in enumerate(steps):
+        follow(step, [AFTER[number % len(AFTER)]], tmp_path)
 
 
 @pytest.mark.slow
@@ -286,9 +280,7 @@ def test_every_command_killed_at_any_step_and_then_every_other(
     out = tmp_path / "out"
     if killed is not FIRST:
         FIRST.run(out)
-    steps = killed_everywhere(replace(killed), out, tmp_path / "copies")
-    assert len(steps) > 5
-    for step in steps:
+    for step in killed_everywhere(replace(killed), out, tmp_path / "copies"):
         for command in AFTER:
             follow(step, [command], tmp_path)
 
@@ -302,7 +294,7 @@ def test_two_kills_one_after_the_other(tmp_path: Path) -> None:
     steps = [
         step
         for step in killed_everywhere(RETRY, out, tmp_path / "copies")
-        if (step / "_retried").exists() and not (step / "facts.json").exists()
+        if (step / "_side").exists() and not (step / "facts.json").exists()
     ]
     middle = steps[len(steps) // 2]
     shutil.copytree(middle, tmp_path / "again")

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,12 +97,20 @@ def reading_identity(reading: Reading) -> dict[str, Any]:
     return {name: value for name, value in to_plain(reading).items() if name not in LIMITS}
 
 
-def in_cache(job: TableJob, cache: str, option: str) -> TableJob:
-    """The job in a folder of the cache that a later run of the same job finds."""
+def has_several_machines() -> bool:
+    """Whether this process has joined a cluster of several machines, or one that may grow."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return False
     from raycap.cluster.autoscaler import has_autoscaler  # Ray takes a second to load
     from raycap.cluster.nodes import count_machines
 
-    if not cache and (count_machines() > 1 or has_autoscaler()):
+    return count_machines() > 1 or has_autoscaler()
+
+
+def in_cache(job: TableJob, cache: str, option: str) -> TableJob:
+    """The job in a folder of the cache that a later run of the same job finds."""
+    if not cache and has_several_machines():
         raise UserError(
             "on several machines, say where they all find what is made: "
             f"{option}, a folder they share"

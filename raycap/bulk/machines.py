@@ -96,7 +96,9 @@ class Machines:
         return reason_of(error)
 
     def choose_precision(self, options: BulkOptions) -> PrecisionName:
-        """The fastest precision where the model will run."""
+        """The precision asked for; for auto the fastest one where the model will run."""
+        if options.precision != "auto":
+            return options.precision
         if not self._on_ray and options.gpus is None:
             name, reason = fastest(options.device)
             write_err(f"raycap: precision {name}: {reason}\n")

@@ -1,6 +1,7 @@
 """The run of a table job, from its first look at the folder to its facts, in the order in which
 things happen."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -55,13 +56,17 @@ SECONDS_PER_CHUNK = 30.0
 FILES_PER_TASK = 64
 
 
-def run_job(job: TableJob, more_facts: dict[str, Any]) -> int:
-    """Make the table of a job. Returns 0 if every row is good, 1 if some failed."""
+def run_job(
+    job: TableJob, more_facts: dict[str, Any], machines: Machines | None = None
+) -> int:
+    """Make the table of a job. Returns 0 if every row is good, 1 if some failed. `machines` are
+    those that the caller has already."""
     out = output_folder(job.options.out)
     if job.options.dry_run:
         write_out(_forecast(job, out))
         return 0
-    with Machines(job.cluster) as machines, Lease(out):
+    own = Machines(job.cluster) if machines is None else contextlib.nullcontext(machines)
+    with own as machines, Lease(out):
         machines.check_visible(_local_paths(job, out))
         run = _Run(job, out, OutputTable(out / job.table), machines)
         run.refuse_other_formats()

@@ -109,9 +109,9 @@ def _write_captions(
     evaluation."""
     from raycap.bulk.captions import captions_job
     from raycap.bulk.job import in_cache
-    from raycap.bulk.precision import choose_run_precision, with_precision
+    from raycap.bulk.machines import Machines
+    from raycap.bulk.precision import with_precision
     from raycap.bulk.run import run_job
-    from raycap.cluster.session import session
     from raycap.commands.caption import read_captioner
 
     source = with_captions(config.source)
@@ -126,8 +126,8 @@ def _write_captions(
         dry_run=False,
     )
     tables = {}
-    with session(config.cluster):
-        precision = choose_run_precision(options, config.cluster)
+    with Machines(config.cluster) as machines:
+        precision = machines.choose_precision(options)
         for name, path in captioners.items():
             write_out(f"captions of {printable(name)}:\n")
             named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
@@ -140,7 +140,7 @@ def _write_captions(
             job = dataclasses.replace(job, identity=identity, config=dumps(named))
             job = with_precision(job, precision)
             job = in_cache(job, config.evaluate.cache, "evaluate.cache")
-            run_job(job, {"model": path})
+            run_job(job, {"model": path}, machines)
             tables[name] = f"{job.options.out}/{job.table}"
     write_out("\n")
     return tables
