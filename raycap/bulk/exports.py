@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-import ray
-
+from raycap.bulk.job import Run
 from raycap.sinks import SINKS, SinkSettings, write_part
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
@@ -12,7 +11,7 @@ MOST_AT_ONCE = 32
 
 
 def write_exports(
-    folder: RunFolder, table: str, names: Sequence[str], settings: SinkSettings
+    folder: RunFolder, run: Run, table: str, names: Sequence[str], settings: SinkSettings
 ) -> None:
     """Each file of the table in each form that it is not written in yet."""
     missing = [
@@ -21,12 +20,8 @@ def write_exports(
         for file in folder.names(table)
         if not folder.exists(SINKS[name].target(file))
     ]
-    export = ray.remote(write_part)
-    differing = 0
-    for start in range(0, len(missing), MOST_AT_ONCE):
-        some = missing[start : start + MOST_AT_ONCE]
-        answers = [export.remote(SINKS[name], file, settings) for name, file in some]
-        differing += sum(ray.get(answers))
+    arguments = [(SINKS[name], file, settings) for name, file in missing]
+    differing = sum(run(write_part, arguments))
     if differing:
         write_err(
             f"raycap: {differing:,} text file(s) existed already with another text and were left "

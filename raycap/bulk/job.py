@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,11 @@ from raycap.storage.location import locate
 RUN, FACTS = "run.json", "facts.json"
 
 
-def no_exports(folder: RunFolder) -> None:
+# Runs a function with all these arguments, on the machines of the job; the answers in order.
+Run = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterable[Any]]
+
+
+def no_exports(folder: RunFolder, run: Run) -> None:
     pass
 
 
@@ -47,7 +51,7 @@ class TableJob:
     cluster: Cluster = field(default_factory=Cluster)
     runs_model: bool = False  # then the precision determines the rows too: see `precision`
     pictures_per_second: float = 30.0  # of one worker, roughly
-    export: Callable[[RunFolder], None] = no_exports  # other forms, made of the whole table
+    export: Callable[[RunFolder, Run], None] = no_exports  # other forms of the whole table
     config: str = ""  # all options as YAML, for facts.json
 
     def order(self, out: RunFolder, table: RunFolder) -> WorkOrder:

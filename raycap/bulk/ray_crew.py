@@ -205,7 +205,7 @@ def run_in_tasks(
     function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
 ) -> Iterator[Any]:
     """The answers of a function for all these arguments, in their order."""
-    task = ray.remote(num_cpus=0, max_retries=RETRIES)(function)
+    task = ray.remote(num_cpus=1, max_retries=RETRIES)(function)
     left = iter(arguments)
     answers = collections.deque(
         task.remote(*some) for some in itertools.islice(left, TASKS_AT_ONCE)

@@ -41,6 +41,7 @@ from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.schema import FAILURES
+from raycap.sinks import files_of, sink_outputs
 from raycap.sources import Notes, Source
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.folder import STAGED
@@ -80,7 +81,7 @@ def run_job(
                 run.retry(FAILURES if job.options.retry == "failed" else (job.options.retry,))
         run.clean_up()
         result = run.result()
-        job.export(out)
+        job.export(out, machines.run)
         if result.made.rows or not out.exists(FACTS):
             write_facts(run.job, out, result, run.table.version, more_facts)
         else:
@@ -259,6 +260,8 @@ class _Run:
 
     def _replace_all(self, plan: Plan, number: int, side: OutputTable) -> None:
         parts = self._joined(side.folder, side.files(), number)
+        for name in sink_outputs():  # made of the old rows
+            self.out.remove(name)
         self.table.replace(number, parts, (), side.schema())
         write_record(self.job, self.out, plan.identity)
 
@@ -283,7 +286,11 @@ class _Run:
         new = self.machines.run(
             functools.partial(replace_failed, layout=self.job.layout), arguments
         )
-        self.table.replace(number, list(new), [old[path] for path in replaced if path in old])
+        new = list(new)
+        for path in replaced:
+            for export in files_of(path):  # made of the old rows, to be made again
+                self.out.remove(export)
+        self.table.replace(number, new, [old[path] for path in replaced if path in old])
 
     def _counts_by_file(self) -> dict[str, RowCounts]:
         paths = [file.path for file in self.table.files()]
