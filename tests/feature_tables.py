@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raycap.schema import features_schema, fit
+from raycap.schema import features_schema, fit, tensor_column
 from raycap.sources import Table
 from raycap.training.store import PictureStore, PictureTables, open_store, write_listing
 
@@ -53,8 +53,8 @@ def features(count: int, seed: int = 0) -> pa.Table:
     table = pa.table(
         {
             "key": [row["path"] for row in source_rows(count)],
-            "grid": pa.FixedShapeTensorArray.from_numpy_ndarray(grids.astype(np.float16)),
-            "vector": pa.FixedShapeTensorArray.from_numpy_ndarray(vectors),
+            "grid": tensor_column(grids.astype(np.float16)),
+            "vector": tensor_column(vectors),
             "status": ["success"] * count,
             "error_message": [""] * count,
         }

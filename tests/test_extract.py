@@ -1,11 +1,9 @@
-"""`raycap extract` on a real Ray: a row for every picture, once, equal to what the encoder says of
-it alone."""
+"""`raycap extract`: a row for every picture, once, equal to what the encoder says of it alone."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,10 +14,10 @@ from raycap.cli import main
 from raycap.device import choose_precision
 from raycap.encoders import Pixels
 from raycap.images import Reading, Square, read_picture
-from raycap.schema import features_schema
+from raycap.schema import features_schema, tensor_shape, tensors_of
 from raycap.training.store import unpack_table
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 def extract(path: Path, out: Path, *flags: str) -> int:
@@ -32,8 +30,17 @@ def features(out: Path) -> dict[str, dict[str, object]]:
     assert table.schema.remove_metadata() == features_schema(4, 192)
     keys = table["key"].to_pylist()
     assert len(set(keys)) == len(keys), "no key twice"
-    assert not [name for name in out.iterdir() if name.name == "_staged"]
-    return {row["key"]: row for row in table.to_pylist()}
+    assert not {"_staged", "_side"} & {path.name for path in out.iterdir()}
+    arrays = {name: tensors_of(table, name) for name in ("grid", "vector")}
+    return {
+        row["key"]: {**row, **{name: column[place] for name, column in arrays.items()}}
+        for place, row in enumerate(table.to_pylist())
+    }
+
+
+def parts(out: Path) -> list[Path]:
+    """The files that readers of plain Parquet folders see."""
+    return sorted((out / "features").glob("*.parquet"))
 
 
 def facts(out: Path) -> dict[str, object]:
@@ -48,7 +55,6 @@ def photos(folder: Path, numbers: range) -> Path:
     return folder
 
 
-@pytest.mark.actors
 def test_each_picture_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos", range(37))  # no multiple of the batch
     assert extract(folder, tmp_path / "out") == 0
@@ -63,7 +69,7 @@ def test_each_picture_is_encoded_as_if_it_were_alone(tmp_path: Path) -> None:
         alone[0] = picture.pixels
         with torch.inference_mode():
             grid, vector = encoder(torch.from_numpy(alone).permute(0, 3, 1, 2))
-        assert np.array_equal(np.array(rows[key]["grid"]).reshape(4, 192), grid[0].half().numpy())
+        assert np.array_equal(rows[key]["grid"], grid[0].half().numpy())
         assert np.array_equal(rows[key]["vector"], vector[0].half().numpy())
 
 
@@ -88,23 +94,22 @@ def test_in_8_bits_a_grid_is_nearly_the_same_and_read_back_for_training(tmp_path
 def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path) -> None:
     folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
     assert extract(folder, out) == 0
-    before = sorted(path.name for path in (out / "features").iterdir())
+    before = parts(out)
     assert extract(folder, out) == 0
     assert facts(out)["made_in_this_run"] == 10, "a finished run is left as it is"
-    assert sorted(path.name for path in (out / "features").iterdir()) == before
+    assert parts(out) == before
     photos(folder, range(10, 15))
     assert extract(folder, out) == 0
     assert (facts(out)["made_in_this_run"], facts(out)["rows"]) == (5, 15)
-    assert set(before) < {path.name for path in (out / "features").iterdir()}
+    assert set(before) < set(parts(out))
     assert len(features(out)) == 15
 
 
 def test_parts_hold_about_the_rows_asked_for(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert extract(photos(tmp_path / "photos", range(40)), out, "--part-rows", "16") == 0
-    sizes = [pq.read_metadata(path).num_rows for path in (out / "features").iterdir()]
-    assert sorted(sizes) == [8, 16, 16]
-    metadata = pq.read_schema(next((out / "features").iterdir())).metadata
+    assert [pq.read_metadata(path).num_rows for path in parts(out)] == [16, 16, 8]
+    metadata = pq.read_schema(parts(out)[0]).metadata
     assert (
         metadata[b"raycap"]
         and metadata[b"encoder_sha256"].decode() == facts(out)["identity"]["encoder_sha256"]
@@ -113,7 +118,8 @@ def test_parts_hold_about_the_rows_asked_for(tmp_path: Path) -> None:
 
 def test_the_hostile_corpus_has_a_row_for_each(tmp_path: Path) -> None:
     files = write(tmp_path / "corpus")
-    assert extract(tmp_path / "corpus", tmp_path / "out", "--source.glob", "*") == 1
+    flags = ["--source.glob", "*", "--cluster.local-rows", str(files)]
+    assert extract(tmp_path / "corpus", tmp_path / "out", *flags) == 1
     rows = features(tmp_path / "out")
     assert len(rows) == files == facts(tmp_path / "out")["rows"]
     for row in rows.values():
@@ -137,7 +143,7 @@ def test_a_table_of_an_older_format_is_refused(
     del record["identity"]["format"]  # as in format 1
     (out / "run.json").write_text(json.dumps(record))
     assert extract(folder, out) == 2
-    assert "format was None, now 2" in capsys.readouterr().err
+    assert "format was None, now 3" in capsys.readouterr().err
 
 
 def test_other_rows_are_refused_with_the_difference(
@@ -189,7 +195,8 @@ def test_an_empty_source_is_refused_and_leaves_no_table(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "features").exists()
 
 
-def test_grids_have_a_fixed_shape(tmp_path: Path) -> None:
+def test_a_column_says_how_its_arrays_are_read(tmp_path: Path) -> None:
     assert extract(photos(tmp_path / "photos", range(2)), tmp_path / "out") == 0
-    schema = pq.read_schema(next((tmp_path / "out/features").iterdir()))
-    assert isinstance(schema.field("grid").type, pa.FixedShapeTensorType)
+    schema = pq.read_schema(parts(tmp_path / "out")[0])
+    assert tensor_shape(schema.field("grid")) == (4, 192)
+    assert schema.field("grid").metadata[b"dtype"] == b"float16"

@@ -30,7 +30,7 @@ from raycap.bulk.features import pixels_schema
 from raycap.captioners.trained import folder
 from raycap.cli import main
 from raycap.commands import COMMANDS
-from raycap.schema import CAPTIONS, MANIFEST, TRUE_WORDS, features_schema
+from raycap.schema import CAPTIONS, MANIFEST, TRUE_WORDS, features_schema, tensor_shape
 from raycap.tuning.trials import SCHEMA as TRIALS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -96,9 +96,12 @@ def test_table_schemas() -> None:
 
 
 def _described(schema: pa.Schema) -> list[str]:
-    return [
-        f"{field.name}: {field.type}{'' if field.nullable else ' not null'}" for field in schema
-    ]
+    lines = []
+    for field in schema:
+        shape = tensor_shape(field)
+        kind = f"{field.type}" if shape is None else f"{field.metadata[b'dtype'].decode()} {shape}"
+        lines.append(f"{field.name}: {kind}{'' if field.nullable else ' not null'}")
+    return lines
 
 
 # -------------------------------------------------------------------------------- captioners
@@ -204,10 +207,8 @@ def _check_run(name: str, found: dict[str, Any]) -> None:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-2), (key, ours, theirs)
 
 
-@pytest.mark.ray
-def test_a_training_run_on_features(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_in_tasks: None
-) -> None:
+@pytest.mark.usefixtures("no_ray")
+def test_a_training_run_on_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _check_run("training_on_features", _trained(FEATURES, tmp_path, monkeypatch))
     # Its feature tables were made by the same code as `raycap extract`'s, and their runs are named
     # alike.
@@ -219,17 +220,13 @@ def test_a_training_run_on_features(
     assert found == recorded("identities_of_training", found)
 
 
-@pytest.mark.ray
-def test_a_training_run_on_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_in_tasks: None
-) -> None:
+@pytest.mark.usefixtures("no_ray")
+def test_a_training_run_on_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _check_run("training_on_pixels", _trained(PIXELS, tmp_path, monkeypatch))
 
 
-@pytest.mark.ray
-def test_run_identities(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_in_tasks: None
-) -> None:
+@pytest.mark.usefixtures("no_ray")
+def test_run_identities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "__version__", VERSION)
     save_captioner(tmp_path / "captioner")
     pixels = ["--encoder", "pixels", "--encoder.size", "32", "--encoder.patch", "16"]

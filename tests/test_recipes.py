@@ -19,7 +19,7 @@ from raycap.encoders import MobileNetV2
 from raycap.errors import UserError
 from raycap.storage.training_log import read_epochs
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 COLOURS = {

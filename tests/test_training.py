@@ -37,6 +37,7 @@ from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.images.augmentation import DRAWS, augment, draws_of, names_sides
+from raycap.schema import tensor_column, tensors_of
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Table
 from raycap.storage.training_log import read_epochs, read_log
@@ -122,8 +123,7 @@ def test_a_store_holds_what_the_table_held(store: PictureStore) -> None:
     assert list(columns) == CAPTION_COLUMNS
     for column, name in columns.items():
         assert store.captions[column].to_pylist() == [row[name] for row in rows]
-    grids = table["grid"].combine_chunks().to_numpy_ndarray()
-    vectors = table["vector"].combine_chunks().to_numpy_ndarray()
+    grids, vectors = tensors_of(table, "grid"), tensors_of(table, "vector")
     assert np.array_equal(store.rows[:, :-1], grids)
     assert np.array_equal(store.rows[:, -1], vectors)
 
@@ -156,9 +156,15 @@ def test_a_folder_that_is_no_table_is_refused(tmp_path: Path) -> None:
         unpack_table(str(tmp_path), tmp_path / "cache")
 
 
-def test_a_table_of_an_older_format_is_refused(tmp_path: Path) -> None:
-    table = features(2).append_column("references", [[["a dog"], ["a cat"]]])
-    with pytest.raises(UserError, match=r"format 1.*make it again with `raycap extract`"):
+@pytest.mark.parametrize("older", [1, 2])
+def test_a_table_of_an_older_format_is_refused(older: int, tmp_path: Path) -> None:
+    table = features(2)
+    if older == 1:
+        table = table.append_column("references", [[["a dog"], ["a cat"]]])
+    else:
+        grids = pa.FixedShapeTensorArray.from_numpy_ndarray(tensors_of(table, "grid"))
+        table = table.set_column(table.schema.get_field_index("grid"), "grid", grids)
+    with pytest.raises(UserError, match=r"older version.*make it again with `raycap extract`"):
         unpack_table(write(tmp_path / "table", table), tmp_path / "cache")
 
 
@@ -236,11 +242,12 @@ def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(
 ) -> None:
     """Views come in another order, and one has lost a picture."""
     table = features(12)
-    grids = table["grid"].combine_chunks().to_numpy_ndarray()
+    grids = tensors_of(table, "grid")
     written = [write(tmp_path / "plain", table)]
     for number, order in enumerate((np.arange(12)[::-1], np.arange(11)), start=1):
-        changed = pa.FixedShapeTensorArray.from_numpy_ndarray((grids + number).astype(np.float16))
-        view = table.set_column(table.schema.get_field_index("grid"), "grid", changed).take(order)
+        changed = tensor_column((grids + number).astype(np.float16))
+        place = table.schema.get_field_index("grid")
+        view = table.set_column(place, table.schema.field("grid"), changed).take(order)
         written.append(write(tmp_path / f"view-{number}", view))
     store = open_store(pictures_of(*written), tmp_path / "cache")
     for number in range(36):

@@ -17,7 +17,8 @@ import torch
 from raycap import __version__
 from raycap.bulk.features import AugmentedView, features_job, pixels_job
 from raycap.bulk.job import in_cache
-from raycap.bulk.precision import choose_run_precision, with_precision
+from raycap.bulk.machines import Machines
+from raycap.bulk.precision import with_precision
 from raycap.bulk.run import run_job
 from raycap.captioners.trained import Plan
 from raycap.cluster.nodes import check_visible
@@ -25,6 +26,7 @@ from raycap.cluster.session import session
 from raycap.cluster.train_workers import RAYS_OWN, train_here, train_on_workers
 from raycap.commands.source import checked_source
 from raycap.config import Config, dumps
+from raycap.device import PrecisionName
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.evaluation.references import with_captions
@@ -122,10 +124,7 @@ def run_training(
             pictures = given_features(options.features, str(out / LISTING), encoder)
 
         is_here = options.workers.count == 0
-        needs_ray = not is_here or pictures is None
-        with (
-            session(config.cluster, workers_heard=False) if needs_ray else contextlib.nullcontext()
-        ):
+        with contextlib.nullcontext() if is_here else session(config.cluster, workers_heard=False):
             if ray.is_initialized():
                 check_visible({str(out / LEASE): "train.out"})
             if pictures is None:
@@ -209,31 +208,42 @@ def make_tables(
     `record` is the run.json of a run that continues: it keeps the precision of its features.
     """
     source = with_captions(checked_source(config.source, "train"))
-    augmentation = config.train.augmentation
     how = (config.extract, config.fetch, config.reading, config.cluster)
-    if needs_pixels(config.encoder, config.train):
-        jobs = [pixels_job(encoder, source, *how)]
-    else:
-        recorded, asked = (record or {}).get(PRECISION), config.extract.precision
-        if recorded and asked not in ("auto", recorded):
-            raise UserError(
-                f"this run learns from features in {recorded}, and extract.precision is {asked}: "
-                "leave it out, or give --fresh to start over"
-            )
-        precision = recorded or choose_run_precision(config.extract, config.cluster)
-        views = [
-            AugmentedView(augmentation, number) for number in range(1, augmentation.views + 1)
-        ]
-        jobs = [
-            features_job(config.encoder, encoder, source, *how, view) for view in (None, *views)
-        ]
-        jobs = [with_precision(job, precision) for job in jobs]
-    jobs = [dataclasses.replace(job, config=dumps(config)) for job in jobs]
-    jobs = [in_cache(job, config.train.cache, "train.cache") for job in jobs]
-    for job in jobs:
-        run_job(job, {})
+    with Machines(config.cluster) as machines:
+        if needs_pixels(config.encoder, config.train):
+            jobs = [pixels_job(encoder, source, *how)]
+        else:
+            precision = _features_precision(config, record, machines)
+            augmentation = config.train.augmentation
+            views = [
+                AugmentedView(augmentation, number) for number in range(1, augmentation.views + 1)
+            ]
+            jobs = [
+                features_job(config.encoder, encoder, source, *how, view)
+                for view in (None, *views)
+            ]
+            jobs = [with_precision(job, precision) for job in jobs]
+        jobs = [dataclasses.replace(job, config=dumps(config)) for job in jobs]
+        jobs = [in_cache(job, config.train.cache, "train.cache") for job in jobs]
+        for job in jobs:
+            run_job(job, {})
     tables = tuple(f"{job.options.out}/{job.table}" for job in jobs)
     return PictureTables(tables, str(listing), jobs[0].identity.get("precision", ""))
+
+
+def _features_precision(
+    config: Config, record: Mapping[str, Any] | None, machines: Machines
+) -> PrecisionName:
+    """The precision that the run has begun with, else the one asked for, else the fastest."""
+    recorded, asked = (record or {}).get(PRECISION), config.extract.precision
+    if recorded and asked not in ("auto", recorded):
+        raise UserError(
+            f"this run learns from features in {recorded}, and extract.precision is {asked}: "
+            "leave it out, or give --fresh to start over"
+        )
+    if recorded or asked != "auto":
+        return recorded or asked
+    return machines.choose_precision(config.extract)
 
 
 def run_and_display(work: Callable[[], object], out: Path, display: RunDisplay) -> None:
