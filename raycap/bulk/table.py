@@ -12,7 +12,6 @@ operation they are joined to the files that such readers see.
 import contextlib
 import json
 import logging
-import os
 import random
 import re
 import secrets
@@ -30,15 +29,14 @@ from deltalake.transaction import AddAction, RemoveAction
 from raycap.bulk.plan import Chunk
 from raycap.errors import UserError
 from raycap.storage import RunFolder
-from raycap.uris import is_local, scheme_of
+from raycap.storage.delta import SCHEMES, storage_options
+from raycap.uris import scheme_of
 
 log = logging.getLogger(__name__)
 
 CHUNKS = "_chunks"
 # Under these names a table records its newest operation, and the newest that is complete.
 OPERATION, COMPLETE = "raycap", "raycap-complete"
-# Stores that delta-rs writes to, by the scheme of their URIs.
-SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
 # A store that does not answer for so long ends the run, which can be resumed.
 SECONDS_TO_COMMIT = 180.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
@@ -271,27 +269,3 @@ def delta_uri(folder: RunFolder) -> str:
             "share, or s3://, gs:// or az://"
         )
     return folder.uri
-
-
-def storage_options(uri: str) -> dict[str, str]:
-    """How delta-rs reaches a store: as fsspec is told to, otherwise by the usual variables of the
-    environment."""
-    if is_local(uri):
-        return {}
-    import fsspec
-
-    options = {}
-    if scheme_of(uri).startswith("s3"):
-        told = fsspec.config.conf.get("s3", {})
-        endpoint = told.get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3")
-        endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        options = {
-            "aws_endpoint_url": endpoint,
-            "aws_allow_http": "true" if endpoint.startswith("http://") else "",
-            "aws_region": region or "us-east-1",
-            "aws_access_key_id": told.get("key", ""),
-            "aws_secret_access_key": told.get("secret", ""),
-            "aws_session_token": told.get("token", ""),
-        }
-    return {name: value for name, value in options.items() if value}

@@ -35,6 +35,8 @@ KEY_NAMES = (
     "id",
 )
 CAPTION_NAMES = ("caption", "prediction", "generated_caption", "generated", "hypothesis", "text")
+# How often a table is read that a run changes meanwhile.
+MOST_READS = 5
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,7 @@ def read_captions(
     """The table at a path, glob or URI. Raises UserError if it is no caption table or has a key
     twice."""
     columns = Columns(key_column, caption_column)
-    notes = Notes()
-    parts = [_as_rows(piece, columns) for piece in _pieces(path, columns, notes)]
+    parts, notes = _all_rows(path, columns)
     if not parts:
         raise UserError(nothing(f"{path} holds no rows", notes))
     rows = pa.concat_tables(parts)
@@ -107,11 +108,9 @@ def read_captions(
 
 
 def table_files(path: str) -> list[Records]:
-    """The files of a table, without those of an unfinished run, in folders that begin with '_'."""
-    place, found = locate(path), records(path)
-    if not place.is_folder():
-        return found
-    return [file for file in found if "/_" not in file.file.path[len(place.path) :]]
+    """The files of a table: of a Delta table those of its newest version, in any other folder all
+    but those of an unfinished run, which begin with '_'."""
+    return records(path, private=False)
 
 
 @dataclass(frozen=True)
@@ -147,13 +146,26 @@ def _find_column(
     return found
 
 
-def _pieces(path: str, columns: Columns, notes: Notes) -> Iterator[RowBatch]:
+def _all_rows(path: str, columns: Columns) -> tuple[list[pa.Table], Notes]:
     if path.lower().endswith(".json"):
-        place = existing(path)
+        place, notes = existing(path), Notes()
         if first_line(place).lstrip().startswith(("[", "{")):
-            yield from _json_pieces(place, notes)
-            return
-    for records_file in table_files(path):
+            return [_as_rows(piece, columns) for piece in _json_pieces(place, notes)], notes
+    files = table_files(path)
+    for _ in range(MOST_READS):
+        notes = Notes()
+        try:
+            return [_as_rows(piece, columns) for piece in _pieces(files, columns, notes)], notes
+        except UserError:
+            # A run may have replaced files of the table after they were listed.
+            earlier, files = files, table_files(path)
+            if files == earlier:
+                raise
+    raise UserError(f"{path} changes faster than it can be read: wait until its run is finished")
+
+
+def _pieces(files: list[Records], columns: Columns, notes: Notes) -> Iterator[RowBatch]:
+    for records_file in files:
         names = records_file.names()
         wanted = [name for name in ROWS.names if name in names]
         wanted += columns.find(names, records_file.file.uri)

@@ -19,6 +19,7 @@ from raycap.sources.parquet import rows_of_parquet
 from raycap.sources.records import Records, RowBatch, format_of, references_of, texts
 from raycap.sources.source import SourceDefaults
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
+from raycap.storage.delta import files_to_read, table_of_log
 from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
@@ -105,22 +106,30 @@ class HuggingFace(SourceDefaults):
         if not location.is_folder():
             return [location]
         metadata: list[Location] = []
-        parquet: list[Location] = []
+        parquet: list[str] = []
+        delta_tables: set[str] = set()
         for found in walk(location, notes):
+            table = table_of_log(found.path)
+            if table is not None:
+                delta_tables.add(table)
+                continue
             name = found.path.rpartition("/")[2]
             is_metadata = METADATA.fullmatch(name) is not None
             if found.is_folder or not (is_metadata or PARQUET.fullmatch(name)):
                 continue
             if found.error:
                 notes.add(UNUSABLE_FILE, f"{(location / found.path).uri}: {found.error}")
+            elif is_metadata:
+                metadata.append(location / found.path)
             else:
-                (metadata if is_metadata else parquet).append(location / found.path)
-        if not metadata and not parquet:
+                parquet.append(found.path)
+        files = metadata or files_to_read(location, parquet, delta_tables)
+        if not files:
             looked_for = "metadata.jsonl, metadata.csv or *.parquet"
             raise UserError(
                 nothing(f"no {looked_for} in {location.uri} or the folders below it", notes)
             )
-        return sorted(metadata or parquet, key=lambda file: file.path)
+        return sorted(files, key=lambda file: file.path)
 
     def _rows_of_metadata(
         self, file: Location, prefix: str, split: str, notes: Notes, keys: NumberedKeys

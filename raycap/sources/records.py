@@ -14,6 +14,7 @@ from raycap.sources.listing import walk
 from raycap.sources.manifest import FIRST_ROWS, MOST_BYTES, MOST_ROWS, utf8
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
 from raycap.sources.parquet import read_parquet, schema_of
+from raycap.storage.delta import files_to_read, is_private, table_of_log
 from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
@@ -158,16 +159,23 @@ def _batched(lines: Iterator[tuple[str, list[Any]]]) -> Iterator[list[tuple[str,
 
 
 def records(
-    path: str, format: Literal["auto"] | Format = "auto", notes: Notes | None = None
+    path: str,
+    format: Literal["auto"] | Format = "auto",
+    notes: Notes | None = None,
+    private: bool = True,
 ) -> list[Records]:
-    """Returns the files that a path means: one file, those of a glob, or a folder of Parquet."""
+    """Returns the files that a path means: one file, those of a glob, or a folder of Parquet.
+
+    Without `private`, files of a folder that begin with '_' are left out, and those in folders
+    that do.
+    """
     if is_glob(path):
         files = _globbed(path)
     else:
         location = existing(path)
         files = [location]
         if location.is_folder():
-            files = _parquet_files(location, notes or Notes())
+            files = _parquet_files(location, notes or Notes(), private)
     return [Records(file, format_of(file.name) if format == "auto" else format) for file in files]
 
 
@@ -230,16 +238,26 @@ def references_of(batch: RowBatch, names: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _parquet_files(folder: Location, notes: Notes) -> list[Location]:
-    files = []
-    for found in walk(folder, notes):
-        if found.is_folder or not found.path.lower().endswith((".parquet", ".pq")):
+def _parquet_files(folder: Location, notes: Notes, private: bool) -> list[Location]:
+    found, tables = [], set()
+    for entry in walk(folder, notes):
+        table = table_of_log(entry.path)
+        if table is not None:
+            tables.add(table)
+        elif not entry.is_folder and entry.path.lower().endswith((".parquet", ".pq")):
+            found.append(entry)
+    wanted = []
+    for entry in found:
+        if not private and is_private(entry.path):
             continue
-        if found.error:
-            notes.add(UNUSABLE_FILE, f"{(folder / found.path).uri}: {found.error}")
+        if entry.error:
+            notes.add(UNUSABLE_FILE, f"{(folder / entry.path).uri}: {entry.error}")
         else:
-            files.append(folder / found.path)
+            wanted.append(entry.path)
+    files = files_to_read(folder, wanted, tables)
     if not files:
+        if tables:
+            raise UserError(f"the Delta table in {folder.uri} has no rows yet")
         raise UserError(
             nothing(f"no *.parquet file in {folder.uri} or the folders below it", notes)
         )
