@@ -7,8 +7,6 @@ from raycap.sinks import SINKS, SinkSettings, write_part
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
 
-MOST_AT_ONCE = 32
-
 
 def write_exports(
     folder: RunFolder, run: Run, table: str, names: Sequence[str], settings: SinkSettings

@@ -57,9 +57,7 @@ SECONDS_PER_CHUNK = 30.0
 FILES_PER_TASK = 64
 
 
-def run_job(
-    job: TableJob, more_facts: dict[str, Any], machines: Machines | None = None
-) -> int:
+def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None = None) -> int:
     """Make the table of a job. Returns 0 if every row is good, 1 if some failed. `machines` are
     those that the caller has already."""
     out = output_folder(job.options.out)
@@ -187,7 +185,8 @@ class _Run:
             self._remove_operation(plan)
 
     def _remove_operation(self, plan: Plan) -> None:
-        self.table.begin(plan.operation + 1)  # nobody goes on with it
+        self.out.remove(FACTS)  # they describe the version before the next line
+        pass
         self.out.remove(f"{SIDE}/{plan.operation:04}")
         self.out.remove(plan.folder)
 
@@ -283,10 +282,8 @@ class _Run:
             (self.table.folder, path, side.folder, made[unit], part_name(number, index))
             for index, (unit, path) in enumerate(zip(made, replaced, strict=True))
         ]
-        new = self.machines.run(
-            functools.partial(replace_failed, layout=self.job.layout), arguments
-        )
-        new = list(new)
+        replace = functools.partial(replace_failed, layout=self.job.layout)
+        new = list(self.machines.run(replace, arguments))
         for path in replaced:
             for export in files_of(path):  # made of the old rows, to be made again
                 self.out.remove(export)
