@@ -23,6 +23,7 @@ from deltalake import DeltaTable
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.run import run_job
+from raycap.bulk.table import ChunkFile, OutputTable, TakenOverError, chunk_of
 from raycap.bulk.work import FileLayout
 from raycap.errors import UserError
 from raycap.fetch.trust import ONLY_WEB, Trust
@@ -84,7 +85,7 @@ class Command:
         flags = [name for name in ("retry", "overwrite", "fail") if getattr(self, name)]
         return " ".join([self.model, *flags, str(self.rows)])
 
-    def run(self, out: Path) -> None:
+    def run(self, out: Path, opens: Callable[..., Any] = open_model) -> None:
         options = BulkOptions(
             out=str(out),
             batch=4,
@@ -100,7 +101,7 @@ class Command:
             identity={"captioner": self.model},
             layout=FileLayout(5, CAPTIONS, (), {"captioner": self.model}),
             square=Square(8),
-            open_model=functools.partial(open_model, self.model, self.fail),
+            open_model=functools.partial(opens, self.model, self.fail),
         )
         run_job(job, {})
 
@@ -256,6 +257,46 @@ def test_a_retry_killed_at_any_step_and_then_an_overwrite_with_another_captioner
     assert len(left_over) > 2
     for step in (left_over[0], left_over[len(left_over) // 2], left_over[-1]):
         follow(step, [OVERWRITE], tmp_path)
+
+
+def test_a_driver_that_wakes_up_while_another_run_works_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was suspended in the middle of a first run. Meanwhile the table is made again."""
+    out = tmp_path / "out"
+    steps = killed_everywhere(FIRST, out, tmp_path / "copies")
+    chunks = [list((step / "captions" / "_chunks").glob("*.parquet")) for step in steps]
+    out = next(step for step, files in zip(steps, chunks, strict=True) if len(files) == 2)
+    late = OutputTable(RunFolder(str(out / "captions")))
+    [*_, file] = sorted((out / "captions" / "_chunks").glob("*.parquet"))
+    path = f"_chunks/{file.name}"
+    unknown = chunk_of(path)._replace(shard=9)  # as if the table did not have it
+    chunk = ChunkFile(path, file.stat().st_size, 4, unknown)
+    stopped = []
+
+    def wake_up(*arguments: Any) -> Any:
+        with pytest.raises(TakenOverError):
+            late.commit_chunks([chunk], 1, CAPTIONS)
+        stopped.append(chunk)
+        return open_model(*arguments)
+
+    OVERWRITE.run(out, wake_up)
+    assert stopped and check(out, finished=True) == "B"
+
+
+def test_a_driver_that_wakes_up_with_a_table_that_nobody_wants_is_stopped(tmp_path: Path) -> None:
+    """It was suspended before the last commit of an --overwrite. Then the old captioner's run went
+    on, with nothing new to make."""
+    out = tmp_path / "out"
+    FIRST.run(out)
+    steps = killed_everywhere(OVERWRITE, out, tmp_path / "copies")
+    side = [step for step in steps if list(step.glob("captions/part-0002-*"))]
+    late = OutputTable(RunFolder(str(side[0] / "captions")))
+    assert late.operation == 2 and late.completed == 1
+    Command("A").run(side[0])
+    with pytest.raises(TakenOverError):
+        late.replace(2, [], (), CAPTIONS)
+    assert check(side[0], finished=True) == "A"
 
 
 @pytest.mark.parametrize("killed", [FIRST, RETRY, OVERWRITE, RESUME], ids=str)

@@ -186,7 +186,7 @@ class _Run:
 
     def _remove_operation(self, plan: Plan) -> None:
         self.out.remove(FACTS)  # they describe the version before the next line
-        pass
+        self.table.begin(plan.operation + 1)  # nobody goes on with it
         self.out.remove(f"{SIDE}/{plan.operation:04}")
         self.out.remove(plan.folder)
 

@@ -1,0 +1,206 @@
+"""The output table: whoever commits, in whatever order, however late, each chunk is in it once."""
+
+import dataclasses
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raycap.bulk import table as table_module
+from raycap.bulk.plan import Chunk
+from raycap.bulk.table import ChunkFile, OutputTable, TakenOverError, chunk_of, chunk_path
+from raycap.errors import UserError
+from raycap.storage import RunFolder
+
+SCHEMA = pa.schema([("key", pa.string())])
+
+
+def made(folder: Path, chunk: Chunk) -> ChunkFile:
+    """What a worker writes for a chunk."""
+    path = chunk_path(chunk)
+    keys = [f"{chunk.unit}/{chunk.shard}/{row}" for row in range(chunk.start, chunk.stop)]
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table({"key": keys}, SCHEMA), content)
+    RunFolder(str(folder)).write(path, content.getvalue())
+    return ChunkFile(path, content.getvalue().size, len(keys), chunk)
+
+
+def chunk(number: int, operation: int = 1) -> Chunk:
+    return Chunk(operation, 0, number, 0, 2)
+
+
+def keys(folder: Path) -> list[str]:
+    found = DeltaTable(folder).to_pyarrow_table()["key"].to_pylist()
+    assert len(set(found)) == len(found), "a key twice"
+    return sorted(found)
+
+
+def test_a_chunk_is_named_by_its_file() -> None:
+    one = Chunk(12, 3456, 789, 1024, 11_000)
+    assert chunk_of(chunk_path(one)) == one
+    assert chunk_path(one) != chunk_path(one), "two tries write two files"
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 5), max_size=4)), max_size=8))
+def test_each_chunk_is_committed_once(
+    tmp_path_factory: pytest.TempPathFactory, commits: list[tuple[int, set[int]]]
+) -> None:
+    """Three drivers commit in turns; each knows only what it has seen itself."""
+    folder = tmp_path_factory.mktemp("table")
+    drivers = [OutputTable(RunFolder(str(folder))) for _ in range(3)]
+    wanted: set[int] = set()
+    counted = 0
+    for driver, numbers in commits:
+        files = [made(folder, chunk(number)) for number in sorted(numbers)]
+        mine = drivers[driver].commit_chunks(files, 1, SCHEMA)
+        assert {file.chunk.shard for file in mine} == numbers - wanted
+        counted += len(mine)
+        wanted |= numbers
+    if commits:
+        assert keys(folder) == sorted(f"0/{number}/{row}" for number in wanted for row in (0, 1))
+        assert counted == len(wanted), "a chunk is counted by two drivers, or by none"
+
+
+def test_drivers_that_commit_at_the_same_moment(tmp_path: Path) -> None:
+    OutputTable(RunFolder(str(tmp_path))).commit_chunks([made(tmp_path, chunk(99))], 1, SCHEMA)
+    drivers = [OutputTable(RunFolder(str(tmp_path))) for _ in range(4)]
+    start, counted = threading.Barrier(4), []
+
+    def drive(driver: OutputTable) -> None:
+        start.wait()
+        for first in range(0, 12, 3):
+            files = [made(tmp_path, chunk(number)) for number in range(first, first + 3)]
+            counted.extend(driver.commit_chunks(files, 1, SCHEMA))
+
+    threads = [threading.Thread(target=drive, args=(driver,)) for driver in drivers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys(tmp_path)) == 2 * 13 and len(counted) == 12
+
+
+def test_the_commit_of_a_driver_that_was_overtaken_conflicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has compared its chunks with an old version. The library must refuse its commit, which
+    it does because both carry one transaction id; it then compares again."""
+    slow, quick = OutputTable(RunFolder(str(tmp_path))), OutputTable(RunFolder(str(tmp_path)))
+    slow.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    commit = DeltaTable.create_write_transaction
+    outcomes: list[str] = []
+
+    def overtaken(self: DeltaTable, *arguments: Any, **named: Any) -> None:
+        if self is slow._table and not outcomes:
+            outcomes.append("overtaken")
+            assert quick.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA)
+            try:
+                commit(self, *arguments, **named)
+            except CommitFailedError:
+                outcomes.append("conflict")
+                raise
+        commit(self, *arguments, **named)
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", overtaken)
+    assert slow.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA) == []
+    assert outcomes == ["overtaken", "conflict"]
+    assert keys(tmp_path) == ["0/0/0", "0/0/1", "0/1/0", "0/1/1"]
+
+
+def test_who_believes_in_an_earlier_operation_is_stopped(tmp_path: Path) -> None:
+    late, next_run = OutputTable(RunFolder(str(tmp_path))), OutputTable(RunFolder(str(tmp_path)))
+    late.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    next_run.begin(2)
+    with pytest.raises(TakenOverError, match="another run has gone on"):
+        late.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA)
+    with pytest.raises(TakenOverError):
+        late.replace(1, [made(tmp_path, chunk(1))], late.files())
+    with pytest.raises(TakenOverError):
+        late.begin(1)
+    assert keys(tmp_path) == ["0/0/0", "0/0/1"]
+    assert (next_run.operation, next_run.completed) == (2, 0)
+
+
+@pytest.mark.parametrize("is_lost", [True, False], ids=["the answer", "the request"])
+def test_a_lost_answer_is_no_second_commit(
+    is_lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = OutputTable(RunFolder(str(tmp_path)))
+    table.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    commit, faults = DeltaTable.create_write_transaction, [OSError("the connection was reset")]
+
+    def faulty(*arguments: Any, **named: Any) -> None:
+        if is_lost or not faults:
+            commit(*arguments, **named)
+        if faults:
+            raise faults.pop()
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", faulty)
+    mine = table.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA)
+    assert [file.chunk for file in mine] == [chunk(1)] and not faults
+    assert len(keys(tmp_path)) == 4
+
+
+def test_a_store_that_stays_away_ends_the_run_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = OutputTable(RunFolder(str(tmp_path)))
+    table.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", broken)
+    monkeypatch.setattr(table_module, "SECONDS_TO_COMMIT", 0.2)
+    with pytest.raises(UserError, match="no route to host; what is made stays there"):
+        table.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA)
+
+
+def test_an_operation_is_completed_once(tmp_path: Path) -> None:
+    first, second = OutputTable(RunFolder(str(tmp_path))), OutputTable(RunFolder(str(tmp_path)))
+    chunks = [made(tmp_path, chunk(number)) for number in range(3)]
+    first.commit_chunks(chunks, 1, SCHEMA)
+    second.load()
+    joined = dataclasses.replace(made(tmp_path, Chunk(1, 7, 7, 0, 6)))
+    first.replace(1, [joined], chunks)
+    second.replace(1, [joined], chunks)
+    assert len(keys(tmp_path)) == 6 and first.version == OutputTable(first.folder).version
+    assert (first.operation, first.completed) == (1, 1)
+
+
+def test_an_overwrite_changes_rows_and_columns_at_once(tmp_path: Path) -> None:
+    table, reader = OutputTable(RunFolder(str(tmp_path))), OutputTable(RunFolder(str(tmp_path)))
+    table.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    wider = pa.schema([*SCHEMA, ("score", pa.float32())])
+    new = pa.table({"key": ["new"], "score": [1.0]}, wider)
+    pq.write_table(new, tmp_path / "new.parquet")
+    before = table.version
+    size = (tmp_path / "new.parquet").stat().st_size
+    table.replace(2, [table_module.DataFile("new.parquet", size, 1)], (), wider)
+    reader.load()
+    assert reader.version == before + 1 and keys(tmp_path) == ["new"]
+    assert reader.schema().names == ["key", "score"] and reader.completed == 2
+
+
+@pytest.mark.parametrize("name", ["with space", "ünïcode", "a+b", "50%", "what?#x", "a=b"])
+def test_names_of_folders(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    table = OutputTable(RunFolder(str(folder)))
+    table.commit_chunks([made(folder, chunk(0))], 1, SCHEMA)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(OutputTable(RunFolder(str(folder))).files()) == 1
+
+
+def test_places_that_hold_no_table_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="percent sign and two digits"):
+        OutputTable(RunFolder(str(tmp_path / "a%20b")))
+    with pytest.raises(UserError, match="tables cannot be written to https://"):
+        OutputTable(RunFolder("https://example.org/folder"))
