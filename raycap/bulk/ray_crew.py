@@ -221,13 +221,16 @@ class ChunkActor:
     def __init__(
         self, order: list[Any], threads: int, lookahead: int, nodes: dict[str, str] | None
     ) -> None:
-        work: WorkOrder = ray.get(order[0])
-        node = ray.get_runtime_context().get_node_id()[:8]
-        name = f"{socket.gethostname()}/{node} {os.getpid()}"
-        self._worker = ChunkWorker(work, TaskLoader(work, lookahead, nodes), threads, name)
+        self._order, self._threads = order, threads
+        self._lookahead, self._nodes = lookahead, nodes
 
     def ready(self) -> None:
-        """Answers when the model is loaded."""
+        """Loads the model. Ray would not say which error ended `__init__`."""
+        order: WorkOrder = ray.get(self._order[0])
+        node = ray.get_runtime_context().get_node_id()[:8]
+        name = f"{socket.gethostname()}/{node} {os.getpid()}"
+        loader = TaskLoader(order, self._lookahead, self._nodes)
+        self._worker = ChunkWorker(order, loader, self._threads, name)
 
     def make(self, chunk: Chunk) -> FinishedChunk:
         return self._worker.make(chunk)
