@@ -262,6 +262,7 @@ def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(
     stands alone."""
     tuned, frozen = tmp_path / "tuned", tmp_path / "frozen"
     learning = ["--encoder.trainable", "last", "--encoder-lr", "0.01", "--epochs", "1"]
+    learning += ["--self-critical.epochs", "0"]
     assert main([*usual(data), *learning, "--out", str(tuned)]) == 0
     start = ["--start-from", str(tuned / "captioner"), "--epochs", "0"]
     assert main([*usual(data), *start, "--out", str(frozen)]) == 0
