@@ -1,5 +1,7 @@
-"""`raycap caption` on a real Ray: a row for every picture, once, the same as the captioner says of
-it alone."""
+"""`raycap caption`: a row for every picture, once, the same as the captioner says of it alone.
+
+The last tests run on Ray, the others in this process.
+"""
 
 import json
 import subprocess
@@ -9,17 +11,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from hostile import hostile, write
 from PIL import Image
 from server import HTML, serving
 from small_captioner import photos, save_captioner
 
 from raycap import Captioner
+from raycap.bulk.table import OutputTable
 from raycap.cli import main
 from raycap.schema import CAPTIONS
 from raycap.storage import Lease, RunFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +44,21 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
     assert table.select(CAPTIONS.names).schema.remove_metadata() == CAPTIONS
     keys = table["key"].to_pylist()
     assert len(set(keys)) == len(keys), "no key twice"
-    assert sorted(path.name for path in out.iterdir() if path.name.startswith("_")) in (
-        [],
-        ["_lease.lock"],
-    )
+    assert sorted(keys) == delta_keys(out), "plain readers see what readers of Delta tables see"
+    assert [path.name for path in sorted(out.glob("_*"))] == ["_lease.lock", "_plan"]
     return {row["key"]: row for row in table.to_pylist()}
+
+
+def delta_keys(out: Path) -> list[str]:
+    """The keys of a table, whether its run is complete or was interrupted."""
+    found: list[str] = (
+        DeltaTable(str(out / "captions")).to_pyarrow_table(columns=["key"])["key"].to_pylist()
+    )
+    return sorted(found)
+
+
+def parts(out: Path) -> list[Path]:
+    return sorted((out / "captions").glob("*.parquet"))
 
 
 def captions(out: Path) -> dict[str, str]:
@@ -55,7 +69,6 @@ def facts(out: Path) -> dict[str, Any]:
     return json.loads((out / "facts.json").read_text())
 
 
-@pytest.mark.actors
 def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(43))
     assert caption(folder, tmp_path / "out", model) == 0
@@ -75,30 +88,9 @@ def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: 
         )
         assert row["score"] == pytest.approx(alone.score, abs=1e-4)
         assert row["uri"] == str(path) and len(row["sha256"]) == 64
-    metadata = pq.read_schema(next((tmp_path / "out" / "captions").iterdir())).metadata
+    [part] = (tmp_path / "out" / "captions").glob("*.parquet")
+    metadata = pq.read_schema(part).metadata
     assert metadata[b"captioner"].decode() == facts(tmp_path / "out")["identity"]["captioner"]
-
-
-@pytest.mark.actors
-def test_the_same_table_whatever_the_actors_and_the_parts(tmp_path: Path, model: Path) -> None:
-    folder = photos(tmp_path / "photos", range(30))
-    assert caption(folder, tmp_path / "one", model) == 0
-    assert (
-        caption(
-            folder,
-            tmp_path / "two",
-            model,
-            "--actors",
-            "2",
-            "--part-rows",
-            "8",
-        )
-        == 0
-    )
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    for row in (*one.values(), *two.values()):
-        row["score"] = round(row["score"], 4)  # the last bits depend on what else is in a batch
-    assert one == two
 
 
 def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path, model: Path) -> None:
@@ -118,7 +110,8 @@ def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = write(tmp_path / "corpus")
-    assert caption(tmp_path / "corpus", tmp_path / "out", model, "--source.glob", "*") == 1
+    here = ["--cluster.local-rows", "1000"]
+    assert caption(tmp_path / "corpus", tmp_path / "out", model, "--source.glob", "*", *here) == 1
     found = rows(tmp_path / "out")
     shown = capsys.readouterr().out
     assert (
@@ -176,23 +169,24 @@ def test_retry_of_one_status_leaves_the_others(tmp_path: Path, model: Path) -> N
     for number in (3, 11):
         (folder / f"{number:05d}.png").write_bytes(b"not a picture")
     assert caption(folder, out, model, "--part-rows", "8") == 1
-    parts = sorted(path.name for path in (out / "captions").iterdir())
+    before = [pq.read_table(part)["key"].to_pylist() for part in parts(out)]
+    untouched = parts(out)[2].read_bytes()
     (folder / "00003.png").write_bytes(whole)
     assert caption(folder, out, model, "--part-rows", "8", "--retry", "failed_to_fetch") == 1
     assert rows(out)["00003.png"]["status"] == "failed_to_decode"
     assert caption(folder, out, model, "--part-rows", "8", "--retry", "failed_to_decode") == 1
     assert rows(out)["00003.png"]["status"] == "success"
     assert rows(out)["00011.png"]["status"] == "failed_to_decode"
-    assert sorted(path.name for path in (out / "captions").iterdir()) == parts, (
-        "rows are replaced where they stand"
-    )
+    after = [pq.read_table(part)["key"].to_pylist() for part in parts(out)]
+    assert sorted(after) == sorted(before), "rows are replaced where they stand"
+    assert untouched in [part.read_bytes() for part in parts(out)]
 
 
-@pytest.mark.parametrize("renames", [0, 1])
+@pytest.mark.parametrize("is_committed", [False, True])
 def test_a_retry_that_was_cut_off_is_finished_by_the_next_run(
-    renames: int, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    is_committed: bool, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver ends after so many of the table's files were replaced."""
+    """The run ends right before or right after the commit that replaces the rows."""
     folder, out = photos(tmp_path / "photos", range(24)), tmp_path / "out"
     broken = [folder / f"{number:05d}.png" for number in (2, 9, 20)]
     whole = [path.read_bytes() for path in broken]
@@ -201,19 +195,17 @@ def test_a_retry_that_was_cut_off_is_finished_by_the_next_run(
     assert caption(folder, out, model, "--part-rows", "8") == 1
     for path, content in zip(broken, whole, strict=True):
         path.write_bytes(content)
-    rename, left = RunFolder.rename, [renames]
+    replace = OutputTable.replace
 
-    def cut_off(self: RunFolder, old: str, new: str) -> None:
-        if new.startswith("captions/"):
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-        rename(self, old, new)
+    def cut_off(self: OutputTable, *how: Any) -> None:
+        if is_committed:
+            replace(self, *how)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "rename", cut_off)
+        patch.setattr(OutputTable, "replace", cut_off)
         assert caption(folder, out, model, "--retry", "failed") == 130
-    keys = pq.read_table(out / "captions")["key"].to_pylist()
+    keys = delta_keys(out)
     assert len(keys) == len(set(keys)) == 24, "no key twice and none lost, right after the end"
     assert caption(folder, out, model) == 0, "the retried rows are put in place by any next run"
     assert {row["status"] for row in rows(out).values()} == {"success"}
@@ -241,6 +233,7 @@ def test_another_captioner_or_source_is_refused_until_overwrite(
     assert caption(folder, out, other) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "_lease.lock",
+        "_plan",
         "captions",
         "facts.json",
         "gallery.html",
@@ -332,7 +325,6 @@ def test_other_forms_are_made_of_the_whole_table_and_made_again_after_a_retry(
     }
 
 
-@pytest.mark.actors
 def test_copies_are_captioned_once_and_all_have_rows(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(4))
     for number in range(40):
@@ -374,7 +366,7 @@ def test_a_source_that_mostly_fails_ends_the_run_early(
     assert caption(folder, out, model, "--max-failed", "10%", "--part-rows", "8") == 2
     shown = capsys.readouterr().err
     assert "--max-failed 10%" in shown and "not a picture" in shown
-    assert len(rows(out)) > 0 and not (out / "facts.json").exists()
+    assert delta_keys(out) and not (out / "facts.json").exists()
     assert caption(folder, out, model, "--max-failed", "50") == 1
     assert len(rows(out)) == 60
 
@@ -387,7 +379,6 @@ def test_a_source_that_mostly_fails_ends_the_run_early(
         (["--max-failed", "some"], "--max-failed is 'some'"),
         (["--sample", "0"], "--sample is 0"),
         (["--columns", "shop"], "--columns carries columns of a table"),
-        (["--gpus", "64"], "--gpus 64 asks for more"),
         (["--out", "/proc/nowhere"], "cannot write"),
     ],
 )
@@ -420,7 +411,7 @@ def test_one_or_two_processors_are_enough(cpus: int, tmp_path: Path, model: Path
         str(tmp_path / "out"),
     ]
     answer = subprocess.run(
-        [*command, "--batch", "8", "--cluster.cpus", str(cpus)],
+        [*command, "--batch", "8", "--cluster.cpus", str(cpus), "--cluster.local-rows", "0"],
         capture_output=True,
         text=True,
         timeout=180,
@@ -431,16 +422,10 @@ def test_one_or_two_processors_are_enough(cpus: int, tmp_path: Path, model: Path
     assert "model actor" in answer.stderr
 
 
-@pytest.mark.actors
 def test_a_model_that_cannot_start_ends_the_run_in_words(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
-    assert caption(folder, out, model, "--device", "cuda:7") == 2
-    shown = capsys.readouterr().err
-    assert "device cuda:7 was asked for" in shown and "Traceback" not in shown
-    assert caption(folder, out, model) == 0, "the same command continues the run"
-    assert len(rows(out)) == 4
+    check_cannot_start(tmp_path, model, capsys)
 
 
 def test_an_unreadable_picture_size_is_zero(tmp_path: Path, model: Path) -> None:
@@ -454,3 +439,50 @@ def test_an_unreadable_picture_size_is_zero(tmp_path: Path, model: Path) -> None
         (10, 20),
         (0, 0),
     ]
+
+
+def test_the_same_table_in_this_process_and_in_actors_on_ray(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    folder = photos(tmp_path / "photos", range(30))
+    assert caption(folder, tmp_path / "here", model) == 0
+    assert "the model runs in this process" in capsys.readouterr().err
+    request.getfixturevalue("one_ray")
+    for actors in ("1", "2"):
+        flags = ["--actors", actors, "--part-rows", "8"]
+        assert caption(folder, tmp_path / actors, model, *flags) == 0
+        assert f"{actors} model actor(s)" in capsys.readouterr().err
+        assert len(parts(tmp_path / actors)) == 4
+    tables = [rows(tmp_path / name) for name in ("here", "1", "2")]
+    for row in (row for table in tables for row in table.values()):
+        row["score"] = round(row["score"], 4)  # the last bits depend on what else is in a batch
+    assert tables[0] == tables[1] == tables[2]
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_a_model_that_cannot_start_in_an_actor_ends_the_run_in_words(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_cannot_start(tmp_path, model, capsys)
+
+
+def check_cannot_start(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
+    assert caption(folder, out, model, "--device", "cuda:7", "--precision", "fp32") == 2
+    shown = capsys.readouterr().err
+    assert "device cuda:7 was asked for" in shown and "Traceback" not in shown
+    assert caption(folder, out, model) == 0, "the same command continues the run"
+    assert len(rows(out)) == 4
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_more_gpus_than_there_are_are_refused(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = photos(tmp_path / "photos", range(1))
+    assert caption(folder, tmp_path / "out", model, "--gpus", "64") == 2
+    assert "--gpus 64 asks for more" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "captions").exists()
