@@ -41,7 +41,6 @@ from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.schema import FAILURES
-from raycap.sinks import files_of, sink_outputs
 from raycap.sources import Notes, Source
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.folder import STAGED
@@ -259,8 +258,6 @@ class _Run:
 
     def _replace_all(self, plan: Plan, number: int, side: OutputTable) -> None:
         parts = self._joined(side.folder, side.files(), number)
-        for name in sink_outputs():  # made of the old rows
-            self.out.remove(name)
         self.table.replace(number, parts, (), side.schema())
         write_record(self.job, self.out, plan.identity)
 
@@ -284,9 +281,6 @@ class _Run:
         ]
         replace = functools.partial(replace_failed, layout=self.job.layout)
         new = list(self.machines.run(replace, arguments))
-        for path in replaced:
-            for export in files_of(path):  # made of the old rows, to be made again
-                self.out.remove(export)
         self.table.replace(number, new, [old[path] for path in replaced if path in old])
 
     def _counts_by_file(self) -> dict[str, RowCounts]:
