@@ -69,7 +69,8 @@ def _caption_table(config: Config) -> int:
     captioner = read_captioner(config)
     job = captions_job(captioner, source, options, config.fetch, config.reading, config.cluster)
     out = RunFolder(options.out)
-    settings = SinkSettings(out, options.txt_mode, options.txt_beside, config.fetch, source.trust)
+    beside = options.txt_beside
+    settings = SinkSettings(out, options.txt_mode, beside, config.fetch, source.trust, source)
     job = dataclasses.replace(
         job,
         config=dumps(dataclasses.replace(config, source=source, reading=job.reading)),
