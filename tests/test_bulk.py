@@ -1,130 +1,19 @@
-"""What makes each row exactly one, without Ray: digests, listings, the publisher's memory, leases,
-whole files."""
+"""What a table job rests on, without Ray: leases, whole files, progress, counts of reasons."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from raycap.bulk.commit import Committer, FileLayout, StagedFile, write_staged
-from raycap.bulk.contents import RowCounts, are_among, digests_of, sorted_digests
+from raycap.bulk.counts import MOST_REASONS, OTHER_REASONS, RowCounts, count_rows, reason_head
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.overwrite import NEW, finish_overwrite
-from raycap.bulk.pending import TICKET, PendingRows, count_pending
 from raycap.errors import UserError
-from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.progress import Progress
-from raycap.schema import CAPTIONS
-from raycap.sources import Notes
-from raycap.sources.manifest import Row, tables
+from raycap.schema import FAILED_TO_FETCH
 from raycap.storage import Lease, RunFolder, differences
-
-
-@given(st.lists(st.text()), st.lists(st.text()), st.lists(st.text()))
-def test_a_key_is_found_where_it_stands_and_nowhere_else(
-    first: list[str], second: list[str], asked: list[str]
-) -> None:
-    groups = [
-        sorted_digests([digests_of(first[:3]), digests_of(first[3:])]),
-        sorted_digests([digests_of(second)]),
-    ]
-    found = are_among(digests_of(asked), groups)
-    assert found.tolist() == [key in {*first, *second} for key in asked]
-
-
-def test_two_keys_that_share_half_a_digest() -> None:
-    group = sorted_digests([np.array([[5, 5, 7], [1, 2, 3]], np.uint64)])
-    asked = np.array([[5, 5, 5, 7, 8], [1, 2, 3, 3, 3]], np.uint64)
-    assert are_among(asked, [group]).tolist() == [True, True, False, True, False]
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """A source of so many rows."""
-
-    rows: int
-    path: str = "numbers"
-    trust: Trust = ONLY_WEB
-    names_urls: bool = False
-    carried: tuple[str, ...] = ()
-
-    def check(self) -> None: ...
-
-    def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
-        return tables((Row(str(number), "") for number in range(self.rows)), lambda: "nothing")
-
-
-@pytest.mark.parametrize("rows", [1, 64, 65, 1064, 5000])
-@pytest.mark.parametrize(
-    "options",
-    [BulkOptions(), BulkOptions(limit=70), BulkOptions(sample=0.4)],
-)
-def test_a_listing_numbers_its_rows_and_marks_the_last(rows: int, options: BulkOptions) -> None:
-    todo = PendingRows(Numbers(rows), options)
-    listed = pa.concat_tables(list(todo.tables()))
-    keys = listed["key"].to_pylist()
-    assert listed["place"].to_pylist() == list(range(len(listed)))
-    assert listed["last"].to_pylist() == [False] * (len(listed) - 1) + [True] * bool(len(listed))
-    assert len(set(listed["listing"].to_pylist())) <= 1 and len(set(keys)) == len(keys)
-    assert count_pending(todo, None)[0] == len(listed) and min(1, len(listed)) == min(
-        1, count_pending(todo, 1)[0]
-    )
-    if options.limit:
-        assert keys == [str(number) for number in range(min(rows, options.limit))]
-    elif options.sample == 1:
-        assert set(keys) == {str(number) for number in range(rows)}
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 2), st.lists(st.integers(0, 40), min_size=1)), max_size=12)
-)
-def test_no_row_is_published_twice_whatever_is_made_again(
-    reports: list[tuple[int, list[int]]],
-) -> None:
-    one = Committer(None, "captions", None, None)  # type: ignore[arg-type]
-    published: list[int] = []
-    for listing, places in reports:
-        last = 40 if 40 in places else None
-        report = StagedFile("", "", (listing,), np.array(places), last, RowCounts())
-        if one._is_new(report):
-            one._remember(report)
-            published += places
-    assert len(set(published)) == len(published)
-    if reports and published:  # a second listing is not taken at all
-        taken = {listing for listing, places in reports if set(places) & set(published)}
-        assert reports[0][0] in taken
-
-
-def test_the_same_rows_make_the_same_file(tmp_path: Path) -> None:
-    row = {
-        "uri": "",
-        "caption": "a",
-        "score": -1.0,
-        "alternatives": [],
-        "status": "success",
-        "error_message": "",
-    }
-    row |= {"width": 1, "height": 1, "sha256": "", "listing": 7, "notes": Notes().to_json()}
-    rows = [{"key": str(n), **row, "place": n, "last": n == 4} for n in range(5)]
-    blocks = [
-        pa.Table.from_pylist(some, pa.schema([*CAPTIONS, *TICKET]))
-        for some in (rows[:2], rows[2:])
-    ]
-    parts = FileLayout(10, 1.0, CAPTIONS, (), {"raycap": "x"})
-    reports = [write_staged(RunFolder(str(tmp_path)), "run", parts, *blocks) for _ in range(2)]
-    assert reports[0].notes == {"left_out": [], "notes": []}
-    assert (
-        reports[0].name == reports[1].name and reports[0].last == 4 and reports[0].counts.rows == 5
-    )
-    other = write_staged(RunFolder(str(tmp_path)), "run", parts, blocks[0])
-    assert other.name != reports[0].name and other.last is None and other.notes is None
 
 
 def test_a_lease_is_one_persons_until_they_are_dead(tmp_path: Path) -> None:
@@ -174,53 +63,41 @@ def test_a_folder_shows_whole_files_only(tmp_path: Path) -> None:
         folder.read_json("run.json")
 
 
-class Crashing(RunFolder):
-    """Stops the process, as it were, after so many changes to the disk."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "left", None)
-
-    def _count(self) -> None:
-        if self.left is not None:  # type: ignore[attr-defined]
-            object.__setattr__(self, "left", self.left - 1)  # type: ignore[attr-defined]
-            if self.left < 0:  # type: ignore[attr-defined]
-                raise KeyboardInterrupt
-
-    def rename(self, old: str, new: str) -> None:
-        self._count()
-        super().rename(old, new)
-
-    def remove(self, name: str) -> None:
-        self._count()
-        super().remove(name)
+def test_a_file_is_created_once(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    assert folder.create("a/b", b"one") and not folder.create("a/b", b"two")
+    assert folder.create("a/b", b"one"), "an answer may have been lost: the content is the same"
+    assert folder.read("a/b") == b"one"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert folder.folders() == ["a"]
 
 
-@pytest.mark.parametrize("changes", range(14))
-def test_a_swap_of_tables_ends_well_wherever_it_was_cut_off(changes: int, tmp_path: Path) -> None:
-    out = Crashing(str(tmp_path / "out"))
-    for folder, word in ((out, b"old"), (out / NEW, b"new")):
-        folder.write("captions/part", word)
-        folder.write("captions/part-only-" + word.decode(), word)
-        folder.write_json("run.json", {"table": "captions", "word": word.decode()})
-        folder.write_json("facts.json", {"word": word.decode()})
-    out.write("jsonl/part.jsonl", b"of the old rows")
-    object.__setattr__(out, "left", changes)
-    try:
-        finish_overwrite(out)
-    except KeyboardInterrupt:
-        seen = {path.read_bytes() for path in (tmp_path / "out" / "captions").glob("*")}
-        assert len(seen) <= 1, "old or new, never both"
-        object.__setattr__(out, "left", None)
-        finish_overwrite(out)
-    assert out.names("captions") == ["captions/part", "captions/part-only-new"]
-    assert out.read_json("run.json") == {"table": "captions", "word": "new"}
-    assert out.read_json("facts.json") == {"word": "new"}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "captions",
-        "facts.json",
-        "run.json",
-    ]
+def test_what_differs_in_each_row_is_no_reason_of_its_own() -> None:
+    heads = {
+        reason_head(f"no answer from host{number}.example.com within 30 s: {number}")
+        for number in range(100)
+    }
+    assert heads == {"no answer from ... within 30 s"}
+    assert reason_head("HTTP status 404: not there") == "HTTP status 404"
+    assert reason_head("1,234,567 pixels, more than 1000000") == "... pixels, more than ..."
+
+
+def test_reasons_take_bounded_memory() -> None:
+    counts = RowCounts()
+    for group in range(40):
+        words = [f"{letter}{'x' * group}" for letter in "abcdefghijklmnopqrstuvwxyz"]
+        table = pa.table({"status": [FAILED_TO_FETCH] * 26, "error_message": words})
+        counts.add(count_rows(table))
+    assert counts.failed == 26 * 40 == counts.reasons.total()
+    assert len(counts.reasons) <= MOST_REASONS + 1
+    assert counts.reasons[FAILED_TO_FETCH, OTHER_REASONS] > 0
+
+
+def test_counts_travel_in_the_metadata_of_files() -> None:
+    reasons = Counter({(FAILED_TO_FETCH, 'say "no"'): 2})
+    counts = RowCounts(Counter({"success": 3, FAILED_TO_FETCH: 2}), reasons)
+    again = RowCounts.from_json(counts.to_json())
+    assert (again.statuses, again.reasons) == (counts.statuses, counts.reasons)
 
 
 def test_differences_are_named_by_their_place() -> None:

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import ray
 from feature_tables import features, source_config, write
 from ray.cluster_utils import Cluster
 from raylets import parents_of
 from small_captioner import photos, save_captioner
+from tables import keys
 from test_train import CONFIG, DECODER, close, curve, steps, wait_for
 
 from raycap.cli import main
@@ -26,7 +26,7 @@ from raycap.errors import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
 MEMORY = {"object_store_memory": 150 * 2**20}
-DECODER_TITLE = "ray::MapBatches(load_table)"
+DECODER_TITLE = "ray::load_table"
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def test_pictures_are_decoded_and_captioned_on_the_labelled_nodes_and_a_new_node
             "--device",
             "cpu",
         ]
-        small = ["--batch", "2", "--beam", "20", "--part-rows", "16", "--part-seconds", "0.1"]
+        small = ["--batch", "2", "--beam", "20", "--part-rows", "16"]
         run = start("caption", source, "--model", model, "--out", out, *where, *pool, *small)
         second, decoded_by = None, set()
         while run.poll() is None:
@@ -163,8 +163,6 @@ def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
         "20",
         "--part-rows",
         "16",
-        "--part-seconds",
-        "0.1",
         "--actors",
         "1",
     ]
@@ -173,28 +171,20 @@ def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
         cluster.add_node(num_cpus=1, **MEMORY)
         cluster.wait_for_nodes()
         run = start(*command, cluster.address)
-        wait_for(lambda: rows(out) or run.poll() is not None)
+        wait_for(lambda: keys(out) or run.poll() is not None)
         for process in (
             each.process for kind in cluster.head_node.all_processes.values() for each in kind
         ):
             process.kill()
         run.kill()  # it ran on the head, as a job's driver does
         run.communicate()
-    first = rows(out)
+    first = keys(out)
     assert 0 < len(first) < 160 and not (out / "facts.json").exists()
     with cluster_of(num_cpus=2) as cluster:
         printed, _ = (again := start(*command, cluster.address)).communicate(timeout=200)
     assert again.returncode == 0, printed
     assert f"{160 - len(first)} made now" in printed
-    assert sorted(rows(out)) == sorted(path.name for path in source.iterdir())
-
-
-def rows(out: Path) -> list[str]:
-    """The keys that a reader finds now."""
-    parts = (out / "captions").glob("*.parquet")
-    return [
-        key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()
-    ]
+    assert sorted(keys(out)) == sorted(path.name for path in source.iterdir())
 
 
 @pytest.mark.skipif(

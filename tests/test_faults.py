@@ -13,9 +13,7 @@ from PIL import Image
 from sessions import start_ray
 from small_captioner import photos, save_captioner
 
-from raycap.bulk import pictures
-from raycap.bulk import run as bulk_run
-from raycap.bulk.job import TableJob
+from raycap.bulk import fill, ray_crew
 from raycap.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -62,19 +60,10 @@ def test_a_kill_costs_nothing(kind: str, pile: faults.Pile, tmp_path: Path) -> N
 def run(
     folder: Path, model: Path, out: Path, *flags: str, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    command = [
-        sys.executable,
-        "-m",
-        "raycap",
-        "caption",
-        str(folder),
-        "--model",
-        str(model),
-        "--out",
-        str(out),
-    ]
+    command = [sys.executable, "-m", "raycap", "caption", str(folder), "--model", str(model)]
+    small = ["--batch", "8", "--cluster.cpus", "2", "--actors", "1"]
     return subprocess.run(
-        [*command, "--batch", "8", "--cluster.cpus", "2", "--actors", "1", *flags],
+        [*command, "--out", str(out), *small, *flags],
         env={**os.environ, **environment},
         cwd=REPOSITORY,
         capture_output=True,
@@ -83,7 +72,13 @@ def run(
     )
 
 
-def test_a_picture_that_kills_its_reader_has_a_reason_and_costs_no_other(tmp_path: Path) -> None:
+ON_RAY = ("--cluster.local-rows", "0")
+
+
+@pytest.mark.parametrize("flags", [(), pytest.param(ON_RAY, marks=pytest.mark.slow)], ids=str)
+def test_a_picture_that_kills_its_reader_has_a_reason_and_costs_no_other(
+    flags: tuple[str, ...], tmp_path: Path
+) -> None:
     folder, model = photos(tmp_path / "photos", range(40)), tmp_path / "model"
     save_captioner(model)
     for number in (7, 21):
@@ -92,7 +87,7 @@ def test_a_picture_that_kills_its_reader_has_a_reason_and_costs_no_other(tmp_pat
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(POISONED_DECODER)
     path = f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}"
-    answer = run(folder, model, tmp_path / "out", PYTHONPATH=path)
+    answer = run(folder, model, tmp_path / "out", *flags, PYTHONPATH=path)
     assert answer.returncode == 1, answer.stderr
     found = faults.read(tmp_path / "out")
     assert len(found) == 40
@@ -129,7 +124,7 @@ def test_a_disk_that_fails_once_for_each_file_costs_nothing(tmp_path: Path) -> N
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(FLAKY_DISK)
     path = f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}"
-    answer = run(folder, model, tmp_path / "out", "--part-rows", "8", PYTHONPATH=path)
+    answer = run(folder, model, tmp_path / "out", *ON_RAY, "--part-rows", "8", PYTHONPATH=path)
     assert answer.returncode == 0, answer.stderr
     assert "Input/output error): trying again" in answer.stderr
     found = faults.read(tmp_path / "out")
@@ -144,13 +139,13 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_run_can_be_resumed(
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", disk], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True
     ).returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
         folder, model = photos(tmp_path / "photos", range(60)), tmp_path / "model"
         save_captioner(model)
-        answer = run(folder, model, disk / "out", "--part-rows", "8")
+        answer = run(folder, model, disk / "out", "--part-rows", "8", *ON_RAY)
         assert answer.returncode == 2, answer.stderr
         assert (
             "No space left on device; free some space" in answer.stderr
@@ -201,7 +196,7 @@ def test_pictures_that_hang_their_readers_cost_only_their_rows(tmp_path: Path) -
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(HANGING_DECODERS)
-    flags = ("--reading.timeout", "4")
+    flags = ("--reading.timeout", "4", *ON_RAY)
     path = f"{hook}{os.pathsep}{REPOSITORY}"
     answer = run(folder, model, tmp_path / "out", *flags, PYTHONPATH=path)
     assert answer.returncode == 1, answer.stderr
@@ -250,42 +245,14 @@ def test_a_pass_that_stops_making_progress_keeps_its_rows_and_another_pass_follo
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(DISK_THAT_HANGS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}")
-    monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 15)
-    flags = [
-        "--batch",
-        "8",
-        "--cluster.cpus",
-        "2",
-        "--actors",
-        "1",
-        "--reading.timeout",
-        "3",
-        "--part-rows",
-        "8",
-    ]
-    command = [
-        "caption",
-        str(folder),
-        "--model",
-        str(model),
-        "--out",
-        str(tmp_path / "out"),
-        *flags,
-    ]
-    assert main(command) == 0
+    monkeypatch.setattr(fill, "SECONDS_WITHOUT_PROGRESS", 15)
+    flags = ["--batch", "8", "--cluster.cpus", "2", "--actors", "1", "--reading.timeout", "3"]
+    command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out")]
+    assert main([*command, *flags, *ON_RAY]) == 0
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
     [lost] = facts["passes_lost"]
     assert lost == "nothing was finished for 39 s, though processors were free"
     assert len(faults.read(tmp_path / "out")) == 24
-    parts = sorted(
-        (tmp_path / "out" / "captions").glob("*.parquet"), key=lambda part: part.stat().st_mtime
-    )
-    noted = (tmp_path / "hook" / "note").stat().st_mtime
-    assert len(parts) == 3
-    assert (
-        parts[0].stat().st_mtime < parts[-1].stat().st_mtime - 10
-        and noted < parts[-1].stat().st_mtime - 10
-    )
 
 
 @ray.remote(num_cpus=1)
@@ -303,30 +270,25 @@ def test_a_run_waits_for_a_processor_however_long_that_takes(
     folder, model = photos(tmp_path / "photos", range(8)), tmp_path / "model"
     save_captioner(model)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 2)
-    monkeypatch.setattr(bulk_run, "SECONDS_TO_FREE", 1)
-    monkeypatch.setattr(bulk_run, "FRUITLESS_PASSES", 1)
-    has_free = bulk_run._has_free_processors
+    monkeypatch.setattr(fill, "SECONDS_WITHOUT_PROGRESS", 2)
+    monkeypatch.setattr(ray_crew, "SECONDS_TO_FREE", 1)
+    monkeypatch.setattr(fill, "FRUITLESS_FAULTS", 1)
+    has_free = ray_crew.RayCrew.finds_free_processors
     answers = []
 
-    def has_free_until_the_neighbour_leaves(job: TableJob) -> bool:
-        answers.append(has_free(job))
+    def has_free_until_the_neighbour_leaves(crew: ray_crew.RayCrew) -> bool:
+        answers.append(has_free(crew))
         if len(answers) == 2:
-            monkeypatch.setattr(pictures, "SECONDS_WITHOUT_PROGRESS", 900)
+            monkeypatch.setattr(fill, "SECONDS_WITHOUT_PROGRESS", 900)
             ray.kill(neighbour)
         return answers[-1]
 
-    monkeypatch.setattr(bulk_run, "_has_free_processors", has_free_until_the_neighbour_leaves)
+    monkeypatch.setattr(
+        ray_crew.RayCrew, "finds_free_processors", has_free_until_the_neighbour_leaves
+    )
     flags = ["--batch", "8", "--actors", "1", "--reading.timeout", "0.5"]
-    command = [
-        "caption",
-        str(folder),
-        "--model",
-        str(model),
-        "--out",
-        str(tmp_path / "out"),
-        *flags,
-    ]
+    command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out")]
+    command += flags
     start_ray(1)
     try:
         neighbour = Neighbour.remote()  # holds the processor until it ends
@@ -335,6 +297,6 @@ def test_a_run_waits_for_a_processor_however_long_that_takes(
     finally:
         ray.shutdown()
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
-    assert len(facts["passes_lost"]) == 2 > bulk_run.FRUITLESS_PASSES
+    assert len(facts["passes_lost"]) == 2 > fill.FRUITLESS_FAULTS
     assert all("the cluster has no free processor for it" in it for it in facts["passes_lost"])
     assert len(faults.read(tmp_path / "out")) == 8

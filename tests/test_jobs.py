@@ -12,6 +12,7 @@ import ray
 from feature_tables import features, source_config, write
 from heads import check_job, head, submit
 from small_captioner import photos, save_captioner
+from tables import keys
 from test_train import CONFIG, DECODER
 
 from raycap.cli import main
@@ -27,13 +28,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield environment
 
 
-def rows(out: Path) -> list[str]:
-    parts = (out / "captions").glob("*.parquet")
-    return [
-        key for part in parts for key in pq.read_table(part, columns=["key"])["key"].to_pylist()
-    ]
-
-
 # What each job reads is in the working directory that goes along, as it is for most people; what
 # it writes is not. The encoder and the pictures are the smoke test's, which need no download.
 SMOKE = ["--config", "configs/smoke.yaml", "--source.count", "24"]
@@ -42,7 +36,7 @@ SMOKE = ["--config", "configs/smoke.yaml", "--source.count", "24"]
 def test_the_caption_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     printed = check_job(cluster, "jobs/caption.py", "samples", "--out", str(tmp_path / "out"))
     assert "12 rows, 0 failed" in printed
-    assert len(rows(tmp_path / "out")) == 12
+    assert len(keys(tmp_path / "out")) == 12
 
 
 @pytest.mark.slow
@@ -101,16 +95,16 @@ def test_a_job_stopped_halfway_is_finished_by_the_same_job(
         tmp_path / "out",
     )
     save_captioner(model)
-    slow = ["--batch", "4", "--beam", "20", "--part-rows", "8", "--part-seconds", "0.1"]
+    slow = ["--batch", "4", "--beam", "20", "--part-rows", "8"]
     slow += ["--actors", "1"]
     job = ["jobs/caption.py", str(source), "--model", str(model), "--out", str(out), *slow]
     began = submit(cluster, *job, name="first", wait=False)
     assert began.returncode == 0, began.stderr
     end = time.monotonic() + 120
-    while not (out / "captions").exists() and time.monotonic() < end:
+    while not keys(out) and time.monotonic() < end:
         time.sleep(0.05)
     stop(cluster, "first")
-    first = rows(out)
+    first = keys(out)
     assert 0 < len(first) < PICTURES and not (out / "facts.json").exists()
     ended = submit(cluster, *job)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -118,7 +112,7 @@ def test_a_job_stopped_halfway_is_finished_by_the_same_job(
         f"{PICTURES} rows, 0 failed; {PICTURES - len(first)} made now"
         in ended.stdout + ended.stderr
     )
-    assert sorted(rows(out)) == [path.name for path in sorted(source.iterdir())]
+    assert sorted(keys(out)) == [path.name for path in sorted(source.iterdir())]
 
 
 def test_exit_codes_and_error_messages_reach_whoever_submits(

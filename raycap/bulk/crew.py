@@ -18,6 +18,7 @@ from raycap.bulk.options import BulkOptions
 from raycap.bulk.pictures import load_table
 from raycap.bulk.plan import Chunk, Shard
 from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkOrder
+from raycap.images.guard import read_in_child
 from raycap.terminal import write_err
 
 SECONDS_TO_END = 30.0
@@ -170,16 +171,17 @@ class LocalCrew:
 
 
 class ThreadLoader:
-    """Loads pictures in a thread, one table ahead of the model."""
+    """Loads pictures in a thread, one table ahead of the model. They are decoded in a child
+    process: a picture that kills its decoder must not end the run."""
 
     def __init__(self, order: WorkOrder) -> None:
-        self._order = order
+        self._how = {**order.loading(), "read": read_in_child}
         self._pool = ThreadPoolExecutor(1, "load")
 
     def load(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         ahead: deque[Future[pa.Table]] = deque()
         for table in tables:
-            ahead.append(self._pool.submit(load_table, table, **self._order.loading()))
+            ahead.append(self._pool.submit(load_table, table, **self._how))
             if len(ahead) > 1:
                 yield ahead.popleft().result()
         while ahead:

@@ -39,12 +39,14 @@ def load_table(
     square: Square,
     keep_pixels: bool,
     source: Source | None = None,
+    read: Read | None = None,
 ) -> pa.Table:
     """Manifest rows in; out the same rows with status, reason, format, size, digest and pixels
     instead of `bytes` and `error`. Bodies are read as they arrive, so memory holds a few of them,
     however many rows there are.
 
     Rows of a plan have `embedded` instead of `bytes`: where it is true, the source has the bytes.
+    `read` decodes one picture; without it, that depends on the process (see `_reader`).
     """
     if source is not None:
         table = _with_bytes(table, source)
@@ -53,7 +55,7 @@ def load_table(
     # Unreadable pictures stay black. Their status says so, and nobody looks at them.
     pixels = np.zeros((len(table), side, side, 3), np.uint8)
     fetcher = _fetcher(fetch, trust)
-    for row, picture in load_pictures(_items(table), fetcher, reading, square, _reader()):
+    for row, picture in load_pictures(_items(table), fetcher, reading, square, read or _reader()):
         if keep_pixels and picture.pixels is not None:
             pixels[row] = picture.pixels
         found[row] = {

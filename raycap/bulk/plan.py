@@ -213,13 +213,17 @@ def write_shards(
         number, rows_before = number + 1, rows_before + shard.rows
 
     fresh = (table.filter(taken.lacks(table["key"])) for table in tables)
+    has_rival = False
     for rows, is_last in _pieces(fresh, is_urgent=number == 0):
-        while True:
+        if has_rival:  # who has written some of these rows since they were listed
+            rows = rows.filter(taken.lacks(rows["key"]))
+        while len(rows) or is_last:
             text = notes.to_json() if is_last else ""
             chunk_rows = plan.chunk_rows_after(rows_before)
             shard = Shard(unit, number, len(rows), chunk_rows, is_last, text)
             is_ours = _create_shard(out, plan, shard, rows)
             if not is_ours:  # another process lists the same unit, and was quicker
+                has_rival = True
                 theirs = read_shard(out, plan.operation, unit, number)
                 shard = describe(theirs.schema, unit, number)
                 taken.add(theirs["key"])
