@@ -68,6 +68,8 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
         machines.check_visible(_local_paths(job, out))
         run = _Run(job, out, OutputTable(out / job.table), machines)
         run.refuse_other_formats()
+        if not run.table.exists:
+            out.check_creates()
         run.repair_record()
         if job.options.overwrite:
             run.overwrite()

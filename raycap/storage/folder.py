@@ -194,6 +194,25 @@ class RunFolder:
 
         return self._retry("write", create)
 
+    def check_creates(self) -> None:
+        """Raises UserError if the store replaces files where `create` must not."""
+        if self.is_local:
+            return
+        name = f"_probe-{uuid.uuid4().hex}"
+        try:
+            self.create(name, b"first")
+            has_replaced = self.create(name, b"second")
+        except (NotImplementedError, TypeError, ValueError):  # clients that know no such mode
+            has_replaced = True
+        finally:
+            self.remove(name)
+        if has_replaced:
+            raise UserError(
+                f"the store of {self} cannot write a file on the condition that it is not there, "
+                "which keeps two runs from mixing their rows: give a folder that all machines "
+                "share, or a store that can (Amazon S3, Google Cloud Storage, Azure)"
+            )
+
     def folders(self, under: str = "") -> list[str]:
         """Returns the names of the folders in the folder `under`, sorted."""
         found = [each for each in self._entries(under) if each["type"] == "directory"]

@@ -1,0 +1,107 @@
+"""The output table in a bucket: its commits, its plans, and stores that cannot keep runs apart."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raycap.bulk.plan import Chunk
+from raycap.bulk.table import ChunkFile, OutputTable, TakenOverError, chunk_path
+from raycap.errors import UserError
+from raycap.storage import RunFolder
+
+SCHEMA = pa.schema([("key", pa.string())])
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A server in a process of its own: delta-rs holds Python's lock while it waits for it."""
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
+    pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with pytest.MonkeyPatch.context() as patch, subprocess.Popen(command, **quiet) as server:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        for _ in range(600):
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("tables")
+        yield "s3://tables"
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.kill()
+
+
+def made(folder: RunFolder, number: int) -> ChunkFile:
+    chunk = Chunk(1, 0, number, 0, 2)
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table({"key": [f"{number}a", f"{number}b"]}, SCHEMA), content)
+    path = chunk_path(chunk)
+    folder.write(path, content.getvalue())
+    return ChunkFile(path, content.getvalue().size, 2, chunk)
+
+
+def keys(folder: RunFolder) -> list[str]:
+    files = OutputTable(folder).files()
+    read = [folder.reading(file.path, pq.read_table) for file in files]
+    return sorted(key for table in read for key in table["key"].to_pylist())
+
+
+def test_drivers_that_commit_at_the_same_moment(bucket: str) -> None:
+    folder = RunFolder(f"{bucket}/race/captions")
+    drivers = [OutputTable(folder) for _ in range(3)]
+    start, counted = threading.Barrier(3), []
+
+    def drive(driver: OutputTable) -> None:
+        start.wait()
+        for number in range(4):
+            counted.extend(driver.commit_chunks([made(folder, number)], 1, SCHEMA))
+
+    threads = [threading.Thread(target=drive, args=(driver,)) for driver in drivers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert keys(folder) == [f"{number}{letter}" for number in range(4) for letter in "ab"]
+    assert len(counted) == 4, "each chunk is counted by one driver"
+    drivers[0].begin(2)
+    with pytest.raises(TakenOverError):
+        drivers[1].commit_chunks([made(folder, 9)], 1, SCHEMA)
+
+
+def test_a_file_is_created_once(bucket: str) -> None:
+    folder = RunFolder(f"{bucket}/plans")
+    folder.check_creates()
+    assert folder.create("_plan/0001/plan.json", b"one")
+    assert not folder.create("_plan/0001/plan.json", b"two")
+    assert folder.create("_plan/0001/plan.json", b"one"), "an answer may have been lost"
+    assert folder.read("_plan/0001/plan.json") == b"one"
+    assert folder.folders("_plan") == ["0001"] and not folder.names("", hidden=True)
+
+
+def test_a_store_that_replaces_files_is_refused(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As stores with an interface like that of S3 do that do not know If-None-Match."""
+    folder = RunFolder(f"{bucket}/old-store")
+    store = folder._filesystem
+    pipe = store.pipe_file
+    monkeypatch.setattr(store, "pipe_file", lambda path, data, mode="": pipe(path, data))
+    with pytest.raises(UserError, match="cannot write a file on the condition"):
+        folder.check_creates()
+    assert not folder.names("", hidden=True)
