@@ -16,6 +16,8 @@ WRAPPERS = frozenset(
     ("asyncwrapper", "blockcache", "cached", "dask", "dir", "filecache", "generic", "libarchive")
 )
 WRAPPERS |= {"reference", "simplecache", "tar", "zip"}
+# Of those, where the first link names the file.
+ARCHIVES = ("tar", "zip")
 
 _WORD = "[A-Za-z][A-Za-z0-9+.-]+"  # two letters or more: C://pictures is a path
 _SCHEME = re.compile(rf"({_WORD})(?:(?:::{_WORD})*::{_WORD})?://|(file|local):/", re.IGNORECASE)
@@ -91,10 +93,13 @@ def links_of(uri: str) -> list[str]:
 
 
 def name_of(uri: str) -> str:
-    """Returns the file name: the last step, of an http(s) URL without query and fragment."""
+    """Returns the file name: the last step, of an http(s) URL without query and fragment, of
+    tar://a/b.jpg::c.tar that in the archive."""
     if is_web(uri):
         try:
             return urllib.parse.unquote(urllib.parse.urlsplit(uri).path).rpartition("/")[2]
         except ValueError:  # http://[
             return ""
+    if scheme_of(uri) in ARCHIVES:
+        uri = links_of(uri)[0]
     return (local_path(uri) or uri).rstrip("/").rpartition("/")[2]

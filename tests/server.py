@@ -29,7 +29,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.count(self.path)
         picture = self.server.pictures.get(unquote(url.path))
         try:
-            if picture is not None:
+            if picture is not None and "Range" in self.headers:
+                self.part_of(picture)
+            elif picture is not None:
                 self.whole(picture)
             else:
                 MISBEHAVIOURS.get(url.path, lambda handler: handler.whole(b"gone", 404))(self)
@@ -55,6 +57,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         self.wfile.write(body)
+
+    def part_of(self, body: bytes) -> None:
+        """The bytes that the request asks for."""
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        part = body[int(first) : int(last) + 1]
+        said = f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"
+        if part:
+            self.whole(part, 206, Content_Range=said)
+        else:
+            self.whole(b"", 416)
 
     def times(self) -> int:
         """How often this very URL was asked for, this time included."""

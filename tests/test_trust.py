@@ -153,7 +153,8 @@ def test_folders_of_runs_have_any_name(
         ("http://[", "http", None, ""),
         ("S3://bucket/a#b?c::d.jpg", "s3", None, "a#b?c::d.jpg"),
         ("simplecache::s3://bucket/a.jpg", "simplecache", None, "a.jpg"),
-        ("zip://a.jpg::/d/b.zip", "zip", None, "b.zip"),
+        ("zip://a.jpg::/d/b.zip", "zip", None, "a.jpg"),
+        ("tar://c/a.jpg::s3://d/b.tar", "tar", None, "a.jpg"),
         ("data:image/png;base64,AA", "data", None, "png;base64,AA"),
     ],
 )

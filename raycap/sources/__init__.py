@@ -6,6 +6,7 @@ of `SourceDefaults` with what `Source` asks for, and its line in SOURCES.
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from raycap.sources.shapes import Shapes
 from raycap.sources.source import Source, SourceDefaults
 from raycap.sources.table import Table
 from raycap.sources.urls import Urls
-from raycap.uris import uri_of
+from raycap.sources.webdataset import WebDataset
+from raycap.uris import is_local, uri_of
 
 __all__ = [
     "SOURCES",
@@ -35,6 +37,7 @@ __all__ = [
     "SourceDefaults",
     "Table",
     "Urls",
+    "WebDataset",
     "detect",
     "with_absolute_paths",
 ]
@@ -45,6 +48,7 @@ SOURCES: dict[str, Any] = {
     "flickr": Flickr,
     "karpathy": Karpathy,
     "coco": Coco,
+    "webdataset": WebDataset,
     "huggingface": HuggingFace,
     "urls": Urls,
     "table": Table,
@@ -63,7 +67,8 @@ def with_absolute_paths(source: Source) -> Source:
     changes = {}
     for name in ("path", "pictures"):
         path = getattr(source, name, "")
-        if path and os.path.exists(path):  # noqa: PTH110
+        is_pattern = is_local(path) and re.search(r"[*?\[{]", path) is not None
+        if path and (is_pattern or os.path.exists(path)):  # noqa: PTH110
             changes[name] = uri_of(str(Path(path).absolute()))
     moved: Source = dataclasses.replace(options, **changes)
     return moved

@@ -6,6 +6,7 @@ from typing import Any
 from raycap.errors import UserError
 from raycap.sources.folder import PICTURE_NAME
 from raycap.sources.table import ENDINGS as TABLE_ENDINGS
+from raycap.sources.tar_paths import TAR
 from raycap.sources.urls import ENDINGS as LIST_ENDINGS
 from raycap.storage.location import Location, existing
 
@@ -25,8 +26,8 @@ def kind_of_path(path: str, sources: dict[str, Any]) -> str:
             return kind
     raise UserError(
         f"cannot tell what {location.uri} is: pictures, lists ({', '.join(LIST_ENDINGS)}), tables "
-        f"({', '.join(TABLE_ENDINGS)}), COCO and Karpathy JSON and Flickr caption files are known "
-        "by name and first lines; say which with --source KIND"
+        f"({', '.join(TABLE_ENDINGS)}), tars, COCO and Karpathy JSON and Flickr caption files are "
+        "known by name and first lines; say which with --source KIND"
     )
 
 
@@ -37,12 +38,15 @@ def _kind_of_folder(folder: Location, sources: dict[str, Any]) -> str:
     """
     patterns = {kind: source.folder_files for kind, source in sources.items()}
     named = {kind: pattern for kind, pattern in patterns.items() if pattern}
-    any_file = "|".join(f"(?:{pattern.pattern})" for pattern in (*named.values(), _PARQUET))
+    patterns_of_files = (*named.values(), _PARQUET, TAR)
+    any_file = "|".join(f"(?:{pattern.pattern})" for pattern in patterns_of_files)
     found: dict[str, Location] = {}
-    parquet = None
+    parquet = tar = None
     for file in folder.search(re.compile(any_file, re.IGNORECASE)):
         kinds = [kind for kind, names in named.items() if names.fullmatch(file.name)]
-        if not kinds:
+        if not kinds and TAR.fullmatch(file.name):
+            tar = tar or file
+        elif not kinds:
             parquet = parquet or file
         elif kinds[0] not in found and sources[kinds[0]].recognises_in_folder(file):
             found[kinds[0]] = file
@@ -58,6 +62,9 @@ def _kind_of_folder(folder: Location, sources: dict[str, Any]) -> str:
         )
     if found:
         return next(iter(found))
+    # Beside each tar img2dataset writes a Parquet file about its pictures.
+    if tar and not picture and (not parquet or tar.path.count("/") <= parquet.path.count("/")):
+        return next(kind for kind, source in sources.items() if source.recognises(tar))
     if parquet and not picture:
         return next(kind for kind, source in sources.items() if source.recognises(parquet))
     return "folder"

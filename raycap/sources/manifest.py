@@ -43,17 +43,20 @@ def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 def tables(rows: Iterable[Row], nothing: Callable[[], str]) -> "Iterator[pa.Table]":
     """Yields the rows as manifest tables; raises UserError with `nothing()` if there are none."""
-    empty = True
-    for batch in batched(rows):
+    batch: list[Row] = []
+    empty, size, most = True, 0, FIRST_ROWS
+    for row in rows:
         empty = False
-        start = size = 0
-        for index, row in enumerate(batch):
-            size += len(row.picture or b"")
-            if size >= MOST_BYTES:
-                yield _table(batch[start : index + 1])
-                start, size = index + 1, 0
-        if start < len(batch):
-            yield _table(batch[start:])
+        batch.append(row)
+        size += len(row.picture or b"")
+        if len(batch) == most:
+            most = MOST_ROWS
+        elif size < MOST_BYTES:
+            continue
+        yield _table(batch)
+        batch, size = [], 0
+    if batch:
+        yield _table(batch)
     if empty:
         raise UserError(nothing())
 

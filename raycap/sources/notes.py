@@ -30,6 +30,11 @@ DAMAGED_ROW = NoteKind(
     "rows left out: those parts of the files are damaged",
     True,
 )
+DAMAGED_TAR = NoteKind(
+    "tar is damaged or cut: what follows there is left out",
+    "tars are damaged or cut: what follows there is left out",
+    True,
+)
 UNUSABLE_FILE = NoteKind("file of rows left out", "files of rows left out", True)
 NAMELESS = NoteKind(
     "picture without a file name left out", "pictures without a file name left out", True
@@ -50,6 +55,9 @@ UNUSABLE_CAPTION = NoteKind(
 )
 MISSING = NoteKind("picture that is not there", "pictures that are not there", False)
 UNCAPTIONED = NoteKind("picture without captions", "pictures without captions", False)
+UNPICTURED = NoteKind(
+    "sample without a picture left out", "samples without a picture left out", False
+)
 UNKNOWN = NoteKind(
     "picture of the split files has no caption",
     "pictures of the split files have no caption",
