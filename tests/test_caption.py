@@ -65,6 +65,16 @@ def captions(out: Path) -> dict[str, str]:
     return {key: row["caption"] for key, row in rows(out).items()}
 
 
+def json_captions(out: Path) -> list[tuple[str, str]]:
+    """Keys and captions of --also jsonl."""
+    lines = [
+        json.loads(line)
+        for path in (out / "jsonl").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    return sorted((line["key"], line["caption"]) for line in lines)
+
+
 def facts(out: Path) -> dict[str, Any]:
     return json.loads((out / "facts.json").read_text())
 
@@ -252,7 +262,7 @@ def test_the_second_of_two_runs_into_one_folder_is_refused(
 
 
 def test_the_options_of_a_caption(tmp_path: Path, model: Path) -> None:
-    folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
+    folder, out = photos(tmp_path / "photos", range(3)), tmp_path / "out"
     (folder / "broken.png").write_bytes(b"broken")
     assert (
         caption(
@@ -306,23 +316,19 @@ def test_other_forms_are_made_of_the_whole_table_and_made_again_after_a_retry(
     (folder / "00003.png").write_bytes(b"broken")
     flags = ["--also", "txt", "jsonl", "imagefolder", "webdataset", "--part-rows", "8"]
     assert caption(folder, out, model, *flags) == 1
-    lines = [
-        json.loads(line)
-        for path in (out / "jsonl").iterdir()
-        for line in path.read_text().splitlines()
-    ]
-    assert {line["key"]: line["caption"] for line in lines} == {
-        key: row["caption"] for key, row in rows(out).items()
-    }
-    assert not (out / "txt" / "00003.txt").exists()
+    assert json_captions(out) == sorted(captions(out).items())
+    assert not (out / "txt" / "00003.png.txt").exists()
     (folder / "00003.png").write_bytes(whole)
     assert caption(folder, out, model, *flags, "--retry", "failed") == 0
     found = rows(out)
-    assert (out / "txt" / "00003.txt").read_text().strip() == found["00003.png"]["caption"] != ""
+    assert (
+        (out / "txt" / "00003.png.txt").read_text().strip() == found["00003.png"]["caption"] != ""
+    )
     listed = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert {line["file_name"]: line["text"] for line in listed} == {
         key: row["caption"] for key, row in found.items()
     }
+    assert json_captions(out) == sorted(captions(out).items())
 
 
 def test_copies_are_captioned_once_and_all_have_rows(tmp_path: Path, model: Path) -> None:
