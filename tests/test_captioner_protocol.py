@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
+import toy_captioner
 from PIL import Image
 from small_captioner import photos
 from toy_captioner import SizeCaptioner, SizeOptions
@@ -21,30 +21,25 @@ from raycap.bulk.run import run_job
 from raycap.captioners import Caption as Row
 from raycap.captioners.protocol import Placement, Prediction, caption_row
 from raycap.cluster import Cluster
-from raycap.cluster.session import session
 from raycap.errors import UserError
 from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.schema import CAPTIONS
 from raycap.sources import Folder
 
-TESTS = Path(__file__).parent
-
 
 @pytest.fixture
-def one_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # The workers import the captioner's module, as they would find an installed one.
-    monkeypatch.setenv("PYTHONPATH", f"{TESTS}:{TESTS.parent}")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    with session(Cluster()):
-        yield
-    ray.shutdown()
+def ray_with_toy(one_ray: None) -> Iterator[None]:
+    """A Ray whose workers know the toy captioner, as they would know one that is installed."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(toy_captioner)
+    yield
+    cloudpickle.unregister_pickle_by_value(toy_captioner)
 
 
 def job(folder: Path, out: Path, **options: Any) -> TableJob:
-    asked = CaptionOptions(
-        out=str(out), batch=4, part_rows=4, part_seconds=0.1, actors=1, **options
-    )
+    asked = CaptionOptions(out=str(out), batch=4, part_rows=4, actors=1, **options)
     how = (Fetch(), Reading(), Cluster())
     return captions_job(SizeOptions(), Folder(str(folder)), asked, *how)
 
@@ -56,14 +51,12 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-@pytest.mark.ray
-def test_another_kind_of_captioner_goes_through_the_table_job(
-    tmp_path: Path, one_ray: None
-) -> None:
+@pytest.mark.usefixtures("no_ray")
+def test_another_kind_of_captioner_goes_through_the_table_job(tmp_path: Path) -> None:
     folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
     (folder / "bad.png").write_bytes(b"<html>")
     assert run_job(job(folder, out), {}) == 1
-    first = {path: path.read_bytes() for path in (out / "captions").iterdir()}
+    first = {path: path.read_bytes() for path in (out / "captions").glob("*.parquet")}
     found = rows(out)
     assert found["00000.png"]["caption"] == "PICTURE 60X48"
     assert found["bad.png"]["status"] == "failed_to_decode" and found["bad.png"]["caption"] == ""
@@ -118,3 +111,14 @@ def test_a_prediction_that_failed_costs_its_own_row() -> None:
     assert caption_row("success", "", Prediction("a dog", extras={"tags": ["dog"]}))["tags"] == [
         "dog"
     ]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_with_toy")
+def test_another_kind_of_captioner_runs_in_actors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(10)), tmp_path / "out"
+    assert run_job(job(folder, out), {}) == 0
+    assert "1 model actor(s)" in capsys.readouterr().err
+    assert len(rows(out)) == 10 and rows(out)["00000.png"]["caption"] == "PICTURE 60X48"
