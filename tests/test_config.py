@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycap.cli import configure
@@ -27,6 +27,7 @@ def refused(text: str) -> str:
     return str(refusal.value)
 
 
+@settings(max_examples=25)
 @given(
     st.builds(
         Fetch,
