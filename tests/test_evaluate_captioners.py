@@ -10,7 +10,7 @@ import pytest
 from raycap.cli import main
 from raycap.storage.training_log import read_epochs
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 CONFIG = """
 source: {kind: shapes, count: 120}
@@ -36,7 +36,7 @@ extract: {batch: 8, actors: 1, precision: fp32}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, one_ray: None) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, no_ray: None) -> Path:
     """A folder with run.yaml, and two runs of it: `short` learned less."""
     folder = tmp_path_factory.mktemp("trained")
     config = folder / "run.yaml"
@@ -102,11 +102,11 @@ def test_captioners_and_tables_stand_side_by_side_and_nothing_is_captioned_twice
     assert [comparison["metric"] for comparison in first["comparisons"]].count("loss") == 1
     capsys.readouterr()
     table = Path(first["tables"][1]["path"])
-    before = {path.name: path.stat().st_mtime_ns for path in table.iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in table.glob("*.parquet")}
     plain = trained / "plain.parquet"
     pq.write_table(pq.read_table(table, columns=["key", "caption"]), plain)
     second = evaluated(trained, runs[1], str(plain))
-    assert {path.name: path.stat().st_mtime_ns for path in table.iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in table.glob("*.parquet")} == before
     told = capsys.readouterr().out
     assert "0 made now" in told and f"written: {table}" in told
     ours, theirs = (each["scores"] for each in second["tables"])
