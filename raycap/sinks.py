@@ -21,9 +21,10 @@ import tempfile
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ from raycap.sources import Source
 from raycap.sources.folder import PICTURE_ENDINGS
 from raycap.storage import RunFolder, output_folder
 from raycap.storage.retry import with_retries
-from raycap.uris import WRAPPERS, is_web, local_path, name_of, scheme_of
+from raycap.uris import WEB, WRAPPERS, local_path, name_of, scheme_of
 
 TextMode = Literal["skip", "overwrite"]
 # File systems take names of 255 bytes and paths of 4096; some room for endings and folders.
@@ -46,6 +47,8 @@ LONGEST_NAME, LONGEST_PATH = 200, 1000
 LONGEST_NAME_OF_A_DISK = 255
 # A line of JSON has numbers and texts; attention maps stay in Parquet.
 LEFT_OUT = ("attention",)
+# Text files that are read or written at a time, each of which waits for its disk or store.
+FILES_AT_ONCE = 16
 # Bodies that a tar holds in memory at a time, and one body more; they are fetched many at once.
 BODIES_IN_MEMORY = 32 * 2**20
 # Pictures that are asked of the source at a time, if it holds them itself.
@@ -130,32 +133,34 @@ class TextFiles(Sink):
 
     def write(self, part: str, settings: SinkSettings) -> Mapping[str, int]:
         counts: Counter[str] = Counter()
-        places = self._beside if settings.beside else self._below
-        todo: dict[tuple[str, str], bytes] = {}
-        for place, row in places(part, settings, counts):
-            existing = _folder(place[0], settings).read(place[1])
-            text = None if existing is None else _text(existing)
-            if existing is not None and text is None:
-                counts["no_text"] += 1
-            elif text is None or (text != row["caption"].strip() and self._replaces(settings)):
-                todo[place] = f"{row['caption']}\n".encode()
-            elif text != row["caption"].strip():
-                counts["left_alone"] += 1
-        digests = {place: _digest(content) for place, content in todo.items()}
-        self._write_journal(part, settings, self._read_journal(part, settings) | digests)
-        for (folder, name), content in todo.items():
-            _folder(folder, settings).write(name, content)
+        rows = (self._beside if settings.beside else self._below)(part, settings, counts)
+        captions = list(rows)
+        todo: dict[_Place, bytes] = {}
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            found = pool.map(lambda item: item[0].folder(settings).read(item[0].name), captions)
+            for (place, caption), existing in zip(captions, found, strict=True):
+                text = None if existing is None else _text(existing)
+                if existing is not None and text is None:
+                    counts["no_text"] += 1
+                elif text is None or (text != caption.strip() and self._replaces(settings)):
+                    todo[place] = f"{caption}\n".encode()
+                elif text != caption.strip():
+                    counts["left_alone"] += 1
+            digests = {place: _digest(content) for place, content in todo.items()}
+            self._write_journal(part, settings, self._read_journal(part, settings) | digests)
+            writes = pool.map(
+                lambda item: item[0].folder(settings).write(item[0].name, item[1]), todo.items()
+            )
+            list(writes)  # raises what went wrong
         return counts
 
     def is_final(self, counts: Mapping[str, int], settings: SinkSettings) -> bool:
         return not (counts.get("left_alone") and self._replaces(settings))
 
     def forget(self, part: str, settings: SinkSettings) -> None:
-        for (uri, name), digest in self._read_journal(part, settings).items():
-            folder = _folder(uri, settings)
-            content = folder.read(name)
-            if content is not None and _digest(content) == digest:
-                folder.remove(name)
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            own = self._read_journal(part, settings).items()
+            list(pool.map(lambda item: _remove_unchanged(item[0], item[1], settings), own))
         super().forget(part, settings)
         settings.folder.remove(self._journal(part, settings))
 
@@ -183,15 +188,15 @@ class TextFiles(Sink):
 
     def _below(
         self, part: str, settings: SinkSettings, counts: Counter[str]
-    ) -> Iterator[tuple[tuple[str, str], Row]]:
-        """Folder and name of each row's file in the run's folder."""
+    ) -> "Iterator[tuple[_Place, str]]":
+        """Each caption with the place of its file in the run's folder."""
         for row in captioned_rows(part, settings.folder):
-            yield ("", f"{self.name}/{text_name(row['key'])}"), row
+            yield _Place("", f"{self.name}/{text_name(row['key'])}"), row["caption"]
 
     def _beside(
         self, part: str, settings: SinkSettings, counts: Counter[str]
-    ) -> Iterator[tuple[tuple[str, str], Row]]:
-        """Folder and name of each row's file beside its picture."""
+    ) -> "Iterator[tuple[_Place, str]]":
+        """Each caption with the place of its file beside the picture."""
         planned = _planned(part, settings)
         embedded = None if planned is None else planned["embedded"].to_pylist()
         there = _Neighbours()
@@ -199,11 +204,8 @@ class TextFiles(Sink):
             if row["status"] != SUCCESS:
                 continue
             uri = row["uri"]
-            if (
-                is_web(uri)
-                or scheme_of(uri) in ("hf", *WRAPPERS)
-                or (embedded and embedded[number])
-            ):
+            is_inside = embedded is not None and embedded[number]
+            if is_inside or scheme_of(uri) in (*WEB, "hf", *WRAPPERS):
                 raise UserError(
                     f"no text file can be put beside {uri}, which is no file in a folder: omit "
                     f"--txt-beside, and texts go to {settings.folder / self.name}"
@@ -213,21 +215,38 @@ class TextFiles(Sink):
             folder = parent or slash or "."
             text, has_neighbour = name_beside(name, functools.partial(there.has, folder))
             counts["neighbours"] += has_neighbour
-            yield (folder, text), row
+            yield _Place(folder, text), row["caption"]
 
     def _journal(self, part: str, settings: SinkSettings) -> str:
         return f"{self.marks(settings)}/{PurePosixPath(part).stem}.files"
 
-    def _read_journal(self, part: str, settings: SinkSettings) -> dict[tuple[str, str], str]:
+    def _read_journal(self, part: str, settings: SinkSettings) -> "dict[_Place, str]":
         content = settings.folder.read(self._journal(part, settings)) or b""
         lines = [json.loads(line) for line in content.splitlines()]
-        return {(folder, name): digest for folder, name, digest in lines}
+        return {_Place(folder, name): digest for folder, name, digest in lines}
 
     def _write_journal(
-        self, part: str, settings: SinkSettings, digests: Mapping[tuple[str, str], str]
+        self, part: str, settings: SinkSettings, digests: "Mapping[_Place, str]"
     ) -> None:
         lines = (f"{json.dumps([*place, digest])}\n" for place, digest in digests.items())
         settings.folder.write(self._journal(part, settings), "".join(lines).encode())
+
+
+class _Place(NamedTuple):
+    """Where a text file is."""
+
+    uri: str  # of its folder; "" for the run's
+    name: str
+
+    def folder(self, settings: SinkSettings) -> RunFolder:
+        return output_folder(self.uri) if self.uri else settings.folder
+
+
+def _remove_unchanged(place: _Place, digest: str, settings: SinkSettings) -> None:
+    folder = place.folder(settings)
+    content = folder.read(place.name)
+    if content is not None and _digest(content) == digest:
+        folder.remove(place.name)
 
 
 class _Neighbours:
@@ -243,10 +262,6 @@ class _Neighbours:
         if self._names[0] != parent:
             self._names = (parent, set(folder.names(hidden=True)))
         return name in self._names[1]
-
-
-def _folder(uri: str, settings: SinkSettings) -> RunFolder:
-    return output_folder(uri) if uri else settings.folder
 
 
 def _text(content: bytes) -> str | None:
