@@ -2,6 +2,7 @@
 choose."""
 
 import json
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from small_captioner import photos, save_captioner
 from raycap import device
 from raycap.bulk.captions import captions_job
 from raycap.bulk.features import features_job, pixels_job
-from raycap.bulk.identity import FORMATS_OF_OLDER_VERSIONS
 from raycap.bulk.job import in_cache
 from raycap.bulk.options import BulkOptions, CaptionOptions, ExtractOptions
 from raycap.bulk.precision import choose_run_precision, with_precision
@@ -29,7 +29,7 @@ from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.sources import Folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,8 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     assert "precision bf16: as the test has it" in errors()
     assert (recorded(out)["precision"], recorded(out)["batch"]) == ("bf16", 8)
     assert {
-        pq.read_schema(part).metadata[b"precision"] for part in (out / "captions").iterdir()
+        pq.read_schema(part).metadata[b"precision"]
+        for part in (out / "captions").glob("*.parquet")
     } == {b"bf16"}
 
     photos(folder, range(4, 8))
@@ -99,35 +100,28 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     assert "holds 8 rows, 0 failed" in capsys.readouterr().out, "in fp32 the batch decides nothing"
 
 
-def test_a_run_without_a_recorded_precision_goes_on_only_when_it_is_given(
+def test_a_run_of_a_version_that_recorded_no_precision_is_left_as_it_is_until_overwrite(
     tmp_path: Path, model: Path, errors: Any
 ) -> None:
-    folder, out, other = (
-        photos(tmp_path / "photos", range(3)),
-        tmp_path / "out",
-        tmp_path / "other",
-    )
+    folder, out = photos(tmp_path / "photos", range(3)), tmp_path / "out"
     assert caption(folder, out, model) == 0
     for name in ("run.json", "facts.json"):  # as raycap 0.1.0 wrote them
         told = json.loads((out / name).read_text())
         del told["identity"]["precision"]
-        told["identity"]["reading"]["formats"] = list(FORMATS_OF_OLDER_VERSIONS[0])
         (out / name).write_text(json.dumps(told))
-    photos(folder, range(3, 5))
+    for name in ("_plan", "captions/_delta_log"):
+        shutil.rmtree(out / name)
     before = {
         path: path.read_bytes()
         for path in out.rglob("*")
         if path.is_file() and path.name != "_lease.lock"
     }
-    assert caption(folder, out, model) == 2
-    assert "did not record its precision: give it with --precision" in errors()
-    save_captioner(other, seed=1)
-    assert caption(folder, out, other) == 2
-    assert "captioner was" in errors(), "what else differs is said first"
-    assert caption(folder, out, model, "--precision", "fp32", "--dry-run") == 0
+    for flags in ([], ["--precision", "fp32"], ["--retry", "failed"]):
+        assert caption(folder, out, model, *flags) == 2
+        assert "was written by raycap 0.1.0" in errors()
     assert {path: path.read_bytes() for path in before} == before
-    assert caption(folder, out, model, "--precision", "fp32") == 0
-    assert len(scores(out)) == 5 and recorded(out)["precision"] == "fp32"
+    assert caption(folder, out, model, "--overwrite") == 0
+    assert len(scores(out)) == 3 and recorded(out)["precision"] == "fp32"
     assert caption(folder, out, model) == 0, "from now on it is recorded"
 
 
@@ -161,6 +155,17 @@ def test_caches_of_different_precision_are_different_folders(
     )
 
 
+def test_a_device_that_cannot_compute_so_is_refused() -> None:
+    names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
+    assert [choose_precision("cpu", name).name for name in names] == list(names)
+    with pytest.raises(
+        UserError, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"
+    ):
+        device.check_supported(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
 def test_a_node_is_asked_where_the_model_does_not_run_here(
     monkeypatch: pytest.MonkeyPatch, errors: Any
 ) -> None:
@@ -177,12 +182,3 @@ def test_a_node_is_asked_where_the_model_does_not_run_here(
     assert choose_run_precision(BulkOptions(precision="fp16", gpus=64), Cluster()) == "fp16", (
         "what is given is not asked for"
     )
-
-
-def test_a_device_that_cannot_compute_so_is_refused() -> None:
-    names: tuple[PrecisionName, ...] = ("fp32", "bf16", "fp16")
-    assert [choose_precision("cpu", name).name for name in names] == list(names)
-    with pytest.raises(
-        UserError, match=r"of .* cannot compute in float8_e4m3fn \(.*give --precision fp32"
-    ):
-        device.check_supported(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))
