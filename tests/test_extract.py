@@ -13,8 +13,10 @@ from PIL import Image
 from raycap.cli import main
 from raycap.device import choose_precision
 from raycap.encoders import Pixels
+from raycap.errors import UserError
 from raycap.images import Reading, Square, read_picture
 from raycap.schema import features_schema, tensor_shape, tensors_of
+from raycap.training.setup import given_features
 from raycap.training.store import unpack_table
 
 pytestmark = pytest.mark.usefixtures("no_ray")
@@ -125,6 +127,24 @@ def test_the_hostile_corpus_has_a_row_for_each(tmp_path: Path) -> None:
     for row in rows.values():
         assert (row["status"] == "success") == (not row["error_message"]), row["key"]
         assert row["status"] == "success" or not np.any(row["grid"]), row["key"]
+
+
+def test_unfinished_features_are_not_learned_from(tmp_path: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(9)), tmp_path / "out"
+    (folder / "broken.png").write_bytes(b"broken")
+    encoder = Pixels(size=64).build()
+    assert extract(folder, out, "--max-failed", "0") == 2
+    with pytest.raises(UserError, match="are not finished: run the same `raycap extract` again"):
+        given_features(str(out), "listing", encoder)
+    assert extract(folder, out) == 1
+    tables = given_features(str(out), "listing", encoder)
+    rows, keys = unpack_table(*tables.tables, tmp_path / "cache")
+    assert keys.to_pylist() == [f"{number:03d}.png" for number in range(9)]
+    assert len(rows) == 9
+    (folder / "new.png").write_bytes(b"broken")
+    assert extract(folder, out, "--max-failed", "0") == 2
+    with pytest.raises(UserError, match="are not finished"):
+        given_features(str(out), "listing", encoder)
 
 
 def test_captions_stay_with_the_source(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def given_features(features: str, listing: str, encoder: Encoder) -> PictureTabl
     folder = RunFolder(features)
     facts = folder.read_json(FACTS)
     if facts is None:
-        if folder.names(TABLE):
+        if folder.names(TABLE) or folder.folders(TABLE):
             raise UserError(
                 f"the features in {features} are not finished: run the same `raycap extract` again"
             )
