@@ -8,6 +8,7 @@ import io
 import json
 import random
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,18 @@ from source_rows import write
 from raycap.config import Config  # noqa: F401 - as the command line loads it
 from raycap.errors import UserError
 from raycap.schema import MANIFEST
-from raycap.sources import SOURCES, Coco, Flickr, HuggingFace, Karpathy, Notes, Table, Urls, detect
+from raycap.sources import (
+    SOURCES,
+    Coco,
+    Flickr,
+    HuggingFace,
+    Karpathy,
+    Notes,
+    Table,
+    Urls,
+    WebDataset,
+    detect,
+)
 
 MUTANTS = 60  # of each kind
 
@@ -106,6 +118,24 @@ def parquet_table() -> bytes:
 def parquet_pictures() -> bytes:
     pictures = [{"bytes": b"picture" * 9, "path": name} for name in NAMES]
     return parquet_of({"image": pictures, "text": NAMES}, compression="gzip")
+
+
+def fields() -> bytes:
+    more = {"size": [3, 4.5, None]}
+    return json.dumps(
+        {"caption": "a dog", "captions": ["a", "b"], "url": "x", "more": more}
+    ).encode()
+
+
+def tar_file(about: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in NAMES[:4]:
+            for ending, data in ((".jpg", b"\xff\xd8\xff"), (".json", about), (".txt", b"a dog")):
+                member = tarfile.TarInfo(name.partition(".")[0] + ending)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
 
 
 def coco_document() -> Any:
@@ -235,6 +265,12 @@ KINDS: dict[str, Kind] = {
     ),
     "tokens": ("Flickr8k.token.txt", lambda chance: mutant_of(token_file(), chance), Flickr),
     "bars": ("results.csv", lambda chance: mutant_of(bars_file(), chance), Flickr),
+    "tar": ("x.tar", lambda chance: flipped(tar_file(fields()), chance), WebDataset),
+    "json in a tar": (
+        "x.tar",
+        lambda chance: tar_file(odd_document(json.loads(fields()), chance)),
+        lambda path: WebDataset(path, columns=("url", "more")),
+    ),
     "list": ("urls.txt", lambda chance: mutant_of(csv_file(), chance), Urls),
 }
 

@@ -126,14 +126,17 @@ def _checked_size(block: bytes, position: int) -> int:
     except ValueError:
         checksum = size = -1
     # The field of the checksum counts as eight blanks. Some old programs summed signed bytes.
-    others = block[:148] + block[156:]
-    unsigned = sum(others) + 8 * 32
-    if checksum not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in others)):
+    unsigned = sum(block) - sum(block[148:156]) + 8 * 32
+    if checksum != unsigned and checksum != unsigned - 256 * _high_bytes(block):
         where = "it is no tar" if position == 0 else f"no member begins at byte {position:,}"
         raise DamagedTar(f"{where} (the checksum is wrong)")
     if size < 0:
         raise DamagedTar(f"a member at byte {position:,} without a size")
     return size
+
+
+def _high_bytes(block: bytes) -> int:
+    return sum(byte > 127 for byte in block[:148] + block[156:])
 
 
 def _number(field: bytes) -> int:
