@@ -4,6 +4,7 @@ out of the folder."""
 import base64
 import datetime
 import decimal
+import hashlib
 import json
 import tarfile
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,7 +22,7 @@ from raycap.config import loads
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Trust
 from raycap.schema import CAPTIONS
-from raycap.sinks import SINKS, SinkSettings, files_of, safe_name, write_part
+from raycap.sinks import SINKS, SinkSettings, name_beside, text_name, write_part
 from raycap.storage import RunFolder
 from raycap.uris import uri_of
 
@@ -41,7 +42,7 @@ def table(tmp_path: Path, beside: bool = False, mode: str = "skip") -> SinkSetti
             "caption": caption,
             "score": -1.0 if caption else None,
             "alternatives": [],
-            "sha256": "0" * 64,
+            "sha256": hashlib.sha256((photos / name).read_bytes()).hexdigest(),
         }
         status = {
             "status": "success" if caption else "failed_to_caption",
@@ -64,7 +65,9 @@ def test_pictures_of_any_name_get_their_text_and_their_ending(name: str, tmp_pat
     picture = tmp_path / "photos" / name
     Image.new("RGB", (9, 9)).save(picture, "png")
     part = pq.read_table(tmp_path / "out" / PART).slice(0, 1)
-    part = part.set_column(part.column_names.index("uri"), "uri", pa.array([uri_of(str(picture))]))
+    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+    for column, value in {"uri": uri_of(str(picture)), "sha256": digest}.items():
+        part = part.set_column(part.column_names.index(column), column, pa.array([value]))
     pq.write_table(part, tmp_path / "out" / PART)
     write_part(SINKS["txt"], PART, settings)
     assert picture.with_suffix(".txt").read_text() == "a red dog\n"
@@ -82,16 +85,16 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", SINKS)
 @pytest.mark.parametrize("mode", ["skip", "overwrite"])
 def test_twice_is_as_once(name: str, mode: str, tmp_path: Path) -> None:
-    settings = table(tmp_path, mode=mode)
-    assert not settings.folder.exists(SINKS[name].target(PART))
-    write_part(SINKS[name], PART, settings)
+    settings, sink = table(tmp_path, mode=mode), SINKS[name]
+    before = snapshot(tmp_path)
+    write_part(sink, PART, settings)
     once = snapshot(tmp_path)
-    assert settings.folder.exists(SINKS[name].target(PART))
-    write_part(SINKS[name], PART, settings)
+    assert settings.folder.exists(sink.mark(PART, settings))
+    write_part(sink, PART, settings)
     assert snapshot(tmp_path) == once
-    for file in files_of(PART):
-        settings.folder.remove(file)
-    assert not settings.folder.exists(SINKS[name].target(PART))
+    sink.forget(PART, settings)
+    assert snapshot(tmp_path) == before
+    sink.forget(PART, settings)  # a second try, after a kill
 
 
 def test_json_lines_hold_every_row(tmp_path: Path) -> None:
@@ -104,9 +107,9 @@ def test_json_lines_hold_every_row(tmp_path: Path) -> None:
 
 def test_sidecars_under_the_output_and_beside_the_pictures(tmp_path: Path) -> None:
     write_part(SINKS["txt"], PART, table(tmp_path))
-    assert (tmp_path / "out/txt/a.txt").read_text() == "a red dog\n"
-    assert (tmp_path / "out/txt/b c.txt").read_text() == "zwei Hunde 犬\n"
-    assert not (tmp_path / "out/txt/d.txt").exists(), "a failed row has no caption to write"
+    assert (tmp_path / "out/txt/a.png.txt").read_text() == "a red dog\n"
+    assert (tmp_path / "out/txt/b c.png.txt").read_text() == "zwei Hunde 犬\n"
+    assert not (tmp_path / "out/txt/d.png.txt").exists(), "a failed row has no caption to write"
     write_part(SINKS["txt"], PART, table(tmp_path, beside=True))
     assert (tmp_path / "photos/a.txt").read_text() == "a red dog\n"
     assert sorted(
@@ -129,7 +132,7 @@ def test_a_text_file_of_other_words(
 ) -> None:
     settings = table(tmp_path, beside=True, mode=mode)
     (tmp_path / "photos/a.txt").write_text("mine\n")
-    assert write_part(SINKS["txt"], PART, settings) == differing
+    assert write_part(SINKS["txt"], PART, settings).get("left_alone", 0) == differing
     assert (tmp_path / "photos/a.txt").read_text() == expected
 
 
@@ -167,21 +170,80 @@ def test_no_sidecar_beside_a_url(tmp_path: Path) -> None:
         write_part(SINKS["txt"], PART, settings)
 
 
-@given(st.text(), st.text())
-def test_no_key_leads_out_of_its_folder(key: str, other: str) -> None:
-    for each in (
-        key,
-        f"../{key}",
-        f"/{key}",
-        f"{key}/../../{other}",
-        "..",
-        "https://a/../b?c#d",
-        "x" * 999,
-    ):
-        path = PurePosixPath(safe_name(each))
-        assert not path.is_absolute() and ".." not in path.parts and path.parts
-        assert all(0 < len(part.encode()) <= 255 for part in path.parts)
-        path.with_suffix(".txt")
+# Keys that are alike, or that look for a way out of the folder.
+STEPS = st.sampled_from(
+    ["", ".", "..", "a", "A", "a.jpg", "a.png", "a.txt", "b.txt", "a%2E", "%", "https:", "x" * 300]
+) | st.text(max_size=4)
+KEYS = st.lists(STEPS, max_size=4).map("/".join) | st.text() | st.from_regex(r"a-[0-9a-f]{20}")
+TRICKS = ["img.php?id=1", "img.php?id=2", "https://a/../b?c#d", "x" * 999, "/".join("y" * 3000)]
+
+
+@given(st.sets(KEYS | st.sampled_from(TRICKS), max_size=30))
+@example(set(TRICKS))
+def test_names_of_texts_are_unique_and_inside_the_folder(keys: set[str]) -> None:
+    names = [text_name(key) for key in keys]
+    # Their own results as keys: names that look like those of other keys.
+    more = {name.removesuffix(".txt") for name in names} - keys
+    names += [text_name(key) for key in more]
+    assert len(set(names)) == len(names)
+    files, folders = set(names), set()
+    for name in names:
+        path = PurePosixPath(name)
+        assert str(path) == name and not path.is_absolute() and ".." not in path.parts
+        assert all(0 < len(part.encode()) <= 255 for part in path.parts) and len(name) < 2500
+        folders |= {str(parent) for parent in path.parents}
+    assert not files & folders, "a text and a folder of the same name"
+
+
+@pytest.mark.parametrize(
+    "key, name",
+    {
+        "a.jpg": "a.jpg",
+        "train/b c.png": "train/b c.png",
+        "img": "img",
+        "é.png": "%C3%A9.png",
+    }.items(),
+)
+def test_a_plain_key_is_the_name_of_its_text(key: str, name: str) -> None:
+    assert text_name(key) == f"{name}.txt"
+
+
+@pytest.mark.parametrize(
+    "key, shown",
+    {
+        "a.txt/b": "a%2Etxt/b",
+        "../a.jpg": "%2E%2E/a.jpg",
+        "https://host/img.php?id=1": "https%3A/host/img.php%3Fid%3D1",
+        "": "%",
+    }.items(),
+)
+def test_other_keys_have_a_digest_behind_them(key: str, shown: str) -> None:
+    digest = hashlib.sha256(key.encode()).hexdigest()[:20]
+    assert text_name(key) == f"{shown}-{digest}.txt"
+
+
+BESIDE = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1)
+ENDINGS = st.sampled_from(["", ".jpg", ".JPG", ".Jpg", ".png", ".txt", ".jpg.png", ".jpeg", ".a"])
+STEMS = st.sampled_from(["a", "b", ".", "a-" + "0" * 20, "x" * 251, "é" * 125]) | BESIDE
+PICTURES = st.tuples(STEMS, ENDINGS).map("".join).filter(lambda name: len(name.encode()) <= 255)
+
+
+@given(st.sets(PICTURES, max_size=20))
+@example({"a", "a.jpg", "a.png", "a.jpg.png", "a.txt"})
+def test_names_beside_pictures_are_unique(pictures: set[str]) -> None:
+    names = {picture: name_beside(picture, pictures.__contains__)[0] for picture in pictures}
+    for picture in [*pictures]:  # their results as pictures
+        for more in {names[picture].removesuffix(".txt")} - {"", *pictures}:
+            names[more] = name_beside(more, {*pictures, more}.__contains__)[0]
+            assert names[more] not in [names[each] for each in pictures]
+    assert len({names[picture] for picture in pictures}) == len(pictures)
+    for name in names.values():
+        assert name.endswith(".txt") and 0 < len(name.encode()) <= 255 and "/" not in name
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPEG", ".png", ".webp"])
+def test_a_picture_alone_has_the_text_that_trainers_look_for(ending: str) -> None:
+    assert name_beside(f"a b.1{ending}", lambda name: False) == ("a b.1.txt", False)
 
 
 # --- columns of the user's own table
