@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycap.bulk.plan import Chunk
-from raycap.bulk.table import ChunkFile, DataFile, OutputTable, chunk_path
+from raycap.bulk.table import ChunkFile, DataFile, OutputTable, TakenOverError, chunk_path
 from raycap.errors import UserError
 from raycap.evaluation import captions
 from raycap.evaluation.captions import read_captions
@@ -113,6 +113,19 @@ def test_a_retry_or_overwrite_is_seen_whole_or_not_at_all(tmp_path: Path) -> Non
 
     table.replace(2, [part], (), CAPTIONS)
     assert read_captions(str(tmp_path), "t").rows["caption"].to_pylist() == ["a cat"] * 2
+
+
+def test_a_late_driver_of_a_complete_operation_brings_no_chunk_back(tmp_path: Path) -> None:
+    """It was suspended with a finished chunk. Meanwhile another driver made that chunk too and
+    joined all, so that no chunk is in the table under its name any more."""
+    folder, table = begun(tmp_path, 1)
+    late, file = OutputTable(RunFolder(str(folder))), chunk(folder, 1)
+    table.commit_chunks([chunk(folder, 1)], 1, CAPTIONS)
+    part = write(folder, "part-0001-000000.parquet", rows("0", "1", "2", "3"))
+    table.replace(1, [part], table.files())
+    with pytest.raises(TakenOverError, match="another run has gone on"):
+        late.commit_chunks([file], 1, CAPTIONS)
+    assert keys_of(folder) == list("0123")
 
 
 def test_several_runs_in_one_folder_are_read_together(tmp_path: Path) -> None:

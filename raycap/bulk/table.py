@@ -148,6 +148,8 @@ class OutputTable:
         new: list[ChunkFile] = []
 
         def actions() -> list[Any] | None:
+            if self.completed >= operation:  # its chunks are joined to other files already
+                raise self._taken_over()
             held = self.chunks()
             new[:] = [file for file in one_each.values() if file.chunk not in held]
             return [_add(file) for file in new] or None
@@ -200,10 +202,7 @@ class OutputTable:
             try:
                 self.load()
                 if self.operation > operation:
-                    raise TakenOverError(
-                        f"another run has gone on with {self.folder}: this one stops; what both "
-                        "have made is in the table once"
-                    )
+                    raise self._taken_over()
                 todo = actions()
                 if todo is None:
                     return False
@@ -228,6 +227,12 @@ class OutputTable:
                     log.warning("cannot commit to %s (%s): trying again", self.folder, error)
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _taken_over(self) -> TakenOverError:
+        return TakenOverError(
+            f"another run has gone on with {self.folder}: this one stops; what both have made is "
+            "in the table once"
+        )
 
     def _create(self, schema: pa.Schema) -> None:
         if self.folder.is_local:
