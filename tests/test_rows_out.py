@@ -23,9 +23,9 @@ from server import serving
 from source_rows import column, noted, read, rows, write
 
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.pending import PendingRows, count_pending
-from raycap.bulk.pending import notes_of as noted_in
 from raycap.bulk.pictures import load_table
+from raycap.bulk.plan import Plan, read_shard
+from raycap.bulk.run import list_source
 from raycap.errors import UserError
 from raycap.evaluation.references import read_references
 from raycap.fetch import Fetch
@@ -54,6 +54,7 @@ from raycap.sources.notes import (
     NAMELESS,
     UNUSABLE_CAPTION,
 )
+from raycap.storage import RunFolder
 from raycap.storage.location import existing
 from raycap.uris import local_path
 
@@ -644,14 +645,19 @@ def test_notes_are_short_and_can_be_written() -> None:
     assert json.loads(notes.to_json()) == {"left_out": notes.left_out(), "notes": []}
 
 
-def test_the_last_row_of_a_listing_brings_the_notes(tmp_path: Path) -> None:
+def test_the_last_shard_of_a_listing_brings_the_notes(tmp_path: Path) -> None:
     lines = [f"http://h/{number}{',x' if number % 10 == 9 else ''}" for number in range(3000)]
     source = Table(str(write(tmp_path / "t.csv", "\n".join(["url", *lines]))))
-    todo = PendingRows(source, BulkOptions())
-    for _ in range(2):  # Ray may run the task again in the same process
-        pieces = list(todo.tables())
-        assert [noted_in(piece) for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
-        found = noted_in(pieces[-1])
-        assert found is not None and found["left_out"][0]["count"] == 300
-        assert sum(map(len, pieces)) == 2700
-    assert count_pending(todo, None) == (2700, 0, found)
+    out = RunFolder(str(tmp_path / "out"))
+    plan = Plan(operation=1, kind="first", identity={}, batch=8, chunk_rows=64)
+    for _ in range(2):  # Ray may run the task again
+        *others, last = list_source(source, BulkOptions(), out, plan, ())
+        assert others and not any(shard.is_last or shard.notes for shard in others)
+        [item] = last.parsed_notes()["left_out"]
+        assert last.is_last and (item["count"], item["what"]) == (300, MALFORMED_LINE.many)
+        keys = [
+            key
+            for shard in (*others, last)
+            for key in read_shard(out, 1, shard.unit, shard.number)["key"].to_pylist()
+        ]
+        assert keys == [f"http://h/{number}" for number in range(3000) if number % 10 != 9]
