@@ -256,7 +256,7 @@ CHANGES = ("first", "append", "retry", "overwrite")
 def test_exports_killed_at_some_steps_are_completed_by_the_next_run(
     change: str, tmp_path: Path
 ) -> None:
-    check_kills(change, tmp_path, first=CHANGES.index(change), stride=12)
+    check_kills(change, tmp_path, first=CHANGES.index(change), stride=20)
 
 
 @pytest.mark.slow

@@ -124,12 +124,13 @@ class CaptionOptions(BulkOptions):
     columns: tuple[str, ...] = ()
     """Columns of the source's own table to carry through."""
     also: tuple[SinkName, ...] = ()
-    """Write these forms too: a text file for each picture, JSON lines, tars for WebDataset, a
-    metadata.jsonl."""
+    """Write these forms too: a text file for each picture (OUT/txt/KEY.txt), JSON lines, tars for
+    WebDataset, a metadata.jsonl. Later runs keep them up with the table."""
     txt_beside: bool = False
-    """Put text files beside the pictures, not into OUT/txt."""
+    """Put text files beside the pictures, not into OUT/txt: a.txt beside a.jpg; a.jpg.txt if there
+    is an a.png too."""
     txt_mode: TextMode = "skip"
-    """What to do where a text file with another text is there already."""
+    """What to do where a text file of your own, or one that you changed, is there already."""
     dedup: bool = False
     """Caption pictures with the same bytes only once. Each of them still has its row."""
 
