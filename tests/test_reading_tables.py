@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycap.bulk.plan import Chunk
+from raycap.bulk.run import clean_up
 from raycap.bulk.table import ChunkFile, DataFile, OutputTable, TakenOverError, chunk_path
 from raycap.errors import UserError
 from raycap.evaluation import captions
@@ -126,6 +127,25 @@ def test_a_late_driver_of_a_complete_operation_brings_no_chunk_back(tmp_path: Pa
     with pytest.raises(TakenOverError, match="another run has gone on"):
         late.commit_chunks([file], 1, CAPTIONS)
     assert keys_of(folder) == list("0123")
+
+
+def test_a_late_run_cleans_up_nothing_of_a_later_operation(tmp_path: Path) -> None:
+    """It was suspended after its last commit. Meanwhile another run has begun to append."""
+    folder, late = begun(tmp_path, 1)
+    unwanted = chunk(folder, 0)
+    part = write(folder, "part-0001-000000.parquet", rows("0", "1"))
+    late.replace(1, [part], late.files())
+    new = Chunk(2, 0, 0, 0, 1)
+    made = [write(folder, chunk_path(new), rows(key)) for key in ("2", "3")]
+    files = [ChunkFile(each.path, each.size, each.rows, new) for each in made]
+    OutputTable(RunFolder(str(folder))).commit_chunks(files[:1], 2, CAPTIONS)
+    write(folder, "part-0002-000000.parquet", rows("2"))
+
+    clean_up(RunFolder(str(tmp_path)), late)
+    left = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
+    assert left == {part.path, files[0].path, files[1].path, "part-0002-000000.parquet"}
+    assert unwanted.path not in left and keys_of(tmp_path) == ["2", "0", "1"]
+    assert (tmp_path / "_side/0002").exists()
 
 
 def test_several_runs_in_one_folder_are_read_together(tmp_path: Path) -> None:

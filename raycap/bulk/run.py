@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +38,13 @@ from raycap.bulk.plan import (
 )
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.selection import chosen_rows
-from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
+from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of, operation_of
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.schema import FAILURES
 from raycap.sources import Notes, Source
 from raycap.storage import Lease, RunFolder, output_folder
+from raycap.storage.filesystem import REMOVED_AT_ONCE
 from raycap.storage.folder import STAGED
 from raycap.storage.lease import LEASE
 from raycap.storage.location import locate
@@ -78,7 +80,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
             run.add_rows()
             if job.options.retry:
                 run.retry(FAILURES if job.options.retry == "failed" else (job.options.retry,))
-        run.clean_up()
+        clean_up(out, run.table)
         result = run.result()
         job.export(out, machines.run)
         if result.made.rows or not out.exists(FACTS):
@@ -300,20 +302,36 @@ class _Run:
         seconds = time.monotonic() - self.began
         return RunResult(self.made, held, seconds, self.faults, **self.notes)
 
-    def clean_up(self) -> None:
-        """Remove what no complete operation needs: files that were never committed or are
-        replaced, and plans whose rows are gone."""
-        self.table.load()
-        names = {file.path for file in self.table.files()}
-        for name in self.table.folder.names(hidden=True):
-            if name not in names:
-                self.table.folder.remove(name)
-        needed = {plan.operation for plan in plans_of_table(self.out, self.table.completed)}
-        for name in self.out.folders(PLANS):
-            if int(name) not in needed and int(name) <= self.table.completed:
-                self.out.remove(f"{PLANS}/{name}")
-        for name in (f"{self.job.table}/{CHUNKS}", SIDE, STAGED):
-            self.out.remove(name)
+
+def clean_up(out: RunFolder, table: OutputTable) -> None:
+    """Remove files that were never committed or are replaced, and plans whose rows are gone. What
+    may still be committed stays: if this run was suspended, another one may be at work."""
+    table.load()
+    completed, folder = table.completed, table.folder
+    active = {file.path for file in table.files()}
+    old = [
+        name
+        # Chunks have the number of their plan, parts that of the commit.
+        for names, newest in (
+            (folder.names(CHUNKS, hidden=True), completed),
+            (folder.names(hidden=True), max(completed, table.operation - 1)),
+        )
+        for name in names
+        if name not in active and operation_of(name) <= newest
+    ]
+    with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
+        list(pool.map(folder.remove, old))
+    folder.remove_empty(CHUNKS)
+
+    needed = {plan.operation for plan in plans_of_table(out, completed)}
+    for name in out.folders(PLANS):
+        if int(name) not in needed and int(name) <= completed:
+            out.remove(f"{PLANS}/{name}")
+    for name in out.folders(SIDE):
+        if int(name) <= completed:
+            out.remove(f"{SIDE}/{name}")
+    out.remove_empty(SIDE)
+    out.remove(STAGED)
 
 
 def list_source(

@@ -257,6 +257,13 @@ def chunk_of(path: str) -> Chunk:
     return Chunk.parse(path.removeprefix(f"{CHUNKS}/").rpartition("-")[0])
 
 
+def operation_of(path: str) -> int:
+    """The operation that has written a file of the table's folder, by its name; 0 if it does not
+    say."""
+    found = re.match(r"(?:part-)?(\d{4,})-", path.rpartition("/")[2])
+    return int(found[1]) if found else 0
+
+
 def delta_uri(folder: RunFolder) -> str:
     """The folder as delta-rs names it. Raises UserError for a place that it cannot write to."""
     if folder.is_local:

@@ -169,6 +169,12 @@ class RunFolder:
         """Removes a file or a folder, if there is one."""
         self._retry("write", lambda: remove(self._filesystem, self.path(name)))
 
+    def remove_empty(self, name: str) -> None:
+        """Removes a folder if nothing is in it. Object stores have no empty folders."""
+        if self.is_local:
+            with contextlib.suppress(OSError):
+                Path(self.path(name)).rmdir()
+
     def exists(self, name: str = "") -> bool:
         def exists() -> bool:
             self._filesystem.invalidate_cache()
