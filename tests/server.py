@@ -59,14 +59,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def part_of(self, body: bytes) -> None:
-        """The bytes that the request asks for."""
+        """The bytes that the request asks for; with ?fails=2 the third time."""
+        if self.times() <= int(self.options.get("fails", 0)):
+            return self.whole(b"oh", 503)
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")
         part = body[int(first) : int(last) + 1]
         said = f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"
-        if part:
-            self.whole(part, 206, Content_Range=said)
-        else:
-            self.whole(b"", 416)
+        return self.whole(part, 206, Content_Range=said) if part else self.whole(b"", 416)
 
     def times(self) -> int:
         """How often this very URL was asked for, this time included."""

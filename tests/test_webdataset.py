@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -374,6 +375,23 @@ def test_large_pictures_come_few_at_a_time(tmp_path: Path) -> None:
     assert [len(table) for table in source.tables()] == [3, 1]
 
 
+def test_listing_takes_memory_for_a_few_pictures_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raycap.sources.manifest.MOST_BYTES", 1 << 20)
+    large = bytes(100_000)
+    data = tar_of(*((f"{number}.jpg", jpeg(number) + large) for number in range(200)))
+    source = WebDataset(str(write(tmp_path / "x.tar", data)))
+    del data
+    assert len(next(source.tables()))  # which loads what it needs
+    tracemalloc.start()
+    try:
+        assert sum(map(len, source.tables())) == 200
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
+
+
 # Paths
 
 
@@ -460,6 +478,31 @@ def test_lists_of_tars(shards: Path, tmp_path: Path) -> None:
     assert detect(str(write(tmp_path / "urls.txt", "https://example.org/a.jpg\n"))) == "urls"
 
 
+def test_no_string_in_a_list_or_a_tar_leads_out(tmp_path: Path, web: Server) -> None:
+    root, secret = tmp_path / "root", write(tmp_path / "secret.tar", tar_of(*sample("secret")))
+    write(root / "own.tar", tar_of(*sample("own")))
+    (root / "link.tar").symlink_to(secret)
+    names = [
+        *(str(secret), f"file://{secret}", "../secret.tar", f"{root}/../secret.tar", "link.tar"),
+        *(f"simplecache::{secret}", f"simplecache::{root}/own.tar", "memory://secret.tar"),
+        *("s3://other/secret.tar", web.url("/s/01.tar"), f"simplecache::{web.url('/s/01.tar')}"),
+        *(f"tar://secret.tar::{secret}", "data:application/x-tar;base64,AAAA", "/dev/stdin"),
+    ]
+    path = str(write(root / "list.txt", "\n".join(["own.tar", *names])))
+    web.order.clear()
+    assert keys(WebDataset(path)) == ["own/own"]
+    assert noted(WebDataset(path)).count(UNUSABLE_FILE) == len(names)
+    assert not web.order
+    assert keys(WebDataset(f"{root}/")) == ["own/own"]
+
+    members = [f"x::{secret}.jpg", f"secret.jpg::{secret}", f"/{secret}.jpg", "file:///secret.jpg"]
+    source = WebDataset(str(write(root / "own.tar", tar_of(*((n, jpeg(n)) for n in members)))))
+    found = read(source)
+    with Fetcher(Fetch(), source.trust) as fetcher:
+        for uri, picture in zip(found["uri"].to_pylist(), found["bytes"].to_pylist(), strict=True):
+            assert fetcher.fetch(uri).data in (b"", picture)
+
+
 def test_which_folders_hold_tars(tmp_path: Path) -> None:
     write(tmp_path / "photos" / "a.jpg")
     write(tmp_path / "photos" / "backup.tar", tar_of(*sample("a")))
@@ -541,6 +584,9 @@ def web() -> Iterator[Server]:
             "/s/00.tar": tar_of(*near, *far),
             "/s/01.tar": tar_of(*sample("b")),
             "/s/02.tar": tar_of(*sample("c"))[:700],
+            "/films.tar": tar_of(
+                ("a.mp4", bytes(9 << 20)), ("a.jpg", jpeg(0)), ("b.mp4", bytes(9 << 20))
+            ),
             "/x.tar": b"",
         }
     ) as running:
@@ -567,6 +613,12 @@ def test_a_web_server(web: Server) -> None:
     assert "secret" not in text
 
 
+def test_what_is_not_needed_is_not_fetched(web: Server) -> None:
+    source = WebDataset(web.url("/films.tar"), allow_private=True)
+    assert sum(map(len, source.tables())) == 1
+    assert len(web.order) == 4  # its size, the head of the film, the picture, the end mark
+
+
 def test_web_servers_that_are_refused(web: Server) -> None:
     path = web.url("/s/01.tar")
     with pytest.raises(UserError, match=r"loopback address .--source\.allow-private"):
@@ -581,6 +633,9 @@ def test_web_servers_that_are_refused(web: Server) -> None:
         WebDataset(web.url("/s/{0,1}*.tar"), allow_private=True).check()
     moved = WebDataset(web.url(f"/redirect?to={path}"), allow_private=True)
     assert [row["bytes"] for row in rows(moved)] == [jpeg("b")]
+    assert keys(WebDataset(f"{path}?fails=2", allow_private=True)) == ["01/b"]
+    with pytest.raises(UserError, match="HTTP 503"):
+        WebDataset(f"{path}?fails=9", allow_private=True).check()
 
 
 # From end to end

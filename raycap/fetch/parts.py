@@ -42,10 +42,10 @@ class PartClient(WebClient):
             except FetchError as error:
                 if not error.again or tries == self._options.retries:
                     raise
-                longest = self._options.backoff * 2**tries
-                time.sleep(
-                    min(max(error.wait, self._random.uniform(0, longest)), self._options.deadline)
-                )
+                wait = max(error.wait, self._random.uniform(0, self._options.backoff * 2**tries))
+                if wait > self._options.deadline:
+                    raise
+                time.sleep(wait)
                 tries, redirects, target = tries + 1, 0, url
                 continue
             if not isinstance(answer, Redirect):
