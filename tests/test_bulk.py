@@ -79,6 +79,8 @@ def test_what_differs_in_each_row_is_no_reason_of_its_own() -> None:
     }
     assert heads == {"no answer from ... within 30 s"}
     assert reason_head("HTTP status 404: not there") == "HTTP status 404"
+    slow = "reading it took longer than 4 s (--reading.timeout)"
+    assert reason_head(slow) == slow, "the name of an option is no host"
     assert reason_head("1,234,567 pixels, more than 1000000") == "... pixels, more than ..."
 
 

@@ -16,7 +16,9 @@ MOST_REASONS = 200
 OTHER_REASONS = "other reasons"
 LONGEST_REASON = 200
 # What differs between rows that fail for the same reason: addresses, host names and sizes.
-_OF_ONE_ROW = re.compile(r"\b(?:[\w-]+\.)+[a-z]{2,}\b|\b\d+(?:\.\d+){3}\b|\d{4,}|\d+(?:,\d{3})+")
+_OF_ONE_ROW = re.compile(
+    r"(?<![\w.-])\w[\w-]*(?:\.[\w-]+)*\.[a-z]{2,}\b|\b\d+(?:\.\d+){3}\b|\d{4,}|\d+(?:,\d{3})+"
+)
 
 
 @dataclass

@@ -186,11 +186,13 @@ class RunFolder:
         """Writes a file unless it exists; returns whether it did. Of several processes that try it
         at once, one does."""
 
+        part = Path(self.path(name)).with_name(f".{uuid.uuid4().hex}.part")
+
         def create() -> bool:
             self._make_parent(name)
             try:
                 if self.is_local:
-                    _create_local(self.path(name), content)
+                    _create_local(self.path(name), part, content)
                 else:
                     self._filesystem.pipe_file(self.path(name), content, mode="create")
             except FileExistsError:
@@ -274,9 +276,8 @@ class RunFolder:
             raise UserError(f"cannot {what} {self.uri}: {reason}{remedy}") from error
 
 
-def _create_local(path: str, content: bytes) -> None:
+def _create_local(path: str, part: Path, content: bytes) -> None:
     """Writes a new file, which appears whole; raises FileExistsError if there is one."""
-    part = Path(path).with_name(f".{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as file:
             file.write(content)
