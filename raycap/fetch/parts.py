@@ -12,8 +12,7 @@ from urllib3.util import Url
 from raycap.fetch.errors import FetchError, framing_too_large
 from raycap.fetch.files import GrowTo
 from raycap.fetch.options import Fetch
-from raycap.fetch.web import _CHUNK, _MOST_FRAMING_BYTES, Redirect, WebClient, parse
-from raycap.uris import is_web
+from raycap.fetch.web import _CHUNK, _MOST_FRAMING_BYTES, Redirect, WebClient
 
 _RANGE = re.compile(r"\s*bytes\s+(\d{1,18})-(\d{1,18})/(\d{1,18})\s*", re.ASCII | re.IGNORECASE)
 
@@ -30,9 +29,6 @@ class PartClient(WebClient):
     def read(self, url: str, start: int, stop: int) -> tuple[bytes, int]:
         """Returns bytes `start` to `stop` of a file, fewer at its end, and its whole size; raises
         FetchError after redirects and retries."""
-        if not is_web(url):
-            raise FetchError("not an http or https address")
-        parse(url)
         tries = redirects = 0
         target = url
         while True:
@@ -60,7 +56,8 @@ class PartClient(WebClient):
 
     def _body(self, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes:
         found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if response.status != 206 or not found or response.headers.get("Content-Encoding"):
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if response.status != 206 or not found or encoding != "identity":
             raise FetchError(
                 "the server does not give parts of files (HTTP ranges): copy the file to a disk "
                 "or a bucket first"
