@@ -24,7 +24,7 @@ from raycap.cli import main
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher
 from raycap.schema import MANIFEST
-from raycap.sources import WebDataset, detect, with_absolute_paths
+from raycap.sources import Table, WebDataset, detect, with_absolute_paths
 from raycap.sources.braces import expanded
 from raycap.sources.notes import DAMAGED_TAR, UNPICTURED, UNUSABLE_CAPTION, UNUSABLE_FILE
 from raycap.sources.tar import BLOCK, DamagedTar, members
@@ -526,6 +526,10 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
     for columns in (("caption",), ("member_size",), ("url", "url")):
         with pytest.raises(UserError):
             WebDataset(str(tmp_path), columns=columns)
+    for kind in (WebDataset, Table):
+        for name in ("format", "pixels", "embedded"):
+            with pytest.raises(UserError, match=f"cannot carry {name}"):
+                kind(str(tmp_path), columns=(name,))
     with pytest.raises(UserError, match=r"--source\.trusted"):
         WebDataset(str(tmp_path), trusted=("relative",))
     with pytest.raises(UserError, match=r"no \*\.tar"):

@@ -85,7 +85,7 @@ class Table(SourceDefaults):
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
-        if self.columns and (taken := sorted(set(self.columns) & _reserved_names())):
+        if self.columns and (taken := sorted(set(self.columns) & reserved_names())):
             raise UserError(
                 f"cannot carry {', '.join(taken)}: raycap has columns of that name; "
                 "rename yours first"
@@ -211,10 +211,11 @@ class Table(SourceDefaults):
         raise UserError(f"{self.path} changed while it was read")
 
 
-def _reserved_names() -> set[str]:
+def reserved_names() -> set[str]:
+    """Returns the names of columns that raycap makes: in its tables, and while it loads them."""
     from raycap.schema import CAPTIONS, MANIFEST  # here, so that `raycap --help` stays quick
 
-    return {*MANIFEST.names, *CAPTIONS.names}
+    return {*MANIFEST.names, *CAPTIONS.names, "embedded", "format", "pixels", "_fetched"}
 
 
 def _plain(name: str) -> str:

@@ -28,6 +28,7 @@ from raycap.sources.notes import (
 )
 from raycap.sources.source import SourceDefaults
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in
+from raycap.sources.table import reserved_names
 from raycap.sources.tar import DamagedTar, Member, members
 from raycap.sources.tar_paths import PACKED_TAR, TAR, WILD, Tar, TarPaths, path_of_url
 from raycap.sources.tar_reading import Unreadable, Wanted, opened, read_exactly, read_pictures
@@ -111,7 +112,7 @@ class WebDataset(SourceDefaults):
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
         of_prefixes(self.trusted, "--source.trusted")
-        if self.columns and (taken := sorted(set(self.columns) & _reserved_names())):
+        if self.columns and (taken := sorted(set(self.columns) & {*reserved_names(), *PLACE})):
             raise UserError(f"cannot carry {', '.join(taken)}: raycap has columns of that name")
         if len(set(self.columns)) < len(self.columns):
             raise UserError(f"--source.columns names a column twice: {', '.join(self.columns)}")
@@ -350,9 +351,3 @@ def _as_text(value: Any) -> str | None:
         return utf8(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     except RecursionError:
         return None
-
-
-def _reserved_names() -> set[str]:
-    from raycap.schema import CAPTIONS, MANIFEST  # here, so that `raycap --help` stays quick
-
-    return {*MANIFEST.names, *CAPTIONS.names, *PLACE, "embedded", "format", "pixels"}
