@@ -54,7 +54,7 @@ class Command:
     """`raycap caption SOURCE --out OUT --also ...`, with a captioner that needs no torch."""
 
     source: Source
-    out: Path
+    out: Any  # a path or a URI
     also: tuple[str, ...] = ()
     model: str = "A"
     retry: bool = False
@@ -259,6 +259,35 @@ def test_exports_killed_at_some_steps_are_completed_by_the_next_run(
     check_kills(change, tmp_path, first=CHANGES.index(change), stride=20)
 
 
+def test_a_file_that_was_joined_from_fewer_parts_is_made_again(tmp_path: Path) -> None:
+    """A kill came after the last part of a longer table, before the join."""
+    command = Command(photos(tmp_path / "photos", range(2)), tmp_path / "out", ("imagefolder",))
+    command.run()
+    names = ("metadata.jsonl", "imagefolder/_written/_complete.json")
+    shorter = {name: (command.out / name).read_bytes() for name in names}
+    photos(tmp_path / "photos", range(2, 4))
+    command.run()
+    whole = (command.out / "metadata.jsonl").read_bytes()
+    assert len(whole.splitlines()) == 4
+    for name, content in shorter.items():
+        (command.out / name).write_bytes(content)
+    command.export()
+    assert (command.out / "metadata.jsonl").read_bytes() == whole
+
+
+def test_texts_of_an_export_that_was_killed_are_known_as_its_own(tmp_path: Path) -> None:
+    """They do not stay beside the pictures when these get other captions."""
+    folder = tmp_path / "all"
+    command = Command(photos(folder / "photos", range(2)), folder / "out", ("txt",), beside=True)
+    command.run(exports=False)
+    steps = killed_everywhere(command.export, folder, tmp_path / "copies")
+    half_done = [step for step in steps if len(list(step.glob("photos/*.txt"))) == 1]
+    shutil.rmtree(folder)
+    shutil.copytree(half_done[0], folder)
+    replace(command, model="B", overwrite=True).run()
+    assert [(folder / f"photos/{n}.txt").read_text() for n in (0, 1)] == ["B 0.png\n", "B 1.png\n"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_exports_killed_at_any_step_are_completed_by_the_next_run(
@@ -455,3 +484,53 @@ def test_a_tar_has_pictures_of_odd_names(tmp_path: Path) -> None:
     assert [data for _, data in samples_of(command.out)] == [picture(n) for n in range(4)]
     with tarfile.open(next((command.out / "webdataset").glob("*.tar"))) as tar:
         assert tar.getnames()[:3] == ["000000.json", "000000.txt", "000000.png"]
+
+
+# --- in a store
+
+
+def test_forms_in_a_bucket_and_texts_beside_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
+    moto_server = pytest.importorskip(
+        "moto.server", reason="needs moto's server: pip install 'raycap[dev]'"
+    )
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    request.addfinalizer(server.stop)
+    request.addfinalizer(s3fs.S3FileSystem.clear_instance_cache)
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # of another test's server
+    s3 = s3fs.S3FileSystem(skip_instance_cache=True)
+    s3.mkdir("bucket")
+    for name in ("0.png", "1.png", "1.jpg"):
+        s3.pipe_file(f"bucket/all/photos/{name}", picture(int(name[0])))
+
+    source = Folder("s3://bucket/all/photos")
+    command = Command(source, "s3://bucket/all/out", ("jsonl", "webdataset", "imagefolder"))
+    assert command.run() == 0
+    texts = replace(command, also=("txt",), beside=True)
+    texts.export()
+    s3.invalidate_cache()
+    s3.get("bucket/all", str(tmp_path), recursive=True)
+    beside = {path.name: path.read_text() for path in (tmp_path / "all" / "photos").glob("*.txt")}
+    names = {"0.txt": "0.png", "1.jpg.txt": "1.jpg", "1.png.txt": "1.png"}
+    assert beside == {name: f"A {key}\n" for name, key in names.items()}
+    out = tmp_path / "all" / "out"
+    assert len(lines_of(out / "metadata.jsonl")) == len(samples_of(out)) == 3
+
+    [first, _] = sorted(name for name in s3.ls("bucket/all/out/captions") if "part-" in name)
+    s3.rm_file(first)  # as if it was replaced
+    texts.export()
+    s3.invalidate_cache()
+    assert len(s3.glob("bucket/all/out/jsonl/*.jsonl")) == 1
+    assert len(s3.cat("bucket/all/out/metadata.jsonl").splitlines()) == 1
+    assert [Path(name).name for name in s3.glob("bucket/all/photos/*.txt")] == ["1.png.txt"]
