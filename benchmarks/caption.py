@@ -245,6 +245,13 @@ def processor_of(root: int) -> dict[int, float]:
     return {pid: used for pid, used in seconds.items() if is_below(pid)}
 
 
+def rows_of(part: Path) -> int:
+    """The rows of a Parquet file; none if it has been removed."""
+    with contextlib.suppress(FileNotFoundError):
+        return int(pq.read_metadata(part).num_rows)
+    return 0
+
+
 def measure(
     name: str, model: Path, folder: Path, out: Path, pictures: int
 ) -> tuple[float, float, float]:
@@ -257,9 +264,12 @@ def measure(
         return int(done[-1]) if done else 0
 
     def rows() -> int:
-        return sum(
-            pq.read_metadata(part).num_rows for part in (out / "captions").glob("*.parquet")
+        # At the end files of chunks are joined to parts, and then removed.
+        chunks, parts = (
+            sum(map(rows_of, (out / "captions").glob(names)))
+            for names in ("_chunks/*.parquet", "*.parquet")
         )
+        return max(chunks, parts)
 
     if name == "raycap":
         command = [
@@ -273,7 +283,9 @@ def measure(
             str(out),
         ]
         marks = watch(
-            [sys.executable, *command, "--batch", str(BATCH), "--part-seconds", "1"], rows, said
+            [sys.executable, *command, "--batch", str(BATCH), "--cluster.local-rows", "0"],
+            rows,
+            said,
         )
     else:
         marks = watch(

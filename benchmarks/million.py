@@ -1,5 +1,5 @@
-"""What a run costs that hardly computes: a million rows through a captioner that pretends, and
-sleeping actors.
+"""What a run costs that hardly computes: a million rows without pictures through a captioner that
+pretends, and sleeping actors.
 
     python benchmarks/million.py [--rows 1000000] [--scaling]
 
@@ -9,32 +9,27 @@ only sleep share the work.
 """
 
 import argparse
+import functools
 import logging
 import shutil
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import Dataset
 
-from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob
-from raycap.bulk.options import CaptionOptions
-from raycap.bulk.pending import PendingRows
-from raycap.bulk.pictures import manifest
-from raycap.bulk.pool import model_pool, through_model
+from raycap.bulk.options import BulkOptions, CaptionOptions
 from raycap.bulk.run import run_job
-from raycap.cluster.session import session
-from raycap.config import Config
+from raycap.bulk.work import FileLayout
 from raycap.fetch.trust import ONLY_WEB, Trust
-from raycap.schema import CAPTIONS
+from raycap.images import Square
+from raycap.schema import CAPTIONS, SUCCESS
 from raycap.sources import Notes
 from raycap.sources.manifest import Row, tables
 
@@ -43,9 +38,10 @@ ROWS_IN_BATCH = 4096
 
 @dataclass(frozen=True)
 class Numbers:
-    """A source of so many rows that lead nowhere."""
+    """A source of so many rows without pictures. To load some of them takes so many seconds."""
 
     rows: int
+    seconds: float = 0.0
     path: str = "numbers"
     trust: Trust = ONLY_WEB
     names_urls: bool = False
@@ -56,44 +52,49 @@ class Numbers:
 
     def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
         names = (f"folder/{number:012d}.jpg" for number in range(self.rows))
-        return tables((Row(name, f"/nowhere/{name}") for name in names), lambda: "no rows")
+        rows = (Row(name, f"/nowhere/{name}", picture=b"", error="none") for name in names)
+        return tables(rows, lambda: "no rows")
+
+    def embedded_pictures(self, rows: pa.Table) -> Sequence[bytes | None]:
+        time.sleep(self.seconds)
+        return [b""] * len(rows)
+
+
+def captioned(table: pa.Table, caption: str) -> pa.Table:
+    """The rows with the same caption for each, as if they had pictures."""
+    said = {"caption": caption, "score": -1.0, "alternatives": []}
+    said |= {"status": SUCCESS, "error_message": ""}
+    table = table.drop_columns(["pixels", "status", "error_message"])
+    for name, value in said.items():
+        column = pa.array([value] * len(table), CAPTIONS.field(name).type)
+        table = table.append_column(name, column)
+    return table
 
 
 class Pretends:
-    """An actor that says the same of every picture, after a rest."""
+    """A model that says the same of every picture, after a rest."""
 
-    def __init__(self, rest: float) -> None:
+    def __init__(self, rest: float, _options: BulkOptions, _threads: int) -> None:
         self._rest = rest
 
     def __call__(self, table: pa.Table) -> pa.Table:
         time.sleep(self._rest)
-        said: dict[str, Any] = {
-            "caption": "a dog on grass",
-            "score": -1.0,
-            "status": "success",
-            "error_message": "",
-        }
-        said |= {"width": 1, "height": 1, "sha256": "", "alternatives": []}
-        for name, value in said.items():
-            table = table.append_column(
-                name, pa.array([value] * len(table), CAPTIONS.field(name).type)
-            )
-        return table.drop_columns(["bytes", "split", "references"])
+        return captioned(table, "a dog on grass")
 
 
 def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> TableJob:
-    options = CaptionOptions(
-        out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000, part_seconds=5
+    options = CaptionOptions(out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000)
+    return TableJob(
+        command="caption",
+        table="captions",
+        source=Numbers(rows),
+        options=options,
+        identity={"rows": "numbers"},
+        layout=FileLayout(options.part_rows, CAPTIONS, (), {}),
+        square=Square(1),
+        open_model=functools.partial(Pretends, rest),
+        pictures_per_second=batch / max(rest, 0.1),
     )
-    source = Numbers(rows)
-
-    def captioned(job: TableJob, pending: PendingRows) -> Dataset:
-        pool = model_pool(options, job.cluster)
-        return through_model(manifest(pending, batch), Pretends, pool, batch, {"rest": rest})
-
-    layout = FileLayout(options.part_rows, options.part_seconds, CAPTIONS, (), {})
-    identity = {"rows": "numbers"}
-    return TableJob("caption", "captions", source, options, identity, layout, captioned)
 
 
 class Memory(threading.Thread):
@@ -158,8 +159,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="raycap-million-"))
     ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     try:
-        with session(Config().cluster):
-            scaling(folder) if chosen.scaling else million(folder, chosen.rows)
+        scaling(folder) if chosen.scaling else million(folder, chosen.rows)
     finally:
         ray.shutdown()
         shutil.rmtree(folder)

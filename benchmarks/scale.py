@@ -25,60 +25,45 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from million import Numbers  # type: ignore[import-not-found]  # beside this file
+from million import Numbers, captioned  # type: ignore[import-not-found]  # beside this file
 from ray._private.internal_api import node_stats
-from ray.data import Dataset
 
-from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob
-from raycap.bulk.options import CaptionOptions
-from raycap.bulk.pending import PendingRows
-from raycap.bulk.pictures import manifest
-from raycap.bulk.pool import ModelPool, through_model
+from raycap.bulk.options import BulkOptions, CaptionOptions
 from raycap.bulk.run import run_job
-from raycap.cluster import Cluster
-from raycap.cluster.session import session
+from raycap.bulk.work import FileLayout
+from raycap.images import Square
 from raycap.schema import CAPTIONS
 
 BATCH, REST = 64, 0.2
 
 
-def decoded(table: pa.Table) -> pa.Table:
-    time.sleep(REST)
-    return table
-
-
 class Sleeps:
     """A GPU: who it is and when it was done stands in the caption."""
+
+    def __init__(self, _options: BulkOptions, _threads: int) -> None:
+        """Nothing is to be loaded."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         began = time.time()
         time.sleep(REST)
-        said = {
-            "caption": f"{os.getpid()} {began} {time.time()}",
-            "score": -1.0,
-            "status": "success",
-        }
-        said |= {"error_message": "", "width": 1, "height": 1, "sha256": "", "alternatives": []}
-        for name, value in said.items():
-            table = table.append_column(
-                name, pa.array([value] * len(table), CAPTIONS.field(name).type)
-            )
-        return table.drop_columns(["bytes", "split", "references"])
+        made: pa.Table = captioned(table, f"{os.getpid()} {began} {time.time()}")
+        return made
 
 
 def work(out: Path, rows: int, batch: int, gpus: int) -> TableJob:
-    options = CaptionOptions(out=str(out), batch=batch, part_seconds=2)
-    source = Numbers(rows)
-
-    def captioned(job: TableJob, pending: PendingRows) -> Dataset:
-        read = manifest(pending, batch)
-        read = read.map_batches(decoded, batch_format="pyarrow", batch_size=batch)
-        return through_model(read, Sleeps, ModelPool(gpus, 1, 1.0), batch, {})
-
-    layout = FileLayout(options.part_rows, options.part_seconds, CAPTIONS, (), {})
-    identity = {"rows": "numbers"}
-    return TableJob("caption", "captions", source, options, identity, layout, captioned)
+    options = CaptionOptions(out=str(out), batch=batch, actors=gpus, threads=1, gpus=1.0)
+    return TableJob(
+        command="caption",
+        table="captions",
+        source=Numbers(rows, REST),
+        options=options,
+        identity={"rows": "numbers"},
+        layout=FileLayout(options.part_rows, CAPTIONS, (), {}),
+        square=Square(1),
+        open_model=Sleeps,
+        pictures_per_second=batch / REST,
+    )
 
 
 @dataclass
@@ -154,9 +139,8 @@ def main() -> None:
                 logging_level=logging.ERROR,
             )
             try:
-                with session(Cluster()):
-                    for rows, batch in runs:
-                        print(measured(home / f"{gpus}-{rows}", gpus, rows, batch), flush=True)
+                for rows, batch in runs:
+                    print(measured(home / f"{gpus}-{rows}", gpus, rows, batch), flush=True)
             finally:
                 ray.shutdown()
     finally:

@@ -25,17 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from ray.data import Dataset
 
-from raycap.bulk.commit import FileLayout
 from raycap.bulk.job import TableJob
-from raycap.bulk.options import CaptionOptions
-from raycap.bulk.pending import PendingRows
-from raycap.bulk.pictures import pending_pictures
-from raycap.bulk.pool import ModelPool, through_model
+from raycap.bulk.options import BulkOptions, CaptionOptions
 from raycap.bulk.run import run_job
+from raycap.bulk.work import FileLayout
 from raycap.cluster import Cluster
-from raycap.cluster.session import session
 from raycap.fetch import Fetch
 from raycap.images import Square
 from raycap.schema import CAPTIONS
@@ -94,6 +89,9 @@ def theirs(peer: str, addresses: Path, out: Path) -> list[str]:
 class Brightness:
     """In the place of a model."""
 
+    def __init__(self, _options: BulkOptions, _threads: int) -> None:
+        """Nothing is to be loaded."""
+
     def __call__(self, table: pa.Table) -> pa.Table:
         bright = table["pixels"].combine_chunks().to_numpy_ndarray()[:, ::8, ::8].mean((1, 2, 3))
         table = table.append_column(
@@ -108,18 +106,20 @@ class Brightness:
 
 def child(addresses: Path, out: Path) -> None:
     """A captioning job without a model."""
-    options, source = CaptionOptions(out=str(out)), Urls(path=str(addresses))
-    square = Square(224, "squash", "bilinear")
-
-    def rows(job: TableJob, pending: PendingRows) -> Dataset:
-        pictures = pending_pictures(job, pending, options.batch, square)
-        return through_model(pictures, Brightness, ModelPool(1, 1, 0.0), options.batch, {})
-
-    layout = FileLayout(options.part_rows, options.part_seconds, CAPTIONS, (), {})
-    fetch = Fetch(allow_private=True, per_host=128)
-    job = TableJob("caption", "captions", source, options, {}, layout, rows, fetch)
-    with session(Cluster()):
-        run_job(job, {})
+    options = CaptionOptions(out=str(out), actors=1, threads=1, gpus=0)
+    job = TableJob(
+        command="caption",
+        table="captions",
+        source=Urls(path=str(addresses)),
+        options=options,
+        identity={},
+        layout=FileLayout(options.part_rows, CAPTIONS, (), {}),
+        square=Square(224, "squash", "bilinear"),
+        open_model=Brightness,
+        fetch=Fetch(allow_private=True, per_host=128),
+        cluster=Cluster(local_rows=0),
+    )
+    run_job(job, {})
 
 
 def seconds(command: list[str]) -> float:
