@@ -35,9 +35,9 @@ def files():
 
 def caption(out):
     command = [sys.executable, "-m", "raycap", "caption", "/mnt/photos", "--model", "/mnt/model"]
-    small = ["--batch", "2", "--actors", "1", "--cluster.cpus", "1"]
-    parts = ["--part-rows", "2", "--part-seconds", "0.1"]
-    return subprocess.Popen([*command, "--out", out, *small, *parts])
+    small = ["--batch", "2", "--actors", "1", "--part-rows", "2"]
+    on_ray = ["--cluster.cpus", "1", "--cluster.local-rows", "0"]
+    return subprocess.Popen([*command, "--out", out, *small, *on_ray])
 
 def wait_for(condition):
     end = time.monotonic() + 600
