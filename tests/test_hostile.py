@@ -21,7 +21,7 @@ from small_captioner import photos, save_captioner
 
 from raycap.cli import main
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("model_in_tasks")]
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 GOOD, UNFETCHED, UNREAD = "success", "failed_to_fetch", "failed_to_decode"
 DEEP = "deep" * 60
@@ -226,39 +226,24 @@ def counted(left_out: list[dict[str, Any]]) -> dict[str, int]:
     return {item["what"]: item["count"] for item in left_out}
 
 
-def check_case(
-    case: Case, root: Path, model: Path, capsys: pytest.CaptureFixture[str], again: bool = True
-) -> None:
-    # What `inspect` says.
-    report_file = root / "report.json"
-    code, shown = run(["inspect", str(case.path), "--out", str(report_file), *case.flags], capsys)
-    report = json.loads(report_file.read_text())
-    failed = {
-        row["key"]: row for row in map(json.loads, report_file.with_suffix(".failed.jsonl").open())
-    }
-    assert code == 1
-    assert report["rows"] == len(case.statuses) == report["readable"] + report["failed"]
-    assert report["failed"] == len(failed) == sum(reason["rows"] for reason in report["reasons"])
-    for key, status in case.statuses.items():
-        found = failed[key]["status"] if key in failed else GOOD
-        assert status in (found, ANY), (key, status, failed.get(key))
-        assert key not in failed or failed[key]["error_message"]
-    assert counted(report["left_out"]) == case.left_out
-    assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
-
-    # `caption` says the same of every key, in its table, in facts.json and in its summary.
+def check_captioned(
+    case: Case, root: Path, model: Path, capsys: pytest.CaptureFixture[str], again: bool
+) -> dict[str, str]:
+    """`caption` says what is right of every key, in its table, in facts.json and in its summary.
+    Returns the statuses of the failed rows."""
     out = root / "out"
     small = ["--model", str(model), "--batch", "32", "--actors", "1", "--threads", "1"]
     command = ["caption", str(case.path), "--out", str(out), *small, *case.flags]
     code, shown = run(command, capsys)
     table = pq.read_table(out / "captions", columns=["key", "status", "error_message"]).to_pylist()
     facts = json.loads((out / "facts.json").read_text())
+    found = {row["key"]: row["status"] for row in table}
+    failed = {key: status for key, status in found.items() if status != GOOD}
     assert code == 1
-    assert len(table) == len(case.statuses) and {row["key"] for row in table} == set(case.statuses)
-    assert {row["key"] for row in table if row["status"] != GOOD} == set(failed)
-    assert all(
-        failed[row["key"]]["status"] == row["status"] for row in table if row["status"] != GOOD
-    )
+    assert len(table) == len(case.statuses) and set(found) == set(case.statuses)
+    for row in table:
+        assert case.statuses[row["key"]] in (row["status"], ANY), row
+        assert bool(row["error_message"]) == (row["status"] != GOOD), row
     assert facts["statuses"] == Counter(row["status"] for row in table)
     assert (facts["rows"], facts["failed"]) == (len(table), len(failed))
     assert counted(facts["left_out"]) == case.left_out
@@ -266,13 +251,78 @@ def check_case(
     assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
 
     # Again: nothing is made, and what is missing is reported again.
-    if not again:
-        return
-    code, shown = run(command, capsys)
-    assert code == 1 and f"{len(table):,} rows, {len(failed):,} failed; 0 made now" in shown
+    if again:
+        code, shown = run(command, capsys)
+        assert code == 1 and f"{len(table):,} rows, {len(failed):,} failed; 0 made now" in shown
+        assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
+    return failed
+
+
+def check_inspected(
+    case: Case, root: Path, failed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`inspect` says the same as `caption`."""
+    report_file = root / "report.json"
+    code, shown = run(["inspect", str(case.path), "--out", str(report_file), *case.flags], capsys)
+    report = json.loads(report_file.read_text())
+    rows = list(map(json.loads, report_file.with_suffix(".failed.jsonl").open()))
+    assert code == 1
+    assert report["rows"] == len(case.statuses) == report["readable"] + report["failed"]
+    assert report["failed"] == len(rows) == sum(reason["rows"] for reason in report["reasons"])
+    assert {row["key"]: row["status"] for row in rows} == failed
+    assert all(row["error_message"] for row in rows)
+    assert counted(report["left_out"]) == case.left_out
     assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
 
 
+def check_all(
+    files: int, urls: int, root: Path, model: Path, photo: bytes, request: Any, capsys: Any
+) -> None:
+    """Small tables are made in this process, as users make them; then `inspect` runs on Ray."""
+    pictures = {f"/{number}.png": photo for number in range(urls)}
+    with serving(pictures) as server:
+        entries = addresses(server, urls)
+        made = []
+        for number, make in enumerate(
+            (
+                lambda place: hostile_folder(place, files, photo),
+                lambda place: hostile_list(place, entries),
+                lambda place: hostile_table(place, entries),
+            )
+        ):
+            place = root / f"case-{number}"
+            place.mkdir()
+            case = make(place)
+            failed = check_captioned(case, place, model, capsys, again=number == 0)
+            made.append((case, place, failed))
+        request.getfixturevalue("one_ray")
+        for case, place, failed in made:
+            check_inspected(case, place, failed, capsys)
+
+
+def test_a_hundred_hostile_files_and_addresses(
+    tmp_path: Path,
+    model: Path,
+    photo: bytes,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_all(60, 35, tmp_path, model, photo, request, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_thousand_hostile_files_and_addresses(
+    tmp_path: Path,
+    model: Path,
+    photo: bytes,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_all(1100, 480, tmp_path, model, photo, request, capsys)
+
+
+@pytest.mark.usefixtures("one_ray")
 def test_good_rows_do_not_hide_what_was_left_out(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,31 +364,3 @@ def test_good_rows_do_not_hide_what_was_left_out(
     assert code == 0 and "could not be listed" not in shown
     assert json.loads((out / "facts.json").read_text()) == {**facts, "left_out": []}
     assert run(looked, capsys)[0] == 0
-
-
-def check_all(files: int, urls: int, root: Path, model: Path, photo: bytes, capsys: Any) -> None:
-    pictures = {f"/{number}.png": photo for number in range(urls)}
-    with serving(pictures) as server:
-        entries = addresses(server, urls)
-        for make in (
-            lambda place: hostile_folder(place, files, photo),
-            lambda place: hostile_list(place, entries),
-            lambda place: hostile_table(place, entries),
-        ):
-            place = root / f"case-{len(list(root.iterdir()))}"
-            place.mkdir()
-            check_case(make(place), place, model, capsys, again=place.name == "case-0")
-
-
-def test_a_hundred_hostile_files_and_addresses(
-    tmp_path: Path, model: Path, photo: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check_all(60, 35, tmp_path, model, photo, capsys)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_two_thousand_hostile_files_and_addresses(
-    tmp_path: Path, model: Path, photo: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    check_all(1100, 480, tmp_path, model, photo, capsys)
