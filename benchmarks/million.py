@@ -30,14 +30,14 @@ from raycap.bulk.work import FileLayout
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.images import Square
 from raycap.schema import CAPTIONS, SUCCESS
-from raycap.sources import Notes
+from raycap.sources import Notes, SourceDefaults
 from raycap.sources.manifest import Row, tables
 
 ROWS_IN_BATCH = 4096
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(SourceDefaults):
     """A source of so many rows without pictures. To load some of them takes so many seconds."""
 
     rows: int

@@ -5,7 +5,7 @@ import logging
 import queue
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from raycap.bulk.table import OutputTable
 from raycap.bulk.work import FinishedChunk
 from raycap.errors import UserError
 from raycap.progress import Progress
+from raycap.sources.notes import MOST_EXAMPLES
 from raycap.storage import RunFolder
 
 log = logging.getLogger(__name__)
@@ -51,17 +52,15 @@ class Filling:
     number: int  # under which the operation commits
     table: OutputTable  # of the run
     target: OutputTable  # the same, or the side table of a retry or an overwrite
-    lister: Callable[[], Iterator[Shard]]
+    lister: Callable[[Sequence[int]], Iterator[Shard]]  # of the shards of some units
     machines: Machines
 
     planned: int = 0  # rows of the plan
-    has_listed: bool = False  # whether the source was listed now
-    notes: dict[str, Any] = field(default_factory=dict)  # of the source
     made: RowCounts = field(default_factory=RowCounts)  # rows that are committed
     faults: list[str] = field(default_factory=list)
 
     _shards: set[tuple[int, int]] = field(default_factory=set)
-    _units_listed: set[int] = field(default_factory=set)
+    _last_shards: dict[int, Shard] = field(default_factory=dict)  # by unit
     _pending: deque[Chunk] = field(default_factory=deque)
     _finished: dict[Chunk, FinishedChunk] = field(default_factory=dict)  # not yet committed
     _schema: pa.Schema | None = None
@@ -73,7 +72,7 @@ class Filling:
 
     def run(self) -> None:
         """Returns when every chunk of the plan is in the table."""
-        self.machines.list_shards(self.lister, self._events)
+        self._list()
         self._wait_for_work()
         if not self._pending:
             return
@@ -93,7 +92,7 @@ class Filling:
 
     @property
     def _is_planned(self) -> bool:
-        return len(self._units_listed) == len(self.plan.units)
+        return len(self._last_shards) == len(self.plan.units)
 
     def _rows_to_make(self) -> int | None:
         if not self._is_planned:
@@ -164,12 +163,28 @@ class Filling:
                 if chunk not in held:
                     self._pending.append(chunk)
         if shard.is_last:
-            self._units_listed.add(shard.unit)
-            self.notes = shard.parsed_notes()
+            self._last_shards[shard.unit] = shard
 
     def _plan_again(self, error: BaseException) -> None:
         self._note_fault(self.machines.reason_of(error))
-        self.machines.list_shards(self.lister, self._events)
+        self._list()
+
+    def _list(self) -> None:
+        units = [unit for unit in range(len(self.plan.units)) if unit not in self._last_shards]
+        self.machines.list_shards(self.lister, units, self._events)
+
+    def notes(self) -> dict[str, Any]:
+        """What the source has noted, of all its units."""
+        left_out: dict[str, dict[str, Any]] = {}
+        lines: list[str] = []
+        for shard in self._last_shards.values():
+            noted = shard.parsed_notes()
+            for item in noted["left_out"]:
+                known = left_out.setdefault(item["what"], {**item, "count": 0, "examples": []})
+                known["count"] += item["count"]
+                known["examples"] = [*known["examples"], *item["examples"]][:MOST_EXAMPLES]
+            lines += noted["notes"]
+        return {"left_out": list(left_out.values()), "notes": list(dict.fromkeys(lines))}
 
     def _take_answer(self, event: Answered, progress: Progress) -> None:
         worker, answer = event.worker, event.answer

@@ -5,6 +5,7 @@ has started Ray, gets Ray.
 """
 
 import contextlib
+import functools
 import os
 import queue
 import sys
@@ -22,6 +23,10 @@ from raycap.terminal import write_err
 
 if TYPE_CHECKING:
     from raycap.bulk.job import TableJob
+
+
+# Tasks that list parts of a source at the same time.
+MOST_LISTINGS = 16
 
 
 class Machines:
@@ -51,16 +56,22 @@ class Machines:
             self._on_ray = True
 
     def list_shards(
-        self, lister: Callable[[], Iterator[Shard]], events: "queue.SimpleQueue[Any]"
+        self,
+        lister: Callable[[Sequence[int]], Iterator[Shard]],
+        units: Sequence[int],
+        events: "queue.SimpleQueue[Any]",
     ) -> None:
-        """Run a generator of shards in the background; each shard comes as an event."""
+        """List the shards of these units in the background; each shard comes as an event."""
         if not self._on_ray:
-            list_in_thread(lister, events)
+            list_in_thread(functools.partial(lister, units), events)
             return
         from raycap.bulk.ray_crew import list_in_task
         from raycap.cluster.nodes import selector
 
-        list_in_task(lister, selector(self._cluster.decode_on), events)
+        nodes = selector(self._cluster.decode_on)
+        tasks = min(len(units), MOST_LISTINGS)
+        for first in range(tasks):
+            list_in_task(functools.partial(lister, units[first::tasks]), nodes, events)
 
     def crew(
         self,

@@ -93,7 +93,8 @@ class Plan:
     batch: int
     chunk_rows: int  # the most rows of a chunk
     selection: dict[str, Any] = field(default_factory=dict)  # --limit, --sample
-    units: tuple[str, ...] = ("",)  # of a retry: the table's files
+    # What is listed on its own: parts of the source, or of a retry the table's files.
+    units: tuple[str, ...] = ("",)
     statuses: tuple[str, ...] = ()  # of a retry: which rows are made again
 
     @property
@@ -113,9 +114,12 @@ class Plan:
         for unit in range(len(self.units)):
             yield from planned_shards(out, self, unit)
 
-    def add_keys(self, out: RunFolder, taken: TakenKeys) -> None:
-        for shard in self.shards(out):
-            taken.add(read_shard(out, self.operation, shard.unit, shard.number)["key"])
+    def add_keys(self, out: RunFolder, taken: TakenKeys, unit: str | None = None) -> None:
+        """Add the keys that this plan has of one unit of a source, or of the whole source."""
+        for number, name in enumerate(self.units):
+            if unit is None or unit == name or len(self.units) == 1:
+                for shard in planned_shards(out, self, number):
+                    taken.add(read_shard(out, self.operation, number, shard.number)["key"])
 
 
 def folder_of(operation: int) -> str:

@@ -37,7 +37,7 @@ from raycap.bulk.plan import (
     write_shards,
 )
 from raycap.bulk.precision import as_recorded, resolve_precision
-from raycap.bulk.selection import chosen_rows
+from raycap.bulk.selection import chosen_rows, chosen_units
 from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of, operation_of
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
@@ -103,7 +103,6 @@ class _Run:
     made: RowCounts = field(default_factory=RowCounts)
     faults: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)  # of the last listing of the source
-    has_listed: bool = False
 
     def refuse_other_formats(self) -> None:
         """Refuse a table that another version has begun."""
@@ -159,8 +158,6 @@ class _Run:
 
     def add_rows(self) -> None:
         """Make the rows that no plan has yet: all of them, or those that are new in the source."""
-        if self.has_listed:
-            return
         kind: Kind = "append" if plans_of_table(self.out, self.table.completed) else "first"
         if not self.out.exists(RUN):
             write_record(self.job, self.out, origin(self.job))
@@ -194,9 +191,11 @@ class _Run:
         self.out.remove(plan.folder)
 
     def _new_plan(
-        self, kind: Kind, units: tuple[str, ...] = ("",), statuses: tuple[str, ...] = ()
+        self, kind: Kind, units: tuple[str, ...] | None = None, statuses: tuple[str, ...] = ()
     ) -> Plan:
         newest = newest_plan(self.out)
+        if units is None:
+            units = chosen_units(self.job.source, self.job.options)
         number = max(newest.operation if newest else 0, self.table.operation) + 1
         options = self.job.options
         batches = self.job.pictures_per_second * SECONDS_PER_CHUNK / options.batch
@@ -232,12 +231,12 @@ class _Run:
             self.made.add(filling.made)
             self.faults += filling.faults
         if plan.kind != "retry":
-            self.has_listed = self.has_listed or filling.has_listed
-            self.notes = filling.notes or self.notes
+            self.notes = filling.notes()
         if filling.planned == 0:  # nothing is new
-            if plan.kind in ("first", "overwrite"):
-                raise UserError(f"{self.job.source.path} holds no rows")
             self.out.remove(plan.folder)
+            if plan.kind in ("first", "overwrite"):
+                next(self.job.source.tables(Notes()), None)  # says why there is nothing
+                raise UserError(f"{self.job.source.path} holds no rows")
         elif plan.kind == "retry":
             self._replace_retried(plan, number, target)
         elif plan.kind == "overwrite":
@@ -245,8 +244,8 @@ class _Run:
         else:
             self._join_chunks(number)
 
-    def _lister(self, plan: Plan) -> Callable[[], Iterator[Shard]]:
-        """What lists the shards of a plan, in a task."""
+    def _lister(self, plan: Plan) -> Callable[[Sequence[int]], Iterator[Shard]]:
+        """What lists the shards of some units of a plan, in a task."""
         if plan.kind == "retry":
             return functools.partial(list_failed, self.out, self.table.folder, plan)
         known = () if plan.kind != "append" else plans_of_table(self.out, self.table.completed)
@@ -335,19 +334,29 @@ def clean_up(out: RunFolder, table: OutputTable) -> None:
 
 
 def list_source(
-    source: Source, options: BulkOptions, out: RunFolder, plan: Plan, earlier: Sequence[Plan]
+    source: Source,
+    options: BulkOptions,
+    out: RunFolder,
+    plan: Plan,
+    earlier: Sequence[Plan],
+    units: Sequence[int],
 ) -> Iterator[Shard]:
-    """Write down the rows of a source that the table's earlier plans do not have."""
-    notes, taken = Notes(), TakenKeys()
-    for each in earlier:
-        each.add_keys(out, taken)
-    yield from write_shards(out, plan, 0, chosen_rows(source, options, notes), notes, taken)
+    """Write down the rows of some units of a source that the table's earlier plans do not have."""
+    for unit in units:
+        name = plan.units[unit] if len(plan.units) > 1 else None  # None: the whole source
+        notes, taken = Notes(), TakenKeys()
+        for each in earlier:
+            each.add_keys(out, taken, name)
+        rows = chosen_rows(source, options, notes, name)
+        yield from write_shards(out, plan, unit, rows, notes, taken)
 
 
-def list_failed(out: RunFolder, table: RunFolder, plan: Plan) -> Iterator[Shard]:
-    """Write down the rows of the table that are to be made again."""
-    for unit, path in enumerate(plan.units):
-        rows = failed_rows(out, table, path, plan.statuses)
+def list_failed(
+    out: RunFolder, table: RunFolder, plan: Plan, units: Sequence[int]
+) -> Iterator[Shard]:
+    """Write down the rows of some files of the table that are to be made again."""
+    for unit in units:
+        rows = failed_rows(out, table, plan.units[unit], plan.statuses)
         yield from write_shards(out, plan, unit, rows, Notes(), TakenKeys())
 
 

@@ -14,9 +14,18 @@ from raycap.sources import Notes, Source
 from raycap.sources.splits import split_word
 
 
-def chosen_rows(source: Source, options: BulkOptions, notes: Notes) -> Iterator[pa.Table]:
-    """The manifest rows that the options leave."""
-    tables = source.tables(notes)
+def chosen_units(source: Source, options: BulkOptions) -> tuple[str, ...]:
+    """The parts of the source that are listed on their own. --limit and --split are about the
+    source as a whole."""
+    is_whole = options.limit is not None or options.split
+    return ("",) if is_whole else source.units()
+
+
+def chosen_rows(
+    source: Source, options: BulkOptions, notes: Notes, unit: str | None = None
+) -> Iterator[pa.Table]:
+    """The manifest rows that the options leave, of one unit or of the whole source."""
+    tables = source.tables(notes) if unit is None else source.tables_of_unit(unit, notes)
     if options.split:
         tables = _of_split(tables, options.split, source.path)
     if options.sample < 1:

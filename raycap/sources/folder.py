@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.lines import name_unpacked
-from raycap.sources.listing import walk
+from raycap.sources.listing import top_folders, walk
 from raycap.sources.manifest import Row, tables
 from raycap.sources.notes import LINK, Notes, nothing
 from raycap.sources.source import SourceDefaults
@@ -26,6 +26,8 @@ PICTURE_ENDINGS = (
     *(".avif", ".heic", ".heif", ".hif"),
     *(".apng", ".bmp", ".dib", ".gif", ".png", ".tif", ".tiff", ".webp"),
 )
+# A folder with more entries is listed as a whole: opening it up would take as long.
+MOST_TOP_ENTRIES = 1000
 PICTURE_NAME = re.compile(
     f".*({'|'.join(map(re.escape, PICTURE_ENDINGS))})", re.IGNORECASE | re.DOTALL
 )
@@ -77,13 +79,24 @@ class Folder(SourceDefaults):
         found = self._rows(notes, other_files)
         return tables(found, lambda: nothing(self._nothing(other_files), notes))
 
-    def _rows(self, notes: Notes, other_files: Counter[str]) -> Iterator[Row]:
+    def units(self) -> tuple[str, ...]:
+        """What lies in the folder itself, and each folder below it."""
+        root = existing(self.path)
+        folders = top_folders(root, MOST_TOP_ENTRIES) if root.is_folder() else []
+        return ("", *folders) if len(folders) > 1 else ("",)
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
+        return tables(self._rows(notes, Counter(), unit, deep=bool(unit)), None)
+
+    def _rows(
+        self, notes: Notes, other_files: Counter[str], below: str = "", deep: bool = True
+    ) -> Iterator[Row]:
         root = existing(self.path)
         if root.is_file():
             yield Row(key_of(root.name), root.uri)
             return
         wanted = pattern_of(self.glob)
-        for found in walk(root, notes):
+        for found in walk(root, notes, below, deep):
             # '*' means files: a folder is a row that fails only if it has the name of a picture.
             is_wanted = wanted.fullmatch(found.path) is not None
             if found.is_folder and not PICTURE_NAME.fullmatch(found.path):

@@ -39,16 +39,48 @@ class FolderEntry(NamedTuple):
     is_link: bool = False
 
 
-def walk(root: Location, notes: Notes) -> Iterator[FolderEntry]:
+def walk(
+    root: Location, notes: Notes, below: str = "", deep: bool = True
+) -> Iterator[FolderEntry]:
     """Yields the files below the root, and what is no file: folders, pipes, links not followed.
 
     Hidden entries are left out. A folder that cannot be listed is noted, after a few retries.
+    With `below`, only that folder below the root is walked; without `deep`, only what lies in it
+    and not in the folders there.
     """
     if root.filesystem is None:
-        return _walk_local(root.path, notes)
+        return _walk_local(root.path, notes, below, deep)
     if hasattr(root.filesystem, "call_s3"):
-        return _walk_s3(root, notes)
-    return _walk_remote(root, notes)
+        return _walk_s3(root, notes, below, deep)
+    return _walk_remote(root, notes, below, deep)
+
+
+def top_folders(root: Location, most: int) -> list[str]:
+    """The folders right below the root, each with '/' behind; none if there are more than `most`
+    entries, or if they cannot be listed."""
+    try:
+        if root.filesystem is None:
+            with os.scandir(root.path) as listing:
+                entries = list(itertools.islice(listing, most + 1))
+            count = len(entries)
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        elif hasattr(root.filesystem, "call_s3"):
+            bucket, _, prefix = root.path.partition("/")
+            prefix = prefix and prefix + "/"
+            page = root.filesystem.call_s3(
+                "list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/"
+            )
+            names = [item["Prefix"][len(prefix) : -1] for item in page.get("CommonPrefixes", ())]
+            count = len(names) + len(page.get("Contents", ()))
+            count += most if page.get("IsTruncated") else 0
+        else:
+            found = _remote_entries(root, "", Notes(), ListingRetries())
+            names, count = [name for name, is_folder in found if is_folder], len(found)
+    except Exception:  # noqa: BLE001 - the walk itself says what is wrong
+        return []
+    if count > most:
+        return []
+    return sorted(f"{name}/" for name in names if name and not is_hidden(name))
 
 
 class ListingRetries:
@@ -68,12 +100,13 @@ class ListingRetries:
         return True
 
 
-def _walk_local(root: str, notes: Notes) -> Iterator[FolderEntry]:
+def _walk_local(root: str, notes: Notes, below: str, deep: bool) -> Iterator[FolderEntry]:
     """Depth first. Links are followed only to files inside the root: so there are no cycles."""
     true_root = os.path.realpath(root)
     cut = len(root.rstrip("/")) + 1
     patience = ListingRetries()
-    levels = [_entries(root, notes, patience)]
+    start = f"{root.rstrip('/')}/{below}".rstrip("/") or "/"
+    levels = [_entries(start, notes, patience)]
     while levels:
         entry = next(levels[-1], None)
         if entry is None:
@@ -85,7 +118,8 @@ def _walk_local(root: str, notes: Notes) -> Iterator[FolderEntry]:
                 yield _link(path, entry.path, true_root)
             elif entry.is_dir():
                 yield FolderEntry(path, "a directory, not a file", is_folder=True)
-                levels.append(_entries(entry.path, notes, patience))
+                if deep:
+                    levels.append(_entries(entry.path, notes, patience))
             elif entry.is_file():
                 yield FolderEntry(path)
             else:
@@ -140,16 +174,16 @@ def _entries(folder: str, notes: Notes, patience: ListingRetries) -> "Iterator[o
                 return
 
 
-def _walk_s3(root: Location, notes: Notes) -> Iterator[FolderEntry]:
+def _walk_s3(root: Location, notes: Notes, below: str, deep: bool) -> Iterator[FolderEntry]:
     """Page by page: fsspec's own listing would hold the whole bucket in memory."""
     bucket, _, prefix = root.path.partition("/")
     prefix = prefix and prefix + "/"
-    token: dict[str, str] = {}
+    token: dict[str, str] = {} if deep else {"Delimiter": "/"}
     patience, given, tries = ListingRetries(), 0, 0
     while True:
         try:
             page = root.filesystem.call_s3(
-                "list_objects_v2", Bucket=bucket, Prefix=prefix, **token
+                "list_objects_v2", Bucket=bucket, Prefix=prefix + below, **token
             )
         except Exception as error:  # noqa: BLE001 - the client has errors of its own besides OSError
             tries += 1
@@ -165,21 +199,21 @@ def _walk_s3(root: Location, notes: Notes) -> Iterator[FolderEntry]:
                 yield FolderEntry(name)
         if not page.get("IsTruncated"):
             return
-        token = {"ContinuationToken": page["NextContinuationToken"]}
+        token["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def _walk_remote(root: Location, notes: Notes) -> Iterator[FolderEntry]:
+def _walk_remote(root: Location, notes: Notes, start: str, deep: bool) -> Iterator[FolderEntry]:
     """Folder by folder, which is all that fsspec offers for every kind of store."""
-    waiting, patience = [""], ListingRetries()
+    waiting, patience = [start.rstrip("/")], ListingRetries()
     while waiting:
         folder = waiting.pop()
         below = []
         for name, is_folder in _remote_entries(root, folder, notes, patience):
             relative = f"{folder}/{name}" if folder else name
-            if is_folder:
-                below.append(relative)
-            else:
+            if not is_folder:
                 yield FolderEntry(relative)
+            elif deep:
+                below.append(relative)
         waiting.extend(reversed(below))
 
 

@@ -41,8 +41,9 @@ def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def tables(rows: Iterable[Row], nothing: Callable[[], str]) -> "Iterator[pa.Table]":
-    """Yields the rows as manifest tables; raises UserError with `nothing()` if there are none."""
+def tables(rows: Iterable[Row], nothing: Callable[[], str] | None) -> "Iterator[pa.Table]":
+    """Yields the rows as manifest tables; raises UserError with `nothing()`, if given, when there
+    are none."""
     batch: list[Row] = []
     empty, size, most = True, 0, FIRST_ROWS
     for row in rows:
@@ -57,7 +58,7 @@ def tables(rows: Iterable[Row], nothing: Callable[[], str]) -> "Iterator[pa.Tabl
         batch, size = [], 0
     if batch:
         yield _table(batch)
-    if empty:
+    if empty and nothing is not None:
         raise UserError(nothing())
 
 

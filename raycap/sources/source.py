@@ -42,6 +42,13 @@ class Source(Protocol):
         `notes`, which are complete when the last table was yielded.
         """
 
+    def units(self) -> tuple[str, ...]:
+        """Names of parts that are listed at the same time. No key is in two of them; `("",)` if
+        the source is listed as a whole."""
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
+        """The manifest rows of one of `units`, which may be none."""
+
     def embedded_pictures(self, rows: "pa.Table") -> "Sequence[bytes | None]":
         """The bytes of pictures that the source itself holds, for manifest rows that it gave
         without them."""
@@ -75,6 +82,13 @@ class SourceDefaults:
     @property
     def carried(self) -> tuple[str, ...]:
         return ()
+
+    def units(self) -> tuple[str, ...]:
+        return ("",)
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
+        found: Iterator[pa.Table] = self.tables(notes)  # type: ignore[attr-defined]
+        return found
 
     def embedded_pictures(self, rows: "pa.Table") -> "Sequence[bytes | None]":
         """Looks through the whole source. A large one knows better where its pictures are."""
