@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from feature_tables import features, source_config, source_flags, source_rows, write
@@ -19,6 +20,7 @@ from feature_tables import features, source_config, source_flags, source_rows, w
 from raycap import Captioner
 from raycap.cli import main
 from raycap.storage.training_log import read_epochs, read_log
+from raycap.training.store import unpack_table
 
 pytestmark = pytest.mark.ray
 
@@ -376,6 +378,20 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: Non
         curves.append(curve(out))
     assert close(*curves)
     assert not (tmp_path / "2" / "_ray").exists()
+
+
+def test_features_are_made_in_actors_where_ray_runs(
+    tmp_path: Path, one_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    source = ["shapes", "--source", "shapes", "--source.count", "20"]
+    encoder = ["--encoder", "pixels", "--encoder.size", "32"]
+    few = ["--batch", "8", "--actors", "1"]
+    assert main(["extract", *source, *encoder, *few, "--out", str(out)]) == 0
+    assert "1 model actor(s)" in capsys.readouterr().err
+    rows, keys = unpack_table(str(out / "features"), tmp_path / "cache")
+    assert keys.to_pylist() == [f"{number:06d}.png" for number in range(20)]
+    assert len(np.unique(rows.reshape(20, -1), axis=0)) == 20
 
 
 @pytest.mark.slow
