@@ -361,10 +361,18 @@ def _embedded_pictures(
 ) -> Iterator[tuple[int, bytes | None]]:
     for start in range(0, len(numbers), EMBEDDED_AT_ONCE):
         some = numbers[start : start + EMBEDDED_AT_ONCE]
-        found: Sequence[bytes | None] = [None] * len(some)
-        with contextlib.suppress(UserError, OSError):  # the file that held them is gone
-            found = source.embedded_pictures(planned.take(pa.array(some)))
+        rows = planned.take(pa.array(some))
+        try:
+            found = source.embedded_pictures(rows)
+        except (UserError, OSError):  # a file is gone, which not all of them need
+            found = [_embedded_picture(rows.slice(row, 1), source) for row in range(len(rows))]
         yield from zip(some.tolist(), found, strict=True)
+
+
+def _embedded_picture(row: pa.Table, source: Source) -> bytes | None:
+    with contextlib.suppress(UserError, OSError):
+        return source.embedded_pictures(row)[0]
+    return None
 
 
 class _SamplesInOrder:

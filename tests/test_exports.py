@@ -27,7 +27,7 @@ from raycap.fetch import Fetch
 from raycap.images import Square
 from raycap.schema import CAPTIONS, SUCCESS
 from raycap.sinks import SINKS, SinkSettings
-from raycap.sources import Folder, HuggingFace, Source
+from raycap.sources import Folder, HuggingFace, Source, WebDataset
 from raycap.storage import RunFolder
 
 pytestmark = pytest.mark.usefixtures("no_ray")
@@ -435,11 +435,41 @@ def embedded(file: Path) -> HuggingFace:
     return HuggingFace(str(file))
 
 
-def test_a_tar_has_pictures_that_the_source_holds_itself(tmp_path: Path) -> None:
-    command = Command(embedded(tmp_path / "data.parquet"), tmp_path / "out", ("webdataset",))
+def packed(file: Path) -> WebDataset:
+    with tarfile.open(file, "w") as tar:
+        for number, name in enumerate("abc"):
+            about = tarfile.TarInfo(f"{name}.png")
+            about.size = len(picture(number))
+            tar.addfile(about, io.BytesIO(picture(number)))
+    return WebDataset(str(file))
+
+
+@pytest.mark.parametrize("source, name", [(embedded, "data.parquet"), (packed, "data.tar")])
+def test_a_tar_has_pictures_that_the_source_holds_itself(
+    source: Callable[[Path], Source], name: str, tmp_path: Path
+) -> None:
+    command = Command(source(tmp_path / name), tmp_path / "out", ("webdataset",))
     assert command.run() == 0
-    found = [(row["key"], data) for row, data in samples_of(command.out)]
-    assert found == [(f"{name}.png", picture(number)) for number, name in enumerate("abc")]
+    assert [data for _, data in samples_of(command.out)] == [
+        picture(number) for number in range(3)
+    ]
+
+
+def test_pictures_in_a_file_that_is_gone_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("1.parquet", "2.parquet"):
+        embedded(folder / name)
+    command = Command(HuggingFace(str(folder)), tmp_path / "out", ("webdataset",))
+    command.run(exports=False)
+    (folder / "1.parquet").unlink()
+    command.export()
+    assert "3 captioned picture(s) are not in" in capsys.readouterr().err
+    assert [data for _, data in samples_of(command.out)] == [
+        picture(number) for number in range(3)
+    ]
 
 
 def test_a_tar_has_the_captioned_pictures_only(
