@@ -14,6 +14,7 @@ import pytest
 from raycap.bulk.plan import Chunk
 from raycap.bulk.table import ChunkFile, OutputTable, TakenOverError, chunk_path
 from raycap.errors import UserError
+from raycap.sources import Folder, Notes
 from raycap.storage import RunFolder
 
 SCHEMA = pa.schema([("key", pa.string())])
@@ -105,3 +106,20 @@ def test_a_store_that_replaces_files_is_refused(
     with pytest.raises(UserError, match="cannot write a file on the condition"):
         folder.check_creates()
     assert not folder.names("", hidden=True)
+
+
+def test_a_folder_of_a_bucket_is_listed_in_parts(bucket: str) -> None:
+    folder = RunFolder(f"{bucket}/pictures")
+    names = ["top.jpg", "a/1.jpg", "a/deep/2.png", "b/3.jpg", ".hidden/4.jpg", "b/.5.jpg"]
+    for name in names:
+        folder.write(name, b"")
+    source = Folder(f"{bucket}/pictures")
+    assert source.units() == ("", "a/", "b/")
+    parts = [
+        key
+        for unit in source.units()
+        for table in source.tables_of_unit(unit, Notes())
+        for key in table["key"].to_pylist()
+    ]
+    whole = [key for table in source.tables() for key in table["key"].to_pylist()]
+    assert sorted(parts) == sorted(whole) == sorted(names[:4])

@@ -26,7 +26,13 @@ from raycap.fetch import Fetch, Fetcher
 from raycap.schema import MANIFEST
 from raycap.sources import Table, WebDataset, detect, with_absolute_paths
 from raycap.sources.braces import expanded
-from raycap.sources.notes import DAMAGED_TAR, UNPICTURED, UNUSABLE_CAPTION, UNUSABLE_FILE
+from raycap.sources.notes import (
+    DAMAGED_TAR,
+    UNPICTURED,
+    UNUSABLE_CAPTION,
+    UNUSABLE_FILE,
+    Notes,
+)
 from raycap.sources.tar import BLOCK, DamagedTar, members
 from raycap.sources.webdataset import PLACE
 
@@ -460,6 +466,23 @@ def test_which_tars_a_path_means(shards: Path, monkeypatch: pytest.MonkeyPatch) 
         WebDataset(f"{shards}/x*.tar").check()
     with pytest.raises(UserError, match="no such file"):
         WebDataset(f"{shards}/x.tar").check()
+
+
+def test_the_parts_of_the_tars_are_the_whole(shards: Path, tmp_path: Path) -> None:
+    def parts(source: WebDataset) -> list[dict[str, Any]]:
+        tables = [
+            table for unit in source.units() for table in source.tables_of_unit(unit, Notes())
+        ]
+        return [row for table in tables for row in table.to_pylist()]
+
+    source = WebDataset(str(shards))
+    assert len(source.units()) == 5 and parts(source) == rows(source)
+    assert WebDataset(f"{shards}/train-0.tar").units() == ("",)
+    # Samples of a.tar and of a/b.tar can have the same keys, which are then numbered.
+    write(tmp_path / "a.tar", tar_of(*sample("b/c")))
+    write(tmp_path / "a" / "b.tar", tar_of(*sample("c")))
+    assert WebDataset(str(tmp_path)).units() == ("",)
+    assert keys(WebDataset(str(tmp_path))) == ["a/b/c", "a/b/c#2"]
 
 
 def test_lists_of_tars(shards: Path, tmp_path: Path) -> None:

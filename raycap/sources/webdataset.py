@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
@@ -147,9 +147,33 @@ class WebDataset(SourceDefaults):
         raise UserError(fault)
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
+        notes = notes or Notes()
+        nothing_found = lambda: nothing(f"no picture in {self.path}", notes)  # noqa: E731
+        return self._tables(self._paths.tars(notes), notes, nothing_found)
+
+    def units(self) -> tuple[str, ...]:
+        """Each tar, and before them the search for them, which may note something."""
+        tars = self._paths.tars(Notes())
+        prefixes = [_prefix(tar) for tar in tars]
+        folders = {str(parent) for prefix in prefixes for parent in PurePosixPath(prefix).parents}
+        # Samples of a.tar and of a/b.tar may have the same keys.
+        is_unique = len(set(prefixes)) == len(prefixes) and folders.isdisjoint(prefixes)
+        if len(tars) < 2 or not is_unique:
+            return ("",)
+        return ("", *(f"{tar.below}\t{tar.uri}" for tar in tars))
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
+        if not unit:
+            self._paths.tars(notes)
+            return iter(())
+        below, _, uri = unit.partition("\t")
+        return self._tables([Tar(uri, below)], notes, None)
+
+    def _tables(
+        self, tars: Sequence[Tar], notes: Notes, nothing_found: Callable[[], str] | None
+    ) -> "Iterator[pa.Table]":
         import pyarrow as pa  # here, so that `raycap --help` stays quick
 
-        notes = notes or Notes()
         # Of the rows that are not yet in a table.
         samples: deque[_Sample] = deque()
         places = pa.schema(
@@ -157,11 +181,11 @@ class WebDataset(SourceDefaults):
         )
 
         def rows() -> Iterator[Row]:
-            for row, sample in self._rows(notes):
+            for row, sample in self._rows(tars, notes):
                 samples.append(sample)
                 yield row
 
-        for table in tables(rows(), lambda: nothing(f"no picture in {self.path}", notes)):
+        for table in tables(rows(), nothing_found):
             own = [samples.popleft() for _ in range(len(table))]
             for name in self.columns:
                 values = pa.array([sample.fields.get(name) for sample in own], pa.string())
@@ -183,11 +207,11 @@ class WebDataset(SourceDefaults):
                 found[index] = data
         return found
 
-    def _rows(self, notes: Notes) -> "Iterator[tuple[Row, _Sample]]":
+    def _rows(self, tars: Sequence[Tar], notes: Notes) -> "Iterator[tuple[Row, _Sample]]":
         keys = NumberedKeys()
-        for tar in self._paths.tars(notes):
+        for tar in tars:
             split = next(filter(None, map(split_in, reversed(tar.below.split("/")))), "")
-            prefix = re.sub(r"\.tar$", "", tar.below, flags=re.IGNORECASE)
+            prefix = _prefix(tar)
             for sample in self._samples(tar, notes):
                 name = key_of(f"{prefix}/{sample.name}")
                 [key] = keys.of([name])
@@ -306,6 +330,11 @@ class _Sample:
         if self.rank == _NO_RANK:
             notes.add(UNPICTURED, f"{tar.below}: {self.name}")
         return self.rank != _NO_RANK
+
+
+def _prefix(tar: Tar) -> str:
+    """What the keys of a tar's samples begin with."""
+    return re.sub(r"\.tar$", "", tar.below, flags=re.IGNORECASE)
 
 
 def _packed(uri: str) -> str:
