@@ -135,7 +135,7 @@ class LocalCrew:
                 f"raycap: the model runs in this process, in batches of {self._options.batch}\n"
             )
             self.workers.append(Worker())
-            self._thread = threading.Thread(target=self._work, name="model")
+            self._thread = threading.Thread(target=self._work, name="model", daemon=True)
             self._thread.start()
 
     def _work(self) -> None:

@@ -4,7 +4,7 @@ committed. All three happen at the same time."""
 import logging
 import queue
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from raycap.bulk.counts import RowCounts
-from raycap.bulk.crew import Answered, Crew, Failed, PlanFailed, Planned
+from raycap.bulk.crew import Answered, Crew, Failed, PlanFailed, Planned, Worker
 from raycap.bulk.facts import reason_lines
 from raycap.bulk.job import FACTS, TableJob
 from raycap.bulk.machines import Machines
@@ -61,10 +61,15 @@ class Filling:
 
     _shards: set[tuple[int, int]] = field(default_factory=set)
     _last_shards: dict[int, Shard] = field(default_factory=dict)  # by unit
-    _pending: deque[Chunk] = field(default_factory=deque)
+    # What is to be made: chunks that were lost, then shards that are not cut into chunks yet.
+    _lost: deque[Chunk] = field(default_factory=deque)
+    _waiting: deque[tuple[Shard, int]] = field(default_factory=deque)  # and their missing rows
+    _chunks: Iterator[Chunk] = field(default_factory=lambda: iter(()))  # of the shard in hand
+    _next_chunk: Chunk | None = None
+    _rows_left: int = 0
     _finished: dict[Chunk, FinishedChunk] = field(default_factory=dict)  # not yet committed
+    _counts: RowCounts = field(default_factory=RowCounts)  # of finished and of committed rows
     _schema: pa.Schema | None = None
-    _tries: Counter[Chunk] = field(default_factory=Counter)
     _fruitless: int = 0
     _events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _committed_at: float = 0.0
@@ -74,13 +79,13 @@ class Filling:
         """Returns when every chunk of the plan is in the table."""
         self._list()
         self._wait_for_work()
-        if not self._pending:
+        if not self._rows_left:
             return
         self.out.remove(FACTS)  # the table is unfinished again
         if self.table.exists:
             self.table.begin(self.number)
         order = self.job.order(self.out, self.target.folder)
-        rows = self._rows_left() if self._is_planned else None
+        rows = self._rows_left if self._is_planned else None
         crew = self.machines.crew(self.job, order, self._events, rows)
         try:
             with Progress(self.job.command, total=self._rows_to_make) as progress:
@@ -100,13 +105,10 @@ class Filling:
         held = sum(chunk.rows for chunk in self.target.chunks())
         return self.planned - held + self.made.rows
 
-    def _rows_left(self) -> int:
-        return sum(chunk.rows for chunk in self._pending)
-
     def _wait_for_work(self) -> None:
         """Read the plan until it is known whether there is much to do."""
         many = BATCHES_ARE_MANY * self.job.options.batch
-        while not self._is_planned and self._rows_left() < many:
+        while not self._is_planned and self._rows_left < many:
             event = self._events.get()
             if isinstance(event, Planned):
                 self._add_shard(event.shard)
@@ -114,12 +116,13 @@ class Filling:
                 self._plan_again(event.error)
 
     def _work(self, crew: Crew, progress: Progress) -> None:
+        self._progressed_at = time.monotonic()
         while True:
-            if self._pending:
-                crew.hire(self._rows_left() if self._is_planned else None)
+            if self._rows_left:
+                crew.hire(self._rows_left if self._is_planned else None)
             self._hand_out(crew)
             is_busy = any(worker.chunks for worker in crew.workers)
-            is_idle = not (self._pending or is_busy)
+            is_idle = not (self._rows_left or is_busy)
             is_due = time.monotonic() - self._committed_at > SECONDS_BETWEEN_COMMITS
             if self._finished and (is_idle or is_due or len(self._finished) > FILES_PER_COMMIT):
                 self._commit()
@@ -134,12 +137,41 @@ class Filling:
     def _hand_out(self, crew: Crew) -> None:
         """Give each worker so much that its next pictures are loaded while the model works."""
         ready = [worker for worker in crew.workers if worker.is_ready]
-        while self._pending and ready:
+        while ready and (chunk := self._peek()) is not None:
             worker = min(ready, key=lambda worker: worker.rows)
-            enough = max(2 * self._pending[0].rows, 4 * self.job.options.batch)
+            enough = max(2 * chunk.rows, 4 * self.job.options.batch)
             if len(worker.chunks) >= MOST_CHUNKS or worker.rows >= enough:
                 return
-            crew.make(worker, self._pending.popleft())
+            self._next_chunk = None
+            self._rows_left -= chunk.rows
+            crew.make(worker, chunk)
+
+    def _peek(self) -> Chunk | None:
+        """The next chunk to be made."""
+        while self._next_chunk is None:
+            if self._lost:
+                self._next_chunk = self._lost.popleft()
+            elif (chunk := next(self._chunks, None)) is not None:
+                self._next_chunk = chunk
+            elif self._waiting:
+                shard, rows = self._waiting.popleft()
+                missing = self._missing(shard)
+                self._rows_left += sum(chunk.rows for chunk in missing) - rows
+                self._chunks = iter(missing)
+            else:
+                return None
+        return self._next_chunk
+
+    def _missing(self, shard: Shard) -> list[Chunk]:
+        """The chunks of a shard that the table does not have."""
+        held = self.target.chunks()
+        return [chunk for chunk in shard.chunks(self.plan.operation) if chunk not in held]
+
+    def _take_back(self, crew: Crew, worker: Worker) -> None:
+        """End a worker; its chunks are made again."""
+        self._rows_left += worker.rows
+        self._lost.extend(sorted(worker.chunks))
+        crew.dismiss(worker)
 
     # What happens.
 
@@ -158,10 +190,10 @@ class Filling:
         if (shard.unit, shard.number) not in self._shards:
             self._shards.add((shard.unit, shard.number))
             self.planned += shard.rows
-            held = self.target.chunks()
-            for chunk in shard.chunks(self.plan.operation):
-                if chunk not in held:
-                    self._pending.append(chunk)
+            rows = sum(chunk.rows for chunk in self._missing(shard))
+            if rows:
+                self._rows_left += rows
+                self._waiting.append((shard, rows))
         if shard.is_last:
             self._last_shards[shard.unit] = shard
 
@@ -195,7 +227,8 @@ class Filling:
             self._schema = answer.schema
             self._fruitless = 0
             progress.add(answer.counts.rows, answer.counts.reasons)
-            self._check_failures(answer.counts)
+            self._counts.add(answer.counts)
+            self._check_failures()
         elif isinstance(answer, int):
             worker.is_asked = False
             if answer == worker.rows_done:
@@ -207,10 +240,7 @@ class Filling:
 
     def _lose(self, crew: Crew, event: Failed) -> None:
         """A worker is lost, or could not make a chunk: its chunks are made again."""
-        lost = set(event.worker.chunks)
-        crew.dismiss(event.worker)
-        for chunk in sorted(lost):
-            self._pending.appendleft(chunk)
+        self._take_back(crew, event.worker)
         crew.rest(self._note_fault(self.machines.reason_of(event.error)))
 
     def _note_fault(self, reason: str) -> float:
@@ -225,11 +255,8 @@ class Filling:
         log.warning("some work was lost (%s): it is done again", reason)
         return SECONDS_AFTER_A_FAULT * 4.0 ** (self._fruitless - 1)
 
-    def _check_failures(self, new: RowCounts) -> None:
-        counts = RowCounts()
-        counts.add(self.made)
-        for finished in self._finished.values():
-            counts.add(finished.counts)
+    def _check_failures(self) -> None:
+        counts = self._counts
         allowed = self.job.options.failures_allowed(max(counts.rows, ROWS_TO_JUDGE))
         if counts.failed > allowed:
             raise UserError(
@@ -240,13 +267,13 @@ class Filling:
 
     def _check_progress(self, crew: Crew) -> None:
         """Start over with new workers if nothing is finished for a long time."""
-        limit = SECONDS_WITHOUT_PROGRESS + self.job.options.batch * self.job.reading.timeout
+        rows_per_task = self.job.order(self.out, self.target.folder).rows_per_task
+        limit = SECONDS_WITHOUT_PROGRESS + rows_per_task * self.job.reading.timeout
         if time.monotonic() - self._progressed_at < limit:
             return
         reason = f"nothing was finished for {limit:,.0f} s"
         for worker in list(crew.workers):
-            self._pending.extendleft(sorted(worker.chunks))
-            crew.dismiss(worker)
+            self._take_back(crew, worker)
         self._progressed_at = time.monotonic()
         if crew.finds_free_processors():
             crew.rest(self._note_fault(f"{reason}, though processors were free"))
