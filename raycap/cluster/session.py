@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -60,13 +59,11 @@ def _joined(cluster: Cluster, workers_heard: bool) -> Iterator[None]:
     if address == "local":
         write_err("raycap: starting Ray on this machine\n")
         with local_ray(cluster.cpus, workers_heard):
-            _hide_restart_warning()
             yield
         return
     write_err(f"raycap: joining the Ray cluster at {address}\n")
     _join(address, workers_heard)
     try:
-        _hide_restart_warning()
         yield
     finally:
         ray.shutdown()
@@ -92,26 +89,6 @@ def _join(address: str, workers_heard: bool) -> None:
                     f"(--cluster.address, RAY_ADDRESS): {error}"
                 ) from error
             time.sleep(SECONDS_BETWEEN_TRIES)
-
-
-class _Unused:
-    def __init__(self, argument: object) -> None: ...
-
-
-def _hide_restart_warning() -> None:
-    """Ray Data's actors get their arguments by reference and may restart. Ray writes one line in
-    red about that, in each process, with the first such actor. Create that one here, with nowhere
-    to run, while the process's stderr is closed."""
-    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        unused: Any = ray.remote(num_cpus=0, resources={"raycap-none": 1}, max_restarts=1)(_Unused)
-        actor = unused.remote(ray.put(None))
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)
-    ray.kill(actor)
 
 
 def _silence_ray_data() -> None:
