@@ -651,7 +651,7 @@ def test_the_last_shard_of_a_listing_brings_the_notes(tmp_path: Path) -> None:
     out = RunFolder(str(tmp_path / "out"))
     plan = Plan(operation=1, kind="first", identity={}, batch=8, chunk_rows=64)
     for _ in range(2):  # Ray may run the task again
-        *others, last = list_source(source, BulkOptions(), out, plan, ())
+        *others, last = list_source(source, BulkOptions(), out, plan, (), (0,))
         assert others and not any(shard.is_last or shard.notes for shard in others)
         [item] = last.parsed_notes()["left_out"]
         assert last.is_last and (item["count"], item["what"]) == (300, MALFORMED_LINE.many)

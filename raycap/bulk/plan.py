@@ -164,7 +164,8 @@ def read_plan(out: RunFolder, operation: int) -> Plan | None:
 
 def write_plan(out: RunFolder, plan: Plan) -> None:
     """Raises UserError if another process has planned this operation in another way."""
-    content = (json.dumps(asdict(plan), indent=2, ensure_ascii=False) + "\n").encode()
+    # In ASCII: names of units may be names of folders that are not UTF-8.
+    content = (json.dumps(asdict(plan), indent=2) + "\n").encode()
     name = f"{plan.folder}/plan.json"
     if not out.create(name, content) and out.read(name) != content:
         raise UserError(
