@@ -540,27 +540,27 @@ def test_forms_in_a_bucket_and_texts_beside_its_pictures(
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()  # of another test's server
     s3 = s3fs.S3FileSystem(skip_instance_cache=True)
-    s3.mkdir("bucket")
+    s3.mkdir("exports")
     for name in ("0.png", "1.png", "1.jpg"):
-        s3.pipe_file(f"bucket/all/photos/{name}", picture(int(name[0])))
+        s3.pipe_file(f"exports/all/photos/{name}", picture(int(name[0])))
 
-    source = Folder("s3://bucket/all/photos")
-    command = Command(source, "s3://bucket/all/out", ("jsonl", "webdataset", "imagefolder"))
+    source = Folder("s3://exports/all/photos")
+    command = Command(source, "s3://exports/all/out", ("jsonl", "webdataset", "imagefolder"))
     assert command.run() == 0
     texts = replace(command, also=("txt",), beside=True)
     texts.export()
     s3.invalidate_cache()
-    s3.get("bucket/all", str(tmp_path), recursive=True)
+    s3.get("exports/all", str(tmp_path), recursive=True)
     beside = {path.name: path.read_text() for path in (tmp_path / "all" / "photos").glob("*.txt")}
     names = {"0.txt": "0.png", "1.jpg.txt": "1.jpg", "1.png.txt": "1.png"}
     assert beside == {name: f"A {key}\n" for name, key in names.items()}
     out = tmp_path / "all" / "out"
     assert len(lines_of(out / "metadata.jsonl")) == len(samples_of(out)) == 3
 
-    [first, _] = sorted(name for name in s3.ls("bucket/all/out/captions") if "part-" in name)
+    [first, _] = sorted(name for name in s3.ls("exports/all/out/captions") if "part-" in name)
     s3.rm_file(first)  # as if it was replaced
     texts.export()
     s3.invalidate_cache()
-    assert len(s3.glob("bucket/all/out/jsonl/*.jsonl")) == 1
-    assert len(s3.cat("bucket/all/out/metadata.jsonl").splitlines()) == 1
-    assert [Path(name).name for name in s3.glob("bucket/all/photos/*.txt")] == ["1.png.txt"]
+    assert len(s3.glob("exports/all/out/jsonl/*.jsonl")) == 1
+    assert len(s3.cat("exports/all/out/metadata.jsonl").splitlines()) == 1
+    assert [Path(name).name for name in s3.glob("exports/all/photos/*.txt")] == ["1.png.txt"]
