@@ -164,6 +164,49 @@ def test_a_store_that_stays_away_ends_the_run_in_words(
         table.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA)
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Generic LocalFileSystem error: No space left on device (os error 28)",
+        "Permission denied (os error 13)",
+        "AccessDenied: no right to put objects",
+    ],
+)
+def test_a_fault_that_stays_is_told_at_once(
+    reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = OutputTable(RunFolder(str(tmp_path)))
+    table.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    tries = []
+
+    def refuse(*_: Any, **__: Any) -> None:
+        tries.append(reason)
+        raise OSError(reason)
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", refuse)
+    with pytest.raises(UserError, match="what is made stays there"):
+        table.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA)
+    assert len(tries) == 1
+
+
+def test_a_table_that_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the network was away, then the disk is full."""
+    faults = ["connection reset", "\x1b[31m↳\x1b[0m No space left on device\n (os error 28)"]
+    create = DeltaTable.create
+
+    def faulty(*arguments: Any, **named: Any) -> DeltaTable:
+        if faults:
+            raise OSError(faults.pop(0))
+        return create(*arguments, **named)
+
+    monkeypatch.setattr(DeltaTable, "create", faulty)
+    table = OutputTable(RunFolder(str(tmp_path)))
+    with pytest.raises(UserError, match=r": No space left on device \(os error 28\)"):
+        table.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    assert not faults and not table.exists
+    assert len(table.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)) == 1
+
+
 def test_an_operation_is_completed_once(tmp_path: Path) -> None:
     first, second = OutputTable(RunFolder(str(tmp_path))), OutputTable(RunFolder(str(tmp_path)))
     chunks = [made(tmp_path, chunk(number)) for number in range(3)]

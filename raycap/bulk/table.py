@@ -9,7 +9,6 @@ Files of chunks are in `_chunks`, which readers of plain Parquet folders skip. A
 operation they are joined to the files that such readers see.
 """
 
-import contextlib
 import json
 import logging
 import random
@@ -30,6 +29,7 @@ from raycap.bulk.plan import Chunk
 from raycap.errors import UserError
 from raycap.storage import RunFolder
 from raycap.storage.delta import SCHEMES, storage_options
+from raycap.storage.retry import with_retries
 from raycap.uris import scheme_of
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,10 @@ OPERATION, COMPLETE = "raycap", "raycap-complete"
 # A store that does not answer for so long ends the run, which can be resumed.
 SECONDS_TO_COMMIT = 180.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+# What delta-rs says of faults that stay: no right to write, a disk that is full or read-only.
+PERMANENT = re.compile(
+    r"os error (?:1|13|28|30|122)\b|AccessDenied|Forbidden|NoSuchBucket|InvalidAccessKey"
+)
 
 
 class TakenOverError(UserError):
@@ -218,13 +222,14 @@ class OutputTable:
                 return self.version == before + 1
             except (CommitFailedError, DeltaError, OSError) as error:
                 # Also if the answer was lost: the newest version says what has happened.
-                if time.monotonic() > end:
+                reason = _in_one_line(error)
+                if PERMANENT.search(reason) or time.monotonic() > end:
                     raise UserError(
-                        f"cannot commit to {self.folder}: {error}; what is made stays there, and "
+                        f"cannot commit to {self.folder}: {reason}; what is made stays there, and "
                         "the same command goes on with it"
                     ) from error
                 if not isinstance(error, CommitFailedError):
-                    log.warning("cannot commit to %s (%s): trying again", self.folder, error)
+                    log.warning("cannot commit to %s (%s): trying again", self.folder, reason)
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -237,9 +242,28 @@ class OutputTable:
     def _create(self, schema: pa.Schema) -> None:
         if self.folder.is_local:
             Path(self.folder.path()).mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(DeltaError, OSError):  # somebody else has created it
-            DeltaTable.create(self._uri, schema, storage_options=self._options)
+
+        def create() -> None:
+            try:
+                DeltaTable.create(self._uri, schema, storage_options=self._options)
+            except (DeltaError, OSError) as error:
+                self.load()
+                if self._table is None:  # else somebody has created it, or the answer was lost
+                    reason = f"cannot create a table in {self.folder}: {_in_one_line(error)}"
+                    if PERMANENT.search(reason):
+                        raise UserError(reason) from error
+                    raise ConnectionError(reason) from error
+
+        try:
+            with_retries(create, f"create a table in {self.folder}")
+        except ConnectionError as error:
+            raise UserError(str(error)) from error
         self.load()
+
+
+def _in_one_line(error: Exception) -> str:
+    """The messages of delta-rs have several lines and colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", " ", str(error)).split())
 
 
 def _add(file: DataFile) -> AddAction:
