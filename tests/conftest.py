@@ -48,9 +48,7 @@ settings.load_profile("raycap")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests start clusters and kill processes, which takes minutes on a busy machine. Files
     that share a Ray come last, one after the other."""
-    files_on_ray = {
-        item.path for item in items if "one_ray" in getattr(item, "fixturenames", ())
-    }
+    files_on_ray = {item.path for item in items if "one_ray" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path in files_on_ray)
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
