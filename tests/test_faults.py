@@ -52,7 +52,7 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> faults.Pile:
 @pytest.mark.parametrize("kind", ["driver", "actor", "decoder", "node"])
 def test_a_kill_costs_nothing(kind: str, pile: faults.Pile, tmp_path: Path) -> None:
     tally = faults.Tally()
-    faults.disturb(pile, tmp_path / "out", kind, [40], tally)
+    faults.disturb(pile, tmp_path / "out", kind, [4], tally)
     assert (tally.kills, tally.lost, tally.doubled, tally.changed) == (1, 0, 0, 0)
     assert tally.resumed == (kind == "driver"), "only the death of the driver ends a run"
 
