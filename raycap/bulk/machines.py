@@ -65,9 +65,14 @@ class Machines:
         if not self._on_ray:
             list_in_thread(functools.partial(lister, units), events)
             return
+        from raycap.bulk.pool import decoding_need
         from raycap.bulk.ray_crew import list_in_task
+        from raycap.cluster.needs import wait_for_nodes
         from raycap.cluster.nodes import selector
 
+        if self._cluster.decode_on:
+            # Listing asks for no processor, so no autoscaler would start a node for it.
+            wait_for_nodes([decoding_need(self._cluster, 1)], self._cluster.wait)
         nodes = selector(self._cluster.decode_on)
         tasks = min(len(units), MOST_LISTINGS)
         for first in range(tasks):
