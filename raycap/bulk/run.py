@@ -319,7 +319,7 @@ def clean_up(out: RunFolder, table: OutputTable) -> None:
         if name not in active and operation_of(name) <= newest
     ]
     with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
-        list(pool.map(folder.remove, old))
+        list(pool.map(folder.remove_file, old))
     folder.remove_empty(CHUNKS)
 
     needed = {plan.operation for plan in plans_of_table(out, completed)}

@@ -14,7 +14,7 @@ from raycap.errors import UserError
 from raycap.storage.files import check_stays
 from raycap.storage.filesystem import filesystem_of, remove
 from raycap.storage.retry import is_of_a_store, with_retries
-from raycap.uris import is_local
+from raycap.uris import STORES, is_local, scheme_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -175,6 +175,15 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 Path(self.path(name)).rmdir()
 
+    def remove_file(self, name: str) -> None:
+        """Removes a file, if there is one, in one call. `name` is no folder."""
+
+        def remove_file() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._filesystem.rm_file(self.path(name))
+
+        self._retry("write", remove_file)
+
     def exists(self, name: str = "") -> bool:
         def exists() -> bool:
             self._filesystem.invalidate_cache()
@@ -259,6 +268,8 @@ class RunFolder:
         return self._retry("read", read)
 
     def _make_parent(self, name: str) -> None:
+        if scheme_of(self.uri) in STORES:  # they have no folders
+            return
         self._filesystem.makedirs(self.path(str(PurePosixPath(name).parent)), exist_ok=True)
 
     def _retry(self, what: str, act: Callable[[], Result]) -> Result:
