@@ -3,8 +3,10 @@ end in words."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,23 @@ def test_a_kill_costs_nothing(kind: str, pile: faults.Pile, tmp_path: Path) -> N
     faults.disturb(pile, tmp_path / "out", kind, [4], tally)
     assert (tally.kills, tally.lost, tally.doubled, tally.changed) == (1, 0, 0, 0)
     assert tally.resumed == (kind == "driver"), "only the death of the driver ends a run"
+
+
+@pytest.mark.slow
+def test_workers_that_die_together_are_one_fault(pile: faults.Pile, tmp_path: Path) -> None:
+    """As all workers of a node do when it goes. Three faults in a row would end the run."""
+    process = faults.start(pile, tmp_path / "out", "--actors", "4", "--threads", "1")
+    end = time.monotonic() + 200
+    workers: list[int] = []
+    while len(workers) < 4 and process.poll() is None and time.monotonic() < end:
+        workers = faults.victims(faults.TITLES["actor"], process.pid)
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    assert len(workers) == 4
+    assert process.wait(200) in faults.ANSWERS, faults.process_error(tmp_path / "out")
+    assert faults.read(tmp_path / "out") == pile.expected
+    facts = json.loads((tmp_path / "out" / "facts.json").read_text())
+    assert len(facts["passes_lost"]) == 4
 
 
 def run(

@@ -6,6 +6,7 @@ Everything that happens is put into one queue, which the run reads.
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,7 @@ class Worker:
     is_asked: bool = False  # how far it is, and has not answered yet
     rows_done: int = 0
     chunks: set[Chunk] = field(default_factory=set)  # that it works on
+    hired_at: float = field(default_factory=time.monotonic)
 
     @property
     def rows(self) -> int:

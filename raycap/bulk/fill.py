@@ -71,6 +71,8 @@ class Filling:
     _counts: RowCounts = field(default_factory=RowCounts)  # of finished and of committed rows
     _schema: pa.Schema | None = None
     _fruitless: int = 0
+    _fault_at: float = 0.0  # when the last fault happened that was counted
+    _listed_at: float = 0.0
     _events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     _committed_at: float = 0.0
     _progressed_at: float = field(default_factory=time.monotonic)
@@ -198,10 +200,13 @@ class Filling:
             self._last_shards[shard.unit] = shard
 
     def _plan_again(self, error: BaseException) -> None:
-        self._note_fault(self.machines.reason_of(error))
-        self._list()
+        reason, is_first = self.machines.reason_of(error), self._listed_at >= self._fault_at
+        self._note_fault(reason, self._listed_at)
+        if is_first:  # the others list the same
+            self._list()
 
     def _list(self) -> None:
+        self._listed_at = time.monotonic()
         units = [unit for unit in range(len(self.plan.units)) if unit not in self._last_shards]
         self.machines.list_shards(self.lister, units, self._events)
 
@@ -241,19 +246,23 @@ class Filling:
     def _lose(self, crew: Crew, event: Failed) -> None:
         """A worker is lost, or could not make a chunk: its chunks are made again."""
         self._take_back(crew, event.worker)
-        crew.rest(self._note_fault(self.machines.reason_of(event.error)))
+        reason = self.machines.reason_of(event.error)
+        crew.rest(self._note_fault(reason, event.worker.hired_at))
 
-    def _note_fault(self, reason: str) -> float:
-        """Returns for how many seconds to wait before the next try."""
+    def _note_fault(self, reason: str, began: float) -> float:
+        """Returns for how many seconds to wait before the next try. `began` is when began what has
+        failed: a node that dies takes all its workers with it, and that is one fault."""
         self.faults.append(reason)
-        self._fruitless += 1
+        if began >= self._fault_at:
+            self._fruitless += 1
+            self._fault_at = time.monotonic()
         if self._fruitless == FRUITLESS_FAULTS:
             raise UserError(
                 f"the work fails each time it is tried ({reason}); what is made stays in "
                 f"{self.out}, and the same command goes on from there"
             )
         log.warning("some work was lost (%s): it is done again", reason)
-        return SECONDS_AFTER_A_FAULT * 4.0 ** (self._fruitless - 1)
+        return SECONDS_AFTER_A_FAULT * 4.0 ** max(0, self._fruitless - 1)
 
     def _check_failures(self) -> None:
         counts = self._counts
@@ -276,7 +285,7 @@ class Filling:
             self._take_back(crew, worker)
         self._progressed_at = time.monotonic()
         if crew.finds_free_processors():
-            crew.rest(self._note_fault(f"{reason}, though processors were free"))
+            crew.rest(self._note_fault(f"{reason}, though processors were free", time.monotonic()))
         else:  # waiting for a cluster that is full is no fault, however long it takes
             self.faults.append(f"{reason}: the cluster has no free processor for it")
             log.warning("%s", self.faults[-1])
