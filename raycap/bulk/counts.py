@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from raycap.fetch.hosts import HostCounts
 from raycap.schema import SUCCESS
 
-# Different reasons that are told apart. A million dead hosts must not take memory for each.
+# The most reasons that are counted separately. A million dead hosts must not each take memory.
 MOST_REASONS = 200
 OTHER_REASONS = "other reasons"
 LONGEST_REASON = 200

@@ -182,9 +182,10 @@ class Filling:
             self._add_shard(event.shard)
         elif isinstance(event, PlanFailed):
             self._plan_again(event.error)
+        elif event.worker not in crew.workers:
+            pass  # its chunks were given to others already
         elif isinstance(event, Failed):
-            if event.worker in crew.workers:
-                self._lose(crew, event)
+            self._lose(crew, event)
         elif isinstance(event, Answered):
             self._take_answer(event, progress)
 
@@ -201,8 +202,9 @@ class Filling:
 
     def _plan_again(self, error: BaseException) -> None:
         reason, is_first = self.machines.reason_of(error), self._listed_at >= self._fault_at
-        self._note_fault(reason, self._listed_at)
-        if is_first:  # the others list the same
+        pause = self._note_fault(reason, self._listed_at)
+        if is_first:  # of several tasks that fail together
+            time.sleep(pause)
             self._list()
 
     def _list(self) -> None:

@@ -86,7 +86,10 @@ class Machines:
         rows: int | None,
     ) -> Crew:
         """Workers for so many rows; None: for many."""
-        if not self._on_ray and rows is not None and rows <= self._cluster.local_rows:
+        is_small = rows is not None and rows <= self._cluster.local_rows
+        # Who asks for GPUs or for nodes with a label is answered by Ray, which knows them.
+        asks_for_nodes = job.options.gpus or self._cluster.decode_on or self._cluster.model_on
+        if is_small and not (self._on_ray or asks_for_nodes):
             return LocalCrew(job.options, order, events)
         self._use_ray()
         from raycap.bulk.ray_crew import RayCrew

@@ -413,6 +413,6 @@ def _forecast(job: TableJob, out: RunFolder) -> str:
     for found in chosen_rows(job.source, job.options, notes):
         rows += len(found)
         pending += sum(taken.lacks(found["key"]).to_pylist())
-    told = json.loads(notes.to_json())
-    first = [f"{rows:,} rows in {job.source.path}", *note_lines(**told)]
+    noted = json.loads(notes.to_json())
+    first = [f"{rows:,} rows in {job.source.path}", *note_lines(**noted)]
     return "\n".join([*first, *lines, f"{pending:,} rows would be made"]) + "\n"
