@@ -3,7 +3,19 @@
 Never raises for bad bytes. Limits are checked before pixels are decoded.
 """
 
+from raycap.images.intake import Encoded, Fit, Intake, Square
 from raycap.images.pixels import Interpolation, Resize
-from raycap.images.reading import Picture, Reading, Square, read_picture, read_whole
+from raycap.images.reading import Picture, Reading, read_picture, read_whole
 
-__all__ = ["Interpolation", "Picture", "Reading", "Resize", "Square", "read_picture", "read_whole"]
+__all__ = [
+    "Encoded",
+    "Fit",
+    "Intake",
+    "Interpolation",
+    "Picture",
+    "Reading",
+    "Resize",
+    "Square",
+    "read_picture",
+    "read_whole",
+]

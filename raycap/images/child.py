@@ -19,7 +19,8 @@ from pathlib import Path
 from PIL import AvifImagePlugin
 
 from raycap.images.guard import ANSWER, READY, REQUEST
-from raycap.images.reading import Picture, Reading, Square, read_picture, read_whole
+from raycap.images.intake import Intake
+from raycap.images.reading import Picture, Reading, read_picture, read_whole
 
 # The parent ends a child whose time is up. If the parent is gone, the child ends itself later.
 GRACE_SECONDS = 5
@@ -45,10 +46,10 @@ def main() -> None:
         outgoing.write(READY)
         while head := incoming.read(REQUEST.size):
             size, settings_size = REQUEST.unpack(head)
-            reading, square = settings(incoming.read(settings_size))
+            reading, intake = settings(incoming.read(settings_size))
             _set_alarm(reading.timeout + GRACE_SECONDS)
             _limit_memory(max_memory)
-            picture = _read(exchange, size, reading, square)
+            picture = _read(exchange, size, reading, intake)
             _limit_memory(None)
             retire = _mapped() - mapped_at_start > MOST_GROWTH
             answer = _answer(picture, exchange, max_memory, retire)
@@ -56,12 +57,12 @@ def main() -> None:
             outgoing.write(ANSWER.pack(len(answer)) + answer)
 
 
-def _read(exchange: int, size: int, reading: Reading, square: Square | None) -> Picture:
+def _read(exchange: int, size: int, reading: Reading, intake: Intake | None) -> Picture:
     try:
         data = os.pread(exchange, size, 0)
     except MemoryError:
         return Picture(None, "", 0, 0, "too little memory")
-    return read_whole(data, reading) if square is None else read_picture(data, reading, square)
+    return read_whole(data, reading) if intake is None else read_picture(data, reading, intake)
 
 
 def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> bytes:

@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from raycap.images.formats import READERS, picture_format
-from raycap.images.reading import Picture, Reading, Square, read_picture, read_whole
+from raycap.images.intake import Intake
+from raycap.images.reading import Picture, Reading, read_picture, read_whole
 
 # A picture with more pixels takes so much memory that it needs a limit.
 MOST_PIXELS = {"jpeg": 2**25, "png": 2**24}
@@ -104,20 +105,20 @@ def needs_guard(data: bytes, reading: Reading) -> bool:
     )
 
 
-def read_guarded(data: bytes, reading: Reading, square: Square | None) -> Picture:
-    """The picture, read in a child process if needed; at its own size if `square` is None."""
+def read_guarded(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
+    """The picture, read in a child process if needed; at its own size if `intake` is None."""
     if needs_guard(data, reading):
-        return read_in_child(data, reading, square)
-    return read_whole(data, reading) if square is None else read_picture(data, reading, square)
+        return read_in_child(data, reading, intake)
+    return read_whole(data, reading) if intake is None else read_picture(data, reading, intake)
 
 
-def read_in_child(data: bytes, reading: Reading, square: Square | None) -> Picture:
+def read_in_child(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
     """The picture, whatever it is, read in a child process. Safe to call from several threads."""
     for _ in range(TRIES):
         child = _take(reading.max_memory * 2**20 + SLACK)
         is_new = child.pictures_read == 0
         try:
-            answer = child.read(data, reading, square)
+            answer = child.read(data, reading, intake)
         except _TooLong:
             child.close()
             limit = f"{reading.timeout:g} s (--reading.timeout)"
@@ -207,10 +208,10 @@ class _Child:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def read(self, data: bytes, reading: Reading, square: Square | None) -> _Answer:
+    def read(self, data: bytes, reading: Reading, intake: Intake | None) -> _Answer:
         """Raises _TooLong or _Died, after which the child must be closed."""
         end = time.monotonic() + reading.timeout
-        settings = pickle.dumps((reading, square))
+        settings = pickle.dumps((reading, intake))
         with open(self._exchange, "r+b", buffering=0, closefd=False) as file:
             file.seek(0)
             written = 0

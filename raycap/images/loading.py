@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from raycap.fetch import Fetched, Fetcher
 from raycap.images.guard import read_guarded
-from raycap.images.reading import Picture, Reading, Square
+from raycap.images.intake import Intake
+from raycap.images.reading import Picture, Reading
 from raycap.schema import FAILED_TO_DECODE, FAILED_TO_FETCH, SUCCESS
 
-Read = Callable[[bytes, Reading, Square | None], Picture]
+Read = Callable[[bytes, Reading, Intake | None], Picture]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class LoadedPicture:
     status: str
     error: str
     pixels: NDArray[np.uint8] | None
+    """As the intake says: [S, S, 3], [H, W, 3], or the bytes of a file [N]."""
     format: str
     width: int
     """As a viewer shows it; 0 if it could not be read."""
@@ -36,7 +38,7 @@ def load_pictures(
     items: Iterable[str | bytes | Fetched],
     fetcher: Fetcher,
     reading: Reading,
-    square: Square | None,
+    intake: Intake | None,
     read: Read = read_guarded,
 ) -> Iterator[tuple[int, LoadedPicture]]:
     """Each item's number and picture, in the order in which the bytes arrive.
@@ -48,7 +50,7 @@ def load_pictures(
     def loaded(fetched: Fetched) -> LoadedPicture:
         if fetched.error:
             return LoadedPicture(FAILED_TO_FETCH, fetched.error, None, "", 0, 0, "", fetched)
-        picture = read(fetched.data, reading, square)
+        picture = read(fetched.data, reading, intake)
         status = FAILED_TO_DECODE if picture.error else SUCCESS
         digest = hashlib.sha256(fetched.data).hexdigest()
         size = (picture.width, picture.height)
@@ -72,12 +74,12 @@ def load_in_order(
     items: Sequence[str | bytes | Fetched],
     fetcher: Fetcher,
     reading: Reading,
-    square: Square | None,
+    intake: Intake | None,
     keep_bytes: bool = False,
 ) -> list[LoadedPicture]:
     """All of them, in the order of the items; without their bytes, unless asked to keep them."""
     found: dict[int, LoadedPicture] = {}
-    for number, picture in load_pictures(items, fetcher, reading, square):
+    for number, picture in load_pictures(items, fetcher, reading, intake):
         if not keep_bytes:
             picture = replace(picture, fetched=replace(picture.fetched, data=b""))
         found[number] = picture

@@ -11,8 +11,13 @@ from PIL import Image, ImageCms
 Box = tuple[float, float, float, float]
 Resize = Literal["squash", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic"]
+Kernel = Literal["bilinear", "bicubic", "lanczos"]  # with those that only models of others use
 
-_PILLOW_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_PILLOW_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 # Larger pictures are brought to 8 bits in bands, each of which is shrunk at once: copies of the
 # whole picture would take several times its memory.
 _LARGE_PIXELS = 2**23
@@ -161,7 +166,7 @@ def resize_plan(size: tuple[int, int], side: int, resize: Resize) -> tuple[tuple
 
 
 def scale_to(
-    picture: Image.Image, size: tuple[int, int], box: Box, interpolation: Interpolation
+    picture: Image.Image, size: tuple[int, int], box: Box, interpolation: Kernel
 ) -> Image.Image:
     """The box of an L, LA, RGB, RGBA or CMYK picture, resized with antialiasing; alpha weighs
     colours."""
@@ -170,7 +175,11 @@ def scale_to(
     if fast is None or picture.width * picture.height > _LARGE_PIXELS:
         kernel = _PILLOW_FILTERS[interpolation]
         return picture.resize(size, kernel, box=box, reducing_gap=float(_GAP))
-    filters = {"bilinear": fast.FilterType.bilinear, "bicubic": fast.FilterType.catmull_rom}
+    filters = {
+        "bilinear": fast.FilterType.bilinear,
+        "bicubic": fast.FilterType.catmull_rom,
+        "lanczos": fast.FilterType.lanczos3,
+    }
     left, top, right, bottom = box
     options = fast.ResizeOptions(
         resize_alg=fast.ResizeAlg.convolution(filters[interpolation]),

@@ -1,6 +1,7 @@
 """Reads a picture: its options, and the way from bytes to RGB pixels or a reason."""
 
 import difflib
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -11,12 +12,11 @@ from PIL import Image, ImageColor
 from raycap.errors import UserError
 from raycap.images.colours import to_srgb
 from raycap.images.formats import READERS, describe_unknown, picture_format
+from raycap.images.intake import Encoded, Fit, Intake, Square
 from raycap.images.picture_file import PictureError, PictureFile, PictureLimits
 from raycap.images.pixels import (
     SIDEWAYS,
     Box,
-    Interpolation,
-    Resize,
     pad_to_square,
     resize_plan,
     scale_to,
@@ -35,22 +35,6 @@ _RUN_OUT = re.compile(
 )
 # Options of Reading that change no pixel: with other values, failed pictures can be tried again.
 LIMITS = ("timeout", "max_memory")
-
-
-@dataclass(frozen=True)
-class Square:
-    """The square of pixels that every picture becomes."""
-
-    size: int = 224
-    """Side in pixels."""
-    resize: Resize = "squash"
-    """squash (distorted), crop (its middle) or pad (with borders)"""
-    interpolation: Interpolation = "bicubic"
-    """The antialiased filter."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.size <= 8192:
-            raise UserError(f"size is {self.size}: give a side of 1 to 8192 pixels, such as 224")
 
 
 @dataclass(frozen=True)
@@ -115,7 +99,8 @@ class Picture:
     """The result of reading a picture: pixels, or the reason why there are none."""
 
     pixels: np.ndarray | None
-    """uint8 [S, S, 3] in RGB; None if reading failed"""
+    """uint8 in RGB: [S, S, 3] for a Square, [H, W, 3] for a Fit; for Encoded the bytes of a file
+    [N]. None if reading failed"""
     format: str
     """the format of the bytes, "" if unknown"""
     width: int
@@ -125,9 +110,9 @@ class Picture:
     """"" for none; the text up to its first colon is the same for all pictures with this fault"""
 
 
-def read_picture(data: bytes, reading: Reading, square: Square = ANY_SQUARE) -> Picture:
-    """The picture as a square [S, S, 3]. Never raises: a bad picture has an error instead."""
-    return _read(data, reading, square)
+def read_picture(data: bytes, reading: Reading, intake: Intake = ANY_SQUARE) -> Picture:
+    """The picture as the intake says. Never raises: a bad picture has an error instead."""
+    return _read(data, reading, intake)
 
 
 def read_whole(data: bytes, reading: Reading) -> Picture:
@@ -136,31 +121,38 @@ def read_whole(data: bytes, reading: Reading) -> Picture:
     return _read(data, reading, None)
 
 
-def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
+def _read(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
     kind = picture_format(data)
     limits = PictureLimits(
         reading.max_pixels, reading.max_side, reading.max_aspect, reading.max_memory * 2**20
     )
-    side = square.size if square else None
-    interpolation = (square or ANY_SQUARE).interpolation
+    side = intake.size if isinstance(intake, Square) else None
+    interpolation = intake.interpolation if isinstance(intake, Square | Fit) else "bicubic"
     try:
         _check_bytes(data, kind, reading)
         file = READERS[kind](data, limits)
-        wanted = file.size
-        box: Box = (0, 0, *wanted)
-        if square:
-            wanted, box = resize_plan(file.size, square.size, square.resize)
-        decoded, box = _decode(file, wanted, box, reading.salvage_truncated)
+        wanted, box = _plan(file.size, intake)
+        wanted_sideways = wanted
+        if isinstance(intake, Fit):  # the grid is that of the upright picture
+            high, wide = intake.size_of(*file.size[::-1])
+            wanted_sideways = wide, high
+        enough = max(wanted[0], wanted_sideways[0]), max(wanted[1], wanted_sideways[1])
+        decoded, box = _decode(file, enough, box, intake, reading.salvage_truncated)
+        turn = file.turn()
+        is_sideways = turn in SIDEWAYS
+        if is_sideways:
+            wanted = wanted_sideways
         eight_bit, box = to_eight_bits(decoded, file.levels, wanted, box)
         scaled = scale_to(eight_bit, wanted, box, interpolation)
         background = ImageColor.getrgb(reading.background)[:3]
         upright = _flatten(scaled, file, background)
-        turn = file.turn()
         if turn is not None:
             upright = upright.transpose(turn)
-        shown = file.size[::-1] if turn in SIDEWAYS else file.size
-        padded = pad_to_square(upright, side, background)
-        return Picture(np.array(padded), kind, *shown, "")
+        shown = file.size[::-1] if is_sideways else file.size
+        pixels = np.array(pad_to_square(upright, side, background))
+        if isinstance(intake, Encoded):
+            pixels = _encode(pixels, intake)
+        return Picture(pixels, kind, *shown, "")
     except PictureError as fault:
         error = str(fault)
     except Exception as fault:  # noqa: BLE001 - decoders raise anything
@@ -168,6 +160,24 @@ def _read(data: bytes, reading: Reading, square: Square | None) -> Picture:
     # A header may state sizes that no table can hold.
     width, height = limits.size if max(limits.size) < 2**31 else (0, 0)
     return Picture(None, kind, width, height, error)
+
+
+def _plan(size: tuple[int, int], intake: Intake | None) -> tuple[tuple[int, int], Box]:
+    """The size to scale to, and the box of the picture to take."""
+    if isinstance(intake, Square):
+        return resize_plan(size, intake.size, intake.resize)
+    return (size if intake is None else intake.size_of(*size)), (0, 0, *size)
+
+
+def _encode(pixels: np.ndarray, intake: Encoded) -> np.ndarray:
+    """The bytes of a file with these pixels. It is made of pixels alone, so that no metadata of
+    the original gets into it."""
+    file = io.BytesIO()
+    if intake.format == "jpeg":
+        Image.fromarray(pixels).save(file, "jpeg", quality=intake.quality)
+    else:
+        Image.fromarray(pixels).save(file, "png", compress_level=1)
+    return np.frombuffer(file.getvalue(), np.uint8)
 
 
 def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
@@ -185,7 +195,7 @@ def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
 
 
 def _decode(
-    file: PictureFile, wanted: tuple[int, int], box: Box, salvage: bool
+    file: PictureFile, wanted: tuple[int, int], box: Box, intake: Intake | None, salvage: bool
 ) -> tuple[Image.Image, Box]:
     """The decoded picture, and `box` in it; at a fraction of its size if the format allows it."""
     width, height = file.size
@@ -197,9 +207,9 @@ def _decode(
         )
     )
     memory = file.memory()
-    if wanted == file.size:
-        # A picture at its own size is copied: other channels, upright, as an array.
-        memory += 12 * width * height
+    if wanted == file.size or not isinstance(intake, Square):
+        # It may be large then, and is copied: other channels, upright, as an array.
+        memory += 12 * wanted[0] * wanted[1]
     file.limits.check_memory(memory)
     decoded = file.load(salvage)
     left, top, right, bottom = (edge * file.fraction + file.shift for edge in box)
