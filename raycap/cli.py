@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import itertools
 import os
+import re
 import select
 import sys
 from collections.abc import Sequence
@@ -136,6 +137,8 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     for section in choices:
         kind = getattr(chosen, section)
         config = _choose(config, section, kind, path if section == "source" else None)
+    if "captioner" in command.sections:
+        config, flags = _with_kind_of_model(config, flags)
     # A captioner has its own search. Another one is meant only if a captioner is trained, or by a
     # --search flag.
     trains = "decoder" in command.sections
@@ -175,6 +178,38 @@ def _choose(config: "Config", section: str, kind: str | None, path: str | None) 
     if model:
         present = dataclasses.replace(present, model=model)
     return dataclasses.replace(config, **{section: present})
+
+
+def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, list[str]]":
+    """Where the kind of the captioner is not given, it is found from the model. `--prompt` is
+    short for `--captioner.prompt`."""
+    from raycap.captioners.kinds import CAPTIONERS, Trained, kind_of_model
+
+    flags = [re.sub(r"^--prompt(?==|$)", "--captioner.prompt", flag) for flag in flags]
+    if config.captioner is None:
+        kind = kind_of_model(_value_of_flag(flags, "--model") or config.caption.model)
+        # What raycap trained is asked by options of the command.
+        captioner = None if kind == "trained" else CAPTIONERS[kind]()
+        config = dataclasses.replace(config, captioner=captioner)
+    asked = [flag.partition("=")[0] for flag in flags if flag.startswith("--captioner.")]
+    if asked and isinstance(config.captioner, Trained | None):
+        raise UserError(
+            f"{asked[0]}: the captioner {config.caption.model} was made by raycap train and has "
+            "no such option. Name another model (--model smolvlm, a folder, or the URL of a "
+            "server), or its kind (--captioner huggingface)"
+        )
+    return config, flags
+
+
+def _value_of_flag(flags: list[str], name: str) -> str:
+    """The value of the last `--name VALUE` or `--name=VALUE`."""
+    value = ""
+    for flag, after in itertools.zip_longest(flags, flags[1:], fillvalue=""):
+        if flag == name:
+            value = after
+        elif flag.startswith(f"{name}="):
+            value = flag.partition("=")[2]
+    return value
 
 
 def _with_flags(config: "Config", name: str, command: Command, flags: list[str]) -> "Config":

@@ -17,6 +17,7 @@ import yaml
 
 from raycap import options
 from raycap.bulk.options import CaptionOptions, ExtractOptions
+from raycap.captioners.kinds import CAPTIONERS, CaptionerChoice
 from raycap.cluster import Cluster
 from raycap.decoders import DECODERS, DecoderChoice, TopDown
 from raycap.encoders import ENCODERS, EncoderOptions, ResNet50
@@ -79,6 +80,8 @@ class Config:
     inspect: Inspect = field(default_factory=Inspect)
     extract: ExtractOptions = field(default_factory=ExtractOptions)
     caption: CaptionOptions = field(default_factory=CaptionOptions)
+    # None: found from the model.
+    captioner: CaptionerChoice | None = None
     evaluate: Evaluate = field(default_factory=Evaluate)
     metric: MetricOptions = field(default_factory=MetricOptions)
     report: Report = field(default_factory=Report)
@@ -90,6 +93,7 @@ CHOICES: dict[str, Mapping[str, Any]] = {
     "encoder": ENCODERS,
     "decoder": DECODERS,
     "search": SEARCHES,
+    "captioner": CAPTIONERS,
 }
 
 

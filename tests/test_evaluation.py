@@ -591,7 +591,7 @@ def test_another_model_is_no_captioner(
     (model / "model.safetensors").write_bytes(b"")
     assert main(["evaluate", str(model), "--references", references]) == 2
     shown = capsys.readouterr().err
-    for word in [*words, "no captioner of raycap's", "write its captions into a table"]:
+    for word in [*words, "no captioner that raycap trained", "write its captions into a table"]:
         assert word in shown
 
 

@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from raycap import __version__
 from raycap.bulk.job import TableJob, reading_identity, source_identity
 from raycap.bulk.options import CaptionOptions
+from raycap.bulk.picture_column import pictures_of
 from raycap.bulk.work import FileLayout
-from raycap.captioners import CaptionerOptions, Prediction
+from raycap.captioners import AsyncCaptioner, Captioner, CaptionerOptions, Prediction
 from raycap.captioners.protocol import caption_row
 from raycap.cluster import Cluster
 from raycap.fetch import Fetch
@@ -43,6 +45,9 @@ def captions_job(
         options = replace(options, precision=precision)
     if options.gpus is None:
         options = replace(options, gpus=placement.gpus)
+    if options.actors is None:
+        options = replace(options, actors=placement.workers)
+    captioner = captioner.in_run(options.out)
     reading = captioner.reading(reading)
     marked = MARKED if options.min_score is not None else ()
     return TableJob(
@@ -65,7 +70,7 @@ def captions_job(
             carry=source.carried,
             metadata={"raycap": __version__, **captioner.metadata()},
         ),
-        square=captioner.intake(),
+        intake=captioner.intake(),
         open_model=functools.partial(_open_worker, captioner),
         runs_model=precision is not None,
         pictures_per_second=placement.pictures_per_second,
@@ -77,27 +82,28 @@ def _open_worker(
 ) -> "CaptionWorker":
     if captioner.placement().precision is not None:
         captioner = captioner.in_precision(options.precision)
-    return CaptionWorker(captioner, options, threads)
+    opened = captioner.open(options.device, threads)
+    if isinstance(opened, AsyncCaptioner):
+        return AsyncCaptionWorker(opened, captioner.columns(), options)
+    return CaptionWorker(opened, captioner.columns(), options)
 
 
 class CaptionWorker:
     """Loaded pictures in; out the same rows with captions instead of pixels."""
 
-    def __init__(self, captioner: CaptionerOptions, options: CaptionOptions, threads: int) -> None:
-        self._captioner = captioner.open(options.device, threads)
+    def __init__(
+        self, captioner: Captioner, extra_columns: pa.Schema, options: CaptionOptions
+    ) -> None:
+        self._captioner, self._extra_columns = captioner, extra_columns
         self._dedup, self._min_score = options.dedup, options.min_score
-        self._extra_columns = captioner.columns()
         self._known: dict[str, Prediction] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
-        table = table.drop_columns(["pixels"])
-        readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
-        shown = table.take(readable).to_pylist()
+        table, pictures, rows, readable = _readable_pictures(table)
         predict = self._predict_once if self._dedup else self._captioner.predict
         predictions: list[Prediction | None] = [None] * len(table)
-        for row, prediction in zip(readable, predict(list(pixels[readable]), shown), strict=True):
-            predictions[row] = prediction
+        for place, prediction in zip(readable, predict(pictures, rows), strict=True):
+            predictions[place] = prediction
         return self._with_captions(table, predictions)
 
     def _predict_once(
@@ -112,12 +118,15 @@ class CaptionWorker:
         )
         fresh = dict(zip(new, predictions, strict=True))
         answers = [fresh[digest] if digest in fresh else self._known[digest] for digest in digests]
+        self._remember(fresh)
+        return answers
+
+    def _remember(self, fresh: Mapping[str, Prediction]) -> None:
         # What failed may have failed for lack of memory: it is tried again.
         self._known.update({key: answer for key, answer in fresh.items() if not answer.error})
         excess = max(0, len(self._known) - REMEMBERED)
         for digest in list(itertools.islice(self._known, excess)):
-            del self._known[digest]
-        return answers
+            self._known.pop(digest, None)
 
     def _with_captions(
         self, table: pa.Table, predictions: Sequence[Prediction | None]
@@ -137,6 +146,56 @@ class CaptionWorker:
             low = [score is not None and score < self._min_score for score in scores]
             table = table.append_column(MARKED.field(0).name, pa.array(low, MARKED.field(0).type))
         return table
+
+
+class AsyncCaptionWorker(CaptionWorker):
+    """The same for a captioner that has many pictures under way. Several threads may call it: each
+    waits for its own answers."""
+
+    _captioner: AsyncCaptioner
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return self.submit(table)()
+
+    def submit(self, table: pa.Table) -> Callable[[], pa.Table]:
+        """Begin with all pictures of a table. The function that is returned waits for the rows."""
+        table, pictures, rows, readable = _readable_pictures(table)
+        under_way: dict[str, Future[Prediction]] = {}  # by digest, for --dedup
+        answers: dict[int, Future[Prediction]] = {}
+        for place, picture, row in zip(readable, pictures, rows, strict=True):
+            digest = row["sha256"]
+            answer = under_way.get(digest)
+            if answer is None and digest in self._known:
+                answer = Future()
+                answer.set_result(self._known[digest])
+            if answer is None:
+                answer = self._captioner.submit(picture, row)
+            if self._dedup:
+                under_way[digest] = answer
+            answers[place] = answer
+
+        def finish() -> pa.Table:
+            predictions: list[Prediction | None] = [None] * len(table)
+            for place, answer in answers.items():
+                predictions[place] = answer.result()
+            if self._dedup:
+                self._remember({digest: answer.result() for digest, answer in under_way.items()})
+            return self._with_captions(table, predictions)
+
+        return finish
+
+
+def _readable_pictures(
+    table: pa.Table,
+) -> tuple[pa.Table, list[NDArray[np.uint8]], list[dict[str, Any]], list[int]]:
+    """The table without its pixels; the pictures that could be read, their rows, and the places of
+    these in the table."""
+    readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
+    column = table["pixels"]
+    if len(readable) < len(table):
+        column = column.take(readable)
+    table = table.drop_columns(["pixels"])
+    return table, pictures_of(column), table.take(readable).to_pylist(), readable.tolist()
 
 
 def _arrow_value(value: Any, kind: pa.DataType) -> Any:

@@ -83,7 +83,7 @@ def features_job(
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
         ),
-        square=square_of(encoder),
+        intake=square_of(encoder),
         open_model=functools.partial(_open_encoder, encoder, view),
         runs_model=True,
     )
@@ -119,7 +119,7 @@ def pixels_job(
             carry=(),
             metadata={"raycap": __version__},
         ),
-        square=square,
+        intake=square,
         open_model=_pixel_rows,
     )
 

@@ -14,7 +14,7 @@ from raycap.bulk.work import FileLayout, RowMaker, WorkOrder
 from raycap.cluster import Cluster
 from raycap.errors import UserError
 from raycap.fetch import Fetch
-from raycap.images import Reading, Square
+from raycap.images import Intake, Reading
 from raycap.images.reading import LIMITS
 from raycap.options import to_plain
 from raycap.sources import SOURCES, Source
@@ -43,7 +43,7 @@ class TableJob:
     options: BulkOptions
     identity: dict[str, Any]  # what determines the rows: a run that differs in it is another run
     layout: FileLayout
-    square: Square  # the pixels that the model takes
+    intake: Intake  # the form in which the model takes pictures
     # Opens the model in a worker, with so many threads: what makes rows of loaded pictures.
     open_model: Callable[[Any, int], RowMaker]
     fetch: Fetch = field(default_factory=Fetch)
@@ -62,7 +62,7 @@ class TableJob:
             source=self.source,
             fetch=self.fetch,
             reading=self.reading,
-            square=self.square,
+            intake=self.intake,
             batch=self.options.batch,
             layout=self.layout,
             open_model=functools.partial(self.open_model, self.options),

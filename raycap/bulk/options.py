@@ -98,8 +98,9 @@ class CaptionOptions(BulkOptions):
     """Folder of the run, local or in an object store (s3://...). The same command resumes it.
     Empty: ./captions/NAME, where NAME is that of the source."""
     model: str = "shipped"
-    """The captioner: a folder or URI that `raycap train` or Captioner.save wrote, or the one that
-    ships."""
+    """The captioner: a folder or URI that `raycap train` wrote, the one that ships, a Hugging Face
+    model (a folder, a name such as Qwen/Qwen2.5-VL-3B-Instruct, or a short name such as smolvlm),
+    or the URL of an OpenAI-compatible server."""
     encoder_weights: str = ""
     """Where the encoder's weights are, for a captioner folder that does not hold them."""
     beam: int | None = None

@@ -16,7 +16,7 @@ from raycap.bulk.options import BulkOptions
 from raycap.bulk.pictures import load_table
 from raycap.bulk.selection import chosen_rows
 from raycap.fetch import Fetch, Trust
-from raycap.images import Reading, Square
+from raycap.images import Intake, Reading
 from raycap.sources import Notes, Source
 
 # Rows that one task loads: enough to pay for the task, few enough that a small folder keeps every
@@ -101,7 +101,7 @@ def load_rows(
     fetch: Fetch,
     trust: Trust,
     reading: Reading,
-    square: Square,
+    intake: Intake,
     keep_pixels: bool,
     rows_per_task: int = ROWS_PER_TASK,
     nodes: dict[str, str] | None = None,
@@ -121,7 +121,7 @@ def load_rows(
             "fetch": fetch,
             "trust": trust,
             "reading": reading,
-            "square": square,
+            "intake": intake,
             "keep_pixels": keep_pixels,
         },
     )

@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from raycap.bulk.picture_column import PictureColumn
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.fetch.hosts import FETCHED
-from raycap.images import Picture, Reading, Square, read_picture, read_whole
+from raycap.images import Intake, Picture, Reading, read_picture, read_whole
 from raycap.images.guard import needs_guard, read_guarded, read_in_child
 from raycap.images.loading import Read, load_pictures
 from raycap.sources import Source
@@ -36,7 +36,7 @@ def load_table(
     fetch: Fetch,
     trust: Trust,
     reading: Reading,
-    square: Square,
+    intake: Intake,
     keep_pixels: bool,
     source: Source | None = None,
     read: Read | None = None,
@@ -51,13 +51,11 @@ def load_table(
     if source is not None:
         table = _with_bytes(table, source)
     found: list[dict[str, Any]] = [{}] * len(table)
-    side = square.size if keep_pixels else 0
-    # Unreadable pictures stay black. Their status says so, and nobody looks at them.
-    pixels = np.zeros((len(table), side, side, 3), np.uint8)
+    kept = PictureColumn(intake, len(table)) if keep_pixels else None
     fetcher = _fetcher(fetch, trust)
-    for row, picture in load_pictures(_items(table), fetcher, reading, square, read or _reader()):
-        if keep_pixels and picture.pixels is not None:
-            pixels[row] = picture.pixels
+    for row, picture in load_pictures(_items(table), fetcher, reading, intake, read or _reader()):
+        if kept is not None and picture.pixels is not None:
+            kept.put(row, picture.pixels)
         found[row] = {
             "status": picture.status,
             "error_message": picture.error,
@@ -73,8 +71,8 @@ def load_table(
     for field in LOADED:
         column = pa.array([row[field.name] for row in found], field.type)
         table = table.append_column(field.name, column)
-    if keep_pixels:
-        table = table.append_column("pixels", pa.FixedShapeTensorArray.from_numpy_ndarray(pixels))
+    if kept is not None:
+        table = table.append_column("pixels", kept.to_arrow())
     return table
 
 
@@ -131,13 +129,13 @@ def _attempt() -> int | None:
     return int(worker.core_worker.get_current_task_attempt_number())
 
 
-def _read_with_alarm(data: bytes, reading: Reading, square: Square | None) -> Picture:
+def _read_with_alarm(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
     if needs_guard(data, reading):
-        return read_in_child(data, reading, square)
+        return read_in_child(data, reading, intake)
     # SIGALRM ends the process even while it runs C code. Nothing else in a worker uses it.
     signal.setitimer(signal.ITIMER_REAL, reading.timeout)
     try:
-        return read_whole(data, reading) if square is None else read_picture(data, reading, square)
+        return read_whole(data, reading) if intake is None else read_picture(data, reading, intake)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
 

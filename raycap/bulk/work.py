@@ -1,9 +1,10 @@
 """Work on chunks: manifest rows in, one Parquet file of finished rows out. Runs in workers."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from raycap.bulk.counts import RowCounts, count_rows
 from raycap.bulk.plan import Chunk, read_shard
 from raycap.bulk.table import ChunkFile, chunk_path
 from raycap.fetch import Fetch
-from raycap.images import Reading, Square
+from raycap.images import Intake, Reading
 from raycap.schema import fit
 from raycap.sources import Source
 from raycap.storage import RunFolder
@@ -23,8 +24,21 @@ URLS_PER_TASK = 256
 # they are.
 COUNTS, ROWS = "raycap.counts", "raycap.rows"
 
+# A column of loaded tables: which chunk they belong to.
+CHUNK = "raycap.chunk"
+
 # From loaded pictures to finished rows, one for each, in their order.
 RowMaker = Callable[[pa.Table], pa.Table]
+
+
+@runtime_checkable
+class AsyncRowMaker(Protocol):
+    """A row maker that works on many tables at once. Several threads may call it."""
+
+    def __call__(self, table: pa.Table) -> pa.Table: ...
+
+    def submit(self, table: pa.Table) -> Callable[[], pa.Table]:
+        """Begin with a table. The function that is returned waits for the rows."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class WorkOrder:
     source: Source
     fetch: Fetch
     reading: Reading
-    square: Square
+    intake: Intake
     batch: int
     layout: FileLayout
     open_model: Callable[[int], RowMaker]  # with so many threads
@@ -64,7 +78,7 @@ class WorkOrder:
             "fetch": self.fetch,
             "trust": self.source.trust,
             "reading": self.reading,
-            "square": self.square,
+            "intake": self.intake,
             "keep_pixels": True,
             "source": self.source,
         }
@@ -104,18 +118,32 @@ class ChunkWorker:
         parts = (rows.slice(start, size) for start in range(0, len(rows), size))
         finished: list[pa.Table] = []
         counts = RowCounts()
-        for loaded in self._loader.load(parts):
-            for start in range(0, len(loaded), order.batch):
-                with self._model:
-                    made = self._make_rows(loaded.slice(start, order.batch))
-                counts.add(count_rows(made))
-                finished.append(fit(made, order.layout.schema, order.layout.carry))
-                self.rows_done += len(made)
+        for made in self._rows_of(chunk, self._loader.load(parts)):
+            counts.add(count_rows(made))
+            finished.append(fit(made, order.layout.schema, order.layout.carry))
+            self.rows_done += len(made)
         counts.makers[self._name] += counts.rows
 
         table = pa.concat_tables(finished)
         file = write_rows(order.table, chunk_path(chunk), table, order.layout, counts)
         return FinishedChunk(ChunkFile(*file, chunk), counts, table.schema)
+
+    def _rows_of(self, chunk: Chunk, loaded_tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Loaded pictures through the model, in batches, in their order."""
+        under_way: deque[Callable[[], pa.Table]] = deque()
+        for loaded in loaded_tables:
+            name = pa.repeat(pa.scalar(str(chunk)), len(loaded))
+            loaded = loaded.append_column(CHUNK, name)
+            for start in range(0, len(loaded), self._order.batch):
+                batch = loaded.slice(start, self._order.batch)
+                if isinstance(self._make_rows, AsyncRowMaker):
+                    # It has many batches under way, and says itself when it has enough of them.
+                    under_way.append(self._make_rows.submit(batch))
+                else:
+                    with self._model:
+                        yield self._make_rows(batch)
+        for finish in under_way:
+            yield finish()
 
     def _manifest(self, chunk: Chunk) -> pa.Table:
         name = (chunk.operation, chunk.unit, chunk.shard)

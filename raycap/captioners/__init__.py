@@ -1,5 +1,6 @@
 """Who writes captions: the protocol of every captioner, and its implementations."""
 
+from raycap.captioners.asynchronous import AsyncCaptioner
 from raycap.captioners.protocol import (
     Alternative,
     Caption,
@@ -9,4 +10,12 @@ from raycap.captioners.protocol import (
     Prediction,
 )
 
-__all__ = ["Alternative", "Caption", "Captioner", "CaptionerOptions", "Placement", "Prediction"]
+__all__ = [
+    "Alternative",
+    "AsyncCaptioner",
+    "Caption",
+    "Captioner",
+    "CaptionerOptions",
+    "Placement",
+    "Prediction",
+]

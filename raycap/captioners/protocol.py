@@ -35,13 +35,12 @@ from PIL import Image
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher
 from raycap.fetch.trust import PROGRAM, of_prefixes
-from raycap.images import Reading, Square
+from raycap.images import Intake, Reading, Square
 from raycap.images.loading import LoadedPicture, load_in_order
 from raycap.schema import FAILED_TO_CAPTION, SUCCESS
 from raycap.shipped import NAME as SHIPPED
 
 if TYPE_CHECKING:
-    from raycap.captioners.trained import TrainedCaptioner
     from raycap.device import PrecisionName
 
 # A path or URI, a picture's bytes, a PIL picture, or an array [H, W], [H, W, 3] or [H, W, 4] of
@@ -58,8 +57,8 @@ class Alternative:
     """One more caption of a picture, less likely than the first."""
 
     caption: str
-    score: float
-    """Mean log-probability of its words: higher is surer."""
+    score: float | None
+    """Mean log-probability of its words: higher is surer; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,8 @@ class Placement:
 
     gpus: float | None = None
     """GPUs of each worker; None: one if the cluster has any; 0: never."""
+    workers: int | None = None
+    """How many workers; None: as many as the cluster's GPUs or processors carry."""
     precision: PrecisionName | None = None
     """In which numbers the model computes; "auto" is decided once for the whole run. None: this
     captioner has no such choice."""
@@ -157,8 +158,8 @@ class CaptionerOptions(ABC):
         """The captioner itself, on a device (auto, cpu, cuda) and with so many threads; None: as
         they are."""
 
-    def intake(self) -> Square:
-        """The pixels that it wants."""
+    def intake(self) -> Intake:
+        """The form in which it wants pictures."""
         return Square()
 
     def reading(self, asked: Reading) -> Reading:
@@ -177,6 +178,11 @@ class CaptionerOptions(ABC):
     def placement(self) -> Placement:
         return Placement()
 
+    def in_run(self, folder: str) -> Self:
+        """The same captioner in a table job whose run folder is at this path or URI. What its
+        workers keep for each other lies there; it is removed when the run is complete."""
+        return self
+
     def in_precision(self, precision: PrecisionName) -> Self:
         """The same captioner in the precision of the run. Called only where `placement` names a
         precision."""
@@ -186,38 +192,44 @@ class CaptionerOptions(ABC):
 class Captioner(ABC):
     """An open captioner: in a worker, in the command for single photos, or in a Python program."""
 
-    def __init__(self, intake: Square, reading: Reading | None = None) -> None:
+    def __init__(self, intake: Intake, reading: Reading | None = None) -> None:
         self.intake, self.reading = intake, reading or Reading()
 
     @staticmethod
     def load(
-        path: str | Path = SHIPPED,
+        model: str | Path = SHIPPED,
+        kind: str = "",
         device: str = "auto",
         precision: PrecisionName = "auto",
-        encoder_weights: str = "",
-        batch: int = 64,
-    ) -> TrainedCaptioner:
-        """The captioner in the folder at `path` (or URI), or the one that ships. Nothing in it is
-        executed.
-
-        `encoder_weights` says where the encoder's weights are, for a folder that does not hold
-        them.
+        **options: Any,
+    ) -> Captioner:
+        """The captioner that `model` names: a folder or URI of raycap's, the one that ships, a
+        Hugging Face model or the URL of a server. `kind` says which kind it is, where that cannot
+        be seen. The other options are those of its kind, such as `prompt="..."`.
         """
-        from raycap.captioners.trained import TrainedCaptioner
-        from raycap.captioners.trained.folder import load_folder
+        from raycap.captioners.kinds import load_captioner
 
-        parts = load_folder(str(path), encoder_weights)
-        return TrainedCaptioner(*parts, device=device, precision=precision, batch=batch)
+        return load_captioner(str(model), kind, device, precision, options)
 
     @abstractmethod
     def predict(
         self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
     ) -> list[Prediction]:
-        """One answer for each picture [S, S, 3], in their order.
+        """One answer for each picture, in their order. A picture has the form of `intake`: pixels
+        [H, W, 3], or the bytes of a file.
 
-        A row holds what is known about the picture besides its pixels: width and height, and in a
-        table job also key, uri, references and the user's own columns.
+        A row holds what is known about the picture besides its pixels: width, height and sha256,
+        and in a table job also key, uri, references and the user's own columns.
         """
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Release what it holds, such as connections. `with` calls it too."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def caption(self, pictures: Sequence[AnyPicture], trust: Sequence[str] = ()) -> list[Caption]:
         """One caption for each picture, in their order. If a picture cannot be read or captioned,
@@ -233,9 +245,12 @@ class Captioner(ABC):
     def caption_loaded(self, loaded: Sequence[LoadedPicture], **how: Any) -> list[Caption]:
         """One caption for each loaded picture. `how` goes to `predict`."""
         readable = [picture for picture in loaded if picture.pixels is not None]
-        squares = [picture.pixels for picture in readable if picture.pixels is not None]
-        rows = [{"width": picture.width, "height": picture.height} for picture in readable]
-        predictions = iter(self.predict(squares, rows, **how))
+        pictures = [picture.pixels for picture in readable if picture.pixels is not None]
+        rows = [
+            {"width": picture.width, "height": picture.height, "sha256": picture.sha256}
+            for picture in readable
+        ]
+        predictions = iter(self.predict(pictures, rows, **how))
         captions = []
         for picture in loaded:
             prediction = None if picture.pixels is None else next(predictions)

@@ -27,7 +27,7 @@ COMMANDS = {
         "write a caption for every picture of a source into a table, or print those of single "
         "photos",
         "raycap.commands.caption:caption",
-        ("caption", "source", "fetch", "reading", "search", "cluster"),
+        ("caption", "captioner", "source", "fetch", "reading", "search", "cluster"),
         several="photos",
     ),
     "extract": Command(
@@ -70,7 +70,17 @@ COMMANDS = {
         "score tables of captions, or captioners, against human captions, with confidence "
         "intervals",
         "raycap.commands.evaluate:evaluate",
-        ("evaluate", "metric", "source", "caption", "fetch", "reading", "search", "cluster"),
+        (
+            "evaluate",
+            "metric",
+            "source",
+            "caption",
+            "captioner",
+            "fetch",
+            "reading",
+            "search",
+            "cluster",
+        ),
         words="tables",
     ),
     "report": Command(
@@ -88,6 +98,8 @@ EXAMPLES = """\
 examples:
   raycap caption photo.jpg                                print its caption
   raycap caption photos/ --model DIR --out captions/      a table with a caption for each picture
+  raycap caption photos/ --model smolvlm --prompt "..."   a model of Hugging Face
+  raycap caption photos/ --model http://localhost:8000/v1 a server, such as vLLM or Ollama
   raycap inspect photos/                                  a folder, with its sub-folders
   raycap inspect s3://bucket/pictures                     anything that fsspec can open
   raycap inspect urls.txt --fetch.threads 128             a list of URLs, one a line

@@ -3,12 +3,14 @@ process, printed."""
 
 import dataclasses
 import functools
+import math
 import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raycap import __version__
+from raycap.captioners.kinds import Trained
 from raycap.commands.source import checked_source
 from raycap.config import Config, dumps
 from raycap.errors import UserError
@@ -22,8 +24,7 @@ from raycap.terminal import printable, write_err, write_out
 from raycap.uris import is_web
 
 if TYPE_CHECKING:
-    from raycap.captioners import Caption
-    from raycap.captioners.trained import TrainedCaptioner, TrainedOptions
+    from raycap.captioners import Caption, Captioner, CaptionerOptions
     from raycap.images.loading import LoadedPicture
 
 OUT = "captions"  # in the working folder, for tables without --out
@@ -94,22 +95,35 @@ def _with_columns(source: Source, columns: tuple[str, ...]) -> Source:
     return dataclasses.replace(source, columns=columns)  # type: ignore[type-var]
 
 
-def read_captioner(config: Config, fixed_batch: bool = True) -> "TrainedOptions":
-    """The captioner that the options name, with the search that they ask for."""
-    from raycap.captioners.trained import TrainedOptions
-    from raycap.captioners.trained.folder import plan_of
+# What only captioners that raycap trained have.
+OF_TRAINED = ("encoder_weights", "beam", "attention", "true_words")
 
-    options = config.caption
-    return TrainedOptions.read(
-        options.model,
-        options.encoder_weights,
-        options.search(config.search, plan_of(options.model).search),
-        batch=options.batch,
-        attention=options.attention,
-        true_words=options.true_words,
-        precision=options.precision,
-        fixed_batch=fixed_batch,
-    )
+
+def read_captioner(config: Config, fixed_batch: bool = True) -> "CaptionerOptions":
+    """The captioner that the options name."""
+    options, kind = config.caption, config.captioner
+    if isinstance(kind, Trained | None):
+        from raycap.captioners.trained import TrainedOptions
+        from raycap.captioners.trained.folder import plan_of
+
+        return TrainedOptions.read(
+            options.model,
+            options.encoder_weights,
+            options.search(config.search, plan_of(options.model).search),
+            batch=options.batch,
+            attention=options.attention,
+            true_words=options.true_words,
+            precision=options.precision,
+            fixed_batch=fixed_batch,
+        )
+    if given := [f"--{name.replace('_', '-')}" for name in OF_TRAINED if getattr(options, name)]:
+        raise UserError(f"{', '.join(given)}: only captioners that raycap trained have that")
+    if config.search is not None:
+        raise UserError(
+            "--search: only captioners that raycap trained have that; other models have "
+            "--captioner.temperature and --num-captions"
+        )
+    return kind.captioner(options.model, options.num_captions, options.precision)
 
 
 def _default_out(source: Source | None) -> str:
@@ -178,22 +192,25 @@ def _print_caption(name: str, found: "Caption", config: Config) -> None:
         write_err(f"raycap: {prefix}{reason}\n")
         return
     caption = printable(found.caption)
-    if options.min_score is not None and found.score < options.min_score:
+    if options.min_score is not None and found.score < options.min_score:  # never of NaN
         caption += " (low score)"
     if options.num_captions is None:
         write_out(f"{prefix}{caption}\n")
         return
     write_out(f"{prefix.rstrip()}\n" if prefix else "")
-    write_out(f"{found.score:8.3f}  {caption}\n")
-    for other in found.alternatives:
-        write_out(f"{other.score:8.3f}  {printable(other.caption)}\n")
+    scored: list[tuple[float | None, str]] = [(found.score, caption)]
+    scored += [(other.score, printable(other.caption)) for other in found.alternatives]
+    for score, text in scored:
+        has_score = score is not None and math.isfinite(score)
+        shown = f"{score:8.3f}" if has_score else f"{'-':>8}"
+        write_out(f"{shown}  {text}\n")
 
 
 def _draw(
     photo: str,
     picture: "LoadedPicture",
     found: "Caption",
-    captioner: "TrainedCaptioner",
+    captioner: "Captioner",
     config: Config,
 ) -> None:
     from raycap.images.guard import read_guarded
@@ -215,6 +232,9 @@ def _draw(
             others = [other.caption for other in found.alternatives]
             drawing.save(drawing.draw(whole.pixels, found.caption, others), drawn[-1], notes)
         if config.caption.attention:
+            from raycap.captioners.trained import TrainedCaptioner
+
+            assert isinstance(captioner, TrainedCaptioner)  # no other kind takes --attention
             explained = captioner.explain(data)
             drawn.append(drawing.free_path(photo, picture.sha256, "attention"))
             explained.save(drawn[-1], notes)

@@ -1,15 +1,14 @@
 """`raycap evaluate`: scores of captions against references. Tables need neither Ray nor torch;
 captioners caption first, as `raycap caption` does."""
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
-from raycap import __version__, plainjson
+from raycap import __version__
+from raycap.captioners.kinds import is_of_hugging_face, is_of_raycap, read_model_config
 from raycap.config import Config, dumps
 from raycap.errors import UserError
 from raycap.evaluation.alignment import align
@@ -79,26 +78,19 @@ def evaluate(config: Config) -> int:
 
 def _is_captioner(path: str) -> bool:
     """Whether this is a captioner folder of raycap's. Raises UserError for another model."""
-    folder = locate(path)
-    file = folder / "config.json"
-    if not file.is_file():
-        return False
-    config: object = None
-    with file.open() as opened, contextlib.suppress(ValueError):
-        config = plainjson.loads(opened.read())
-    fields: dict[str, Any] = config if isinstance(config, dict) else {}
-    if "format" in fields and "encoder" in fields:
-        return True
-    kind = fields.get("model_type") or fields.get("architectures")
-    if kind:
-        what = f"a Hugging Face model ({printable(str(kind))[:60]})"
-    elif (folder / "model.safetensors").is_file():
+    fields = read_model_config(path)
+    if fields is None or is_of_raycap(fields):
+        return fields is not None
+    if is_of_hugging_face(fields):
+        kind = printable(str(fields.get("model_type") or fields["architectures"]))[:60]
+        what = f"a Hugging Face model ({kind})"
+    elif (locate(path) / "model.safetensors").is_file():
         what = "a model whose config.json raycap did not write"
     else:
         return False
     raise UserError(
-        f"{path} is {what}, no captioner of raycap's: write its captions into a table (CSV or "
-        "JSON lines with the columns key and caption), and evaluate that"
+        f"{path} is {what}, no captioner that raycap trained: write its captions into a table "
+        f"(raycap caption SOURCE --model {path} --out DIR), and evaluate that"
     )
 
 

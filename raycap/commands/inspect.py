@@ -61,7 +61,7 @@ def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any
         fetch=config.fetch,
         trust=source.trust,
         reading=config.reading,
-        square=Square(),
+        intake=Square(),
         keep_pixels=False,
         nodes=selector(config.cluster.decode_on),
     )

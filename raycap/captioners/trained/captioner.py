@@ -20,7 +20,7 @@ from raycap.captioners.protocol import (
     Prediction,
 )
 from raycap.captioners.trained.batches import FittingBatch
-from raycap.captioners.trained.folder import save_folder
+from raycap.captioners.trained.folder import load_folder, save_folder
 from raycap.captioners.trained.plan import Plan
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
@@ -28,6 +28,7 @@ from raycap.device import PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.search import Beam, Hypothesis, SearchChoice
+from raycap.shipped import NAME as SHIPPED
 from raycap.vocabulary import Vocabulary
 
 
@@ -74,6 +75,23 @@ class TrainedCaptioner(Captioner):
         self._fitting = FittingBatch(batch)
         self._encode = encoder.for_inference(self.precision)
         self._decode = decoder.to(self.precision.device).eval()
+
+    @staticmethod
+    def read(
+        path: str | Path = SHIPPED,
+        device: str = "auto",
+        precision: PrecisionName = "auto",
+        encoder_weights: str = "",
+        batch: int = 64,
+    ) -> "TrainedCaptioner":
+        """The captioner in the folder at `path` (or URI), or the one that ships. Nothing in it is
+        executed.
+
+        `encoder_weights` says where the encoder's weights are, for a folder that does not hold
+        them.
+        """
+        parts = load_folder(str(path), encoder_weights)
+        return TrainedCaptioner(*parts, device=device, precision=precision, batch=batch)
 
     def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
         """Write the folder. An encoder with weights of its own is always in it, another one if
@@ -204,7 +222,8 @@ class TrainedCaptioner(Captioner):
             raise UserError(
                 "this captioner has no attention to show: its decoder sees the picture as a whole"
             )
-        aspect = loaded.height / loaded.width if self.intake.resize == "squash" else 1.0
+        is_squashed = self.encoder.preprocessing.resize == "squash"
+        aspect = loaded.height / loaded.width if is_squashed else 1.0
         return Explanation(caption, loaded.pixels, aspect)
 
     def _search(self, beam: int | None, search: SearchChoice | None) -> SearchChoice:
