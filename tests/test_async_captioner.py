@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from PIL import Image
 from small_captioner import photos
 
 from raycap.bulk.captions import captions_job
-from raycap.bulk.job import TableJob
+from raycap.bulk.job import ANSWERS, TableJob
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.picture_column import PictureColumn, pictures_of
 from raycap.bulk.run import run_job
@@ -32,7 +33,7 @@ from raycap.sources import Folder
 class SlowOptions(CaptionerOptions):
     """Answers with the size of what it is shown, the last picture first."""
 
-    form: Intake = Square(16)
+    form: Intake = field(default_factory=lambda: Square(16))
     in_flight: int = 8
     broken: str = ""  # the key at which the server breaks
     folder: str = ""
@@ -66,6 +67,10 @@ class SlowCaptioner(AsyncCaptioner):
         self.most = max(self.most, self.under_way)
         await asyncio.sleep(0.02 if row["width"] % 2 else 0.001)
         self.under_way -= 1
+        if self.options.folder and CHUNK in row:
+            note = Path(self.options.folder, row[CHUNK], row["key"])
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.touch()
         if row.get("key", "-") == self.options.broken:
             raise UserError("the server is broken")
         if row["width"] == 13:
@@ -179,7 +184,12 @@ def test_a_broken_server_ends_the_run_and_the_rest_is_made_later(tmp_path: Path)
     folder, out = photos(tmp_path / "photos", range(40)), tmp_path / "out"
     with pytest.raises(UserError, match="the server is broken"):
         run_job(job(folder, out, SlowOptions(broken="00030.png")), {})
+    # What the captioner keeps stays for the chunks that are not in the table.
+    kept = {note.name for note in (out / ANSWERS).glob("*/*")}
+    committed = set(DeltaTable(out / "captions").to_pyarrow_table()["key"].to_pylist())
+    assert kept and not kept & committed
     assert run_job(job(folder, out, SlowOptions()), {}) == 0
+    assert not (out / ANSWERS).exists()
     keys = pq.read_table(out / "captions")["key"].to_pylist()
     assert sorted(keys) == [f"{number:05}.png" for number in range(40)]
 

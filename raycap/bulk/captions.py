@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycap import __version__
-from raycap.bulk.job import TableJob, reading_identity, source_identity
+from raycap.bulk.job import ANSWERS, TableJob, reading_identity, source_identity
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.picture_column import pictures_of
 from raycap.bulk.work import FileLayout
@@ -23,6 +23,7 @@ from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.schema import CAPTIONS, SUCCESS
 from raycap.sources import Source
+from raycap.storage import output_folder
 
 MARKED = pa.schema([("low_score", pa.bool_())])
 # Captions that a worker remembers by the digest of their pictures, for --dedup.
@@ -47,7 +48,8 @@ def captions_job(
         options = replace(options, gpus=placement.gpus)
     if options.actors is None:
         options = replace(options, actors=placement.workers)
-    captioner = captioner.in_run(options.out)
+    folder = str(output_folder(options.out) / ANSWERS) if options.out else ""
+    in_run = captioner.in_run(folder)
     reading = captioner.reading(reading)
     marked = MARKED if options.min_score is not None else ()
     return TableJob(
@@ -71,7 +73,8 @@ def captions_job(
             metadata={"raycap": __version__, **captioner.metadata()},
         ),
         intake=captioner.intake(),
-        open_model=functools.partial(_open_worker, captioner),
+        open_model=functools.partial(_open_worker, in_run),
+        keeps_answers=in_run is not captioner,
         runs_model=precision is not None,
         pictures_per_second=placement.pictures_per_second,
     )

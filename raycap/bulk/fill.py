@@ -14,7 +14,7 @@ import pyarrow as pa
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.crew import Answered, Crew, Failed, PlanFailed, Planned, Worker
 from raycap.bulk.facts import reason_lines
-from raycap.bulk.job import FACTS, TableJob
+from raycap.bulk.job import ANSWERS, FACTS, TableJob
 from raycap.bulk.machines import Machines
 from raycap.bulk.plan import Chunk, Plan, Shard
 from raycap.bulk.table import OutputTable
@@ -301,4 +301,7 @@ class Filling:
         files = [finished.file for finished in self._finished.values()]
         for file in self.target.commit_chunks(files, self.number, self._schema):
             self.made.add(self._finished[file.chunk].counts)
+        if self.job.keeps_answers:
+            for chunk in self._finished:
+                self.out.remove(f"{ANSWERS}/{chunk}")
         self._finished.clear()

@@ -23,6 +23,8 @@ from raycap.storage import RunFolder, cache_folder
 from raycap.storage.location import locate
 
 RUN, FACTS = "run.json", "facts.json"
+# What captioners keep for each chunk until its rows are in the table, such as paid answers.
+ANSWERS = "_answers"
 
 
 # Runs a function with all these arguments, on the machines of the job; the answers in order.
@@ -49,6 +51,7 @@ class TableJob:
     fetch: Fetch = field(default_factory=Fetch)
     reading: Reading = field(default_factory=Reading)
     cluster: Cluster = field(default_factory=Cluster)
+    keeps_answers: bool = False  # in ANSWERS
     runs_model: bool = False  # then the precision determines the rows too: see `precision`
     pictures_per_second: float = 30.0  # of one worker, roughly
     export: Callable[[RunFolder, Run], None] = no_exports  # other forms of the whole table

@@ -23,7 +23,7 @@ from raycap.bulk.finish import (
     replace_failed,
 )
 from raycap.bulk.identity import check_same, differences_from, origin, write_record
-from raycap.bulk.job import FACTS, RUN, RunResult, TableJob
+from raycap.bulk.job import ANSWERS, FACTS, RUN, RunResult, TableJob
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import (
@@ -331,6 +331,7 @@ def clean_up(out: RunFolder, table: OutputTable) -> None:
             out.remove(f"{SIDE}/{name}")
     out.remove_empty(SIDE)
     out.remove(STAGED)
+    out.remove(ANSWERS)
 
 
 def list_source(

@@ -179,8 +179,9 @@ class CaptionerOptions(ABC):
         return Placement()
 
     def in_run(self, folder: str) -> Self:
-        """The same captioner in a table job whose run folder is at this path or URI. What its
-        workers keep for each other lies there; it is removed when the run is complete."""
+        """The same captioner in a table job. What it writes for a chunk into `folder`/CHUNK, a
+        path or URI that all workers see, stays until the rows of the chunk are in the table. Rows
+        name their chunk in the column "raycap.chunk"."""
         return self
 
     def in_precision(self, precision: PrecisionName) -> Self:
