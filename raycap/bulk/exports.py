@@ -1,9 +1,9 @@
-"""--also: the other forms of a table, made of its files, and made again when these change.
+"""--also: writes a table in other formats, and updates them when the table changes.
 
-Each form has a mark for each part of the table that is written, and one that says of which parts
-the whole form was made. A run that was killed leaves marks for what is there, and the next run
-makes the rest. Forms that an earlier run has made follow the table, also in runs that do not ask
-for them.
+A format is written part by part. For each part that is written there is a small JSON file, its
+mark. One more file, _complete.json, says from which parts the whole format was made. If a run is
+killed, the marks tell the next run which parts are missing. Formats that an earlier run has made
+are updated by every run, whether it asks for them or not.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from raycap.storage import RunFolder
 from raycap.storage.folder import STAGED
 from raycap.terminal import write_err
 
-# Says that a form is complete, and of which parts it was made.
+# The file that says that a format is complete, and from which parts it was made.
 COMPLETE = "_complete.json"
 PART = "part-"  # how the names of a table's files begin
 READ_AT_ONCE = 16
@@ -34,16 +34,16 @@ READ_AT_ONCE = 16
 def write_exports(
     folder: RunFolder, run: Run, table: str, names: Sequence[str], settings: SinkSettings
 ) -> None:
-    """Bring the forms with these names up to the table, and those of earlier runs."""
+    """Write the formats with these names, and update those of earlier runs."""
     settings = replace(settings, planned=planned_rows)
     parts = {PurePosixPath(part).stem: part for part in folder.names(table)}
-    for form in _forms(names, settings):
-        form.follow(parts, run)
+    for each in _formats(names, settings):
+        each.update(parts, run)
     folder.remove(STAGED)
 
 
 def planned_rows(folder: RunFolder, part: str) -> Iterator[pa.Table]:
-    """The rows of the plan that a file of the table is made of, in its order."""
+    """The rows of the plan from which a part of the table was made, in the order of the part."""
     metadata = folder.reading(part, lambda file: pq.read_schema(file).metadata)
     held: tuple[tuple[int, int, int], pa.Table] | None = None
     for operation, unit, shard, start, stop in json.loads(metadata[ROWS.encode()]):
@@ -53,26 +53,29 @@ def planned_rows(folder: RunFolder, part: str) -> Iterator[pa.Table]:
         yield held[1].slice(start, stop - start)
 
 
-def _forms(names: Sequence[str], settings: SinkSettings) -> "Iterator[_Form]":
-    """All forms that there are: text files beside the pictures are one of their own."""
+def _formats(names: Sequence[str], settings: SinkSettings) -> "Iterator[_Format]":
+    """All formats. Text files in the run's folder and text files beside the pictures count as
+    two."""
     for sink in ALL_SINKS:
         places = [replace(settings, beside=beside) for beside in (False, True)]
         for each in {sink.marks(place): place for place in places}.values():
-            is_asked = sink.name in names and sink.marks(each) == sink.marks(settings)
-            yield _Form(sink, each, is_asked)
+            is_requested = sink.name in names and sink.marks(each) == sink.marks(settings)
+            yield _Format(sink, each, is_requested)
 
 
 @dataclass(frozen=True)
-class _Form:
+class _Format:
+    """One format with its settings, and whether this run asks for it."""
+
     sink: Sink
     settings: SinkSettings
-    is_asked: bool
+    is_requested: bool
 
-    def follow(self, parts: dict[str, str], run: Run) -> None:
-        """Remove what was made of other parts, and make what is missing. `parts` are the files of
-        the table, by their names without an ending."""
+    def update(self, parts: dict[str, str], run: Run) -> None:
+        """Remove what was written for parts that are not in the table any more, and write what is
+        missing. `parts` are the files of the table, by their names without the extension."""
         sink, settings, folder = self.sink, self.settings, self.settings.folder
-        marks, targets = self._present()
+        marks, targets = self._existing_files()
         known = {PurePosixPath(name).stem for name in (*marks, *targets)}
         stale = sorted(name for name in known - parts.keys() if name.startswith(PART))
         if stale:
@@ -80,7 +83,7 @@ class _Form:
                 folder.remove(sink.joined)
             list(run(sink.forget, [(name, settings) for name in stale]))
         complete = folder.read_json(self._complete)
-        if not self.is_asked and complete is None:
+        if not self.is_requested and complete is None:
             return
 
         state = {"parts": hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()}
@@ -95,7 +98,7 @@ class _Form:
         missing = [
             part for stem, part in sorted(parts.items()) if stem not in written or part in again
         ]
-        if missing and not self.is_asked:
+        if missing and not self.is_requested:
             where = folder / sink.marks(settings)
             write_err(
                 f"raycap: {sink.name}, which an earlier run has made, follows the table (remove "
@@ -107,7 +110,7 @@ class _Form:
         if missing or stale or complete != state or not is_joined:
             sink.finish(folder)
             folder.write_json(self._complete, state)
-        if self.is_asked or missing:
+        if self.is_requested or missing:
             total: Counter[str] = Counter()
             for found in counts.values():
                 total.update(found)
@@ -118,14 +121,14 @@ class _Form:
     def _complete(self) -> str:
         return f"{self.sink.marks(self.settings)}/{COMPLETE}"
 
-    def _present(self) -> tuple[set[str], set[str]]:
-        """The marks of parts, with what lies beside them, and the files that hold parts."""
+    def _existing_files(self) -> tuple[set[str], set[str]]:
+        """The files in the folder of marks, and the files that hold parts."""
         sink, folder = self.sink, self.settings.folder
         marks = set(folder.names(sink.marks(self.settings)))
         return marks, set(folder.names(sink.name)) if sink.ending else set()
 
     def _counts(self, parts: Sequence[str]) -> dict[str, dict[str, int]]:
-        """What the marks of these parts say."""
+        """The counts in the marks of these parts."""
         folder, settings = self.settings.folder, self.settings
         with ThreadPoolExecutor(READ_AT_ONCE) as pool:
             found = pool.map(lambda part: folder.read_json(self.sink.mark(part, settings)), parts)

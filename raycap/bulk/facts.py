@@ -1,4 +1,4 @@
-"""What is said about a run at its end: facts.json for programs, a summary for people."""
+"""The result of a run: facts.json for programs, and a summary for people."""
 
 import importlib.metadata
 import platform
@@ -21,7 +21,7 @@ HOSTS_IN_SUMMARY, HOSTS_IN_FACTS = 5, 100
 def write_facts(
     job: TableJob, folder: RunFolder, result: RunResult, version: int, more: dict[str, Any]
 ) -> None:
-    """The last file of a run. It describes one version of the table."""
+    """Write facts.json, the last file of a run. It describes the `version` of the table."""
     held, made = result.held, result.made
     reasons = [
         {"status": status, "reason": reason, "rows": rows}
@@ -56,8 +56,8 @@ def write_facts(
 
 
 def update_facts(folder: RunFolder, result: RunResult) -> None:
-    """Of a run that had nothing to make: what the source leaves out may have changed since the
-    last one."""
+    """Update facts.json after a run that made no rows. What the source leaves out may have changed
+    since the last run."""
     facts = folder.read_json(FACTS) or {}
     now = {"left_out": list(result.left_out), "notes": list(result.notes)}
     if {name: facts.get(name, []) for name in now} != now:
@@ -65,7 +65,7 @@ def update_facts(folder: RunFolder, result: RunResult) -> None:
 
 
 def summary(job: TableJob, folder: RunFolder, result: RunResult) -> str:
-    """What a person reads at the end."""
+    """The text that is printed at the end of a run."""
     made, held = result.made, result.held
     rate = made.rows / max(result.seconds, 1e-9)
     lines = [
@@ -85,7 +85,7 @@ def summary(job: TableJob, folder: RunFolder, result: RunResult) -> str:
 
 
 def note_lines(left_out: Sequence[dict[str, Any]], notes: Sequence[str]) -> list[str]:
-    """What the source noted, safe to print."""
+    """Lines about what the source left out or found odd, safe to print."""
     lines = []
     if left_out:
         lines += ["left out, without a row:", *(f"  {line_of(item)}" for item in left_out)]
@@ -103,11 +103,11 @@ def reason_lines(counts: RowCounts) -> list[str]:
 
 
 def rows_by_node(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:
-    """The rows of each maker, summed by node: rows, rows per second, and number of processes. A
-    process that was replaced counts twice."""
+    """For each node its rows, rows per second and number of worker processes. `rows` has the rows
+    of each worker, by its name "NODE PID". A worker that was replaced counts twice."""
     nodes: dict[str, dict[str, float]] = {}
-    for maker, count in sorted(rows.items()):
-        name = maker.rpartition(" ")[0]
+    for worker, count in sorted(rows.items()):
+        name = worker.rpartition(" ")[0]
         node = nodes.setdefault(name, {"rows": 0, "rows_per_second": 0.0, "processes": 0})
         node["rows"] += count
         node["rows_per_second"] = round(node["rows"] / max(seconds, 1e-9), 2)

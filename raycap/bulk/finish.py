@@ -1,5 +1,5 @@
-"""The end of an operation: files of chunks are joined to files of one size, and retried rows take
-the places of failed ones. Runs in tasks."""
+"""The end of an operation: joins files of chunks into parts, and replaces failed rows by retried
+ones. These functions run in tasks; the driver then commits the files that they return."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,20 +28,22 @@ class PlanRows(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Some rows of a file with a chunk: its rows from `offset` on."""
+    """Consecutive rows of the file of a chunk."""
 
     path: str
-    offset: int
-    rows: PlanRows
+    offset: int  # of the first row in the file
+    rows: PlanRows  # which rows of the plan these are
 
 
 def part_name(operation: int, number: int) -> str:
-    """The same for every process that joins the same chunks: they write the same rows there."""
+    """The file name of a part. Processes that join the same chunks write the same rows into the
+    same names."""
     return f"part-{operation:04}-{number:06}.parquet"
 
 
 def parts_of(files: Iterable[DataFile], part_rows: int) -> Iterator[list[Piece]]:
-    """Which rows come into which part, in the order of the plan."""
+    """The pieces of each part, in the order of the plan. Each part but the last has `part_rows`
+    rows."""
     part: list[Piece] = []
     room = part_rows
     for file in sorted(files, key=lambda file: chunk_of(file.path)):
@@ -62,7 +64,8 @@ def parts_of(files: Iterable[DataFile], part_rows: int) -> Iterator[list[Piece]]
 def join_part(
     chunks: RunFolder, table: RunFolder, name: str, pieces: Sequence[Piece], layout: FileLayout
 ) -> DataFile:
-    """Write one part of the table. `chunks` is the folder of the table that holds the chunks."""
+    """Write one part from its pieces. `chunks` is the folder of the table with the chunks, `table`
+    that of the output table."""
     tables = []
     for piece in pieces:
         rows = piece.rows.stop - piece.rows.start
@@ -88,7 +91,7 @@ def counts_of_files(table: RunFolder, paths: Sequence[str]) -> list[RowCounts]:
 def failed_rows(
     out: RunFolder, table: RunFolder, path: str, statuses: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """The plan's rows of those rows of a file that have one of the statuses."""
+    """For the rows of a file that have one of the statuses: their rows in the plan."""
     read = table.reading(path, lambda file: pq.read_table(file, columns=["status"]))
     again = pc.is_in(read["status"], pa.array(statuses, pa.string())).to_numpy()
     offset = 0
@@ -108,14 +111,18 @@ def replace_failed(
     name: str,
     layout: FileLayout,
 ) -> DataFile:
-    """Write a file of the table again, with the rows that a retry has made in the places of the
-    failed ones. A row that has succeeded meanwhile stays."""
+    """Write a copy of the file `path` under `name`, with retried rows in the places of failed
+    ones.
+
+    `made` are the files of the side table with these rows. Rows that have succeeded are kept, also
+    if the retry has made them too.
+    """
     old = table.reading(path, pq.read_table)
     new = pa.concat_tables([side.reading(each, pq.read_table) for each in made])
     new = new.select(old.column_names).cast(old.schema.remove_metadata())
     places = pc.index_in(old["key"], new["key"].combine_chunks())
     takes_new = pc.and_(places.is_valid(), pc.not_equal(old["status"], SUCCESS)).to_pylist()
-    # Old rows come first in the two tables together, new ones behind them.
+    # Row numbers in the concatenation of `old` and `new`.
     order = [
         len(old) + place if is_new else row
         for row, (place, is_new) in enumerate(zip(places.to_pylist(), takes_new, strict=True))

@@ -1,7 +1,7 @@
-"""Where a table job runs: in this process while it is small, otherwise on Ray.
+"""Where a table job runs: in this process if it is small, otherwise on Ray.
 
-A small folder on one machine is captioned before Ray would have started. Who names a cluster, or
-has started Ray, gets Ray.
+A small folder is captioned in less time than Ray takes to start. If the user names a cluster, or
+if this process has already started Ray, every job runs on Ray.
 """
 
 import contextlib
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from raycap.bulk.job import TableJob
 
 
-# Tasks that list parts of a source at the same time.
+# The most tasks that list units of a source at the same time.
 MOST_LISTINGS = 16
 
 
 class Machines:
-    """Used within `with`; a Ray that it has started or joined is left at the end."""
+    """Runs the work of a table job in this process or on Ray.
+
+    Use it within `with`: if it starts or joins Ray, it disconnects at the end.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -39,9 +42,9 @@ class Machines:
 
     def __enter__(self) -> "Machines":
         self._stack.__enter__()
-        names_one = self._cluster.address or os.environ.get("RAY_ADDRESS")
+        address = self._cluster.address or os.environ.get("RAY_ADDRESS")
         ray = sys.modules.get("ray")
-        if names_one or (ray is not None and ray.is_initialized()):
+        if address or (ray is not None and ray.is_initialized()):
             self._use_ray()
         return self
 
@@ -61,7 +64,7 @@ class Machines:
         units: Sequence[int],
         events: "queue.SimpleQueue[Any]",
     ) -> None:
-        """List the shards of these units in the background; each shard comes as an event."""
+        """Run `lister` for these units in the background. Each shard is put into `events`."""
         if not self._on_ray:
             list_in_thread(functools.partial(lister, units), events)
             return
@@ -71,7 +74,7 @@ class Machines:
         from raycap.cluster.nodes import selector
 
         if self._cluster.decode_on:
-            # Listing asks for no processor, so no autoscaler would start a node for it.
+            # Listing tasks reserve no CPU, so an autoscaler would not start a node for them.
             wait_for_nodes([decoding_need(self._cluster, 1)], self._cluster.wait)
         nodes = selector(self._cluster.decode_on)
         tasks = min(len(units), MOST_LISTINGS)
@@ -85,9 +88,9 @@ class Machines:
         events: "queue.SimpleQueue[Any]",
         rows: int | None,
     ) -> Crew:
-        """Workers for so many rows; None: for many."""
+        """The workers for so many rows; None if the number is not known yet, or large."""
         is_small = rows is not None and rows <= self._cluster.local_rows
-        # Who asks for GPUs or for nodes with a label is answered by Ray, which knows them.
+        # GPUs and nodes with a label are known to Ray only.
         asks_for_nodes = job.options.gpus or self._cluster.decode_on or self._cluster.model_on
         if is_small and not (self._on_ray or asks_for_nodes):
             return LocalCrew(job.options, order, events)
@@ -99,15 +102,15 @@ class Machines:
     def run(
         self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
     ) -> Iterator[Any]:
-        """The answers of a function for all these arguments, in their order."""
+        """Call a function with each of these tuples of arguments; the results in their order."""
         if not self._on_ray or len(arguments) == 1:
-            return (function(*some) for some in arguments)
+            return (function(*each) for each in arguments)
         from raycap.bulk.ray_crew import run_in_tasks
 
         return run_in_tasks(function, arguments)
 
     def reason_of(self, error: BaseException) -> str:
-        """What was lost, in one line; what is no loss of a worker or a node is raised."""
+        """One line that says which worker or node was lost. Any other error is raised."""
         if not self._on_ray:
             raise error
         from raycap.bulk.ray_crew import reason_of
@@ -115,7 +118,8 @@ class Machines:
         return reason_of(error)
 
     def choose_precision(self, options: BulkOptions) -> PrecisionName:
-        """The precision asked for; for auto the fastest one where the model will run."""
+        """The precision that was asked for. For auto, the fastest one on the device of the
+        model."""
         if options.precision != "auto":
             return options.precision
         if not self._on_ray and options.gpus is None:

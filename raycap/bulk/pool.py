@@ -1,4 +1,4 @@
-"""Where model workers run: how many, with how many threads, on which share of a GPU."""
+"""On which nodes workers run, how many, with how many threads and which share of a GPU."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,7 +10,7 @@ from raycap.cluster.needs import Need, wait_for_nodes
 from raycap.cluster.nodes import capacity, nodes_with_label
 from raycap.errors import UserError
 
-# Of one worker without a GPU: torch, the weights and a batch.
+# Memory of one worker without a GPU: torch, the weights and a batch.
 BYTES_OF_WORKER = 2 * 2**30
 
 
@@ -23,24 +23,27 @@ class Place(NamedTuple):
 
 
 def worker_places(wanted: BulkOptions, cluster: Cluster, batches: int) -> list[Place]:
-    """A place for each worker that the options ask for, on the nodes that are there now. By
-    default as many as fit on the GPUs; without GPUs, one for each processor as far as memory goes;
-    never more than there are batches."""
+    """One place for each worker, on the nodes that the cluster has now.
+
+    The number of workers is `wanted.actors`, by default as many as fit on the GPUs, or without
+    GPUs one per CPU, limited by memory. It is never higher than `batches`.
+    """
     nodes = nodes_with_label(cluster.model_on)
     if not nodes:
         raise UserError("the cluster has no processor to offer: start Ray with at least one CPU")
     share = gpus_per_worker(wanted, cluster.model_on)
     slots = [_fitting(node["Resources"], share, wanted.threads or 1) for node in nodes]
     workers = min(wanted.actors or max(1, sum(slots)), batches)
-    # One on each node in turn, first on those with room.
+    # Each worker goes to the node with the most free slots; if equal, to the one with the fewest
+    # workers.
     taken = [0] * len(nodes)
     for _ in range(workers):
         place = max(range(len(nodes)), key=lambda node: (slots[node] - taken[node], -taken[node]))
         taken[place] += 1
     places = []
     for node, count in zip(nodes, taken, strict=True):
-        # Threads of one worker wait for each other, all the more while pictures are decoded on
-        # the same processors.
+        # The workers of a node share its CPUs. More threads would wait for each other, above all
+        # while pictures are decoded on the same CPUs.
         threads = wanted.threads or max(1, int(node["Resources"]["CPU"]) // max(1, count))
         places += [Place(node["NodeID"], threads, share)] * count
     return places
@@ -55,13 +58,12 @@ def _fitting(resources: Mapping[str, float], share: float, threads: int) -> int:
 
 
 def decoding_need(cluster: Cluster, tasks: int) -> Need:
-    """What so many tasks need that fetch and decode."""
+    """The resources for this many tasks that fetch and decode pictures."""
     return Need("to decode pictures", cluster.decode_on, {"CPU": 1.0}, tasks)
 
 
 def provide_model_nodes(wanted: BulkOptions, cluster: Cluster, actors: int) -> None:
-    """Ask for nodes that can run the model, and wait for them, if an autoscaler has to bring
-    them."""
+    """If there is an autoscaler, ask it for nodes that can run the model, and wait for them."""
     resources = {"GPU": wanted.gpus} if wanted.gpus else {"CPU": 1.0}
     need = Need("to run the model", cluster.model_on, resources, actors)
     wait_for_nodes([need], cluster.wait)
@@ -70,8 +72,8 @@ def provide_model_nodes(wanted: BulkOptions, cluster: Cluster, actors: int) -> N
 
 
 def gpus_per_worker(wanted: BulkOptions, label: str) -> float:
-    """The GPUs of each model worker: as asked for, else one if there is any. Raises UserError if
-    the nodes for the model have too few."""
+    """GPUs for each worker: as asked for, otherwise 1 if the nodes with the label have GPUs, else
+    0. Raises UserError if they have fewer than one worker needs."""
     gpus = capacity(label).get("GPU", 0.0)
     share = wanted.gpus if wanted.gpus is not None else min(1.0, gpus)
     if share > gpus:

@@ -1,10 +1,9 @@
-"""One precision for a run: chosen before its first row, recorded with its rows, and used by every
-worker.
+"""Chooses the precision of a run: one for all workers, before the first row is made.
 
-In bf16 the captioner that ships writes another caption for about one photo in eight than in fp32.
-So `auto` is not left to each worker: a node that will run the model is asked once, and its answer
-is part of the run's identity. In bf16 and fp16 a caption also depends on the size of the batch,
-which is then part of the identity too.
+The built-in captioner writes a different caption in bf16 than in fp32 for about one photo in
+eight. So `auto` is not decided by each worker. It is decided once, on a node that will run the
+model, and the answer is part of the run's identity. In bf16 and fp16 captions also depend on the
+batch size, which is then part of the identity too.
 """
 
 import socket
@@ -20,11 +19,11 @@ from raycap.device import PrecisionName, choose_precision
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
 
-SECONDS_IN_SILENCE = 10
+SECONDS_TO_FIRST_MESSAGE = 10
 
 
 def with_precision(job: TableJob, precision: PrecisionName) -> TableJob:
-    """The job in this precision."""
+    """The job with this precision in its options, its identity and its files' metadata."""
     identity = {**job.identity, "precision": precision}
     if precision != "fp32":
         identity["batch"] = job.options.batch
@@ -43,13 +42,13 @@ def resolve_precision(
     out: RunFolder,
     choose: Callable[[BulkOptions], PrecisionName],
 ) -> TableJob:
-    """The job in the precision of its run: the one asked for, else the one that the run with this
-    record began with, else the one that is chosen now."""
+    """The job with its precision decided: the one asked for, else the one in `record` (the
+    run.json of the run that is continued), else the answer of `choose`."""
     if not job.runs_model:
         return job
     asked, recorded = job.options.precision, _recorded(record)
     if record is not None and not recorded:
-        # A run of another kind: what differs is said before anything is chosen.
+        # A run of another kind: report the differences before anything is chosen.
         check_same(job, record, out)
     if asked == "auto":
         asked = recorded or choose(job.options)
@@ -57,8 +56,8 @@ def resolve_precision(
 
 
 def as_recorded(job: TableJob, record: Mapping[str, Any] | None) -> TableJob:
-    """The job as it is compared with the run with this record; nothing is chosen that is not
-    chosen yet."""
+    """The job as it is compared with `record`. With auto it takes the recorded precision; if there
+    is none, nothing is chosen."""
     asked, recorded = job.options.precision, _recorded(record)
     if not job.runs_model or not recorded:
         return job
@@ -66,8 +65,8 @@ def as_recorded(job: TableJob, record: Mapping[str, Any] | None) -> TableJob:
 
 
 def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionName:
-    """The precision asked for. For auto the fastest one that a node for the model has, with the
-    GPU that the model will have there."""
+    """The precision asked for. For auto, the fastest one on a node for the model, with the GPU
+    that the model will have there."""
     if options.precision != "auto":
         return options.precision
     # Ray takes a second to load, and small jobs do without it.
@@ -86,7 +85,7 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
         where = without_idle_heads(selector(label)) or {}
         ask = ray.remote(fastest).options(num_cpus=0, num_gpus=gpus, label_selector=where)
         answer = ask.remote(options.device)
-        if not ray.wait([answer], timeout=SECONDS_IN_SILENCE)[0]:
+        if not ray.wait([answer], timeout=SECONDS_TO_FIRST_MESSAGE)[0]:
             write_err(
                 "raycap: waiting for a node that can run the model, to choose the precision of "
                 "the run (--precision says it at once)\n"
@@ -97,7 +96,7 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
 
 
 def fastest(device: str) -> tuple[PrecisionName, str]:
-    """The fastest precision of a device of this machine, and why."""
+    """The fastest precision of a device of this machine, and the reason."""
     found = choose_precision(device)
     return found.name, found.reason
 

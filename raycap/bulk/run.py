@@ -1,5 +1,13 @@
-"""The run of a table job, from its first look at the folder to its facts, in the order in which
-things happen."""
+"""Runs a table job: `run_job` shows the steps in the order in which they happen.
+
+A run carries out operations, one after the other. Each has a plan, which is written down before
+the work starts:
+
+    first      all rows of the source
+    append     the rows that the source has in addition to those of earlier plans
+    retry      failed rows, which are made again and replaced
+    overwrite  all rows, which replace the table
+"""
 
 import contextlib
 import functools
@@ -52,21 +60,24 @@ from raycap.terminal import write_out
 
 log = logging.getLogger(__name__)
 
-# Tables of retries and overwrites grow here, and then replace rows of the output table.
+# Folder of the side tables, in which retries and overwrites make their rows. At the end of the
+# operation these replace rows of the output table.
 SIDE = "_side"
 SECONDS_PER_CHUNK = 30.0
 FILES_PER_TASK = 64
 
 
 def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None = None) -> int:
-    """Make the table of a job. Returns 0 if every row is good, 1 if some failed. `machines` are
-    those that the caller has already."""
+    """Make the table of a job. Returns 0 if all rows succeeded and nothing was left out, else 1.
+
+    `more_facts` are added to facts.json. `machines` is given by a caller that runs several jobs.
+    """
     out = output_folder(job.options.out)
     if job.options.dry_run:
         write_out(_forecast(job, out))
         return 0
-    own = Machines(job.cluster) if machines is None else contextlib.nullcontext(machines)
-    with own as machines, Lease(out):
+    context = Machines(job.cluster) if machines is None else contextlib.nullcontext(machines)
+    with context as machines, Lease(out):
         machines.check_visible(_local_paths(job, out))
         run = _Run(job, out, OutputTable(out / job.table), machines)
         run.refuse_other_formats()
@@ -93,7 +104,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
 
 @dataclass
 class _Run:
-    """One run: its operations one after the other, and what happened on the way."""
+    """The operations of one run, and what they did."""
 
     job: TableJob
     out: RunFolder
@@ -102,10 +113,10 @@ class _Run:
     began: float = field(default_factory=time.monotonic)
     made: RowCounts = field(default_factory=RowCounts)
     faults: list[str] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)  # of the last listing of the source
+    notes: dict[str, Any] = field(default_factory=dict)  # from the last listing of the source
 
     def refuse_other_formats(self) -> None:
-        """Refuse a table that another version has begun."""
+        """Raise UserError for a table that an older version of raycap wrote."""
         is_old = not self.table.exists and self.out.names(self.job.table)
         if is_old and not self.job.options.overwrite:
             raise UserError(
@@ -114,38 +125,40 @@ class _Run:
             )
 
     def repair_record(self) -> None:
-        """A run may have been killed between the commit that replaced the table and its record."""
+        """Bring run.json up to date. The run that replaced the table may have been killed after
+        its commit and before it wrote run.json."""
         plans = plans_of_table(self.out, self.table.completed)
         if plans and plans[0].kind == "overwrite":
             write_record(self.job, self.out, plans[0].identity)
 
     def overwrite(self) -> None:
-        """Make the whole table again. The old one stays until the new one is complete."""
-        plan = self._unfinished()
-        is_again = plan is not None and plan.kind == "overwrite"
-        earlier = {"identity": plan.identity} if plan is not None and is_again else None
+        """Make all rows again, or resume an interrupted --overwrite. The old table stays until the
+        new one is complete."""
+        plan = self._unfinished_plan()
+        is_resumed = plan is not None and plan.kind == "overwrite"
+        earlier = {"identity": plan.identity} if plan is not None and is_resumed else None
         job = as_recorded(self.job, earlier)
         if earlier is not None and differences_from(job, earlier):
-            earlier = None  # another captioner than that of the interrupted --overwrite
+            earlier = None  # the interrupted --overwrite was for other rows
         self.job = resolve_precision(self.job, earlier, self.out, self.machines.choose_precision)
         if earlier is None:
             is_new = not self.table.exists and not self.out.names(self.job.table)
-            self._begin_over()
+            self._remove_pending_replacements()
             if is_new:
                 write_record(self.job, self.out, origin(self.job))
             plan = self._new_plan("first" if is_new else "overwrite")
         assert plan is not None
-        self._operate(plan)
+        self._run_operation(plan)
 
     def complete_earlier_work(self) -> None:
-        """Complete the operation that an interrupted run has begun."""
+        """Complete the operation of an interrupted run, if there is one."""
         record = self.out.read_json(RUN)
         self.job = resolve_precision(self.job, record, self.out, self.machines.choose_precision)
-        plan = self._unfinished()
+        plan = self._unfinished_plan()
         if plan is not None and plan.kind == "overwrite":
-            if not differences_from(self.job, record):  # the old table goes on
+            if not differences_from(self.job, record):  # this run continues the old table
                 self._remove_operation(plan)
-                plan = self._unfinished()
+                plan = self._unfinished_plan()
             elif differences_from(self.job, {"identity": plan.identity}):
                 check_same(self.job, record, self.out)
         else:
@@ -154,45 +167,50 @@ class _Run:
             return
         if plan.kind != "retry":
             _check_selection(plan, self.job.options, self.out)
-        self._operate(plan)
+        self._run_operation(plan)
 
     def add_rows(self) -> None:
-        """Make the rows that no plan has yet: all of them, or those that are new in the source."""
+        """Make the rows of the source that no plan has yet."""
         kind: Kind = "append" if plans_of_table(self.out, self.table.completed) else "first"
         if not self.out.exists(RUN):
             write_record(self.job, self.out, origin(self.job))
-        self._operate(self._new_plan(kind))
+        self._run_operation(self._new_plan(kind))
 
     def retry(self, statuses: tuple[str, ...]) -> None:
-        """Make failed rows again, and replace them."""
+        """Make the rows with one of these statuses again, and replace them."""
         counts = self._counts_by_file()
+        # The units of a retry are the files of the table with such rows.
         units = [
             path
             for path, found in counts.items()
             if any(found.statuses[status] for status in statuses)
         ]
         if units:
-            self._operate(self._new_plan("retry", tuple(units), statuses))
+            self._run_operation(self._new_plan("retry", tuple(units), statuses))
 
-    def _unfinished(self) -> Plan | None:
+    def _unfinished_plan(self) -> Plan | None:
+        """The plan of an operation that has begun and is not complete."""
         plan = newest_plan(self.out)
         return plan if plan is not None and plan.operation > self.table.completed else None
 
-    def _begin_over(self) -> None:
-        """Forget operations that an interrupted run has begun, if they change nothing in the
-        table."""
-        while (plan := self._unfinished()) is not None and plan.kind in ("overwrite", "retry"):
+    def _remove_pending_replacements(self) -> None:
+        """Remove interrupted overwrites and retries. They have changed nothing in the table
+        yet."""
+        while (plan := self._unfinished_plan()) is not None:
+            if plan.kind not in ("overwrite", "retry"):
+                return
             self._remove_operation(plan)
 
     def _remove_operation(self, plan: Plan) -> None:
-        self.out.remove(FACTS)  # they describe the version before the next line
-        self.table.begin(plan.operation + 1)  # nobody goes on with it
+        self.out.remove(FACTS)  # they describe the version of the table before `begin`
+        self.table.begin(plan.operation + 1)  # from now on no process can commit for the plan
         self.out.remove(f"{SIDE}/{plan.operation:04}")
         self.out.remove(plan.folder)
 
     def _new_plan(
         self, kind: Kind, units: tuple[str, ...] | None = None, statuses: tuple[str, ...] = ()
     ) -> Plan:
+        """Write a new plan. `units` are those of the source by default."""
         newest = newest_plan(self.out)
         if units is None:
             units = chosen_units(self.job.source, self.job.options)
@@ -212,18 +230,26 @@ class _Run:
         write_plan(self.out, plan)
         return plan
 
-    def _operate(self, plan: Plan) -> None:
-        """One operation, from its listing to its last commit."""
-        is_aside = plan.kind in ("retry", "overwrite")
+    def _run_operation(self, plan: Plan) -> None:
+        """Carry out one operation, from the listing of its rows to its last commit."""
+        has_side_table = plan.kind in ("retry", "overwrite")
         side = self.out / f"{SIDE}/{plan.operation:04}"
-        target = OutputTable(side) if is_aside else self.table
-        # An operation that was given up may have begun after this one.
+        target = OutputTable(side) if has_side_table else self.table
+        # The number of the plan, unless a later operation has begun and was given up. Then commits
+        # with the plan's number are refused, and this one takes a higher number.
         number = plan.operation
         if self.table.operation > number:
             number = self.table.operation + 1
 
         filling = Filling(
-            self.job, self.out, plan, number, self.table, target, self._lister(plan), self.machines
+            self.job,
+            self.out,
+            plan,
+            number,
+            self.table,
+            target,
+            self._shard_lister(plan),
+            self.machines,
         )
         try:
             filling.run()
@@ -232,10 +258,10 @@ class _Run:
             self.faults += filling.faults
         if plan.kind != "retry":
             self.notes = filling.notes()
-        if filling.planned == 0:  # nothing is new
+        if filling.planned == 0:  # there are no new rows
             self.out.remove(plan.folder)
             if plan.kind in ("first", "overwrite"):
-                next(self.job.source.tables(Notes()), None)  # says why there is nothing
+                next(self.job.source.tables(Notes()), None)  # raises UserError if it knows why
                 raise UserError(f"{self.job.source.path} holds no rows")
         elif plan.kind == "retry":
             self._replace_retried(plan, number, target)
@@ -244,8 +270,9 @@ class _Run:
         else:
             self._join_chunks(number)
 
-    def _lister(self, plan: Plan) -> Callable[[Sequence[int]], Iterator[Shard]]:
-        """What lists the shards of some units of a plan, in a task."""
+    def _shard_lister(self, plan: Plan) -> Callable[[Sequence[int]], Iterator[Shard]]:
+        """Returns the function that lists some units of a plan, given by their numbers, and yields
+        their shards. It can be sent to a task."""
         if plan.kind == "retry":
             return functools.partial(list_failed, self.out, self.table.folder, plan)
         known = () if plan.kind != "append" else plans_of_table(self.out, self.table.completed)
@@ -254,17 +281,21 @@ class _Run:
         return functools.partial(list_source, job.source, job.options, self.out, plan, earlier)
 
     def _join_chunks(self, number: int) -> None:
-        """Files of chunks become files of the table's own size, which all readers see."""
+        """Replace the files of chunks by parts, which readers of plain Parquet folders see too."""
         chunks = [file for file in self.table.files() if file.path.startswith(f"{CHUNKS}/")]
-        parts = self._joined(self.table.folder, chunks, number)
+        parts = self._join_into_parts(self.table.folder, chunks, number)
         self.table.replace(number, parts, chunks)
 
     def _replace_all(self, plan: Plan, number: int, side: OutputTable) -> None:
-        parts = self._joined(side.folder, side.files(), number)
+        """Replace the whole table by the rows of the side table."""
+        parts = self._join_into_parts(side.folder, side.files(), number)
         self.table.replace(number, parts, (), side.schema())
         write_record(self.job, self.out, plan.identity)
 
-    def _joined(self, source: RunFolder, files: list[DataFile], number: int) -> list[DataFile]:
+    def _join_into_parts(
+        self, source: RunFolder, files: list[DataFile], number: int
+    ) -> list[DataFile]:
+        """Join files of chunks, in the folder `source`, into parts in the table's folder."""
         layout, target = self.job.layout, self.table.folder
         arguments = [
             (source, target, part_name(number, index), pieces, layout)
@@ -273,6 +304,7 @@ class _Run:
         return list(self.machines.run(join_part, arguments))
 
     def _replace_retried(self, plan: Plan, number: int, side: OutputTable) -> None:
+        """Replace each file of the table that has retried rows by a copy with the new rows."""
         old = {file.path: file for file in self.table.files()}
         made: dict[int, list[str]] = {}
         for file in side.files():
@@ -303,14 +335,16 @@ class _Run:
 
 
 def clean_up(out: RunFolder, table: OutputTable) -> None:
-    """Remove files that were never committed or are replaced, and plans whose rows are gone. What
-    may still be committed stays: if this run was suspended, another one may be at work."""
+    """Remove files that were never committed or were replaced, and plans and side tables that are
+    not needed any more. Files that may still be committed stay: if this run was suspended, another
+    one may be working."""
     table.load()
     completed, folder = table.completed, table.folder
     active = {file.path for file in table.files()}
     old = [
         name
-        # Chunks have the number of their plan, parts that of the commit.
+        # The names of chunks have the number of their plan, those of parts the number of the
+        # commit.
         for names, newest in (
             (folder.names(CHUNKS, hidden=True), completed),
             (folder.names(hidden=True), max(completed, table.operation - 1)),
@@ -342,7 +376,7 @@ def list_source(
     earlier: Sequence[Plan],
     units: Sequence[int],
 ) -> Iterator[Shard]:
-    """Write down the rows of some units of a source that the table's earlier plans do not have."""
+    """Write shards with the rows of some units of a source. Rows of earlier plans are left out."""
     for unit in units:
         name = plan.units[unit] if len(plan.units) > 1 else None  # None: the whole source
         notes, taken = Notes(), TakenKeys()
@@ -355,20 +389,20 @@ def list_source(
 def list_failed(
     out: RunFolder, table: RunFolder, plan: Plan, units: Sequence[int]
 ) -> Iterator[Shard]:
-    """Write down the rows of some files of the table that are to be made again."""
+    """Write shards with the rows of a retry. Its units are files of the table."""
     for unit in units:
         rows = failed_rows(out, table, plan.units[unit], plan.statuses)
         yield from write_shards(out, plan, unit, rows, Notes(), TakenKeys())
 
 
 def _check_selection(plan: Plan, options: BulkOptions, out: RunFolder) -> None:
-    """Refuse to go on with fewer rows than an interrupted run has planned."""
+    """Raise UserError if this run selects fewer rows than the interrupted run had planned."""
     planned = plan.selection
-    limits = [planned["limit"], options.limit]
-    fewer = options.sample < planned["sample"]
-    if options.limit is not None and (limits[0] is None or options.limit < limits[0]):
-        fewer = True
-    if fewer:
+    is_smaller_sample = options.sample < planned["sample"]
+    is_lower_limit = options.limit is not None and (
+        planned["limit"] is None or options.limit < planned["limit"]
+    )
+    if is_smaller_sample or is_lower_limit:
         raise UserError(
             f"an interrupted run in {out} is about more rows than this one (it had --limit "
             f"{planned['limit']}, --sample {planned['sample']}): run it again with those options, "
@@ -377,7 +411,7 @@ def _check_selection(plan: Plan, options: BulkOptions, out: RunFolder) -> None:
 
 
 def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
-    """What is on a local disk and must be seen by all machines."""
+    """Local paths that all machines must be able to see, and what they are."""
     paths = {}
     source = locate(job.source.path)
     if source.filesystem is None and source.exists():
@@ -388,7 +422,7 @@ def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
 
 
 def _forecast(job: TableJob, out: RunFolder) -> str:
-    """--dry-run: what a run would do, without a trace."""
+    """The text of --dry-run: what a run would do. Writes nothing."""
     record = out.read_json(RUN)
     table = OutputTable(out / job.table)
     taken, lines = TakenKeys(), []

@@ -1,12 +1,12 @@
-"""The output table: a Delta table, which only transactions change.
+"""The output table, a Delta table that is changed by commits only.
 
-Every commit carries the number of the operation that it belongs to (the first run is 1, a retry
-after it 2, and so on). Two commits with the same number cannot both succeed on the same version of
-the table: the second one fails, loads the table, and sees what the first one did. So any number of
-processes may commit, also ones that everybody believes dead: a chunk comes into the table once.
+Every commit has a transaction id and the number of its operation (1 for the first run, 2 for a
+retry after it, and so on). Of two such commits on the same version of the table, Delta lets one
+succeed. The other fails, loads the new version, and compares again. So each chunk comes into the
+table once, however many processes commit, even if one of them was believed dead.
 
-Files of chunks are in `_chunks`, which readers of plain Parquet folders skip. At the end of an
-operation they are joined to the files that such readers see.
+Files of chunks are in the folder `_chunks`, which readers of plain Parquet folders skip. At the
+end of an operation they are joined into parts, which such readers see.
 """
 
 import json
@@ -35,26 +35,26 @@ from raycap.uris import scheme_of
 log = logging.getLogger(__name__)
 
 CHUNKS = "_chunks"
-# Under these names a table records its newest operation, and the newest that is complete.
+# Transaction ids under which the log has the newest operation, and the newest complete operation.
 OPERATION, COMPLETE = "raycap", "raycap-complete"
-# A store that does not answer for so long ends the run, which can be resumed.
+# If commits fail for so long, the run ends. It can be resumed.
 SECONDS_TO_COMMIT = 180.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
-# What delta-rs says of faults that stay: no right to write, a disk that is full or read-only.
+# Messages of delta-rs for faults that stay: no permission, a disk that is full or read-only.
 PERMANENT = re.compile(
     r"os error (?:1|13|28|30|122)\b|AccessDenied|Forbidden|NoSuchBucket|InvalidAccessKey"
 )
 
 
 class TakenOverError(UserError):
-    """The table has gone on to a later operation: what this process has made is not wanted."""
+    """Another process has begun a later operation or completed this one. This one must stop."""
 
 
 @dataclass(frozen=True)
 class DataFile:
     """One Parquet file of the table."""
 
-    path: str  # below the table's folder
+    path: str  # relative to the table's folder
     size: int  # bytes
     rows: int
 
@@ -67,20 +67,20 @@ class ChunkFile(DataFile):
 
 
 class OutputTable:
-    """A Delta table as this process has last seen it."""
+    """A Delta table. Properties describe the version that was loaded last."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self._uri = delta_uri(folder)
         self._options = storage_options(folder.uri)
         self._table: DeltaTable | None = None
-        # The chunks that the table has, at the version that was looked through for them.
+        # A cache of `chunks`, for the version in `_chunks_version`.
         self._chunks: dict[Chunk, str] = {}
         self._chunks_version = -1
         self.load()
 
     def load(self) -> None:
-        """Look at the newest version."""
+        """Load the newest version, if the table exists."""
         try:
             if self._table is None:
                 self._table = DeltaTable(self._uri, storage_options=self._options)
@@ -108,6 +108,7 @@ class OutputTable:
         return self._transaction(COMPLETE)
 
     def _transaction(self, name: str) -> int:
+        """The number that the log has for a transaction id; 0 for none."""
         return 0 if self._table is None else self._table.transaction_version(name) or 0
 
     def schema(self) -> pa.Schema:
@@ -115,7 +116,7 @@ class OutputTable:
         return pa.schema(self._table.schema().to_arrow())
 
     def files(self) -> list[DataFile]:
-        """The files of the table, in the order of their names."""
+        """The files of the table, sorted by path."""
         if self._table is None:
             return []
         actions = pa.table(self._table.get_add_actions(flatten=True))
@@ -126,7 +127,7 @@ class OutputTable:
         )
 
     def chunks(self) -> dict[Chunk, str]:
-        """The chunks that the table has, and their files."""
+        """The chunks that are in the table, with the paths of their files."""
         if self._chunks_version != self.version:
             paths = [file.path for file in self.files() if file.path.startswith(f"{CHUNKS}/")]
             self._chunks = {chunk_of(path): path for path in paths}
@@ -134,7 +135,7 @@ class OutputTable:
         return self._chunks
 
     def begin(self, operation: int) -> None:
-        """From now on nobody can commit for an earlier operation."""
+        """Begin an operation: from now on, commits for earlier operations are refused."""
 
         def actions() -> list[Any] | None:
             return [] if self.operation < operation else None
@@ -144,25 +145,26 @@ class OutputTable:
     def commit_chunks(
         self, files: Sequence[ChunkFile], operation: int, schema: pa.Schema
     ) -> list[ChunkFile]:
-        """Bring those chunks into the table that it does not have. Returns the files that are in
-        the table now; the others hold chunks that somebody else has made too."""
+        """Add files of chunks to the table, except for chunks that are there already. Returns the
+        files that are in the table now. The chunks of the others were also made, and committed
+        first, by another process."""
         if self._table is None:
             self._create(schema)
-        one_each = {file.chunk: file for file in files}
+        file_of = {file.chunk: file for file in files}
         new: list[ChunkFile] = []
 
         def actions() -> list[Any] | None:
-            if self.completed >= operation:  # its chunks are joined to other files already
+            if self.completed >= operation:  # its chunks are already joined into parts
                 raise self._taken_over()
             held = self.chunks()
-            new[:] = [file for file in one_each.values() if file.chunk not in held]
+            new[:] = [file for file in file_of.values() if file.chunk not in held]
             return [_add(file) for file in new] or None
 
-        if self._commit(operation, actions):  # no need to look through all files again
+        if self._commit(operation, actions):  # update the cache instead of listing all files
             self._chunks |= {file.chunk: file.path for file in new}
             self._chunks_version = self.version
         held = self.chunks()
-        return [file for file in one_each.values() if held.get(file.chunk) == file.path]
+        return [file for file in file_of.values() if held.get(file.chunk) == file.path]
 
     def replace(
         self,
@@ -171,8 +173,8 @@ class OutputTable:
         removed: Sequence[DataFile],
         schema: pa.Schema | None = None,
     ) -> None:
-        """Complete an operation: files out, files in, in one commit. With a schema, the added ones
-        become the whole table."""
+        """Complete an operation: remove and add files in one commit. With a `schema`, the added
+        files replace the whole table, and `removed` is not used."""
         if self._table is None:
             assert schema is not None
             self._create(schema)
@@ -193,13 +195,16 @@ class OutputTable:
         completes: bool = False,
         schema: pa.Schema | None = None,
     ) -> bool:
-        """Commit what `actions` returns for the newest version, and start over if somebody else
-        was quicker. None says that nothing is left to do. Returns whether the newest version is
-        the one before and this commit."""
+        """Load the newest version, call `actions`, and commit what it returns. Start again if
+        another process has committed in between.
+
+        `actions` returns None if nothing is left to do. Returns True if the newest version
+        consists of the version that `actions` saw and this commit, and nothing else.
+        """
         transactions = [Transaction(OPERATION, operation)]
         if completes:
             transactions.append(Transaction(COMPLETE, operation))
-        # No retries in the library: it would not compare the chunks again.
+        # No retries by the library: it would not call `actions` again.
         properties = CommitProperties(app_transactions=transactions, max_commit_retries=0)
         end, pause = time.monotonic() + SECONDS_TO_COMMIT, FIRST_PAUSE
         while True:
@@ -221,7 +226,8 @@ class OutputTable:
                 self.load()
                 return self.version == before + 1
             except (CommitFailedError, DeltaError, OSError) as error:
-                # Also if the answer was lost: the newest version says what has happened.
+                # The commit may have succeeded, if only the answer was lost. The next round sees
+                # it in the newest version.
                 reason = _in_one_line(error)
                 if PERMANENT.search(reason) or time.monotonic() > end:
                     raise UserError(
@@ -248,7 +254,9 @@ class OutputTable:
                 DeltaTable.create(self._uri, schema, storage_options=self._options)
             except (DeltaError, OSError) as error:
                 self.load()
-                if self._table is None:  # else somebody has created it, or the answer was lost
+                # If the table is there now, another process has created it, or the answer was
+                # lost.
+                if self._table is None:
                     reason = f"cannot create a table in {self.folder}: {_in_one_line(error)}"
                     if PERMANENT.search(reason):
                         raise UserError(reason) from error
@@ -262,7 +270,7 @@ class OutputTable:
 
 
 def _in_one_line(error: Exception) -> str:
-    """The messages of delta-rs have several lines and colours."""
+    """The message of an error of delta-rs, without line breaks, colours and arrows."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|↳", " ", str(error)).split())
 
 
@@ -272,24 +280,24 @@ def _add(file: DataFile) -> AddAction:
 
 
 def chunk_path(chunk: Chunk) -> str:
-    """A new name for the file of a chunk. Two tries at one chunk never write the same file."""
+    """A new path for the file of a chunk. It is random, so two attempts at one chunk write two
+    files."""
     return f"{CHUNKS}/{chunk}-{secrets.token_hex(6)}.parquet"
 
 
 def chunk_of(path: str) -> Chunk:
-    """The chunk that a file holds, by its name."""
+    """The chunk that the file at this path holds. Its name says so."""
     return Chunk.parse(path.removeprefix(f"{CHUNKS}/").rpartition("-")[0])
 
 
 def operation_of(path: str) -> int:
-    """The operation that has written a file of the table's folder, by its name; 0 if it does not
-    say."""
+    """The number of the operation in the name of a file; 0 if there is none."""
     found = re.match(r"(?:part-)?(\d{4,})-", path.rpartition("/")[2])
     return int(found[1]) if found else 0
 
 
 def delta_uri(folder: RunFolder) -> str:
-    """The folder as delta-rs names it. Raises UserError for a place that it cannot write to."""
+    """The folder's URI for delta-rs. Raises UserError if delta-rs cannot write there."""
     if folder.is_local:
         path = folder.path()
         if re.search("%[0-9A-Fa-f]{2}", path):
