@@ -1,7 +1,7 @@
-"""How a trained captioner learns.
+"""Training of captioners.
 
-Read `loop.py` first: it holds a whole run, in the order in which things happen. `step.py` is one
-step of it. The other files are their parts; `options.py` lists what a user can choose.
+Start with `loop.py`, which has a whole training run in the order in which things happen, and
+`step.py`, which has one step. `options.py` has the options of a run.
 """
 
 from raycap.images.augmentation import Augmentation as Augmentation

@@ -1,4 +1,4 @@
-"""A run's state on disk: all that a killed run needs to continue as if nothing had happened."""
+"""Checkpoints: the state from which a killed run continues, with the same result."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ KEPT = 2
 
 @dataclass
 class TrainState:
-    """How far a run has come. Random generators have no place in it: each step is seeded with its
+    """How far a run has come. There is no state of random generators: each step is seeded with its
     own number."""
 
     phase: int = 0
@@ -36,7 +36,7 @@ class TrainState:
 
 
 class Checkpoint(NamedTuple):
-    """What was saved."""
+    """The content of a checkpoint; `tensors` and `numbers` as in `Learner`."""
 
     state: TrainState
     tensors: dict[str, Tensor]
@@ -46,7 +46,7 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     run: Path, state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint, whole or not at all, then delete older ones."""
+    """Write a checkpoint atomically, then delete all but the newest ones."""
     folder = run / FOLDER / f"step-{state.step:09}"
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
@@ -93,7 +93,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Set the state that `optimiser_tensors` gave."""
+    """Load the optimiser's state from the result of `optimiser_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):

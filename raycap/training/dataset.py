@@ -1,5 +1,5 @@
-"""Pictures and captions as batches: the order of an epoch, each worker's share of a step, captions
-as numbers."""
+"""Batches of pictures and captions: the order of an epoch, each worker's share of a step, and
+captions as token numbers."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,30 +17,29 @@ from raycap.vocabulary import Vocabulary
 
 PREFETCH = 2  # batches read before they are asked for
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Batch(NamedTuple):
-    """Some pictures, each as it is or as one of its views, with all their captions."""
+    """Some pictures (or views of them) with all their captions."""
 
-    rows: np.ndarray  # [B] of the store
+    rows: np.ndarray  # [B] in the store
     pictures: Tensor  # [B, P + 1, D] features or [B, S, S, 3] pixels
     words: Tensor  # [B, R, T + 1] from `<start>` to `<end>`, then PAD
     has_sides: Tensor  # [B] whether the captions say left or right
 
     def to(self, device: torch.device) -> "Batch":
-        """On the device; the copies are not waited for."""
+        """The batch on the device. Copies are asynchronous."""
         return Batch(self.rows, *(part.to(device, non_blocking=True) for part in self[1:]))
 
     def pinned(self) -> "Batch":
-        """In memory that a GPU can copy from by itself."""
+        """The batch in pinned memory."""
         return Batch(self.rows, *(part.pin_memory() for part in self[1:]))
 
 
 class CaptionDataset:
-    """The pictures of some splits. Captions are encoded when they are asked for, so that memory
-    stays flat."""
+    """The pictures of some splits. Captions are encoded on demand, to save memory."""
 
     def __init__(self, store: PictureStore, rows: np.ndarray, vocabulary: Vocabulary) -> None:
         self.store, self.rows, self.vocabulary = store, rows, vocabulary
@@ -49,27 +48,27 @@ class CaptionDataset:
         return len(self.rows)
 
     def captions(self, row: int) -> list[list[int]]:
-        """Each caption of one picture, as the numbers of its words."""
+        """The captions of one picture as token numbers."""
         return [self.vocabulary.encode(caption) for caption in self.store.references(row)]
 
     def batch(self, items: np.ndarray) -> Batch:
-        """These items of the store, see `PictureStore`, with their captions."""
+        """The batch of these items (see `PictureStore`)."""
         rows = items % len(self.store)
         words = pad_captions([self.captions(row) for row in rows])
         sides = names_sides([self.store.references(row) for row in rows])
         return Batch(rows, torch.from_numpy(self.store.pictures(items)), words, sides)
 
     def steps_per_epoch(self, batch: int) -> int:
-        """The last step may be small; no picture is dropped."""
+        """The number of steps. The last one may be smaller: no picture is dropped."""
         return -(-len(self) // batch)
 
     def shares(
         self, epoch: int, seed: int, batch: int, worker: int, workers: int
     ) -> list[np.ndarray]:
-        """For each step of an epoch this worker's items of the store, sometimes none. Each picture
-        comes once, as it is or as one of its views.
+        """For each step of an epoch, the items of this worker, possibly none. In an epoch each
+        picture occurs once, as itself or as one of its views.
 
-        Which pictures make a step depends on seed and epoch alone, not on the number of workers.
+        The pictures of a step depend on seed and epoch only, not on the number of workers.
         """
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(self.rows)
@@ -79,10 +78,11 @@ class CaptionDataset:
         return [step[worker::workers] for step in steps]
 
 
-def read_ahead(items: Iterable[Given], make: Callable[[Given], Made]) -> Iterator[Made]:
-    """`make` of each item, in order, in a thread that is a little ahead."""
+def read_ahead(items: Iterable[Item], make: Callable[[Item], Result]) -> Iterator[Result]:
+    """Call `make` for each item in a thread that is PREFETCH items ahead. Yields the results in
+    order."""
     with ThreadPoolExecutor(1, "read ahead") as reader:
-        waiting: deque[Future[Made]] = deque()
+        waiting: deque[Future[Result]] = deque()
         for item in items:
             waiting.append(reader.submit(make, item))
             if len(waiting) > PREFETCH:

@@ -1,5 +1,5 @@
-"""Shows a run while it goes on: reads its log, and keeps progress bar, learning curve and trackers
-up to date."""
+"""Shows the progress of a training run. Reads its log, and updates the progress bar, the learning
+curve and the trackers."""
 
 import hashlib
 import logging
@@ -24,7 +24,7 @@ CURVE = "learning_curve.png"
 
 
 class RunDisplay:
-    """Call `update` now and then; it shows what is new in the log."""
+    """Shows new lines of the log whenever `update` is called."""
 
     def __init__(self, out: Path, trackers: Iterable[Tracker]) -> None:
         self._out = out
@@ -88,7 +88,7 @@ class RunDisplay:
 
     def _samples(self, line: dict[str, Any]) -> None:
         for sample in line["samples"]:
-            # Keys and captions are other people's words.
+            # Keys and captions may contain control characters.
             key, caption, reference = (
                 printable(sample[name]) for name in ("key", "caption", "reference")
             )
@@ -120,7 +120,7 @@ def _loss_or_reward(line: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: 2 h 5 min, 12 min, 3 min 20 s."""
+    """A duration as text: 2 h 5 min, 12 min, 3 min 20 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -132,13 +132,13 @@ def duration(seconds: float) -> str:
 
 
 class OpenTracker(Protocol):
-    """Where figures go besides metrics.jsonl."""
+    """A service that gets the metrics of a run, in addition to metrics.jsonl."""
 
     def add(self, step: int, figures: dict[str, float]) -> None:
-        """Figures of a step, by name."""
+        """Record the metrics of a step, by name."""
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send everything that is not sent yet."""
 
 
 class TensorBoard:
@@ -202,7 +202,7 @@ TRACKERS: dict[Tracker, type[OpenTracker]] = {
 
 
 def open_tracker(name: Tracker, out: Path) -> OpenTracker:
-    """One tracker. Raises UserError with the name of the extra if its package is missing."""
+    """Open a tracker. Raises UserError, with the name of the extra, if its package is missing."""
     try:
         return TRACKERS[name](out)  # type: ignore[call-arg]
     except ImportError as error:

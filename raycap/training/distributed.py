@@ -1,5 +1,5 @@
-"""The workers of a run as one group: sums and lists over all of them. A single worker needs no
-network."""
+"""Communication between the workers of a training run. A single worker does not use
+torch.distributed."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -9,15 +9,15 @@ import torch.distributed
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
-# In numbers. A gradient of at least LARGE numbers is sent as it is: copying it into a common
-# buffer and back takes longer than sending it. The others share buffers of about BUFFER numbers,
-# so that the copy does not need much memory.
+# Sizes in elements. A gradient with at least LARGE elements is sent by itself: copying it into a
+# buffer and back takes longer than sending it. Smaller ones are sent together, in buffers of about
+# BUFFER elements.
 LARGE, BUFFER = 1 << 15, 8 << 20
 
 
 class WorkerGroup:
-    """This worker among all workers. Where torch.distributed was not set up, it is the only
-    one."""
+    """All workers of the run, as seen from this one. If torch.distributed is not initialised, this
+    is the only worker."""
 
     def __init__(self) -> None:
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -30,31 +30,30 @@ class WorkerGroup:
         return self.rank == 0
 
     def sum(self, numbers: Tensor) -> Tensor:
-        """The sum of all workers' `numbers`, in place."""
+        """Replace `numbers` by their sum over all workers, and return them."""
         if self.size > 1:
             torch.distributed.all_reduce(numbers)
         return numbers
 
     def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
-        """For each flag whether any worker has set it: the same answer in every worker, at the
-        same step."""
+        """For each flag, whether any worker has set it. All workers get the same answer."""
         if self.size == 1:
             return list(flags)
         counts = self.sum(torch.tensor(flags, dtype=torch.int32, device=device))
         return [count > 0 for count in counts.tolist()]
 
     def sum_gradients(self, weights: Sequence[nn.Parameter]) -> None:
-        """Each gradient becomes the sum over all workers; a worker without pictures adds zeros.
+        """Replace each gradient by its sum over all workers. A worker without pictures adds zeros.
 
-        DistributedDataParallel would take the mean of the workers' means. With captions of unequal
-        length that is not the mean over words, and two workers would not do what one does.
+        DistributedDataParallel averages the means of the workers. Captions differ in length, so
+        that is not the mean over words, and the result would depend on the number of workers.
         """
         if self.size == 1:
             return
         small, sending = [], []
         for weight in weights:
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            # Decided by the weight, which is the same in every worker, and not by the gradient.
+            # All workers must decide alike, so look at the weight and not at the gradient.
             if weight.numel() >= LARGE and weight.is_contiguous():
                 gradient = gradient.contiguous()
                 sending.append(torch.distributed.all_reduce(gradient, async_op=True))
@@ -70,13 +69,13 @@ class WorkerGroup:
             work.wait()
 
     def broadcast(self, network: nn.Module) -> None:
-        """Give the leader's weights to all."""
+        """Copy the leader's weights to all workers."""
         if self.size > 1:
             for tensor in network.state_dict().values():
                 torch.distributed.broadcast(tensor, 0)
 
     def gather(self, items: Sequence[Item]) -> list[Item]:
-        """Every worker's items, in the order of the workers."""
+        """The items of all workers, in the order of ranks."""
         if self.size == 1:
             return list(items)
         gathered: list[Sequence[Item]] = [()] * self.size
@@ -84,12 +83,12 @@ class WorkerGroup:
         return [item for part in gathered for item in part]
 
     def wait(self) -> None:
-        """Wait until all workers are here."""
+        """Wait until all workers have called this."""
         self.gather([None])
 
 
 def _buffers(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The gradients in groups of about BUFFER numbers."""
+    """Group the gradients into buffers of about BUFFER elements."""
     group: list[Tensor] = []
     for gradient in gradients:
         group.append(gradient)

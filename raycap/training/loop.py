@@ -1,7 +1,7 @@
 """A training run on one worker, from its first step or its last checkpoint to its end.
 
-All workers of a run execute `train_captioner` side by side, each on its share of every step. The
-leader writes the files.
+All workers of a run call `train_captioner` at the same time. Each gets its share of the pictures
+of every step. The leader, worker 0, writes the files.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from raycap.training.validation import CAPTION_SCORES, attention_maps, validate,
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What stays the same through a run."""
+    """What does not change during a run."""
 
     setup: TrainingSetup
     out: Path
@@ -58,10 +58,11 @@ def train_captioner(
     report: Callable[[dict[str, Any]], None] | None = None,
     epoch_limit: EpochLimit | None = None,
 ) -> bool:
-    """Train to the end; False when asked to stop before it, with everything saved.
+    """Train until the end. Returns False if the run was asked to stop earlier; then everything is
+    saved.
 
-    `report` gets the log line of each epoch. With an `epoch_limit`, the leader waits before each
-    epoch until it may train it, and the other workers wait for the leader.
+    `report` is called with the log line of each epoch. With an `epoch_limit`, the leader waits
+    before each epoch until the limit allows it. The other workers wait for the leader.
     """
     options = setup.options
     training = CaptionDataset(store, store.rows_of(*options.training_splits), setup.vocabulary)
@@ -90,8 +91,8 @@ def train_captioner(
             learner.restore(checkpoint.tensors, checkpoint.numbers)
             checkpoint = None
         elif number > 0:
-            # The phase begins from the best captioner of the one before, once the leader has
-            # written it.
+            # A phase starts with the best captioner of the previous phase. Wait until the leader
+            # has written it.
             group.wait()
             load_weights(network, str(out / CAPTIONER))
             learner.average.restart()
@@ -111,21 +112,22 @@ def train_captioner(
 
 
 def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainState) -> bool:
-    """One pass over the training pictures, from the step that was reached; False when stopped
-    before its end."""
+    """Train the rest of an epoch, from `state.step_of_epoch`. Returns False if the run was asked
+    to stop before the end of the epoch."""
     options, group = run.setup.options, run.group
     shares = run.training.shares(
         state.epochs_done, options.seed, options.batch, group.rank, group.size
     )
-    # Sums over this worker's steps; a checkpoint holds those of all workers.
+    # Sums over this worker's steps. A checkpoint has the sums of all workers: the leader takes
+    # them.
     counts = torch.zeros(len(COUNTED), device=run.precision.device)
     if state.counts and group.leads:
         counts = torch.tensor(state.counts, device=run.precision.device)
-    growth = state.epoch / max(1, phase.epochs - 1)
-    sampling = 0.0 if phase.is_self_critical else options.objective.scheduled_sampling * growth
+    progress = state.epoch / max(1, phase.epochs - 1)  # from 0 in the first epoch to 1 in the last
+    sampling = 0.0 if phase.is_self_critical else options.objective.scheduled_sampling * progress
 
     def read(share: np.ndarray) -> list[Batch]:
-        """A step's pictures, in parts that fit in memory."""
+        """The batches of one step: `accumulate` of them, so that each fits in memory."""
         pieces = np.array_split(share, options.optimiser.accumulate)
         batches = [run.training.batch(piece) for piece in pieces if len(piece)]
         on_gpu = run.precision.device.type == "cuda"
@@ -154,8 +156,8 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
             )
             run.log.add({"kind": "samples", "step": state.step, "samples": samples})
 
-        # The leader is asked to stop, and knows when to save; all workers must do so after the
-        # same step.
+        # The leader decides when to stop and when to save. All workers must do so after the same
+        # step.
         minutes = (time.monotonic() - saved_at) / 60
         is_save_due = group.leads and 0 < options.checkpoint_minutes <= minutes
         is_stop_requested = group.leads and (run.out / STOP).exists()
@@ -173,13 +175,13 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
 def validate_epoch(
     run: TrainingRun, learner: Learner, phase: Phase, state: TrainState
 ) -> dict[str, Any]:
-    """After an epoch: validate, keep the captioner if it is the best, write the log line and
-    return it."""
+    """Validate after an epoch, save the captioner if it is the best so far, and write the log
+    line. Returns the log line."""
     setup, options = run.setup, run.setup.options
     started = time.monotonic()
     training_counts, state.counts = state.counts, []
     learner.average.swap()  # the averaged weights are validated and kept
-    # Batch norms of a trained encoder have seen other pictures in each worker.
+    # The batch norm statistics of a trained encoder differ between workers: take the leader's.
     run.group.broadcast(run.network)
     result = validate(
         run.network, run.validation, options.validation, setup.search, run.precision, run.group
@@ -218,9 +220,9 @@ def validate_epoch(
 
 
 def phases_of(options: Train) -> list[Phase]:
-    """Cross-entropy, then self-critical training, where they have epochs."""
+    """Cross-entropy, then self-critical training; phases without epochs are left out."""
     critical = options.self_critical
-    # Self-critical training begins from a trained captioner: there is nothing to warm up.
+    # Self-critical training starts with a trained captioner, so it needs no warm-up.
     no_warmup = dataclasses.replace(options.schedule, warmup=0)
     phases = [
         Phase("cross_entropy", options.epochs, options.lr, options.schedule),
@@ -230,7 +232,7 @@ def phases_of(options: Train) -> list[Phase]:
 
 
 def build_network(setup: TrainingSetup, with_encoder: bool, precision: Precision) -> Network:
-    """A new network, or the one that the run starts from, on its device."""
+    """The network on its device, with new weights or with those of `start_from`."""
     encoder = setup.encoder
     decoder = setup.plan.decoder.build(
         len(setup.vocabulary), encoder.positions, encoder.width, setup.embeddings
@@ -243,7 +245,7 @@ def build_network(setup: TrainingSetup, with_encoder: bool, precision: Precision
 
 @dataclass(frozen=True)
 class LoggedAt:
-    """Where the last step line was written: the next one tells of the steps since."""
+    """Counts, step and time of the last step line. The next line is about the steps since then."""
 
     counts: Tensor
     step: int
@@ -253,8 +255,8 @@ class LoggedAt:
 def step_line(
     run: TrainingRun, phase: Phase, state: TrainState, lr: float, counts: Tensor, logged: LoggedAt
 ) -> dict[str, Any]:
-    """A log line about the steps since the last one; `counts` are those of all workers since the
-    epoch began."""
+    """A log line about the steps since the last such line. `counts` are the sums of all workers
+    since the beginning of the epoch."""
     seconds = max(time.monotonic() - logged.time, 1e-9)
     new = (counts - logged.counts).tolist()
     captions = new[COUNTED.index("captions")]
@@ -278,8 +280,8 @@ def save(run: TrainingRun, learner: Learner, state: TrainState) -> None:
 
 
 def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
-    """Write the captioner of the epoch with this log line; an encoder that was trained is in
-    it."""
+    """Write the captioner of the epoch with this log line. The folder contains the encoder only if
+    it was trained."""
     options, training = run.setup.options, run.training
     references = training.store.captions["references"].take(training.rows)
     captions = pc.sum(pc.list_value_length(references)).as_py()
@@ -293,7 +295,7 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
         "seed": options.seed,
         "chosen by": options.validation.best_by,
     }
-    if options.start_from:  # what that one was trained on, and its licence, hold for this one too
+    if options.start_from:  # its training data and its licence apply to this captioner too
         about_training["started from"] = options.start_from
     facts = {
         "data": {

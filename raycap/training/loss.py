@@ -1,7 +1,7 @@
 """The loss: cross-entropy over the words of captions.
 
-Losses are sums, not means: the parts of a step, which are computed one after the other or on
-several workers, then add up to the same loss however the step is divided.
+Losses are sums, not means. So the losses of the parts of a step add up to the same value, however
+the step is divided into parts and among workers.
 """
 
 from typing import NamedTuple
@@ -16,10 +16,10 @@ from raycap.vocabulary import END, PAD
 
 
 class CaptionLoss(NamedTuple):
-    """What the captions of a batch add to the loss and to the log."""
+    """The sums of a batch for the loss and for the log."""
 
     objective: Tensor  # smoothed cross-entropy, to be divided by words; has a gradient
-    penalty: Tensor  # of attention, to be divided by captions; has a gradient too
+    penalty: Tensor  # of the attention, to be divided by captions; has a gradient too
     counts: Tensor  # float32 [4]: cross-entropy, words predicted correctly, words, captions
 
 
@@ -30,8 +30,8 @@ def caption_loss(
     options: Objective,
     inputs: Tensor | None = None,
 ) -> CaptionLoss:
-    """The loss of captions [B, R, T + 1]; `inputs` [B, R, T] are read in place of the true
-    words."""
+    """The loss of captions [B, R, T + 1]. If `inputs` [B, R, T] are given, the decoder reads them
+    instead of the true words."""
     scored = score_words(decoder, memory, words, inputs, options.label_smoothing)
     penalty = scored.objective.new_zeros(())
     if options.attention_penalty and scored.attention is not None:
@@ -47,8 +47,8 @@ def caption_loss(
 
 
 def attention_penalty(attention: Tensor, mask: Tensor) -> Tensor:
-    """How far attention [B, R, T, P] is from looking once at each position, summed over captions;
-    `mask` [B, R, T] says where there is a word."""
+    """How far the attention [B, R, T, P] over a caption is from a total of 1 at each position,
+    summed over captions. `mask` [B, R, T] is True where there is a word."""
     looked = (attention * mask.unsqueeze(3)).sum(2)  # [B, R, P]
     return ((1 - looked) ** 2).mean(2)[mask.any(2)].sum()
 
@@ -57,11 +57,12 @@ def attention_penalty(attention: Tensor, mask: Tensor) -> Tensor:
 def scheduled_sampling_inputs(
     decoder: Decoder, memory: Tensors, words: Tensor, probability: float
 ) -> Tensor:
-    """Scheduled sampling: decoder inputs [B, R, T] in which each word is, with that probability,
-    one that the decoder itself would write there.
+    """Scheduled sampling: decoder inputs [B, R, T] in which each word is replaced, with this
+    probability, by a word sampled from the decoder.
 
-    The decoder goes through the captions word by word, since what it writes depends on what it has
-    read. No gradient goes through a sampled word, so the captions can then be unrolled as usual.
+    The decoder goes through the captions word by word, because its distribution depends on the
+    words before. There is no gradient through sampled words, so the loss is then computed as
+    usual.
     """
     inputs = decoder_inputs(words)
     state = decoder.initial_state(memory, inputs.shape[1])

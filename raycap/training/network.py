@@ -1,4 +1,4 @@
-"""What is trained: the decoder, and the encoder in front of it where pictures come as pixels."""
+"""The network that is trained: the decoder and, if pictures are read as pixels, the encoder."""
 
 from collections.abc import Mapping
 
@@ -12,8 +12,8 @@ from raycap.errors import UserError
 
 
 class Network(nn.Module):
-    """Pictures, as features or as pixels, to a decoder's memory. `encoder` is None where they come
-    as features."""
+    """A decoder, and the encoder if pictures are read as pixels. `encoder` is None if pictures are
+    read as features."""
 
     def __init__(self, decoder: Decoder, encoder: Encoder | None) -> None:
         super().__init__()
@@ -21,8 +21,8 @@ class Network(nn.Module):
         self.encoder = encoder
 
     def encode_if_frozen(self, pictures: Tensor) -> Tensor:
-        """Pixels become features if the encoder is frozen, so that it runs once for all that a
-        step does."""
+        """The features of pixels if the encoder is frozen, so that it runs once per step.
+        Otherwise the pictures as they are."""
         if self.encoder is None or any(True for _ in self.encoder.trainable_parameters()):
             return pictures
         with torch.no_grad():
@@ -30,7 +30,8 @@ class Network(nn.Module):
         return torch.cat([grid, vector.unsqueeze(1)], 1)
 
     def prepare(self, pictures: Tensor) -> Tensors:
-        """From features [B, P + 1, D], the vector below the grid, or pixels [B, S, S, 3]."""
+        """The decoder's memory, from features [B, P + 1, D] (the grid, then the vector) or pixels
+        [B, S, S, 3]."""
         if pictures.dtype != torch.uint8:
             return self.decoder.prepare(pictures[:, :-1], pictures[:, -1])
         assert self.encoder is not None
@@ -38,7 +39,7 @@ class Network(nn.Module):
 
 
 def load_weights(network: Network, captioner: str) -> None:
-    """Take the weights of a captioner folder."""
+    """Load the weights in a captioner folder."""
     tensors = folder.state_of(captioner)
     try:
         network.decoder.load_state_dict(without_prefix("decoder.", tensors))

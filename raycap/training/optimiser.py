@@ -1,5 +1,4 @@
-"""What moves the weights: the optimiser, the schedule of its learning rates, the moving average of
-the weights."""
+"""The optimiser, the learning rate schedule, and the moving average of the weights."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +17,10 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 def build_optimiser(network: Network, options: Train, lr: float) -> torch.optim.Optimizer:
-    """Adam over the trainable weights; encoder, word embeddings and decoder each have their own
-    learning rate.
+    """Adam or AdamW over the trainable weights, with separate learning rates for encoder, word
+    embeddings and decoder.
 
-    `lr` is the decoder's; the other rates keep their proportion to it.
+    `lr` is the decoder's rate. The other rates keep their proportion to it.
     """
     share = lr / options.lr
     rates = {
@@ -30,7 +29,7 @@ def build_optimiser(network: Network, options: Train, lr: float) -> torch.optim.
         "decoder": lr,
     }
     groups = []
-    for decayed in (True, False):  # matrices, then biases and scales
+    for decayed in (True, False):  # matrices have weight decay; biases and scales have none
         parts: dict[str, list[nn.Parameter]] = {part: [] for part in rates}
         for name, weight in network.named_parameters():
             if weight.requires_grad and (weight.ndim > 1) == decayed:
@@ -50,15 +49,15 @@ def build_optimiser(network: Network, options: Train, lr: float) -> torch.optim.
 
 
 class LearningRates:
-    """Sets the learning rates of each step: a share of the full rates."""
+    """The schedule: at each step, all learning rates are multiplied by the same share."""
 
     def __init__(self, options: Schedule, steps: int) -> None:
         self.options, self.steps = options, steps
-        # Only for the plateau: the present share, and the epochs since the last better one.
+        # For `plateau` only: the current share, and the epochs since the last improvement.
         self._share, self._worse = 1.0, 0
 
     def share(self, step: int) -> float:
-        """The share at this step, counted from 0."""
+        """The share at this step (counted from 0) of the phase."""
         warm = min(1.0, (step + 1) / (self.options.warmup + 1))
         if self.options.kind == "cosine":
             done = max(0, step - self.options.warmup) / max(1, self.steps - self.options.warmup)
@@ -72,7 +71,7 @@ class LearningRates:
             group["lr"] = group["full_lr"] * self.share(step)
 
     def epoch_validated(self, is_best: bool) -> None:
-        """On a plateau the rates go down when no epoch was better for some time."""
+        """For `plateau`: lower the rates if there was no improvement for `patience` epochs."""
         self._worse = 0 if is_best else self._worse + 1
         if self.options.kind == "plateau" and self._worse > self.options.patience:
             self._share = max(self._share * self.options.factor, self.options.floor)
@@ -97,15 +96,15 @@ class WeightAverage:
         self.restart()
 
     def restart(self) -> None:
-        """Begin again from the present weights."""
+        """Start a new average with the current weights."""
         self.steps = 0
         if self.decay:
             self._mean = {name: weight.detach().clone() for name, weight in self._live.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Call after each step. The first steps count more, or the initial weights would weigh for
-        long."""
+        """Call after each step. The decay is smaller in the first steps, so that the initial
+        weights are forgotten sooner."""
         if self._mean:
             self.steps += 1
             decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
@@ -114,8 +113,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average with the network's weights: once before validation, once after
-        saving."""
+        """Exchange the average and the network's weights. Call it before validation, and again
+        after saving."""
         for name, mean in self._mean.items():
             live = self._live[name]
             kept = live.detach().clone()

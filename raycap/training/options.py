@@ -1,5 +1,4 @@
-"""The options of a training run. A field's docstring is its help text; values are checked when
-they are given."""
+"""The options of a training run. The string under a field is its help text."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.images.augmentation import Augmentation
 
-# What the best epoch is chosen by. The lowest loss is best; of the others, the highest score.
+# The score by which the best epoch is chosen: the lowest loss, or the highest of the others.
 Measure = Literal["cider_d", "bleu_4", "rouge_l", "accuracy", "loss"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 

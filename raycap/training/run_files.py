@@ -1,4 +1,5 @@
-"""Files in a training run's folder by which other processes control it while it runs."""
+"""Files in the folder of a training run, with which other processes stop it or limit its
+epochs."""
 
 import time
 from pathlib import Path
@@ -11,12 +12,12 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 
 class EpochLimit:
-    """Lets another process decide before each epoch whether a run may train it; a sweep does.
+    """Makes a run wait before each epoch until another process allows it. Sweeps use it.
 
-    A file in the run's folder holds how many epochs the run may train in all; the run deletes it
-    when it has trained so many, with everything saved, and waits for the next. `token` is new for
-    each start of the run: a worker of a killed start, which may live a little longer, must not use
-    up what the next start is allowed.
+    A file in the run's folder has the total number of epochs that the run may train. When the run
+    has trained and saved them, it deletes the file and waits for the next one. The `token` in the
+    file name is new for each start of the run. Otherwise a worker of a killed start, which may
+    live a little longer, could use the file of the next start.
     """
 
     def __init__(self, out: Path, token: str) -> None:
@@ -24,21 +25,21 @@ class EpochLimit:
         self._file = out / f"epochs-{token}"
 
     def allow(self, epochs: int) -> None:
-        """Let the run train until it has done this many epochs."""
+        """Allow the run to train until it has trained this many epochs in total."""
         with whole_file(self._file) as file:
             file.write(str(epochs))
 
     def remove(self) -> None:
-        """Clean up when nobody leads the run any more."""
+        """Remove the file, after the run has ended."""
         self._file.unlink(missing_ok=True)
 
     def is_reached(self) -> bool:
-        """Whether the run has trained what it was allowed to, has saved everything, and waits."""
+        """Whether the run has trained and saved the allowed epochs, and waits."""
         return not self._file.exists()
 
     def wait(self, epochs_done: int, stop: Path) -> None:
-        """Return when the run, which has done so many epochs, may train another, or when the file
-        `stop` exists."""
+        """Called by the run: returns when it may train more than `epochs_done` epochs, or when the
+        file `stop` exists."""
         while not stop.exists():
             try:
                 if int(self._file.read_text(encoding="utf-8")) > epochs_done:

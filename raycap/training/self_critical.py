@@ -1,5 +1,5 @@
-"""Self-critical training: draw captions, reward them by the metric, make those that beat the
-others likelier."""
+"""Self-critical training: sample captions, score them with the metric, and raise the probability
+of those that are better than the other samples of the same picture."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ LONGEST_NGRAM = 4
 
 
 class CaptionReward:
-    """The reward of drawn captions, by the references of the training pictures.
+    """The rewards of sampled captions, computed with the references of the training pictures.
 
-    `<end>` counts as a word everywhere: without it, a captioner learns to stop in mid-sentence.
+    `<end>` counts as a word. Otherwise a captioner learns to stop in mid-sentence.
     """
 
     def __init__(self, dataset: CaptionDataset, options: SelfCritical) -> None:
@@ -34,7 +34,7 @@ class CaptionReward:
         self._bleu_weight = options.bleu_4
 
     def __call__(self, captions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """[B, K] of captions [B, K, T], of the pictures in `rows` [B] of the store."""
+        """Rewards [B, K] of captions [B, K, T] of the pictures in `rows` [B] of the store."""
         pictures = np.repeat(np.searchsorted(self._rows, rows), captions.shape[1])
         flat = captions.reshape(-1, captions.shape[2])
         rewards = self._cider(flat, pictures)
@@ -47,7 +47,8 @@ class CaptionReward:
 def draw_captions(
     decoder: Decoder, memory: Tensors, options: SelfCritical, seeds: Sequence[int]
 ) -> Tensor:
-    """Captions [B, K, T] with their `<end>`, then PAD; a seed for each picture."""
+    """Sample captions [B, K, T], with their `<end>`, then PAD. `seeds` has one for each
+    picture."""
     search = Sample(
         samples=options.samples, max_length=options.max_length, temperature=options.temperature
     )
@@ -56,7 +57,7 @@ def draw_captions(
 
 
 def advantages(rewards: np.ndarray) -> np.ndarray:
-    """How much better each of [B, K] is than the mean of the picture's other captions."""
+    """The difference between each reward [B, K] and the mean of the picture's other rewards."""
     others = (rewards.sum(1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
     difference: np.ndarray = rewards - others
     return difference
@@ -65,13 +66,13 @@ def advantages(rewards: np.ndarray) -> np.ndarray:
 def log_likelihood(
     decoder: Decoder, memory: Tensors, drawn: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The log-probability of each drawn word [N] of captions [B, K, T] under the search that drew
-    it, and a mask [B, K, T] of where these words are."""
+    """The log-probability [N] of each word of the sampled captions [B, K, T], at the temperature
+    of sampling, and the mask [B, K, T] of these words."""
     started = torch.cat([torch.full_like(drawn[..., :1], START), drawn], 2)
     mask = drawn != PAD
     outputs = decoder.unroll(memory, decoder_inputs(started)).outputs[mask]
     scores = decoder.logits(outputs).float() / temperature  # [N, V]
-    # Words that the search never draws are left out, or the gradient would push at them.
+    # Words that are never sampled are excluded, so that they get no gradient.
     scores = scores.index_fill(
         1, torch.tensor([PAD, START, UNK], device=scores.device), -torch.inf
     )
@@ -80,15 +81,15 @@ def log_likelihood(
 
 
 class BleuReward:
-    """BLEU-4 of single captions on token numbers.
+    """BLEU-4 of single captions, on token numbers.
 
-    One is added to the counts of each length above 1 (BLEU+1, Lin and Och 2004): without it,
-    nearly every single caption scores 0, and there would be no differences to learn from.
+    For n-grams with n above 1, 1 is added to both counts (BLEU+1, Lin and Och 2004). Otherwise
+    nearly every single caption would have a score of 0.
     """
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
-        """`references`: the encoded captions of each picture; `<start>` is ignored, `<end>` is a
-        token."""
+        """`references`: the captions of each picture as token numbers. `<start>` is ignored,
+        `<end>` counts as a token."""
         counted = [
             [[token for token in caption if token not in (PAD, START)] for caption in of_picture]
             for of_picture in references
@@ -100,8 +101,7 @@ class BleuReward:
     def __call__(
         self, captions: npt.NDArray[np.integer], pictures: Ints
     ) -> npt.NDArray[np.float32]:
-        """The reward [B] of `captions` [B, T], each by the references of its picture in `pictures`
-        [B]."""
+        """The rewards [B] of `captions` [B, T], whose pictures are `pictures` [B]."""
         ended = np.cumsum(captions == END, axis=1) - (captions == END)  # 0 up to the first <end>
         counts = (ended == 0) & (captions != PAD) & (captions != START)
         flat = Captions(captions[counts].astype(np.int64), np.nonzero(counts)[0], len(captions))
@@ -122,7 +122,6 @@ class BleuReward:
         return np.exp(total / LONGEST_NGRAM + brevity).astype(np.float32)
 
     def _nearest_length(self, picture: int, length: int) -> int:
-        """The length of the reference that is nearest in length; of two that are as near, the
-        shorter."""
+        """The length of the reference that is closest in length; the shorter one of two."""
         lengths = np.sort(self._lengths[picture])
         return int(lengths[np.abs(lengths - length).argmin()])

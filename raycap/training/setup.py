@@ -1,5 +1,5 @@
-"""What a run consists of, gathered and checked before any worker is started: parts, vocabulary,
-weights, pictures."""
+"""Collects and checks what a training run needs (encoder, decoder, vocabulary, weights, pictures)
+before any worker is started."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -24,8 +24,7 @@ from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, ro
 from raycap.vocabulary import Vocabulary, VocabularyOptions, load_glove
 
 TABLE, FACTS = "features", "facts.json"
-# Options that may change between two starts of one run, because the result does not depend on
-# them.
+# Options that may differ when a run is continued: the result does not depend on them.
 MAY_CHANGE = (
     "out",
     "fresh",
@@ -37,36 +36,36 @@ MAY_CHANGE = (
     "data_name",
     "data_licence",
 )
-# Options of an encoder or a decoder that any weights fit.
-NOT_OF_WEIGHTS = ("weights", "trainable", "embedding_trainable")
+# Options of encoders and decoders that do not change the shapes of weights. Dropout is another.
+WITHOUT_EFFECT_ON_WEIGHTS = ("weights", "trainable", "embedding_trainable")
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """All that a worker is given, but the pictures themselves."""
+    """Everything that a worker needs, except the pictures themselves."""
 
     plan: Plan
     options: Train
     vocabulary: Vocabulary
     encoder: Encoder
     pictures: PictureTables
-    embeddings: np.ndarray | None = None  # [V, E] word vectors to start from
+    embeddings: np.ndarray | None = None  # [V, E] initial word embeddings
 
     @property
     def search(self) -> SearchChoice:
-        """The search that writes captions in validation."""
+        """The search that is used in validation."""
         return self.plan.search
 
 
 def needs_pixels(encoder: EncoderOptions, options: Train) -> bool:
-    """Whether the encoder runs at every step."""
+    """Whether training reads pixels, because the encoder runs at every step."""
     is_trained = getattr(encoder, "trainable", "none") != "none"
     is_augmented = options.augmentation.on and not options.augmentation.views
     return is_trained or is_augmented
 
 
 def check_options(encoder: EncoderOptions, options: Train) -> None:
-    """Refuse options that do not go together, before anything is read."""
+    """Raise UserError for options that contradict each other. Reads nothing."""
     if not RunFolder(options.out).is_local:
         raise UserError(
             f"train.out is {options.out}: train into a folder that all machines share, then copy "
@@ -94,7 +93,7 @@ def check_options(encoder: EncoderOptions, options: Train) -> None:
 def run_identity(
     plan: Plan, words: VocabularyOptions, options: Train, source: Source | None
 ) -> dict[str, Any]:
-    """The choices that decide the result of a run."""
+    """The options that determine the result of a run."""
     train = to_plain(options)
     reading = to_plain(plan.reading)
     identity = {
@@ -113,9 +112,10 @@ def run_identity(
 def check_same(
     folder: RunFolder, record: Mapping[str, Any] | None, identity: Mapping[str, Any], what: str
 ) -> None:
-    """Refuse a folder that holds another run (or another sweep: `what`) than that of `identity`.
+    """Raise UserError if the folder holds a run with another identity.
 
-    `record` is what its run.json holds, None for a new folder.
+    `record` is the content of its run.json, None for a new folder. `what` is "run" or "sweep", for
+    the message.
     """
     if record is None:
         return
@@ -131,8 +131,8 @@ def check_same(
 
 
 def given_features(features: str, listing: str, encoder: Encoder) -> PictureTables:
-    """The feature table that the user gave: a folder that `raycap extract` made, or the table
-    itself."""
+    """The feature table in `features`: the output folder of `raycap extract`, or the table in
+    it."""
     folder = RunFolder(features)
     facts = folder.read_json(FACTS)
     if facts is None:
@@ -156,7 +156,7 @@ def given_features(features: str, listing: str, encoder: Encoder) -> PictureTabl
 
 
 def build_encoder(plan: Plan, start_from: str) -> Encoder:
-    """A new encoder, or that of the captioner that the run starts from."""
+    """A new encoder, or the encoder of the captioner `start_from`."""
     if not start_from:
         return plan.encoder.build()
     earlier = plan_of(start_from)
@@ -179,12 +179,12 @@ def build_encoder(plan: Plan, start_from: str) -> Encoder:
 
 
 def _options_of_weights(part: object, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a part that its weights depend on."""
+    """The options of an encoder or a decoder that its weights depend on."""
     plain = to_plain(part, kinds)
     return {
         name: value
         for name, value in plain.items()
-        if name not in NOT_OF_WEIGHTS and not name.endswith("dropout")
+        if name not in WITHOUT_EFFECT_ON_WEIGHTS and not name.endswith("dropout")
     }
 
 
@@ -196,8 +196,8 @@ def gather_setup(
     pictures: PictureTables,
     vocabulary: Vocabulary | None,
 ) -> TrainingSetup:
-    """Read the captions, and refuse what could not be learned. `vocabulary` is that of a run that
-    continues."""
+    """Read the captions, build the vocabulary, and check everything. Raises UserError if the run
+    could not be trained. `vocabulary` is given if the run is continued."""
     table = pictures.tables[0]
     shapes = row_shapes(table)
     if "grid" in shapes and shapes["grid"] != (encoder.positions, encoder.width):
@@ -205,15 +205,15 @@ def gather_setup(
             f"{table} holds grids of {shapes['grid']} (positions, width), the encoder makes "
             f"{(encoder.positions, encoder.width)}: they were made with another encoder"
         )
-    described: Counter[str] = Counter()  # pictures with captions, by split
+    captioned: Counter[str] = Counter()  # pictures with captions, by split
     captions: list[str] = []
     for rows in read_captions(pictures).to_batches(max_chunksize=ROWS_AT_ONCE):
         splits, references = rows["split"].to_pylist(), rows["references"].to_pylist()
         for split, of_picture in zip(splits, references, strict=True):
-            described[split or ""] += bool(of_picture)
+            captioned[split or ""] += bool(of_picture)
             if split in options.training_splits:
                 captions += of_picture
-    check_splits(table, options, described)
+    check_splits(table, options, captioned)
 
     if vocabulary is None and options.start_from:
         vocabulary = words_of(options.start_from)
@@ -222,21 +222,21 @@ def gather_setup(
     embeddings = None
     if words.glove:
         embeddings = load_glove(words.glove, vocabulary, options.seed).matrix
-    # Built once here, so that what does not fit is refused before any worker is started.
+    # Built once here, so that wrong options are refused before any worker is started.
     plan.decoder.build(len(vocabulary), encoder.positions, encoder.width, embeddings)
     return TrainingSetup(plan, options, vocabulary, encoder, pictures, embeddings)
 
 
-def check_splits(table: str, options: Train, described: Counter[str]) -> None:
-    """Refuse a table or source without pictures for a split; `described` counts pictures with
-    captions by split."""
-    if not sum(described.values()):
+def check_splits(table: str, options: Train, captioned: Counter[str]) -> None:
+    """Raise UserError if a split has no pictures with captions. `captioned` counts such pictures
+    by split. `table` is the name of the table or source, for messages."""
+    if not sum(captioned.values()):
         raise UserError(
             f"no picture of {table} has a caption: training needs pictures that people have "
             "described"
         )
-    known = ", ".join(f"{split or '(none)'}: {count:,}" for split, count in described.items())
-    if set(described) == {""}:
+    known = ", ".join(f"{split or '(none)'}: {count:,}" for split, count in captioned.items())
+    if set(captioned) == {""}:
         known += (
             ": --source.fractions 0.9 0.1 0 draws a tenth of the pictures to validate on, by "
             "their names"
@@ -244,12 +244,12 @@ def check_splits(table: str, options: Train, described: Counter[str]) -> None:
     named = [("training_splits", split) for split in options.training_splits]
     named.append(("validation_split", options.validation_split))
     for option, split in named:
-        if not described[split]:
+        if not captioned[split]:
             raise UserError(
                 f"train.{option} names {split!r}, which has no picture with a caption; there are "
                 f"{known}"
             )
-    count = sum(described[split] for split in options.training_splits)
+    count = sum(captioned[split] for split in options.training_splits)
     if options.workers.count and count < options.workers.count:
         raise UserError(
             f"{options.workers.count} workers, but only {count} pictures to learn from: take "

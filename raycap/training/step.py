@@ -1,4 +1,7 @@
-"""One training step: pictures and captions in, weights moved; the same on one worker or many."""
+"""One training step, from a batch of pictures and captions to updated weights.
+
+The result does not depend on the number of workers.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +27,13 @@ from raycap.training.self_critical import (
 )
 from raycap.vocabulary import PAD
 
-# What the steps of an epoch add up, in this order.
+# The sums that steps add up over an epoch, in this order.
 COUNTED = ("cross_entropy", "correct", "words", "captions", "reward")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of a run with its own loss and learning rate: cross-entropy, or self-critical
+    """A part of a run with its own loss and learning rate: cross-entropy, or self-critical
     training."""
 
     name: str
@@ -43,7 +46,7 @@ class Phase:
         return self.name == "self_critical"
 
     def figures(self, counts: Sequence[float]) -> dict[str, float]:
-        """The means over some steps, from their sums, as the log has them."""
+        """The means for the log, from the sums of some steps in the order of COUNTED."""
         cross_entropy, correct, words, captions, reward = counts
         if self.is_self_critical:
             return {
@@ -55,7 +58,7 @@ class Phase:
 
 
 class Learner:
-    """The network and all that a step of one phase needs and changes."""
+    """The network, optimiser, schedule and weight average of one phase."""
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class Learner:
         return float(self.optimiser.param_groups[-1]["lr"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """For a checkpoint: everything that training has changed."""
+        """All tensors that training changes, for a checkpoint."""
         network = self.network.state_dict()
         average = self.average.tensors()
         return {
@@ -93,6 +96,7 @@ class Learner:
         }
 
     def numbers(self) -> dict[str, Any]:
+        """The rest of the state, for the JSON file of a checkpoint."""
         return {
             "pace": self.rates.state(),  # the name in the files of earlier versions
             "average_steps": self.average.steps,
@@ -100,7 +104,7 @@ class Learner:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take what `tensors` and `numbers` gave."""
+        """Load the state from `tensors` and `numbers` of a checkpoint."""
         self.network.load_state_dict(without_prefix("network.", tensors))
         self.average.restore(without_prefix("average.", tensors), numbers["average_steps"])
         restore_optimiser(self.optimiser, tensors)
@@ -111,10 +115,11 @@ class Learner:
 def train_step(
     learner: Learner, batches: Sequence[Batch], state: TrainState, sampling: float
 ) -> Tensor:
-    """Learn from this worker's share of a step; returns what it adds to COUNTED.
+    """One update of the weights, from this worker's share of a step. Returns its sums, in the
+    order of COUNTED.
 
-    `batches` are the parts of the share, which fit in memory one after the other; in a small last
-    step a worker may have none. `sampling` is the probability of scheduled sampling.
+    `batches` are the parts of the share, for gradient accumulation. In a small last step a worker
+    may have none. `sampling` is the probability of scheduled sampling.
     """
     options, group, precision = learner.options, learner.group, learner.precision
     device, optimiser, scaler = precision.device, learner.optimiser, learner.scaler
@@ -123,7 +128,7 @@ def train_step(
     # generators.
     torch.manual_seed(hash((options.seed, state.step, group.rank)) & 0x7FFF_FFFF_FFFF_FFFF)
 
-    # What is to be learned: the references, or captions that the network has drawn.
+    # The captions to learn: the references, or captions sampled from the network.
     parts = []
     for batch in batches:
         batch = change_pictures(learner, batch.to(device))
@@ -132,8 +137,8 @@ def train_step(
         else:
             parts.append(true_captions(learner, batch, sampling))
 
-    # The loss is the mean over all words of the step, so every worker needs their number before
-    # the backward pass.
+    # The loss is the mean over all words of the step. So every worker needs the number of words of
+    # all workers before the backward pass.
     sizes = [part.size.to(device) for part in parts] or [torch.zeros(2, device=device)]
     words, captions = group.sum(torch.stack(sizes).sum(0))
 
@@ -145,7 +150,7 @@ def train_step(
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         counts += added
 
-    # Move the weights.
+    # Update the weights.
     group.sum_gradients(learner.weights)
     learner.rates.apply(optimiser, state.epoch * learner.steps_per_epoch + state.step_of_epoch)
     scaler.unscale_(optimiser)
@@ -159,18 +164,19 @@ def train_step(
 
 
 class StepPart(NamedTuple):
-    """Pictures and the captions to learn of them: a part of a step."""
+    """A part of a step: pictures and the captions to learn."""
 
-    pictures: Tensor
-    words: Tensor  # [B, R, T + 1] references, or [B, K, T] drawn captions
-    size: Tensor  # [2] words and captions
+    pictures: Tensor  # as in `Batch`
+    words: Tensor  # [B, R, T + 1] references, or [B, K, T] sampled captions
+    size: Tensor  # [2] number of words, number of captions
     inputs: Tensor | None = None  # words to read instead of the true ones, in scheduled sampling
-    rewards: Tensor | None = None  # [B, K] of drawn captions
-    advantages: Tensor | None = None  # [B, K] of drawn captions
+    rewards: Tensor | None = None  # [B, K] of sampled captions
+    advantages: Tensor | None = None  # [B, K] of sampled captions
 
 
 def change_pictures(learner: Learner, batch: Batch) -> Batch:
-    """Augments pixels and encodes them if the encoder is frozen; features stay as they are."""
+    """The batch with its pixels augmented, and encoded if the encoder is frozen. A batch of
+    features is returned as it is."""
     options, pictures = learner.options.augmentation, batch.pictures
     if learner.network.encoder is not None and options.on:
         draws = torch.rand(len(batch.rows), DRAWS, device=learner.precision.device)
@@ -181,8 +187,8 @@ def change_pictures(learner: Learner, batch: Batch) -> Batch:
 
 
 def true_captions(learner: Learner, batch: Batch, sampling: float) -> StepPart:
-    """The references of the pictures; with scheduled sampling, some words are read as the decoder
-    would write them."""
+    """The references as the captions to learn. With scheduled sampling, some of the words that the
+    decoder reads are replaced by its own."""
     words = batch.words
     size = torch.stack([(words[..., 1:] != PAD).sum(), (words[..., 1] != PAD).sum()]).float()
     if not sampling:
@@ -195,10 +201,10 @@ def true_captions(learner: Learner, batch: Batch, sampling: float) -> StepPart:
 
 
 def drawn_captions(learner: Learner, reward: CaptionReward, batch: Batch) -> StepPart:
-    """Captions that the network draws for the pictures, and how good they are."""
+    """Captions sampled from the network as the captions to learn, with their rewards."""
     network, options = learner.network, learner.options.self_critical
     seeds = torch.randint(2**62, (len(batch.rows),)).tolist()
-    # Drawn without dropout, as captions will be written; learned with dropout.
+    # Sampled without dropout, as in inference. The loss is computed with dropout.
     network.eval()
     with torch.no_grad(), learner.precision.autocast():
         memory = network.prepare(batch.pictures)
@@ -218,7 +224,8 @@ def drawn_captions(learner: Learner, reward: CaptionReward, batch: Batch) -> Ste
 def part_loss(
     learner: Learner, part: StepPart, words: Tensor, captions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The part's share of the loss of the whole step, and what it adds to COUNTED."""
+    """The part's share of the loss, and its sums in the order of COUNTED. `words` and `captions`
+    are the numbers of words and captions of the whole step, of all workers."""
     decoder, options = learner.network.decoder, learner.options
     memory = learner.network.prepare(part.pictures)
     if part.rewards is None or part.advantages is None:

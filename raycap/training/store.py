@@ -1,12 +1,10 @@
-"""Training pictures as rows of equal size in one local file, so that any row can be read at any
-time.
+"""Training pictures in one local file with rows of equal size, for random access.
 
-Tables hold what a picture looks like; splits and captions come from the listing of the source
-alone.
+The table job writes features or pixels as Parquet files, from which single rows cannot be read
+efficiently. So each machine unpacks a table once. The unpacked file is memory-mapped and not
+loaded: memory use stays constant, and the page cache avoids repeated reads.
 
-Tables are Parquet files, which are read in runs of rows; a shuffled epoch wants single rows. Each
-machine unpacks a table once. The files are mapped into memory, not loaded: memory stays flat, and
-what fits in the page cache is read from disk once.
+Splits and captions are not in these tables. They come from the listing of the source.
 """
 
 import contextlib
@@ -41,35 +39,37 @@ CAPTION_COLUMNS = ["key", "split", "references"]
 
 @dataclass(frozen=True)
 class PictureTables:
-    """What a run learns from: a table of pictures, and tables of their views.
+    """The training data of a run: a table of pictures, and tables of their views (augmented
+    versions).
 
-    `listing` is a file with the splits and captions that the source has now. Tables are kept for
-    later runs, and captions may have been corrected since.
+    `listing` is a file with the splits and captions of the source, as they were at the start of
+    the run. They are not in the tables, which later runs use too: captions may be corrected
+    meanwhile.
     """
 
     tables: tuple[str, ...]
     listing: str
-    precision: str = ""  # in which features were computed, where they were made for this run
+    precision: str = ""  # of the features, if they were made for this run
 
 
 class View(NamedTuple):
-    """Changed versions of the pictures of a store."""
+    """Augmented versions of the pictures of a store."""
 
-    pixels_or_features: np.ndarray  # [M, ...], mapped
-    rows: np.ndarray  # [N] the row here of each picture of the store; -1 where there is none
+    pixels_or_features: np.ndarray  # [M, ...], memory-mapped
+    rows: np.ndarray  # [N] for each picture of the store its row in this view; -1 for none
 
 
 @dataclass(frozen=True)
 class PictureStore:
-    """An unpacked table with its captions. A row is a picture's features [P + 1, D] in float16,
-    the vector below the grid, or its pixels [S, S, 3] in uint8.
+    """An unpacked table with its captions. A row has the features of a picture, [P + 1, D] in
+    float16 (the grid, then the vector), or its pixels, [S, S, 3] in uint8.
 
-    Items are numbers: from 0 to N - 1 the pictures as they are, the next N their first views, and
-    so on.
+    An item is a number that stands for a picture or one of its views: 0 to N - 1 are the pictures
+    themselves, the next N their first views, and so on.
     """
 
-    rows: np.ndarray  # [N, ...], mapped
-    captions: pa.Table  # of CAPTION_COLUMNS; null split and references if the source lacks it
+    rows: np.ndarray  # [N, ...], memory-mapped
+    captions: pa.Table  # CAPTION_COLUMNS; split and references may be null
     views: tuple[View, ...] = ()
 
     def __len__(self) -> int:
@@ -84,28 +84,27 @@ class PictureStore:
         return key
 
     def references(self, row: int) -> list[str]:
-        """The captions that people wrote for this picture."""
+        """The human captions of this picture."""
         references: list[str] = self.captions["references"][int(row)].as_py()
         return references
 
     def rows_of(self, *splits: str) -> np.ndarray:
-        """The rows of the pictures of these splits that have a caption, in the order of their
-        keys.
+        """The rows of the pictures of these splits that have captions, sorted by key.
 
-        A table that is made again has its rows in another order; the same seed must give the same
-        epochs.
+        Sorted, because a table that is made again may have another order of rows, and the same
+        seed must give the same epochs.
         """
         in_splits = pc.is_in(self.captions["split"], pa.array(splits, pa.string()))
         lengths = pc.list_value_length(self.captions["references"])
-        described = pc.greater(lengths, 0).fill_null(False)
-        rows = pa.array(np.flatnonzero(pc.and_(in_splits, described).to_numpy()))
+        captioned = pc.greater(lengths, 0).fill_null(False)
+        rows = pa.array(np.flatnonzero(pc.and_(in_splits, captioned).to_numpy()))
         order = pc.sort_indices(self.captions["key"].take(rows))
         by_key: np.ndarray = rows.take(order).to_numpy()
         return by_key
 
     def pictures(self, items: np.ndarray) -> np.ndarray:
-        """The features or pixels of these items; of a view that lacks a picture, the picture as it
-        is."""
+        """The features or pixels of these items. Where a view lacks a picture, the picture itself
+        is used."""
         which, rows = np.divmod(items, len(self))
         found = self.rows[rows]
         for number, view in enumerate(self.views, start=1):
@@ -115,7 +114,8 @@ class PictureStore:
 
 
 def open_store(pictures: PictureTables, cache: Path) -> PictureStore:
-    """The first table, with the others as its views."""
+    """Unpack the tables if that is not done yet, and open the first one with the others as
+    views."""
     (rows, keys), *others = (unpack_table(table, cache) for table in pictures.tables)
     views = []
     for other_rows, other_keys in others:
@@ -126,7 +126,7 @@ def open_store(pictures: PictureTables, cache: Path) -> PictureStore:
 
 
 def _mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Table:
-    """`captions_of`, as a file beside the unpacked rows: it is mapped, and takes no memory."""
+    """The result of `captions_of`, memory-mapped from a file next to the unpacked rows."""
     with Path(listing).open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
     file = folder / f"captions-{digest}.arrow"
@@ -142,20 +142,21 @@ def _mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Ta
 
 
 def read_captions(pictures: PictureTables) -> pa.Table:
-    """Key, split and captions of each readable picture."""
+    """CAPTION_COLUMNS of each readable picture of the first table."""
     keys = pa.concat_tables(read_rows(pictures.tables[0], ["key"]))["key"]
     return captions_of(keys, pictures.listing)
 
 
 def captions_of(keys: pa.ChunkedArray, listing: str) -> pa.Table:
-    """What the listing says about these pictures; nulls for one that it does not hold."""
+    """CAPTION_COLUMNS of these pictures, from the listing; null if it does not have the key."""
     listed = pa.ipc.open_file(pa.memory_map(listing)).read_all()
     listed = listed.take(pc.index_in(keys, listed["key"].combine_chunks()))
     return listed.set_column(0, "key", keys)
 
 
 def write_listing(source: Source, file: Path) -> Counter[str]:
-    """Write what the source says of its pictures; returns how many of each split have captions."""
+    """Write CAPTION_COLUMNS of all pictures of a source to a file. Returns how many pictures of
+    each split have captions."""
     pictures: Counter[str] = Counter()
     schema = pa.schema([MANIFEST.field(name) for name in CAPTION_COLUMNS])
     try:
@@ -166,9 +167,9 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
         ):
             for rows in source.tables():
                 writer.write_table(rows.select(CAPTION_COLUMNS).cast(schema))
-                described = pc.greater(pc.list_value_length(rows["references"]), 0)
-                usable = pc.equal(rows["error"], "")  # the others cannot be fetched
-                counted = rows["split"].filter(pc.and_(described, usable))
+                captioned = pc.greater(pc.list_value_length(rows["references"]), 0)
+                usable = pc.equal(rows["error"], "")
+                counted = rows["split"].filter(pc.and_(captioned, usable))
                 pictures.update(counted.to_pylist())
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}") from error
@@ -176,8 +177,8 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
 
 
 def unpack_table(table: str, cache: Path) -> tuple[np.memmap, pa.ChunkedArray]:
-    """The rows of the table at `table` (a path or URI) and their keys, unpacked on this machine
-    now or by an earlier run."""
+    """The rows and keys of the table at this path or URI. It is unpacked into `cache`, unless an
+    earlier run on this machine has done so."""
     files = _parquet_files(table)
     fingerprint = json.dumps([KEYS, str(table), *files], default=str)
     folder = cache / "rows" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
@@ -185,7 +186,7 @@ def unpack_table(table: str, cache: Path) -> tuple[np.memmap, pa.ChunkedArray]:
         part = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.part")
         try:
             _unpack(table, part)
-            with contextlib.suppress(OSError):  # another run was quicker, with the same rows
+            with contextlib.suppress(OSError):  # another process has unpacked the same table
                 part.rename(folder)
         except OSError as error:
             raise UserError(
@@ -223,7 +224,7 @@ def _unpack(table: str, folder: Path) -> None:
 
 
 def _rows(piece: pa.Table, columns: list[str]) -> np.ndarray:
-    """[n, P + 1, D] from a grid and a vector, or [n, S, S, 3]."""
+    """Features [n, P + 1, D], from the columns of grid and vector, or pixels [n, S, S, 3]."""
     arrays: dict[str, np.ndarray] = {name: tensors_of(piece, name) for name in columns}
     if "pixels" in arrays:
         return arrays["pixels"]
@@ -232,7 +233,7 @@ def _rows(piece: pa.Table, columns: list[str]) -> np.ndarray:
 
 
 def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of what a row holds: `grid` (with `scale` in 8 bits) and `vector`, or
+    """The shapes of the tensor columns of a table: `grid`, `vector` and, for int8, `scale`; or
     `pixels`."""
     with _opened(_parquet_files(table)[0][0], table) as file:
         schema = pq.read_schema(file)
@@ -251,7 +252,7 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
 
 
 def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
-    """The readable rows of a feature table in their order, some at a time."""
+    """The successful rows of a table in their order, up to ROWS_AT_ONCE at a time."""
     for name, *_ in _parquet_files(table):
         with _opened(name, table) as file:
             parquet = pq.ParquetFile(file)
@@ -266,11 +267,11 @@ def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _parquet_files(table: str) -> list[tuple[str, int, Any]]:
-    """The table's Parquet files in order, each with its size and its time of change."""
+    """The Parquet files of a table, sorted: URI, size, and time of change or ETag."""
     try:
         filesystem, root = filesystem_of(table)
         listed = filesystem.ls(root, detail=True) if filesystem.isdir(root) else []
-        # Not every listing says of a link what it leads to.
+        # Not every listing follows links, so ask for each file.
         names = sorted(str(one["name"]) for one in listed if one["name"].endswith(".parquet"))
         found = [info for name in names if (info := filesystem.info(name))["type"] == "file"]
     except (OSError, ValueError) as error:

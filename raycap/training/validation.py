@@ -1,5 +1,4 @@
-"""How good the captioner is after an epoch: loss and accuracy on the true words, and captions by
-the metrics."""
+"""Validation after an epoch: loss and accuracy on the references, and the scores of captions."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ ATTENTION_PICTURES = 12  # pictures whose attention maps are kept for the report
 
 
 class ValidationResult(NamedTuple):
-    """What a validation found."""
+    """The result of a validation."""
 
     figures: dict[str, Any]  # for the log
     pictures: list[dict[str, Any]]  # key, caption, CIDEr-D and references of each
@@ -46,8 +45,8 @@ def validate(
     precision: Precision,
     group: WorkerGroup,
 ) -> ValidationResult:
-    """Scores over the pictures of all workers, and some samples; the same answer in each
-    worker."""
+    """Caption and score the validation pictures, each worker its share. All workers return the
+    same result."""
     network.eval()
     counts = torch.zeros(4, device=precision.device)
     written: list[WrittenCaption] = []
@@ -97,7 +96,7 @@ def write_captions(
     vocabulary: Vocabulary,
     search: SearchChoice,
 ) -> list[WrittenCaption]:
-    """The captions of the pictures in these rows, whose memory is given."""
+    """Captions of the pictures in these rows; `memory` is the decoder's memory of them."""
     found = search.search(network.decoder, memory).words[:, 0].tolist()
     return [
         WrittenCaption(int(row), vocabulary.decode(words))
@@ -113,7 +112,7 @@ def write_samples(
     search: SearchChoice,
     precision: Precision,
 ) -> list[dict[str, str]]:
-    """Sample captions in the middle of an epoch."""
+    """Captions of a few pictures, for samples in the middle of an epoch."""
     network.eval()
     rows = spread(dataset.rows, options.samples)
     with precision.autocast():
@@ -127,8 +126,7 @@ def write_samples(
 def attention_maps(
     network: Network, dataset: CaptionDataset, search: SearchChoice, precision: Precision
 ) -> list[dict[str, Any]]:
-    """For a few pictures the words of their caption, and a map [T][P] of where the decoder looked
-    for each word."""
+    """For a few pictures, the words of the caption and the attention [T][P] for each word."""
     batch = dataset.batch(spread(dataset.rows, ATTENTION_PICTURES)).to(precision.device)
     network.eval()
     with precision.autocast():
@@ -147,13 +145,13 @@ def attention_maps(
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """A few of the rows, always the same."""
+    """`count` rows at equal distances, always the same."""
     chosen: np.ndarray = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
     return chosen
 
 
 def samples_of(dataset: CaptionDataset, written: list[WrittenCaption]) -> list[dict[str, str]]:
-    """Captions for people to read, each beside a reference."""
+    """Captions for the log, each with its key and one reference."""
     return [
         {
             "key": dataset.store.key(one.row),
