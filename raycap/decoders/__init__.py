@@ -1,6 +1,7 @@
-"""The options of the decoders; torch is imported only when one is built.
+"""The options of the decoders. Torch is imported only when a decoder is built.
 
-A new decoder is a subclass of `Decoder`, a class of options here, and a line in `DECODERS`.
+To add a decoder, write a subclass of `Decoder` in a file of its own, a class of options here, and
+its lines in `DECODERS` and `DecoderChoice`.
 """
 
 from __future__ import annotations

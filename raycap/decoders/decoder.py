@@ -1,8 +1,10 @@
-"""The base of all decoders: from a picture's memory and the words so far to the logits of the next
-word.
+"""The base class of decoders, which predict the next word from a picture and the words so far.
 
-Shapes are [B, K, ...]: B pictures, K captions of each in parallel. K counts the references in
-teacher forcing and the beams in search. A picture's memory is computed once for all its captions.
+`prepare` computes the *memory* of a picture from its features, once for all its captions. `step`
+reads one word, and `unroll` reads whole captions in training.
+
+Shapes are [B, K, ...]: B pictures with K captions each. In teacher forcing these are the
+references (then also called R), in a search the beams or samples.
 """
 
 from abc import ABC, abstractmethod
@@ -17,8 +19,8 @@ from raycap.decoders import DecoderOptions
 from raycap.errors import UserError
 from raycap.vocabulary import PAD
 
-# A memory is named tensors [B, ...], a state named tensors [B, K, ...]: search can pick rows of
-# both.
+# The type of memories, whose tensors are [B, ...], and of states, whose tensors are [B, K, ...]. A
+# search selects pictures and captions by indexing them.
 Tensors = dict[str, Tensor]
 
 
@@ -31,14 +33,14 @@ class DecoderStep(NamedTuple):
 
 
 class Unrolled(NamedTuple):
-    """The outputs for whole captions; those at padding mean nothing."""
+    """The outputs for whole captions. Values at padding are undefined."""
 
     outputs: Tensor  # [B, R, T, O], for `logits`
     attention: Tensor | None  # [B, R, T, P]
 
 
 class Decoder(nn.Module, ABC):
-    """Embeddings, projections of the picture, logits, and the methods of every decoder."""
+    """The parts that all decoders have: embeddings, projection of the picture, output layer."""
 
     def __init__(
         self,
@@ -55,8 +57,8 @@ class Decoder(nn.Module, ABC):
         self.embedding_dropout = nn.Dropout(options.embedding_dropout)
         self.normalise: nn.Module = nn.Identity()
         if options.normalise_picture:
-            # Without weights: every layer after it has them, and some decoders read only one of
-            # grid and vector.
+            # Without learned weights: the layers after it have some, and not every decoder reads
+            # both grid and vector.
             self.normalise = nn.LayerNorm(width, elementwise_affine=False)
         self.projection: nn.Module = nn.Identity()
         if projected:
@@ -66,7 +68,7 @@ class Decoder(nn.Module, ABC):
         self.bridge: nn.Module = nn.Identity()
         if options.tied_words and output_width != options.embedding_width:
             self.bridge = nn.Linear(output_width, options.embedding_width)
-        # Tied words use the embedding's weight, which a saved decoder holds once, by one name.
+        # With tied words, the output layer uses the weight of the embedding, which is saved once.
         self.vocabulary = None
         if not options.tied_words:
             self.vocabulary = nn.Linear(output_width, vocabulary_size, bias=False)
@@ -89,12 +91,12 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
-        """The memory: all that is computed once per picture from its grid [B, P, D] and vector [B,
-        D]."""
+        """The memory of pictures with the grid [B, P, D] and the vector [B, D]."""
 
     @abstractmethod
     def initial_state(self, memory: Tensors, captions: int) -> Tensors:
-        """The state [B, captions, ...] before `<start>` of `captions` captions of each picture."""
+        """The state [B, captions, ...] before `<start>`, for `captions` captions of each
+        picture."""
 
     @abstractmethod
     def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
@@ -104,7 +106,7 @@ class Decoder(nn.Module, ABC):
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
         """Read whole captions [B, R, T] (from `<start>`, then PAD) with the same result as `step`.
 
-        Half of a batch is padding: pick the true words from `outputs` before `logits`.
+        About half of a batch is padding: select the real words before calling `logits`.
         """
 
     def forward(self, memory: Tensors, words: Tensor) -> tuple[Tensor, Tensor | None]:

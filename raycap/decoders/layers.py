@@ -9,9 +9,9 @@ GATES = {"lstm": 4, "gru": 3}
 class AdditiveAttention(nn.Module):
     """Bahdanau's attention: v . tanh(key + query).
 
-    Computed as 2 v . sigmoid(2 key + 2 query), which is the same up to a constant that the softmax
-    drops: on a CPU torch's sigmoid is about ten times as fast as its tanh, and this is the largest
-    tensor of a decoder.
+    It is computed as 2 v . sigmoid(2 key + 2 query), which differs by a constant that the softmax
+    removes. On a CPU, torch's sigmoid is about ten times as fast as its tanh, and this is the
+    largest tensor of a decoder.
     """
 
     def __init__(self, grid_width: int, query_width: int, attention_width: int) -> None:
@@ -19,7 +19,7 @@ class AdditiveAttention(nn.Module):
         self.context_width = grid_width
         self.key = nn.Linear(grid_width, attention_width)
         self.query = nn.Linear(query_width, attention_width, bias=False)
-        # A bias would change nothing under the softmax.
+        # Without a bias, which the softmax would remove.
         self.weigh = nn.Linear(attention_width, 1, bias=False)
 
     def prepare(self, grid: Tensor) -> dict[str, Tensor]:
@@ -35,7 +35,8 @@ class AdditiveAttention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot products with several heads. The weights it returns are the mean of the heads."""
+    """Scaled dot-product attention with several heads. It returns the mean weights of the
+    heads."""
 
     def __init__(
         self, grid_width: int, query_width: int, attention_width: int, heads: int
@@ -43,7 +44,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.context_width = attention_width
         self.heads = heads
-        # A bias would change nothing under the softmax.
+        # Without a bias, which the softmax would remove.
         self.key = nn.Linear(grid_width, attention_width, bias=False)
         self.value = nn.Linear(grid_width, attention_width)
         self.query = nn.Linear(query_width, attention_width)
@@ -79,8 +80,8 @@ def build_attention(
 
 
 class LstmCell(nn.Module):
-    """An LSTM cell that takes projected inputs, so that all words of a caption are projected at
-    once. Gates in torch's order: input, forget, cell, output."""
+    """An LSTM cell whose input is already projected, so that all words of a caption can be
+    projected at once. Gates are in torch's order: input, forget, cell, output."""
 
     def __init__(self, hidden_width: int) -> None:
         super().__init__()
@@ -96,7 +97,8 @@ class LstmCell(nn.Module):
 
 
 class GruCell(nn.Module):
-    """A GRU cell that takes projected inputs. Gates in torch's order: reset, update, new."""
+    """A GRU cell whose input is already projected. Gates are in torch's order: reset, update,
+    new."""
 
     def __init__(self, hidden_width: int) -> None:
         super().__init__()

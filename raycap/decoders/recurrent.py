@@ -19,12 +19,12 @@ from raycap.decoders.layers import (
 )
 from raycap.vocabulary import PAD
 
-# What a cell carries from word to word, each [B, K, layers, H].
+# The names of the tensors in the state of each kind of cell, each [B, K, layers, H].
 STATES = {"lstm": ("hidden", "cell"), "gru": ("hidden",)}
 
 
 class VectorInput(nn.Module):
-    """The picture's vector as the first state, as an input before the first word, or both."""
+    """Uses the picture's vector as the first state, as an input before the first word, or both."""
 
     def __init__(self, options: Recurrent, width: int) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class VectorInput(nn.Module):
         self.input = nn.Linear(width, options.embedding_width) if as_input else None
 
     def prepare(self, vector: Tensor) -> Tensors:
-        """The first state [B, layers, H] by the cell's own names; the first input [B, E] if
-        any."""
+        """The first state [B, layers, H], by the names in STATES, and the first input [B, E] if
+        there is one."""
         if self.state is None:
             first = vector.new_zeros(len(vector), *self.shape)
         else:
@@ -53,7 +53,7 @@ class VectorInput(nn.Module):
 
 
 def share(state: Tensors, captions: int) -> Tensors:
-    """The state of one caption [B, 1, ...] for `captions` captions of each picture."""
+    """Expand the state of one caption [B, 1, ...] to `captions` captions of each picture."""
     return {name: part.expand(-1, captions, *part.shape[2:]) for name, part in state.items()}
 
 
@@ -119,8 +119,8 @@ class PlainRecurrent(Decoder):
 class AttentiveDecoder(Decoder):
     """A decoder that attends to the grid before each word.
 
-    What does not depend on the state is computed for all words of a caption at once
-    (`project_words`, `project_outputs`); `run_cell` goes word by word.
+    Everything that does not depend on the state is computed for all words of a caption at once
+    (`project_words`, `project_outputs`). `run_cell` is called for each word.
     """
 
     @abstractmethod
@@ -145,7 +145,8 @@ class AttentiveDecoder(Decoder):
         return DecoderStep(self.logits(self.project_outputs(outputs, embedded)), state, attention)
 
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
-        # With the longest captions first, those that still have a word fill the start of a batch.
+        # Sort by length, longest first. Then the captions that still have a word at some position
+        # are the first ones of the batch, and the rest is skipped.
         lengths = (words != PAD).sum(-1)  # [B, R]
         captions = torch.argsort(lengths, dim=1, descending=True, stable=True)  # [B, R]
         pictures = torch.argsort(lengths.amax(1), descending=True, stable=True)  # [B]
@@ -162,7 +163,8 @@ class AttentiveDecoder(Decoder):
     ) -> tuple[Tensor, Tensor]:
         """Cell outputs [B, R, T, L] and attention [B, R, T, P] of projected words [B, R, T, G].
 
-        A word is computed for the first pictures and captions only, up to the last that has one.
+        At each position, only the first pictures and captions are computed: up to the last one
+        that still has a word.
         """
         state = self.initial_state(memory, projected.shape[1])
         outputs, attentions = [], []
@@ -178,11 +180,11 @@ class AttentiveDecoder(Decoder):
 
 
 def _sizes(words: Tensor) -> list[tuple[int, int]]:
-    """For each position, how many pictures and captions, from the first on, hold all that have a
-    word there in [B, R, T].
+    """For each position, the number of first pictures and the number of first captions that
+    include all words at that position in [B, R, T].
 
-    They hold a fifth more than the words themselves, where the padded batch is twice as large
-    (Flickr8k, 32 pictures).
+    On Flickr8k with 32 pictures, this computes 20% more than the words themselves. The whole
+    padded batch would be twice as large.
     """
     has_word = words != PAD
     sizes = []

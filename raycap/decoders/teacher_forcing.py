@@ -1,4 +1,4 @@
-"""Teacher forcing: how well a decoder predicts each word of given captions from those before."""
+"""Teacher forcing: scores how well a decoder predicts each word of given captions."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,8 +12,7 @@ from raycap.vocabulary import END, PAD
 
 
 def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """The captions of each picture in one array [B, R, T + 1], as long as the longest, with PAD
-    behind each."""
+    """The captions of all pictures in one array [B, R, T + 1], padded with PAD to the longest."""
     references = max(len(of_picture) for of_picture in captions)
     longest = max(len(caption) for of_picture in captions for caption in of_picture)
     words = np.full((len(captions), references, longest), PAD, np.int64)
@@ -24,13 +23,13 @@ def pad_captions(captions: Sequence[Sequence[Sequence[int]]]) -> Tensor:
 
 
 def decoder_inputs(words: Tensor) -> Tensor:
-    """The words [B, R, T] that a decoder reads to predict the next ones of [B, R, T + 1]: all but
-    the last, and no `<end>`."""
+    """The words [B, R, T] that a decoder reads to predict the next words of captions [B, R, T +
+    1]: all but the last one, with PAD instead of `<end>`."""
     return words[..., :-1].masked_fill(words[..., :-1] == END, PAD)
 
 
 class ScoredWords(NamedTuple):
-    """What the decoder predicted at each of the N true words."""
+    """The predictions for the N words of captions."""
 
     mask: Tensor  # [B, R, T] where there is a word to predict
     objective: Tensor  # smoothed cross-entropy, summed; has a gradient
@@ -46,12 +45,12 @@ def score_words(
     inputs: Tensor | None = None,
     smoothing: float = 0.0,
 ) -> ScoredWords:
-    """How well the captions [B, R, T + 1] are predicted; `inputs` [B, R, T] are read in their
-    place."""
+    """Score the words of captions [B, R, T + 1]. If `inputs` [B, R, T] are given, the decoder
+    reads them instead of the captions."""
     targets = words[..., 1:]  # [B, R, T]
     mask = targets != PAD
     unrolled = decoder.unroll(memory, decoder_inputs(words) if inputs is None else inputs)
-    # Half of a batch is padding, which gets no logits.
+    # About half of a batch is padding, for which no logits are computed.
     logits = decoder.logits(unrolled.outputs[mask])  # [N, V]
     objective, cross_entropy, correct = _CrossEntropy.apply(logits, targets[mask], smoothing)
     return ScoredWords(mask, objective, cross_entropy, correct, unrolled.attention)
@@ -68,11 +67,11 @@ def loss_by_picture(decoder: Decoder, memory: Tensors, words: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Of scores [N, V]: the smoothed cross-entropy, summed; the plain one of each word [N]; and
-    whether each word was scored highest [N]. All in one pass over the scores.
+    """From scores [N, V]: the sum of the smoothed cross-entropy, the plain cross-entropy of each
+    word [N], and whether each word has the highest score [N].
 
-    As separate operations of torch, each with its own pass over [N, V], this took five times as
-    long on a CPU, about 5% of a whole step.
+    It is one fused function, because with separate torch operations, each with its own pass over
+    [N, V], it took five times as long on a CPU: about 5% of a training step.
     """
 
     @staticmethod

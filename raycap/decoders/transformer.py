@@ -58,7 +58,8 @@ class Block(nn.Module):
         return context.transpose(2, 3).flatten(-2), past
 
     def _attend_to_grid(self, stream: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        # All words of a picture's captions are one row of queries: the grid is not repeated.
+        # All words of all captions of a picture are queries of one attention, so that the grid
+        # need not be repeated.
         keys, values = memory.unbind(1)  # [B, heads, P, W / heads]
         query = self.query(stream).view(len(stream), -1, self.heads, keys.shape[-1])
         query = query.transpose(1, 2)  # [B, heads, K * T, W / heads]
@@ -69,8 +70,8 @@ class Block(nn.Module):
 
 
 class TransformerDecoder(Decoder):
-    """Words, positions and the picture's vector go through the blocks. The attention is the last
-    block's."""
+    """The sum of word, position and picture vector goes through the blocks. The attention that is
+    returned is that of the last block."""
 
     def __init__(
         self, options: Transformer, vocabulary_size: int, width: int, embeddings: np.ndarray | None

@@ -1,5 +1,9 @@
-"""The options of the encoders, which turn pixels into a grid of features. Only `build` imports
-torch."""
+"""The options of the encoders, which compute a grid of features from pixels. Torch is imported
+only when an encoder is built.
+
+To add an encoder, write a `Trunk` in a file of its own, a class of options here, and its line in
+`ENCODERS`.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -18,7 +22,7 @@ if TYPE_CHECKING:
     from raycap.encoders.encoder import Encoder
 
 Trainable = Literal["none", "last", "all"]
-RANDOM = "random"  # weights for trials
+RANDOM = "random"  # random weights, for trials
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The encoder around any network: uint8 pixels in, a grid of features and a vector out."""
+"""The encoder: from uint8 pixels to a grid of features and one vector for the whole picture."""
 
 import copy
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ class Features(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """The network in an encoder: normalised pixels [B, 3, S, S] -> grid [B, D, H, H], vector [B,
-    D]."""
+    """The network in an encoder. It computes a grid [B, D, H, H] and a vector [B, D] from
+    normalised pixels [B, 3, S, S]."""
 
     def last_stage(self) -> list[nn.Module]:
         """The layers that `trainable: last` trains."""
         raise NotImplementedError
 
     def fold(self) -> None:
-        """Merge layers for inference, with the same results; not to be trained afterwards."""
+        """Merge layers for faster inference. The network cannot be trained afterwards."""
 
 
 class Encoder(nn.Module):
-    """A trunk, with normalisation of colours before it and pooling to a grid after it."""
+    """Normalises colours, runs the trunk, and pools its output to the grid."""
 
     scale: Tensor  # [3, 1, 1]
     shift: Tensor  # [3, 1, 1]
@@ -51,11 +51,13 @@ class Encoder(nn.Module):
         self.size = preprocessing.size
         self.resize = preprocessing.resize
         self.interpolation = preprocessing.interpolation
-        # Whether its weights may differ from those that its options name.
+        # Whether training changes its weights, so that they differ from those that the options
+        # name.
         self.is_own = trainable != "none"
         self._grid = grid
         self._dtype = torch.float32  # of the trunk's weights
-        # pixel * scale + shift = (pixel / 255 - mean) / std; not saved, for the options have it
+        # pixel * scale + shift = (pixel / 255 - mean) / std. Not saved: it follows from the
+        # options.
         mean = torch.tensor(preprocessing.mean)[:, None, None]  # [3, 1, 1]
         std = torch.tensor(preprocessing.std)[:, None, None]
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -68,7 +70,7 @@ class Encoder(nn.Module):
         for part in self._trained:
             part.requires_grad_(True)
         self.eval()
-        # Not inference_mode: networks that keep tensors from here could not be trained later.
+        # Not inference_mode: a network that caches tensors here could not be trained later.
         with torch.no_grad():
             example = self(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8))
         self.positions, self.width = example.grid.shape[1:]
@@ -91,10 +93,11 @@ class Encoder(nn.Module):
         return Features(grid.flatten(2).transpose(1, 2), vector.float())
 
     def train(self, mode: bool = True) -> Self:
-        """Frozen layers stay in inference mode: no dropout, and batch norm keeps its statistics.
+        """Set the training mode. Frozen layers stay in inference mode: no dropout, and batch norms
+        keep their statistics.
 
-        Batch norm in a trained last stage keeps its statistics too: they are of a million
-        pictures, and a step has a few.
+        Batch norms in a trained last stage keep their statistics too. These come from a million
+        pictures, and a training step has only a few.
         """
         super().train(False)
         self.training = mode
@@ -111,11 +114,12 @@ class Encoder(nn.Module):
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def for_training(self, precision: Precision) -> Self:
-        """This encoder on the device, in float32; call it under `precision.autocast()`."""
+        """This encoder on the device, in float32. Call it under `precision.autocast()`."""
         return self.to(precision.device).to(memory_format=torch.channels_last)
 
     def for_inference(self, precision: Precision) -> "Encoder":
-        """A frozen, folded copy on the device in this precision; save or train the original."""
+        """A frozen and folded copy on the device, in this precision. Only the original can be
+        saved or trained."""
         frozen = copy.deepcopy(self).requires_grad_(False)
         frozen._trained = ()
         frozen.eval()

@@ -11,8 +11,8 @@ from raycap.encoders.encoder import Encoder, Trunk
 
 
 class CosineTrunk(Trunk):
-    """A discrete cosine transform of each patch: close to the best that so few numbers can keep of
-    a natural picture."""
+    """A discrete cosine transform of each patch. For natural pictures it keeps nearly as much
+    information as any linear transform with as few numbers can."""
 
     basis: Tensor  # [K, patch]
     gain: Tensor  # [K, K]
@@ -23,7 +23,7 @@ class CosineTrunk(Trunk):
         pixel = torch.arange(patch)[None]  # [1, patch]
         basis = torch.cos(math.pi * frequency * (2 * pixel + 1) / (2 * patch)) / patch
         self.register_buffer("basis", basis, persistent=False)
-        # In natural pictures amplitudes fall with frequency: this brings features to one scale.
+        # In natural pictures, amplitudes fall with frequency. The gain brings them to one scale.
         self.register_buffer("gain", 1.0 + frequency + frequency.T, persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,5 +37,5 @@ class CosineTrunk(Trunk):
 
 
 def build(options: Pixels) -> Encoder:
-    """The encoder; there is nothing to load and nothing to train."""
+    """The encoder. It has no weights to load or train."""
     return Encoder(CosineTrunk(options.patch, options.frequencies), options.preprocessing())

@@ -1,4 +1,4 @@
-"""The preprocessing of pictures for an encoder: shape and colours. Without torch."""
+"""How pictures are prepared for an encoder: shape and colours. Does not import torch."""
 
 import math
 from dataclasses import dataclass

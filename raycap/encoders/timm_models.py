@@ -1,5 +1,5 @@
-"""Any picture model of timm: its last map or patch tokens are the grid, the classifier's input the
-vector."""
+"""Encoders from timm's models. The grid is the last feature map or the patch tokens, the vector is
+the input of the classifier."""
 
 import difflib
 import math
@@ -38,8 +38,8 @@ class TimmTrunk(Trunk):
         return grid, vector
 
     def _grid(self, features: Tensor) -> Tensor:
-        """[B, D, H, H] from a map in either order of axes, or from tokens (some prefix tokens are
-        no patches)."""
+        """The grid [B, D, H, H], from a feature map with channels first or last, or from tokens
+        without the prefix tokens."""
         width: int = self.network.num_features
         shape = list(features.shape) if isinstance(features, Tensor) else []
         if len(shape) == 4 and shape[1] == width:
@@ -104,7 +104,7 @@ def preprocessing(options: Timm) -> Preprocessing:
 
 
 def _pretrained_config(timm: Any, model: str) -> dict[str, Any]:
-    """timm's description of the weights that the name stands for."""
+    """timm's config of the pretrained weights with this name."""
     if not timm.is_model(model):
         close = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"; close: {', '.join(close)}" if close else ""

@@ -1,4 +1,4 @@
-"""torchvision's networks as trunks: ResNet, MobileNet and EfficientNet, and the vision
+"""Encoders from torchvision's models: ResNet, MobileNet, EfficientNet, and the vision
 transformer."""
 
 from collections import OrderedDict
@@ -16,8 +16,8 @@ from raycap.encoders.weights import fixed_seed, load_weights, torchvision_weight
 
 
 class ConvolutionalTrunk(Trunk):
-    """A network cut before its pooling: its last map is the grid, the mean of the map the
-    vector."""
+    """A convolutional network without pooling and classifier. The grid is the last feature map,
+    the vector is its mean."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
@@ -39,8 +39,7 @@ class ConvolutionalTrunk(Trunk):
         return layers[start:]
 
     def fold(self) -> None:
-        """Fold each batch norm, in inference a scale and a shift, into the convolution before
-        it."""
+        """Fold each batch norm into the convolution before it."""
         for part in list(self.modules()):
             # torchvision names a convolution and its norm in the order in which they run.
             for (name, layer), (norm_name, norm) in pairwise(list(part.named_children())):
@@ -50,8 +49,8 @@ class ConvolutionalTrunk(Trunk):
 
 
 class TransformerTrunk(Trunk):
-    """A vision transformer without its classifier: patch tokens are the grid, the class token the
-    vector."""
+    """A vision transformer without its classifier. The grid is made of the patch tokens, the
+    vector is the class token."""
 
     def __init__(self, network: VisionTransformer) -> None:
         super().__init__()
@@ -95,8 +94,8 @@ def build_convolutional(options: Torchvision, pretrained: bool) -> Encoder:
 
 
 def build_transformer(options: ViTB16, pretrained: bool) -> Encoder:
-    """The encoder of the vision transformer; for another size than that of the weights, their
-    position embeddings are interpolated."""
+    """The encoder of the vision transformer. If `size` differs from that of the weights, position
+    embeddings are interpolated."""
     with fixed_seed():
         network = torchvision.models.get_model(options.name, weights=None, image_size=options.size)
     network.heads = nn.Identity()

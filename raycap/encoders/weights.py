@@ -20,7 +20,7 @@ MOST_BYTES = 16 * 2**30  # in a file of weights
 
 @contextmanager
 def fixed_seed() -> Iterator[None]:
-    """Networks that are made inside have the same random weights in every process with this
+    """Within this context, random weights are the same in every process with this version of
     torch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -28,8 +28,8 @@ def fixed_seed() -> Iterator[None]:
 
 
 def torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
-    """`weights` is torchvision, torchvision:VERSION or a file. Downloads are cached in
-    TORCH_HOME."""
+    """The state dict for `weights`: torchvision, torchvision:VERSION or a file. Downloads are
+    cached in TORCH_HOME."""
     source, _, version = weights.partition(":")
     if source != "torchvision":
         return read_weights(weights)
@@ -39,8 +39,9 @@ def torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
             f"torchvision has no weights {version} of {name}: it has {', '.join(versions)}"
         )
     try:
-        # V1 by default, as in published captioners: the label smoothing of later recipes gives
-        # features that transfer worse (Kornblith et al. 2021, "Why do better loss functions ...").
+        # V1 by default, as in published captioners. Later weights were trained with label
+        # smoothing, whose features transfer worse (Kornblith et al. 2021, "Why do better loss
+        # functions ...").
         chosen = versions[version or "IMAGENET1K_V1"]
         return dict(chosen.get_state_dict(progress=True, weights_only=True))
     except (OSError, RuntimeError) as error:
@@ -56,8 +57,8 @@ def download_error(name: str, error: Exception) -> UserError:
 
 
 def read_weights(uri: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a state dict saved by torch.save. No code is
-    run."""
+    """The tensors of a safetensors file, or of a state dict saved by torch.save. Runs no code from
+    the file."""
     try:
         content = read_uri(uri, MOST_BYTES)
     except (OSError, ValueError) as error:
@@ -102,7 +103,7 @@ def read_weights(uri: str) -> dict[str, Tensor]:
 
 
 def _check_unpacked(content: bytes) -> None:
-    """torch unpacks a zip, and a compressed one may hold a thousand times its own size."""
+    """Raise ValueError for a zip file that is too large when unpacked."""
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
@@ -112,8 +113,8 @@ def _check_unpacked(content: bytes) -> None:
 def load_weights(
     network: nn.Module, state: Mapping[str, Tensor], source: str, heads: tuple[str, ...]
 ) -> None:
-    """Load every weight of `network` from `state`; those of the classifier (`heads`) are left
-    out."""
+    """Load all weights of `network` from `state`, except those of the classifier (`heads`). Raises
+    UserError if they do not fit."""
     prefixes = tuple(f"{head}." for head in heads)
     body = {key: value for key, value in state.items() if not key.startswith(prefixes)}
     own = network.state_dict()
@@ -122,7 +123,7 @@ def load_weights(
             theirs, ours = list(body[key].shape), list(own[key].shape)
             raise UserError(f"{source} is not of this encoder: its {key} is {theirs}, not {ours}")
     missing, unexpected = network.load_state_dict(body, strict=False)
-    # Old and converted files lack the counts of batches, which inference does not need.
+    # Old and converted files lack num_batches_tracked, which inference does not need.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         faults = []

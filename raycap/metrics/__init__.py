@@ -35,7 +35,7 @@ class Metric(Protocol):
     """A frozen dataclass whose fields are the metric's options."""
 
     scores: ClassVar[tuple[ScoreFacts, ...]]
-    """What it computes; whoever shows or compares a score reads its facts."""
+    """Descriptions of the scores that it computes."""
 
     def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """The scores of a corpus, in the order of `scores`."""
@@ -56,12 +56,12 @@ METRICS: dict[str, type[Metric]] = {
 
 
 def every_score() -> list[ScoreFacts]:
-    """The facts of all scores that METRICS and a captioner's own likelihoods give."""
+    """Descriptions of all scores: those of METRICS, and loss, perplexity and token accuracy."""
     return [facts for metric in METRICS.values() for facts in metric.scores] + [*LIKELIHOOD_SCORES]
 
 
 def find_facts(name: str) -> ScoreFacts | None:
-    """The facts of the score that has this name in tables or in the log of a training run."""
+    """The description of the score with this name, in tables or in the log of a training run."""
     return next((facts for facts in every_score() if name in (facts.name, facts.log_name)), None)
 
 

@@ -41,14 +41,14 @@ class Bleu:
 
 
 def count_ngrams(captions: Captions, grams: list[Grams], references: ReferenceGrams) -> Floats:
-    """[pictures, 10]: for each n the n-grams found in a reference, then for each n those in the
-    caption, then the lengths of caption and closest reference."""
+    """Counts [pictures, 10]: for each n the number of matching n-grams, then for each n the number
+    of n-grams of the caption, then the length of the caption and of the closest reference."""
     pictures = np.arange(captions.count)
     lengths = captions.lengths
     found = []
     for n, ours in enumerate(grams, start=1):
         rows, theirs = references.matches(n, ours, pictures)
-        most = np.zeros(len(ours.count), np.int64)  # the most often that one reference has it
+        most = np.zeros(len(ours.count), np.int64)  # highest count in one reference
         np.maximum.at(most, rows, references.grams[n - 1].count[theirs])
         found.append(np.bincount(ours.caption, np.minimum(ours.count, most), captions.count))
     written = [np.maximum(lengths - n, 0) for n in range(LONGEST)]
@@ -66,6 +66,8 @@ def _closest_lengths(lengths: Ints, references: ReferenceGrams) -> Ints:
 
 
 def _up_to(n: int) -> Callable[[Floats], Floats]:
+    """The function that computes BLEU-n from sums of `count_ngrams`."""
+
     def bleu(sums: Floats) -> Floats:
         found, written = sums[..., :n], sums[..., LONGEST : LONGEST + n]
         precision = np.prod((found + _TINY) / (written + _SMALL), axis=-1) ** (1 / n)

@@ -72,8 +72,7 @@ def _per_picture(corpus: Corpus, sigma: float | None) -> Floats:
 
 
 class CiderReward:
-    """CIDEr-D of sampled captions; n-grams and document frequencies of the references are counted
-    once."""
+    """CIDEr-D as a reward for sampled captions. The references are counted once, at the start."""
 
     def __init__(
         self,
@@ -85,8 +84,8 @@ class CiderReward:
         ignored.
 
         With `count_end`, `<end>` is a token of captions, references and document frequencies.
-        Without it a captioner learns to stop in mid-sentence ("a man in a"), because the last
-        words gain nothing.
+        Without it, a captioner learns to stop in mid-sentence ("a man in a"), because nothing is
+        lost by leaving out the last words.
         """
         empty = sum(not captions for captions in references)
         if empty:
@@ -121,10 +120,10 @@ class CiderReward:
 
 
 class _TfIdfSimilarity:
-    """Similarity of captions to their picture's references: a cosine of rare n-grams."""
+    """TF-IDF cosine similarity between captions and the references of their pictures."""
 
     def __init__(self, references: ReferenceGrams, sigma: float | None) -> None:
-        """`sigma` None for CIDEr: lengths do not matter, and counts are not clipped."""
+        """`sigma` is None for CIDEr: no length penalty, and counts are not clipped."""
         self._references, self._sigma = references, sigma
         # For each n: [table + 1], [n-grams of the references], [R].
         self._rarity: list[Floats] = []
@@ -141,7 +140,7 @@ class _TfIdfSimilarity:
             self._norms.append(np.sqrt(squares))
 
     def to_references(self, grams: list[Grams], lengths: Ints, pictures: Ints) -> Floats:
-        """The score of each caption, from its n-grams for each n, its length and its picture."""
+        """The score of each caption. `grams` has the n-grams for each n."""
         references = self._references
         total = np.zeros(len(lengths))
         for n, ours in enumerate(grams, start=1):

@@ -1,4 +1,5 @@
-"""What metrics compare: a caption and references for each picture, tokenised and counted once."""
+"""The input of metrics: for each picture a caption and its references, tokenised and counted
+once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ class Corpus:
 
     captions: Sequence[str]  # one for each picture
     references: Sequence[Sequence[str]]  # at least one for each picture
-    # Captions that the captioner was trained on, to count novel ones; empty if not known.
+    # The captions of the training data, to count novel captions; empty if unknown.
     training_captions: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class Corpus:
         return list(self.reference_grams.look_up(self.numbers))
 
     def signature(self, tokens: str = "ptb", **more: object) -> str:
-        """How a score was made; only scores with the same signature can be compared."""
+        """How a score was computed. Only scores with the same signature can be compared."""
         counts = [len(references) for references in self.references]
         few, many = min(counts), max(counts)
         parts = {
@@ -85,5 +86,5 @@ class Corpus:
 
 
 def to_numbers(words: Sequence[str], numbers: dict[str, int]) -> list[int]:
-    """The words as numbers; a new word gets the next free one."""
+    """The numbers of the words. A word that is not in `numbers` is added with the next number."""
     return [numbers.setdefault(word, len(numbers)) for word in words]

@@ -1,4 +1,5 @@
-"""Diversity and faults of captions, without a look at the references: what scores may hide."""
+"""Diversity and faults of captions (repetition, captions that were cut off). References are not
+used."""
 
 import re
 from collections import Counter
@@ -62,7 +63,8 @@ class Health:
         repeats = Counter(captions)
         words = [set(caption.split()) for caption in captions]
         used_by = Counter(word for own in words for word in own)
-        # A word counts 1, shared among the pictures that use it: the sum is the number of words.
+        # Each word counts 1 / (number of pictures that use it): the sum is the number of different
+        # words.
         shares = np.array([[sum(1 / used_by[word] for word in own)] for own in words], np.float64)
         distinct = np.array([1 / repeats[caption] for caption in captions])
         scores = [

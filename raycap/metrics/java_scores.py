@@ -15,7 +15,7 @@ from raycap.errors import UserError
 from raycap.metrics.corpus import Corpus
 from raycap.metrics.scores import Floats, Score, ScoreFacts, mean_score
 
-_STATISTICS = 23  # that METEOR 1.5 keeps of one caption
+_STATISTICS = 23  # numbers that METEOR 1.5 prints for each caption
 # Its parameters for English: the balance of recall and precision, the cost of fragments, the
 # weight of content words, and the weights of exact, stem, synonym and paraphrase matches.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
@@ -39,7 +39,7 @@ class Meteor:
 
     def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """From counts over the whole corpus; not a mean over pictures."""
-        folder = _java_part("meteor") / "meteor"
+        folder = _folder_of_pycocoevalcap("meteor") / "meteor"
         lines = []
         for ours, theirs in zip(corpus.tokens, corpus.reference_tokens, strict=True):
             # The program separates captions by "|||" and takes one line for each picture.
@@ -101,7 +101,7 @@ class Spice:
 
     def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """The mean over pictures."""
-        library = _java_part("spice") / "spice" / "lib"
+        library = _folder_of_pycocoevalcap("spice") / "spice" / "lib"
         if not (library / "stanford-corenlp-3.6.0-models.jar").exists():
             raise UserError(
                 "spice needs Stanford CoreNLP 3.6.0, 400 MB that pycocoevalcap fetches once:\n"
@@ -123,8 +123,8 @@ class Spice:
         return (mean_score(self.scores[0], per_picture, corpus.signature(version="1.0")),)
 
 
-def _java_part(name: str) -> Path:
-    """The folder of pycocoevalcap. Raises UserError if that or Java is missing."""
+def _folder_of_pycocoevalcap(name: str) -> Path:
+    """The folder of the package pycocoevalcap. Raises UserError if it or Java is not installed."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
         raise UserError(f"{name} needs pycocoevalcap: pip install 'raycap[coco-metrics]'")

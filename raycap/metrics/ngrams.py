@@ -1,8 +1,8 @@
-"""n-grams of many captions at once, in whole arrays: references are counted once, captions are
-matched against them.
+"""Counts n-grams of many captions at once, with NumPy arrays.
 
-A caption is a sequence of token numbers here. An n-gram is known by its place in the sorted table
-of the references' n-grams; one that no reference has gets the place -1.
+The n-grams of the references are counted once and put into a sorted table. Captions, which are
+sequences of token numbers here, are then matched against it. An n-gram is represented by its place
+in the table; one that no reference has gets the place -1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ Ints = npt.NDArray[np.signedinteger[Any]]
 
 @dataclass(frozen=True)
 class Captions:
-    """Token numbers of many captions, one after the other."""
+    """The token numbers of many captions, concatenated."""
 
     tokens: Ints  # [T]
     owner: Ints  # [T], the caption of each token, ascending
@@ -44,25 +44,26 @@ class Grams:
     """The distinct n-grams of each caption, for one n."""
 
     caption: Ints  # [K]
-    place: Ints  # [K], in the table, -1 for none
-    count: Ints  # [K], how often the caption has it
+    place: Ints  # [K], in the table of the references; -1 for none
+    count: Ints  # [K], how often it occurs in the caption
 
     @classmethod
     def counted(cls, caption: Ints, kind: Ints, place: Ints) -> "Grams":
-        """From every n-gram's caption, kind (the same number for the same n-gram) and place."""
+        """Count n-grams. For each occurrence the caption, the kind (a number that is equal for
+        equal n-grams) and the place are given."""
         key = caption * (kind.max(initial=0) + 1) + kind
         _, first, count = np.unique(key, return_index=True, return_counts=True)
         return cls(caption[first], place[first], count)
 
-    def small(self, order: Ints) -> "Grams":
-        """In another order and half the memory: references may be half a million."""
+    def reordered(self, order: Ints) -> "Grams":
+        """A copy in another order, as int32: there may be half a million references."""
         return Grams(
             *(column[order].astype(np.int32) for column in (self.caption, self.place, self.count))
         )
 
 
 class ReferenceGrams:
-    """The n-grams of the references of many pictures, for captions to be matched with."""
+    """The n-grams of the references of many pictures."""
 
     def __init__(self, references: Sequence[Sequence[Sequence[int]]], longest: int = 4) -> None:
         # [pictures]; [R], the picture of each reference
@@ -85,14 +86,14 @@ class ReferenceGrams:
             grams = Grams.counted(captions.owner[starts], place[starts], place[starts])
             keys = self.picture[grams.caption] * len(table) + grams.place
             order = np.argsort(keys, kind="stable")
-            self.grams.append(grams.small(order))
+            self.grams.append(grams.reordered(order))
             self._keys.append(keys[order])
             self._tables.append(table)
 
     def look_up(self, captions: Captions) -> Iterator[Grams]:
-        """The n-grams of other captions, for each n."""
+        """The n-grams of captions, for each n, with their places in the table."""
         place = np.zeros(len(captions.tokens), np.int64)
-        kind = np.zeros_like(place)  # tells apart those without a place, too
+        kind = np.zeros_like(place)  # distinguishes n-grams that have no place, too
         base = int(captions.tokens.max(initial=0)) + 1
         for n, table in enumerate(self._tables, start=1):
             starts = captions.starts(n)
@@ -103,8 +104,9 @@ class ReferenceGrams:
             yield Grams.counted(captions.owner[starts], kind[starts], place[starts])
 
     def documents(self, n: int) -> Ints:
-        """For each n-gram of the table, how many pictures have it in their references."""
-        first = np.diff(self._keys[n - 1], prepend=-1) != 0  # an n-gram counts once for a picture
+        """Document frequency: for each n-gram of the table, the number of pictures whose
+        references have it."""
+        first = np.diff(self._keys[n - 1], prepend=-1) != 0  # once per picture
         return np.bincount(self.grams[n - 1].place[first], minlength=len(self._tables[n - 1]))
 
     def matches(self, n: int, grams: Grams, pictures: Ints) -> tuple[Ints, Ints]:

@@ -52,6 +52,8 @@ class BleuNltk:
 
 
 def _up_to(n: int) -> Callable[[Floats], Floats]:
+    """The function that computes NLTK's BLEU-n from sums of `count_ngrams`."""
+
     def bleu(sums: Floats) -> Floats:
         found, written = sums[..., :n], sums[..., LONGEST : LONGEST + n]
         # NLTK takes the smallest float for a precision of 0, and 0 for the whole where no word is
@@ -82,7 +84,7 @@ class MeteorNltk:
 
     def compute(self, corpus: Corpus) -> tuple[Score, ...]:
         """The mean over pictures."""
-        from nltk.corpus import wordnet  # half a second; only this metric needs it
+        from nltk.corpus import wordnet  # takes half a second
         from nltk.translate.meteor_score import meteor_score
 
         try:

@@ -1,4 +1,4 @@
-"""Loss, perplexity, token accuracy: how well a captioner predicts the references' words."""
+"""Loss, perplexity and token accuracy of a captioner on the words of the references."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""The result of a metric: facts about each score, its value for a corpus and for each picture, and
-how certain it is."""
+"""The result of a metric: a description of each score, its values for the corpus and for each
+picture, and bootstrap intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreFacts:
-    """What others need to know to show a score, to sort by it, or to name the better of two."""
+    """The description of a score: how to show it, and which of two values is better."""
 
     name: str
     """In tables, options and logs: `bleu_4`."""
@@ -25,19 +25,19 @@ class ScoreFacts:
     format: str = "{:.2f}"
     """How a page shows the value."""
     headline: bool = False
-    """Whether it is shown where there is room for a few scores only, such as a training log."""
+    """Whether it is shown in short lists of scores, such as a training log."""
     picture_rank: int = 0
-    """Pages sort pictures by scores that have a rank; the score of the lowest rank decides which
-    captions are best and worst. 0: the score of a single picture says little."""
+    """Pages can sort pictures by scores that have a rank. The score with the lowest rank selects
+    the best and worst captions. 0: the score of a single picture is not meaningful."""
     log_name: str = ""
-    """Its name in the log of a training run, where it has another one there."""
+    """Its name in the log of a training run, if it differs."""
 
     def shown(self, value: float) -> str:
         """The value as a page shows it."""
         return self.format.format(value)
 
     def sort_key(self, value: float) -> float:
-        """The lower the better."""
+        """A number to sort by: lower is better."""
         return value if self.better == "lower" else -value
 
     def is_better(self, value: float, than: float) -> bool:
@@ -49,17 +49,18 @@ class ScoreFacts:
 class Score:
     """One score of the captions of a corpus.
 
-    It is made from sums over pictures: `combine` turns sums of rows of `parts` into the score of
-    one picture, of all, or of a resample. So BLEU, which is no mean over pictures, has intervals
-    too.
+    `parts` has one row for each picture. `combine` computes the score from a sum of rows: of one
+    picture, of all pictures, or of a bootstrap resample. So scores that are not means over
+    pictures, such as BLEU, have intervals too.
     """
 
     facts: ScoreFacts
     parts: Floats  # [pictures, K]
     combine: Callable[[Floats], Floats]  # [..., K] -> [...]
-    # How the score was made. Only scores with the same signature can be compared.
+    # How the score was computed. Only scores with the same signature can be compared.
     signature: str
-    # False where a resample, which has pictures twice, means something else: distinct captions.
+    # False for scores such as distinct captions: a resample has some pictures twice, which changes
+    # their meaning.
     can_resample: bool = True
 
     @property
@@ -90,8 +91,8 @@ def _mean(sums: Floats) -> Floats:
 
 
 def bootstrap(scores: Sequence[Score], samples: int = 1000, seed: int = 0) -> Floats:
-    """The scores [scores, samples] in resamples of the pictures; all scores see the same
-    resamples."""
+    """The values [scores, samples] of all scores in resamples of the pictures. All scores use the
+    same resamples."""
     pictures = len(scores[0].parts)
     random = np.random.default_rng(seed)
     values = np.empty((len(scores), samples))
@@ -115,7 +116,7 @@ def middle(values: Floats, level: float = 0.95) -> tuple[float, float]:
 def interval(
     score: Score, samples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Bootstrap interval of the corpus score; None where resampling makes no sense."""
+    """The bootstrap interval of the corpus score; None if it cannot be resampled."""
     if not score.can_resample:
         return None
     return middle(bootstrap([score], samples, seed)[0], level)
@@ -123,7 +124,7 @@ def interval(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours minus theirs on the same pictures."""
+    """The difference between two scores on the same pictures: the first minus the second."""
 
     difference: float
     low: float
@@ -134,7 +135,7 @@ class Comparison:
 def compare(
     ours: Score, theirs: Score, samples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Comparison:
-    """Paired bootstrap: both are resampled alike, so what is hard for both cancels out."""
+    """Compare two scores with a paired bootstrap: both use the same resamples."""
     _check_comparable(ours, theirs)
     first, second = bootstrap([ours, theirs], samples, seed)
     return compare_resamples(ours, theirs, first - second, level)

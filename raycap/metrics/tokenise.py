@@ -1,11 +1,10 @@
-"""Captions to tokens as the COCO caption evaluation makes them: Penn Treebank style, lower
-case, no punctuation.
+"""The tokeniser of the COCO caption evaluation: Penn Treebank style, lower case, no punctuation.
 
 That evaluation runs Stanford's PTBTokenizer 3.4.1 (Java) and drops a list of punctuation tokens.
-The rules below give the same tokens for captions in English. Some of its habits look odd and are
-kept, because scores must agree: brackets become `-lrb-` and stay, so do `!!` and `?!`, an
-abbreviation keeps its full stop, "cannot" is two words. One habit is not kept: there, the tokens
-of a caption that ends in a single letter ("a sign that reads K.") depend on the next line of the
+The rules below give the same tokens for English captions. They also reproduce its oddities, so
+that scores agree: brackets become `-lrb-` and are kept, as are `!!` and `?!`; abbreviations keep
+their full stop; "cannot" becomes two words. There is one exception: in the original, the tokens of
+a caption that ends in a single letter ("a sign that reads K.") depend on the next line of the
 file.
 """
 
@@ -13,8 +12,8 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-# The longest match of all rules wins, context included; of equals the first. Group 1 is the token,
-# the rest of a match is context. Whole words ignore case, character classes do not.
+# The rule with the longest match wins, context included; of equally long ones, the first. Group 1
+# is the token, the rest of a match is context. Whole words ignore case, character classes do not.
 _NO_LETTER = r"[\d_²³¹¼-¾⁰-₉⅐-↋]"
 _LETTER = rf"(?:(?!{_NO_LETTER})\w|[\u0300-\u036f\xad])"
 _LETTER_OR_DIGIT = rf"(?:(?!{_NO_LETTER})\w|\d)"
@@ -122,7 +121,7 @@ _RULES = (
 )
 _CLITIC = re.compile(rf"{_ENDING}|{_NOT}")
 _PLAIN = re.compile(r"(?!(?i:cannot|gonna|wanna|gotta|gimme|lemme)\b)([A-Za-z]{2,})[,;:!?]?")
-# Numbers and mark-up may have spaces within; what follows "A." matters.
+# Numbers and mark-up may contain spaces, and the tokens of "A." depend on what follows.
 _NEEDS_NEIGHBOURS = re.compile(r"[\d<]|(?<![A-Za-z])[A-Za-z]\.$")
 _PUNCTUATION = frozenset(
     ["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";", ""]
@@ -141,12 +140,12 @@ _WRITTEN = str.maketrans(
 
 @cache
 def _compiled() -> list[re.Pattern[str]]:
-    return [re.compile(rule) for rule in _RULES]  # 20 ms, too much for whoever only imports this
+    return [re.compile(rule) for rule in _RULES]  # takes 20 ms, so not at import
 
 
 def tokenise(captions: Iterable[str]) -> list[str]:
     """Each caption's tokens, joined by spaces ("1 1/2" is one token with a no-break space)."""
-    # Text between spaces -> its tokens; None where its neighbours matter.
+    # From text between spaces to its tokens; None if they depend on the text around it.
     known: dict[str, str | None] = {}
     tokens = []
     for caption in captions:

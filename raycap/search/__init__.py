@@ -1,10 +1,9 @@
-"""Searches that turn a decoder's logits into captions: greedy, beam, sampling. They know token
-numbers only.
+"""The searches that generate captions with a decoder: greedy, beam, sampling.
 
-Every search calls the decoder once per word, for all pictures and all their captions. PAD and
-`<start>` are never chosen. A caption's log-probability is the sum of the model's own
-log-probabilities (float32, over the whole vocabulary, before any word is forbidden) of its words
-and of the `<end>` that closes it.
+They work on token numbers. At each position they call the decoder once, for all pictures and all
+their captions. PAD and `<start>` are never chosen. A caption's log-probability is the sum of the
+model's own log-probabilities (float32, over the whole vocabulary, before any word is forbidden) of
+its words and of the `<end>` that closes it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Hypothesis:
     """log_probability / length ** length_penalty, by which captions are ranked; the length counts
     `<end>`."""
     finished: bool
-    """Whether the model ended it; if not, it was cut at max_length."""
+    """Whether it ends with `<end>`; if not, it was cut off at max_length."""
     attention: Tensor | None = None
     """Attention weights [words, P], if asked for and if the decoder has attention."""
 
@@ -166,8 +165,8 @@ class Sample(SearchOptions):
         seeds: Sequence[int] | None = None,
         attention: bool = False,
     ) -> SearchResult:
-        """`samples` captions of each picture in `memory`, which depend on its own seed and not on
-        its batch."""
+        """`samples` captions of each picture in `memory`. They depend on the seed of the picture,
+        not on the other pictures in the batch."""
         from raycap.search.sampling import generate
 
         return generate(self, decoder, memory, seeds=seeds, attention=attention)

@@ -25,7 +25,7 @@ def beam_search(
     options: Beam, decoder: Decoder, memory: Tensors, *, attention: bool
 ) -> SearchResult:
     """The `best` captions of each picture in `memory`."""
-    some = next(iter(memory.values()))
+    some = next(iter(memory.values()))  # any tensor of the memory: [B, ...]
     state = decoder.initial_state(memory, options.width)
     beams = empty_captions(len(some), options.width, options.max_length, some.device)
     # Before the first word all beams of a picture are the same: only one of them may continue.
@@ -53,16 +53,16 @@ def beam_search(
         state = select_captions(step.state, parents.gather(1, going_on))
         pictures["done"] = pictures["done"] | _done(options, beams, ended, pictures)
         if enough_done(pictures["done"]):
-            going = ~pictures["done"]
-            results.append(select_pictures(ended | pictures, ~going))
+            remaining = ~pictures["done"]
+            results.append(select_pictures(ended | pictures, ~remaining))
             memory, state, beams, ended, pictures = (
-                select_pictures(tensors, going)
+                select_pictures(tensors, remaining)
                 for tensors in (memory, state, beams, ended, pictures)
             )
             if not len(pictures["row"]):
                 return search_result(results)
         last_words = beams["words"][..., position]
-    # Where too few captions have ended, those that have not come behind them.
+    # If too few captions have ended, unfinished ones follow them.
     both = {name: torch.cat([ended[name], beams[name]], 1) for name in ended}
     return search_result([*results, best_first(both, options.best) | pictures])
 
@@ -73,7 +73,7 @@ def _best_continuations(
     """The best continuations [B, 2K] of the beams [B, K], best first, and the beam that each
     continues.
 
-    A beam has one `<end>`, so of twice the width at least `width` go on.
+    Each beam has only one continuation with `<end>`. So of 2K continuations, at least K go on.
     """
     added = next_word_log_probabilities(options, step.logits, beams["words"][..., :position])
     totals = beams["total"].unsqueeze(2) + added  # [B, K, V]
@@ -90,10 +90,10 @@ def _best_continuations(
 
 
 def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of [B, M], highest first, and their indices. Of equal ones the first,
-    unlike `topk`.
+    """The `count` highest values of [B, M], highest first, and their indices. Unlike `topk`, it is
+    deterministic: of equal values, the first one is taken.
 
-    They lie in the `count` blocks with the highest maxima, so that only those blocks are sorted.
+    The highest values are in the `count` blocks with the highest maxima, so only these are sorted.
     """
     size = 64
     padding = -values.shape[1] % size
@@ -107,7 +107,8 @@ def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _add_ended(options: Beam, ended: Tensors, candidates: Tensors, pictures: Tensors) -> Tensors:
-    """The best captions [B, N] that have ended, with those that just did; counts them too."""
+    """Add the captions that end at this position to the best ended ones [B, N]. Also updates the
+    number of ended captions in `pictures`."""
     new = {name: tensor[:, : options.width] for name, tensor in candidates.items()}
     possible = (new["total"] > -torch.inf) & ~pictures["done"].unsqueeze(1)
     new["finished"] = (new["words"] == END).any(2) & possible
@@ -119,11 +120,11 @@ def _add_ended(options: Beam, ended: Tensors, candidates: Tensors, pictures: Ten
 
 
 def _done(options: Beam, beams: Tensors, ended: Tensors, pictures: Tensors) -> Tensor:
-    """Pictures [B] with `width` ended captions, or without a beam that could overtake the worst
-    one kept.
+    """Which pictures [B] are done: they have `width` ended captions, or no beam can become better
+    than the worst ended caption that is kept.
 
-    A beam's log-probability only falls, and its length is at most max_length: this bounds its
-    score.
+    The log-probability of a beam can only fall, and its length is at most max_length. This gives
+    an upper bound for its score.
     """
     bound = beams["total"].amax(1) / options.max_length**options.length_penalty
     settled: Tensor = ended["score"][:, -1] >= bound

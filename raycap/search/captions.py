@@ -1,4 +1,4 @@
-"""Captions while a search builds them, and what the search returns.
+"""The captions that a search builds, and the result of a search.
 
 The captions of a batch are a dict of tensors [B, K, ...]: K captions of each of B pictures.
 """
@@ -59,7 +59,7 @@ def add_attention(captions: Tensors, attention: Tensor) -> None:
 def next_word_log_probabilities(options: SearchOptions, logits: Tensor, words: Tensor) -> Tensor:
     """Log-probabilities [B, K, V] of the word after `words` [B, K, t]; -inf for forbidden words.
 
-    Those of the other words are the model's own: they are not renormalised.
+    The other words keep the log-probabilities of the model, without renormalisation.
     """
     length = words.shape[2]
     log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
@@ -72,7 +72,7 @@ def next_word_log_probabilities(options: SearchOptions, logits: Tensor, words: T
         log_probabilities.scatter_(2, words[..., -1:], -torch.inf)
     if length < options.min_length:
         log_probabilities[..., END] = -torch.inf
-        # Where every word is forbidden, the caption ends, however short it is.
+        # If all words are forbidden, the caption ends, even if it is too short.
         stuck = log_probabilities.amax(-1) == -torch.inf
         log_probabilities[..., END] = torch.where(stuck, end, -torch.inf)
     return log_probabilities
@@ -82,7 +82,8 @@ def _forbid_repeated_ngrams(log_probabilities: Tensor, words: Tensor, n: int) ->
     ngrams = words.unfold(2, n, 1)  # [B, K, t - n + 1, n]
     suffix = words[..., words.shape[2] - n + 1 :].unsqueeze(2)  # [B, K, 1, n - 1]
     repeats = (ngrams[..., :-1] == suffix).all(-1)  # [B, K, t - n + 1]
-    # Added, not written: several n-grams may end in the same word, and only one of them repeat.
+    # Added and not assigned: several n-grams may end in the same word, and a later one that is no
+    # repetition would otherwise overwrite the -inf.
     log_probabilities.scatter_add_(2, ngrams[..., -1], torch.where(repeats, -torch.inf, 0.0))
 
 
@@ -107,13 +108,13 @@ def best_first(captions: Tensors, count: int) -> Tensors:
 
 
 def enough_done(done: Tensor) -> bool:
-    """Whether so many pictures [B] are done that it pays to copy the memory of the others to a
-    smaller batch."""
+    """Whether enough pictures [B] are done to make it worth copying the others to a smaller
+    batch."""
     return 4 * int(done.sum()) >= len(done)
 
 
 def search_result(parts: Sequence[Tensors]) -> SearchResult:
-    """The captions of all pictures, ordered by `row`: their places in the first batch."""
+    """The captions of all pictures, sorted by `row`, the place in the original batch."""
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     whole = select_pictures(whole, torch.argsort(whole["row"]))
     missing = whole["total"] == -torch.inf

@@ -1,4 +1,4 @@
-"""Greedy search and sampling: one word after the other, without competition between captions."""
+"""Greedy search and sampling: each caption is generated word by word, independently of others."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,8 @@ def generate(
     seeds: Sequence[int] | None = None,
     attention: bool = False,
 ) -> SearchResult:
-    """Captions of the best word each time, or of words drawn with the seed of each picture."""
+    """Captions of the most likely words (Greedy), or of words sampled with the seed of each
+    picture (Sample)."""
     some = next(iter(memory.values()))
     count = options.samples if isinstance(options, Sample) else 1
     state = decoder.initial_state(memory, count)
@@ -80,8 +81,8 @@ def _append(
 
 
 def _uniform(options: Sample, seeds: Sequence[int]) -> Tensor:
-    """A number from 0 to 1 for each word [B, K, T]; from the CPU, so that all devices draw the
-    same words."""
+    """Random numbers from 0 to 1, one for each word [B, K, T]. They are made on the CPU, so that
+    all devices sample the same words."""
     shape = (options.samples, options.max_length)
     numbers = []
     for seed in seeds:
@@ -99,13 +100,13 @@ def _sample(options: Sample, log_probabilities: Tensor, uniform: Tensor) -> Tens
     if options.top_p < 1:
         probabilities = torch.softmax(scaled, 2)
         descending = torch.sort(probabilities, 2, descending=True).values
-        # A word is cut off where those before it already reach top_p.
+        # A word is excluded if more likely words already reach top_p.
         cut_off = descending.cumsum(2) - descending >= options.top_p
         least = descending.masked_fill(cut_off, torch.inf).amin(2, keepdim=True)
         scaled = scaled.masked_fill(probabilities < least, -torch.inf)
-    # In float64 no number below 1 lies beyond the last possible word.
+    # In float64, so that a number below 1 never selects a word after the last possible one.
     cumulative = torch.softmax(scaled.double(), 2).cumsum(2)
     quantile = (uniform * cumulative[..., -1]).unsqueeze(2)
     words = torch.searchsorted(cumulative, quantile, right=True).squeeze(2)
-    # NaN logits lead beyond the last word.
+    # NaN logits would give an index after the last word.
     return words.clamp(max=cumulative.shape[2] - 1)
