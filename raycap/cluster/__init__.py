@@ -1,4 +1,4 @@
-"""The Ray cluster: joining or starting one, its nodes, and the workers of a training run."""
+"""Ray: joining a cluster or starting a local Ray, its nodes, and the workers of a training run."""
 
 from raycap.cluster.options import Cluster
 

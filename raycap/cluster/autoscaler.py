@@ -1,8 +1,8 @@
 """The cluster's autoscaler: whether there is one, and how many nodes it is starting.
 
-Ray has two autoscalers. The old one writes a report as JSON under a key of the head; the new one
-answers for the cluster's status. Both also run, without adding nodes, in a cluster that was
-started by hand. Such a cluster's nodes have no type, or one that is made up from the node's id.
+Ray has two autoscalers. The old one writes a JSON report under a key of the head's store. The new
+one is asked for the cluster's status. Both also run, without adding nodes, in a cluster that was
+started by hand. The nodes of such a cluster have no type, or one that is made from the node's id.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""A Ray on this machine for one command.
+"""Starts Ray on this machine for one command, and removes everything it wrote.
 
-Ray itself leaves a folder for each session in /tmp/ray, and a token in the home folder. The next
-`ray start --head` would ask for that token, and `ray job submit` would be refused. This Ray writes
-into one folder only, which is removed when the command ends.
+By default, Ray leaves a folder for each session in /tmp/ray, and a token in the home folder. The
+next `ray start --head` would ask for that token, and `ray job submit` would be refused. The Ray
+that is started here writes into one temporary folder, which is removed when the command ends.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from raycap.errors import UserError
 PREFIX, LOCK, RAY_FOLDER = "raycap-ray-", "lock", "r"
 # The path of a socket has at most 107 characters (macOS: 103). Ray needs about 86 of them.
 LONGEST_PARENT = 14
-# Variables that tell Ray, here and in the processes that it starts, who may talk to it.
+# Environment variables for Ray's authentication, here and in the processes that Ray starts.
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# On a busy machine Ray may need longer to start than it allows.
+# On a busy machine, Ray may need more time to start than its own limits allow.
 TRIES = 3
 SYSTEM_CONFIG = {"agent_register_timeout_ms": 60_000}
 # For Ray's processes, some of which end shortly after their driver.
@@ -37,7 +37,7 @@ SECONDS_TO_END = 5.0
 
 @contextlib.contextmanager
 def local_ray(cpus: int | None, log_to_driver: bool) -> Iterator[None]:
-    """Start a Ray, and stop it in the end."""
+    """Start Ray, and stop it at the end of the context."""
     with _own_folder() as folder, _own_token():
         try:
             start_ray(
@@ -53,7 +53,7 @@ def local_ray(cpus: int | None, log_to_driver: bool) -> Iterator[None]:
 
 
 def start_ray(**options: Any) -> None:
-    """Start a Ray on this machine. Raises UserError if it does not start in several tries."""
+    """Start Ray on this machine. Raises UserError if several attempts fail."""
     for tries_left in reversed(range(TRIES)):
         others = _with_children(os.getpid())
         try:
@@ -62,7 +62,7 @@ def start_ray(**options: Any) -> None:
         # Ray raises a plain Exception, for example if its processes take more than 30 seconds.
         except Exception as error:
             ray.shutdown()
-            # Ray leaves the processes that did start.
+            # Ray does not end the processes that it has already started.
             left = [child for child in _with_children(os.getpid()) if child not in others]
             _end(left, seconds=0)
             if not tries_left:
@@ -74,7 +74,7 @@ def start_ray(**options: Any) -> None:
 
 
 def _stop() -> None:
-    """Stop Ray, and end those of its processes that go on: they would write to its folder."""
+    """Stop Ray, and end its remaining processes, which would write to its folder."""
     node: Any = ray._private.worker._global_node
     processes = []
     for infos in node.all_processes.values() if node else ():
@@ -84,7 +84,7 @@ def _stop() -> None:
 
 
 def _with_children(pid: int) -> list[Any]:
-    """The process and all below it."""
+    """The process and all its descendants."""
     import psutil  # a copy that comes with Ray, and is found after Ray is imported
 
     try:
@@ -95,7 +95,7 @@ def _with_children(pid: int) -> list[Any]:
 
 
 def _end(processes: list[Any], seconds: float) -> None:
-    """Kill the processes that do not end by themselves in so many seconds."""
+    """Wait so many seconds for the processes to end, then kill them."""
     import psutil
 
     _, alive = psutil.wait_procs(processes, seconds)
@@ -107,8 +107,8 @@ def _end(processes: list[Any], seconds: float) -> None:
 
 @contextlib.contextmanager
 def _own_folder() -> Iterator[Path]:
-    """A folder for what Ray writes. The folders of commands that were killed are removed too,
-    before and after: processes of a killed Ray may write for some seconds more."""
+    """A temporary folder for Ray. Folders of killed commands are removed too, before and after:
+    processes of a killed Ray may write for some more seconds."""
     parent = Path(tempfile.gettempdir())
     if len(str(parent)) > LONGEST_PARENT:
         parent = Path("/tmp")
@@ -121,8 +121,8 @@ def _own_folder() -> Iterator[Path]:
             f"({error.strerror}): set TMPDIR to a writable folder whose path has at most "
             f"{LONGEST_PARENT} characters"
         ) from error
-    # The lock gets its name after it is held, so that no other command finds a lock that is free
-    # but in use.
+    # The lock file is renamed after it is locked, so that no other command finds it unlocked and
+    # removes the folder.
     with (folder / f".{LOCK}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / f".{LOCK}").rename(folder / LOCK)
@@ -145,7 +145,7 @@ def _remove_stale(parent: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """The lock goes last: a folder without one would never be removed."""
+    """Remove a folder, the lock last: a folder without a lock would never be removed."""
     for _ in range(TRIES):
         shutil.rmtree(folder / RAY_FOLDER, ignore_errors=True)
         if not (folder / RAY_FOLDER).exists():
@@ -155,8 +155,8 @@ def _remove(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _own_token() -> Iterator[None]:
-    """A token that only this command and its processes know. Without one, anybody who reaches the
-    machine's ports could run code in this Ray."""
+    """Protect Ray with a new token. Without one, anybody who can reach the ports of this machine
+    could run code in this Ray."""
     before = {name: os.environ.get(name) for name in AUTHENTICATION}
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -173,6 +173,6 @@ def _own_token() -> Iterator[None]:
 
 
 def _reload_authentication() -> None:
-    """Ray reads these variables when it is imported, and keeps the token."""
+    """Make Ray read the variables again, which it does only once, when it is imported."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -1,5 +1,4 @@
-"""The resources that a command needs before it can start, and the wait for nodes that an
-autoscaler starts for them."""
+"""Waits until the autoscaler has started the nodes that a command needs."""
 
 import time
 from collections.abc import Sequence
@@ -12,12 +11,12 @@ from raycap.cluster.nodes import nodes_with_label, selector
 from raycap.errors import UserError
 from raycap.terminal import write_err
 
-# Of a long run. The work itself asks for more later.
+# The most pieces to ask for at the start. More nodes are used when they join.
 MOST_PIECES = 64
 SECONDS_BETWEEN_LOOKS = 0.5
-# When the least is there, the run waits for the rest while nodes are being started, ...
+# When the minimum is available, the run waits for the rest while nodes are being started, ...
 SECONDS_TO_START_NODES = 300.0
-# ... and otherwise until no node has come for some seconds: an autoscaler adds nodes in steps.
+# ... and otherwise until no node has joined for some seconds: an autoscaler adds nodes in steps.
 SECONDS_TO_SETTLE = 15.0
 # The first message comes after some seconds, and each next one after twice the time.
 SECONDS_TO_FIRST_MESSAGE = 2.0
@@ -26,7 +25,8 @@ MOST_SECONDS_BETWEEN_MESSAGES = 600.0
 
 @dataclass(frozen=True)
 class Need:
-    """Equal pieces of resources, each on one node."""
+    """A number of equal pieces of resources. Each piece is on one node: 4 times 1 GPU, for
+    example."""
 
     purpose: str  # as in "waiting for ... to run the model"
     label: str
@@ -34,21 +34,21 @@ class Need:
     pieces: int  # that the work could use
     least: int = 1  # pieces without which the work cannot start
 
-    def there(self) -> int:
-        """How many pieces the cluster has, free or in use."""
+    def available(self) -> int:
+        """The number of pieces that the cluster has, free or in use."""
         pieces = 0
         for node in nodes_with_label(self.label):
             has = node["Resources"]
             pieces += int(min(has.get(name, 0) / each for name, each in self.resources.items()))
         return pieces
 
-    def is_met(self, there: int) -> bool:
-        """Whether so many pieces are all that is asked for."""
-        return there >= min(self.pieces, MOST_PIECES)
+    def is_enough(self, available: int) -> bool:
+        """Whether this number of pieces is enough."""
+        return available >= min(self.pieces, MOST_PIECES)
 
     def ask(self) -> list[PlacementGroup]:
-        """Reserve the pieces, so that the autoscaler knows of them. Ray removes a reservation when
-        this process ends, however it ends."""
+        """Reserve the pieces with placement groups, so that the autoscaler starts nodes for them.
+        Ray removes the groups when this process ends or dies."""
         nodes = selector(self.label)
         return [
             placement_group([self.resources], bundle_label_selector=[nodes] if nodes else None)
@@ -62,10 +62,10 @@ class Need:
 
 
 def wait_for_nodes(needs: Sequence[Need], wait: float) -> None:
-    """Ask the autoscaler for what is needed and not there, and wait for it: at most `wait` seconds
-    (0: for ever) for the least of each need, then some time for more. Without an autoscaler, this
-    does nothing."""
-    short = [need for need in needs if not need.is_met(need.there())]
+    """Ask the autoscaler for missing resources, and wait for them: at most `wait` seconds (0: no
+    limit) for the minimum of each need, then for some time for the rest. Without an autoscaler,
+    this does nothing."""
+    short = [need for need in needs if not need.is_enough(need.available())]
     if not short or not has_autoscaler():
         return
     groups = [group for need in short for group in need.ask()]
@@ -82,13 +82,15 @@ def _wait(needs: Sequence[Need], wait: float) -> None:
     next_message = SECONDS_TO_FIRST_MESSAGE
     before: list[int] = []
     while True:
-        there = [need.there() for need in needs]
+        available = [need.available() for need in needs]
         now = time.monotonic()
-        if there != before:
-            before, changed = there, now
-        missing = [need for need, pieces in zip(needs, there, strict=True) if pieces < need.least]
+        if available != before:
+            before, changed = available, now
+        missing = [
+            need for need, pieces in zip(needs, available, strict=True) if pieces < need.least
+        ]
         if not missing:
-            if all(need.is_met(pieces) for need, pieces in zip(needs, there, strict=True)):
+            if all(need.is_enough(pieces) for need, pieces in zip(needs, available, strict=True)):
                 return
             if now - changed >= (
                 SECONDS_TO_START_NODES if count_starting_nodes() else SECONDS_TO_SETTLE

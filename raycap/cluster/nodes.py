@@ -1,4 +1,4 @@
-"""The nodes of a cluster: what they have, which of them fit a label, and which paths they see."""
+"""The nodes of a cluster: their resources, their labels, and which paths they can see."""
 
 import contextlib
 import time
@@ -16,9 +16,9 @@ from raycap.cluster.autoscaler import has_autoscaler
 from raycap.errors import UserError
 
 SECONDS_TO_ANSWER = 60
-# Waits before the head is asked again when it does not answer.
+# Pauses before the head is asked again if it does not answer.
 SECONDS_BETWEEN_TRIES = (0.5, 1.0, 2.0, 4.0)
-# A label that Ray gives every node.
+# A label that Ray gives to each node.
 NODE_ID = "ray.io/node-id"
 
 
@@ -33,8 +33,8 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 
 def nodes_with_label(label: str) -> list[dict[str, Any]]:
-    """The nodes with processors that have the label `name=value`; with `name=!value`, those
-    without it; with "", all."""
+    """The nodes that have CPUs and the label `name=value`; for `name=!value`, those without the
+    label; for "", all nodes with CPUs."""
     name, _, value = label.partition("=")
     found = []
     for node in alive_nodes():
@@ -51,8 +51,7 @@ def nodes_with_label(label: str) -> list[dict[str, Any]]:
 
 
 def capacity(label: str = "") -> dict[str, float]:
-    """The sum of the resources of the nodes with the label. A head without processors does not
-    count."""
+    """The total resources of the nodes with the label. A head without CPUs is not counted."""
     total: Counter[str] = Counter()
     for node in nodes_with_label(label):
         total.update(node["Resources"])
@@ -60,7 +59,7 @@ def capacity(label: str = "") -> dict[str, float]:
 
 
 def has_free(label: str, resource: str, amount: float) -> bool:
-    """Whether one node with the label has so much of a resource that nobody uses now."""
+    """Whether one node with the label has this amount of a resource free."""
     ask: Callable[[], dict[str, dict[str, float]]] = available_resources_per_node
     free = ask()
     return any(
@@ -70,7 +69,7 @@ def has_free(label: str, resource: str, amount: float) -> bool:
 
 def selector(label: str) -> dict[str, str] | None:
     """The label `name=value` as Ray's label selector. Raises UserError if no node has the label
-    and no autoscaler can start one: Ray would wait for ever."""
+    and no autoscaler can start one: otherwise Ray would wait without end."""
     if not label:
         return None
     name, _, value = label.partition("=")
@@ -84,8 +83,8 @@ def selector(label: str) -> dict[str, str] | None:
 
 
 def without_idle_heads(nodes: dict[str, str] | None) -> dict[str, str] | None:
-    """The selector, without nodes that have no processors. Tasks that ask for no processor would
-    run there too, and a head that only manages is small."""
+    """The selector, with nodes without CPUs excluded. Tasks that reserve no CPU would run there
+    too, and a head node that only manages the cluster is often small."""
     heads = [node["NodeID"] for node in alive_nodes() if not node["Resources"].get("CPU")]
     if not heads:
         return nodes
@@ -93,13 +92,13 @@ def without_idle_heads(nodes: dict[str, str] | None) -> dict[str, str] | None:
 
 
 def count_machines() -> int:
-    """How many machines the cluster has; one machine may hold several nodes."""
+    """The number of machines of the cluster. One machine may have several nodes."""
     return len({node["NodeManagerHostname"] for node in alive_nodes()})
 
 
 def check_visible(paths: Mapping[str, str]) -> None:
-    """Raises UserError if a machine of the cluster does not see a local path. `paths` maps each
-    path to what it is for."""
+    """Raises UserError if a machine of the cluster cannot see a local path. `paths` maps each path
+    to its purpose, for the message."""
     if not paths or count_machines() < 2:
         return
     look = ray.remote(num_cpus=0, max_retries=0)(_missing)

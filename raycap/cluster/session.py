@@ -1,5 +1,4 @@
-"""The Ray session of a command: joins the cluster that the user named, or starts a Ray on this
-machine."""
+"""The Ray session of a command: joins the cluster that the user names, or starts Ray locally."""
 
 import contextlib
 import logging
@@ -26,10 +25,10 @@ SECONDS_TO_JOIN, SECONDS_BETWEEN_TRIES = 20.0, 1.0
 
 @contextlib.contextmanager
 def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
-    """Join or start Ray, and leave it in the end, unless the caller has already started one.
+    """Join or start Ray, and disconnect at the end, unless Ray is already initialised.
 
-    A UserError raised in a task is raised here as itself. With `workers_heard`, what other
-    processes print appears on this terminal.
+    A UserError raised in a task is raised here as it is. With `workers_heard`, the output of other
+    processes appears on this terminal.
     """
     joined = contextlib.nullcontext() if ray.is_initialized() else _joined(cluster, workers_heard)
     with joined:
@@ -101,8 +100,8 @@ def _silence_ray_data() -> None:
 
 
 def root_cause(error: BaseException) -> str:
-    """One line that names the cause below Ray's wrappers. If the cause has no text, a
-    wrapper's."""
+    """One line with the cause of an error, without Ray's wrappers. If the cause has no message,
+    that of a wrapper."""
     message = ""
     cause: BaseException | None = error
     while cause is not None:

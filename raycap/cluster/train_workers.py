@@ -1,5 +1,4 @@
-"""Where a captioner is trained: in this process, or on Ray Train's workers, any of which may be
-lost."""
+"""Runs training in this process or on the workers of Ray Train."""
 
 import os
 import shutil
@@ -33,8 +32,8 @@ RAYS_OWN = "_ray"
 
 
 def train_here(setup: TrainingSetup, out: Path, name: str, epoch_token: str = "") -> None:
-    """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit of that
-    token."""
+    """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit with that
+    token. `name` is not used."""
     workers = setup.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
@@ -51,13 +50,13 @@ def train_on_workers(
     epoch_token: str = "",
     cluster: Cluster | None = None,
 ) -> None:
-    """Train on Ray Train's workers, where the cluster's options say. A lost one is replaced, and
-    all continue from the last checkpoint."""
+    """Train on the workers of Ray Train. A lost worker is replaced, and all continue from the last
+    checkpoint."""
     cluster = cluster or Cluster()
     options = setup.options
     count, gpu = _workers(options, cluster)
     nodes = selector(cluster.model_on)
-    check_visible({str(out): "train.out"})  # also by nodes that came for this
+    check_visible({str(out): "train.out"})  # again, because new nodes may have joined
     resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
     # Workers keep the driver's working directory, so that relative paths in the config hold.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -88,7 +87,7 @@ def train_on_workers(
 
 
 def _work(given: dict[str, Any]) -> None:
-    """What each worker runs."""
+    """The function that each worker runs."""
     setup: TrainingSetup = ray.get(given["setup"])
     context, options = ray.train.get_context(), setup.options
     torch.set_num_threads(

@@ -1,4 +1,5 @@
-"""Opens, reads, lists and writes any path or URI; the output folder of a run and its lease."""
+"""Files on disks and in object stores: reading any path or URI, atomic writes, the output folder
+of a run and its lease."""
 
 from raycap.storage.files import cache_folder, check_stays, whole_file, whole_path, write_json
 from raycap.storage.filesystem import open_uri, read_uri

@@ -1,6 +1,6 @@
-"""Delta tables: which files of a folder are the table now, and how stores are reached.
+"""Reads the logs of Delta tables, which say which files belong to a table.
 
-Their log says it: other files are not in the table yet, or not any more.
+Other files in its folder are not in the table yet, or not any more.
 """
 
 import os
@@ -13,56 +13,55 @@ from raycap.storage.location import Location
 from raycap.uris import has_scheme, is_local, local_path, scheme_of
 
 LOG = "_delta_log"
-# Stores that delta-rs reaches, by the scheme of their URIs.
+# Schemes of the stores that delta-rs supports.
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
-# Tables whose Parquet files hold other rows or columns than the table.
+# Table features with which the Parquet files have other rows or columns than the table.
 UNREADABLE_FEATURES = {"deletionVectors", "columnMapping"}
 
 
 def storage_options(uri: str) -> dict[str, str]:
-    """How delta-rs reaches a store: as fsspec is told to, otherwise by the usual variables of the
-    environment."""
+    """Options for delta-rs: those of fsspec's config, otherwise of the usual environment
+    variables."""
     if is_local(uri):
         return {}
     import fsspec
 
     options = {}
     if scheme_of(uri).startswith("s3"):
-        told = fsspec.config.conf.get("s3", {})
-        endpoint = told.get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3")
+        fsspec_options = fsspec.config.conf.get("s3", {})
+        endpoint = fsspec_options.get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3")
         endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         options = {
             "aws_endpoint_url": endpoint,
             "aws_allow_http": "true" if endpoint.startswith("http://") else "",
             "aws_region": region or "us-east-1",
-            "aws_access_key_id": told.get("key", ""),
-            "aws_secret_access_key": told.get("secret", ""),
-            "aws_session_token": told.get("token", ""),
+            "aws_access_key_id": fsspec_options.get("key", ""),
+            "aws_secret_access_key": fsspec_options.get("secret", ""),
+            "aws_session_token": fsspec_options.get("token", ""),
         }
     return {name: value for name, value in options.items() if value}
 
 
 def table_of_log(path: str) -> str | None:
-    """The folder of the Delta table to whose log a path belongs, relative as the path is; None for
-    any other path."""
+    """For a path in the log of a Delta table, the folder of the table; None for other paths."""
     steps = path.split("/")
     return "/".join(steps[: steps.index(LOG)]) if LOG in steps else None
 
 
 def is_private(path: str) -> bool:
-    """Whether a file, or a folder on the way to it, begins with '_': readers skip it."""
+    """Whether a name in the path begins with '_'. Readers skip such files."""
     return path.startswith("_") or "/_" in path
 
 
 def files_to_read(
     folder: Location, paths: Iterable[str], tables: Collection[str]
 ) -> list[Location]:
-    """The Parquet files of a folder that hold its rows. `paths` are all of them, and `tables` the
-    folders of Delta tables, relative to it.
+    """The Parquet files with the rows of a folder. `paths` are all its Parquet files, `tables` the
+    folders in it that are Delta tables; both are relative to the folder.
 
-    Of a Delta table these are the files that its log names. Where there is one, what is beside it
-    and begins with '_' belongs to the run that makes it.
+    For a Delta table these are the files in its log. If the folder has a Delta table, other files
+    whose names begin with '_' belong to the run that makes the table, and are left out.
     """
     if not tables:
         return [folder / path for path in paths]
@@ -76,7 +75,7 @@ def files_to_read(
 
 
 def active_files(folder: Location) -> list[Location]:
-    """The files of a Delta table in its newest version; none if nothing was committed yet."""
+    """The files of the newest version of a Delta table; none if nothing was committed yet."""
     import pyarrow as pa
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -107,7 +106,8 @@ def active_files(folder: Location) -> list[Location]:
 
 
 def _below(folder: Location, path: str) -> Location:
-    """A file of a table. The log may be somebody else's: it names no file outside the table."""
+    """The location of a file of a table. Raises UserError if it is outside the table's folder: the
+    log may come from somebody else."""
     file = folder / path
     is_outside = has_scheme(path) or path.startswith("/") or ".." in path.split("/")
     if folder.filesystem is None and not is_outside:

@@ -1,4 +1,4 @@
-"""Writes small files of this machine whole: they take their names complete or not at all."""
+"""Atomic writes of local files: a file appears under its name when it is complete."""
 
 import contextlib
 import errno
@@ -35,9 +35,10 @@ def whole_path(path: Path) -> Iterator[Path]:
         with whole_path(Path("curve.png")) as part:
             figure.savefig(part, format="png")
     """
+    # Hidden names for the new content, and for a folder that is replaced.
     part, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("part", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(part)  # of a killed process that had the same number
+    _remove(part)  # left by a killed process with the same process id
     try:
         yield part
         if part.is_dir() and path.exists():
@@ -57,7 +58,8 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes its name when the block ends well; see `whole_path`."""
+    """A text file to write. It appears under its name when the block ends without an exception;
+    see `whole_path`."""
     check_stays(path)
     opened = False
     try:
@@ -75,13 +77,13 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON whole."""
+    """Writes a JSON file atomically."""
     with whole_file(path) as file:
         file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def cache_folder(given: str) -> Path:
-    """Where feature tables and unpacked rows are kept on this machine."""
+    """The folder for feature tables and unpacked rows on this machine: `given`, or the default."""
     if given:
         return Path(given).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "raycap"

@@ -1,7 +1,7 @@
-"""Opens and removes what a path or URI names: local files, and every store that fsspec knows.
+"""Opens, reads and removes files at any path or URI: local ones, and in all stores of fsspec.
 
-Names are literal. fsspec takes `*`, `?` and `[` in many paths for a pattern and `::` for a chain
-of protocols: its `rm("b/run[12]")` deletes b/run1 and b/run2.
+Names are literal here. In fsspec, `*`, `?` and `[` in a path often mean a pattern, and `::` a
+chain of protocols: its `rm("b/run[12]")` deletes b/run1 and b/run2.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 
     Raises UserError if the scheme is unknown or its package is not installed.
     """
-    import fsspec  # 50 ms, which local files and URLs do not need
+    import fsspec  # takes 50 ms
 
     path = local_path(uri)
     if path is not None:
@@ -57,7 +57,7 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
 
 
 def absolute(path: str) -> str:
-    """A local path as fsspec takes it without change. Names need not be UTF-8."""
+    """An absolute local path. Names need not be UTF-8."""
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
@@ -87,7 +87,7 @@ def open_local(path: str) -> IO[bytes]:
 
 
 def _open_without_waiting(name: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+    # Without O_NONBLOCK, opening a pipe without a writer would block.
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -123,12 +123,12 @@ def read_uri(
 
 
 def remove(filesystem: Any, path: str) -> None:
-    """Removes the file at `path`, or the folder with all that is in it, if there is one."""
+    """Removes the file or folder at `path`, if it exists."""
     from fsspec.implementations.local import LocalFileSystem
 
     if isinstance(filesystem, LocalFileSystem):
         while os.path.lexists(path):
-            # FileNotFoundError: another process removes the same, so look again.
+            # FileNotFoundError: another process is removing the same folder, so look again.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
                     shutil.rmtree(path)
@@ -141,7 +141,7 @@ def remove(filesystem: Any, path: str) -> None:
         for _ in pool.map(lambda name: _unless_gone(filesystem.rm_file, name), names):
             pass
     filesystem.invalidate_cache()
-    if filesystem.exists(path):  # a store with real folders, which are empty now
+    if filesystem.exists(path):  # in a store with real folders, the empty folders are left
         folders = filesystem.find(path, withdirs=True)
         for folder in sorted({*folders, path}, key=len, reverse=True):
             _unless_gone(filesystem.rmdir, folder)

@@ -1,4 +1,5 @@
-"""The output folder of a run, on a disk or in a store: files appear whole or not at all."""
+"""The output folder of a run, on a disk or in an object store. Files appear when they are
+complete."""
 
 import contextlib
 import errno
@@ -21,16 +22,18 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-# Files that are not yet published. Readers of Parquet folders skip names that begin with '_'.
+# Folder for files that are not published yet. Readers of Parquet folders skip names with '_'
+# first.
 STAGED = "_staged"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder at a path or URI. It holds the URI only, so it can be sent to other processes.
+    """A folder at a path or URI. The object has only the URI, so it can be sent to other
+    processes.
 
-    Names are relative to the folder, with '/', and literal: `*` or `[1]` in them are no patterns.
-    Transient faults are retried (see `retry`); a permanent one raises UserError.
+    Names of files are relative to the folder, with '/'. They are literal: `*` and `[1]` are not
+    patterns. Transient faults are retried (see `retry`); permanent ones raise UserError.
     """
 
     uri: str
@@ -69,7 +72,7 @@ class RunFolder:
         return f"{filesystem_of(self.uri)[1]}/{name}".rstrip("/")
 
     def read(self, name: str) -> bytes | None:
-        """Returns the bytes of a file, None if there is none."""
+        """Returns the bytes of a file, None if it does not exist."""
 
         def read() -> bytes | None:
             try:
@@ -91,19 +94,20 @@ class RunFolder:
         return data
 
     def write(self, name: str, content: "bytes | pa.Buffer") -> None:
-        """Writes a file. A reader sees the old file or the new one, whole."""
+        """Writes a file atomically: a reader sees the complete old file or the complete new
+        one."""
         if self.is_local:
             part = str(PurePosixPath(name).with_name(f".{uuid.uuid4().hex}.part"))
             self.stage(part, content)
             self.rename(part, name)
-        else:  # an object appears when all of it has arrived
+        else:  # an object appears when its upload is complete
             self.stage(name, content)
 
     def write_json(self, name: str, data: Any) -> None:
         self.write(name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
     def stage(self, name: str, content: "bytes | pa.Buffer") -> None:
-        """Writes a file that nobody reads before it is renamed; it survives a power cut."""
+        """Writes a file that is renamed later. It is on the disk (fsync) when this returns."""
 
         def write() -> None:
             self._make_parent(name)
@@ -113,13 +117,15 @@ class RunFolder:
             with Path(self.path(name)).open("wb") as file:
                 file.write(content)
                 file.flush()
-                # If this fails, all is written again: a second fsync would find nothing to do.
+                # If fsync fails, the whole file is written again. A second fsync alone could
+                # succeed without writing the lost data.
                 os.fsync(file.fileno())
 
         self._retry("write", write)
 
     def put(self, name: str, path: str) -> None:
-        """Writes the content of the local file `path`, however large; it appears whole."""
+        """Moves or uploads the local file `path`, which may be large. It appears when it is
+        complete."""
 
         def put() -> None:
             self._make_parent(name)
@@ -133,7 +139,7 @@ class RunFolder:
         self._retry("write", put)
 
     def scratch(self) -> str | None:
-        """Returns a folder for temporary files as large as the run's; None for the system's."""
+        """Returns a folder for large temporary files; None means the default of the system."""
         if not self.is_local:
             return None
         Path(self.path(STAGED)).mkdir(parents=True, exist_ok=True)
@@ -176,7 +182,8 @@ class RunFolder:
                 Path(self.path(name)).rmdir()
 
     def remove_file(self, name: str) -> None:
-        """Removes a file, if there is one, in one call. `name` is no folder."""
+        """Removes a file, if it exists, with one call of the store. `name` must not be a
+        folder."""
 
         def remove_file() -> None:
             with contextlib.suppress(FileNotFoundError):
@@ -192,9 +199,8 @@ class RunFolder:
         return self._retry("read", exists)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a file unless it exists; returns whether it did. Of several processes that try it
-        at once, one does."""
-
+        """Writes a file if it does not exist. Returns whether it was written: if several processes
+        try it at the same time, one of them gets True."""
         part = Path(self.path(name)).with_name(f".{uuid.uuid4().hex}.part")
 
         def create() -> bool:
@@ -212,14 +218,14 @@ class RunFolder:
         return self._retry("write", create)
 
     def check_creates(self) -> None:
-        """Raises UserError if the store replaces files where `create` must not."""
+        """Raises UserError if `create` replaces existing files in this store."""
         if self.is_local:
             return
         name = f"_probe-{uuid.uuid4().hex}"
         try:
             self.create(name, b"first")
             has_replaced = self.create(name, b"second")
-        except (NotImplementedError, TypeError, ValueError):  # clients that know no such mode
+        except (NotImplementedError, TypeError, ValueError):  # clients without this mode
             has_replaced = True
         finally:
             self.remove(name)
@@ -273,7 +279,8 @@ class RunFolder:
         self._filesystem.makedirs(self.path(str(PurePosixPath(name).parent)), exist_ok=True)
 
     def _retry(self, what: str, act: Callable[[], Result]) -> Result:
-        """Returns `act()`, with retries; raises UserError for faults that stay (a full disk)."""
+        """Returns `act()`, with retries. Raises UserError for permanent faults, such as a full
+        disk."""
         try:
             return with_retries(act, f"{what} {self.uri}")
         except Exception as error:
@@ -288,7 +295,7 @@ class RunFolder:
 
 
 def _create_local(path: str, part: Path, content: bytes) -> None:
-    """Writes a new file, which appears whole; raises FileExistsError if there is one."""
+    """Writes a new file atomically. Raises FileExistsError if it exists."""
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -300,7 +307,7 @@ def _create_local(path: str, part: Path, content: bytes) -> None:
 
 
 def output_folder(uri: str) -> RunFolder:
-    """The folder that a command writes to; raises UserError for one that Ray would delete."""
+    """The output folder of a command. Raises UserError for a folder that Ray would delete."""
     folder = RunFolder(uri)
     if folder.is_local:
         check_stays(folder.path(), "an absolute path, or a URI such as s3://bucket/folder")
@@ -308,7 +315,7 @@ def output_folder(uri: str) -> RunFolder:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Compares two runs' identities: a line for each option that differs, by its dotted name."""
+    """Compares the identities of two runs. Returns a line for each option that differs."""
     lines = []
     for name in dict.fromkeys((*old, *new)):
         before, now = old.get(name), new.get(name)
@@ -321,6 +328,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def _device_and_inode(path: str) -> tuple[int, int]:
-    """What stays the same when a file or folder is renamed."""
+    """Identifies a file, also after it was renamed."""
     facts = os.stat(path)  # noqa: PTH116 - names are text here
     return facts.st_dev, facts.st_ino

@@ -1,4 +1,5 @@
-"""The lease of an output folder: one run writes at a time; a dead run's lease is taken over."""
+"""The lease of an output folder, which refuses a second run early. The lease of a dead run is
+taken over. Tables stay correct without it: see `bulk/table.py`."""
 
 import contextlib
 import fcntl
@@ -21,15 +22,16 @@ log = logging.getLogger(__name__)
 
 LEASE = "_lease.json"
 SECONDS_BETWEEN_RENEWALS = 10.0
-# For an owner on another machine, whose process cannot be seen. Clocks may differ by some seconds.
+# A lease from another machine counts as dead after this time without a renewal. Clocks may differ
+# by some seconds.
 SECONDS_TILL_DEAD = 90.0
-# An object store has no lock: of two new runs that both write a lease, the one whose lease was
-# overwritten sees that after this time.
+# An object store has no lock. If two runs write a lease at the same time, the first one sees after
+# this time that its lease was overwritten.
 SECONDS_TO_SETTLE = 2.0
 
 
 class Lease:
-    """Held within `with`. `check` is called right before something is published."""
+    """The lease of a folder, held within `with`."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.run = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
@@ -61,7 +63,7 @@ class Lease:
     ) -> None:
         self._ended.set()
         self._renewals.join()
-        # A full or vanished disk is reported by what wrote the rows.
+        # Faults of the disk were reported by the code that wrote the rows.
         with contextlib.suppress(UserError):
             if self.is_ours():
                 self._folder.remove(LEASE)
@@ -80,12 +82,13 @@ class Lease:
 
     def _write(self) -> None:
         pid = os.getpid()
-        # These tell a process from a later one with its number, and from others elsewhere.
+        # These distinguish the process from a later one with the same process id, and from
+        # processes on other machines.
         owner = {
             "host": socket.gethostname(),
             "pid": pid,
-            "space": _space(),
-            "started": _started(pid),
+            "space": _pid_scope(),
+            "started": _start_time(pid),
         }
         self._folder.write_json(LEASE, {"run": self.run, **owner, "beat": time.time()})
 
@@ -104,13 +107,13 @@ class Lease:
 
 def _is_alive(lease: dict[str, Any]) -> bool:
     pid = int(lease.get("pid", 0))
-    if lease.get("host") == socket.gethostname() and lease.get("space") == _space():
-        return _runs(pid) and _started(pid) == lease.get("started")
+    if lease.get("host") == socket.gethostname() and lease.get("space") == _pid_scope():
+        return _process_exists(pid) and _start_time(pid) == lease.get("started")
     return bool(time.time() - float(lease.get("beat", 0)) < SECONDS_TILL_DEAD)
 
 
-def _space() -> str:
-    """Where process numbers are unique: this boot of the machine and, on Linux, this container."""
+def _pid_scope() -> str:
+    """The scope in which process ids are unique: this boot and, on Linux, this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - not a path
@@ -118,8 +121,9 @@ def _space() -> str:
         return ""
 
 
-def _started(pid: int) -> str:
-    """The start of a process in clock ticks since boot; "" if unknown, "dead" for a zombie."""
+def _start_time(pid: int) -> str:
+    """The start time of a process in clock ticks since boot; "" if unknown, "dead" for a
+    zombie."""
     try:
         facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -127,7 +131,7 @@ def _started(pid: int) -> str:
     return "dead" if facts[0] in "ZX" else facts[19]
 
 
-def _runs(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -139,7 +143,8 @@ def _runs(pid: int) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: RunFolder) -> Iterator[None]:
-    """On a disk, only one process at a time reads and writes the lease."""
+    """On a disk, hold a file lock, so that only one process at a time reads and writes the
+    lease."""
     if not folder.is_local:
         yield
         return
@@ -152,7 +157,7 @@ def _locked(folder: RunFolder) -> Iterator[None]:
 
 
 def _lock(folder: RunFolder) -> TextIO:
-    """The lock file, open and locked until it is closed."""
+    """Open and lock the lock file. It is locked until it is closed."""
     Path(folder.path()).mkdir(parents=True, exist_ok=True)
     file = Path(folder.path("_lease.lock")).open("w")  # noqa: SIM115 - the caller closes it
     try:

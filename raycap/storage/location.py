@@ -1,4 +1,4 @@
-"""A file or folder at a path or URI, local or in a store, looked at in one way."""
+"""A file or folder at a path or URI, with one interface for local files and stores."""
 
 import difflib
 import itertools
@@ -13,7 +13,7 @@ from raycap.errors import UserError
 from raycap.storage.filesystem import absolute, filesystem_of, open_local
 from raycap.uris import local_path, uri_of
 
-# Enough to recognise a dataset by its files; a folder with a million entries is not read for that.
+# Limits for recognising a dataset by its files: a folder may have a million entries.
 MOST_ENTRIES = 100_000
 MOST_FOLDERS = 64
 
@@ -23,8 +23,8 @@ class Location:
     """A file or folder, which may or may not exist."""
 
     uri: str  # how it is opened; a plain absolute path if it is local
-    path: str  # what its filesystem calls it
-    filesystem: Any  # fsspec's; None for local, where the operating system is asked
+    path: str  # in its filesystem
+    filesystem: Any  # of fsspec; None for local files, for which `os` is used
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ class Location:
                         found.append((path.rpartition("/")[2], item["type"] == "directory"))
             else:
                 with os.scandir(self.path) as listing:
-                    # Pipes, devices and dead links are no files: nothing is read from them.
+                    # Pipes, devices and broken links are left out.
                     found = [
                         (entry.name, entry.is_dir())
                         for entry in itertools.islice(listing, limit)
@@ -99,7 +99,7 @@ class Location:
         return sorted(visible)
 
     def _first_page_of_s3(self) -> list[tuple[str, bool]]:
-        """A thousand names; fsspec would list all, and there may be millions."""
+        """The first thousand names. fsspec would list all of them, and there may be millions."""
         bucket, _, prefix = self.path.partition("/")
         prefix = prefix and prefix + "/"
         page = self.filesystem.call_s3(
@@ -111,7 +111,7 @@ class Location:
         return [(path[start:], True) for path in folders] + [(key[start:], False) for key in files]
 
     def folders_below(self, depth: int = 2) -> "Iterator[tuple[Location, list[tuple[str, bool]]]]":
-        """This folder and those below it, with their entries, nearest first, down to `depth`."""
+        """This folder and its subfolders down to `depth`, with their entries, breadth first."""
         if self.filesystem is not None:
             depth = min(depth, 1)  # each listing of a bucket is a request
         level = [self]
@@ -156,7 +156,7 @@ def existing(path: str) -> Location:
     while parent.path != "/" and not parent.exists():
         parent, child = parent.parent, parent.name
     if location.filesystem is not None and parent.path == "/":
-        # Above all buckets there is nothing to list.
+        # The root of a store cannot be listed.
         raise UserError(f"no such file or folder: {location.uri}")
     close = difflib.get_close_matches(child, [name for name, _ in parent.entries(10_000)], n=1)
     hint = f"the nearest that exists is {parent.uri}"
@@ -166,6 +166,6 @@ def existing(path: str) -> Location:
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    """What stores raise without credentials or network; S3's client has its own errors."""
+    """Exceptions of stores without credentials or network. The S3 client has its own class."""
     client = sys.modules.get("botocore.exceptions")
     return (OSError, client.BotoCoreError) if client else (OSError,)

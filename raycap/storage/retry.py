@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# A store that restarts, or a network that is rerouted, is back within a minute.
+# Most stores and networks are back within a minute.
 SECONDS_IN_ALL = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0
 
@@ -31,7 +31,7 @@ _ERRNOS = {
     if hasattr(errno, name)
 }
 _STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
-# By name, for a client is imported only where its store is used. Subclasses count too.
+# By name, because a client is imported only if its store is used. Subclasses are included.
 _ERRORS = {
     *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError"),
     *("azure.ServiceRequestError", "azure.ServiceResponseError"),
@@ -46,9 +46,9 @@ _CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urll
 
 
 def with_retries(act: Callable[[], Result], what: str) -> Result:
-    """Returns `act()`; after a transient fault it is called again, for about a minute in all.
+    """Returns `act()`. After a transient fault it is called again, for about a minute in total.
 
-    The last error is raised as it is. `act` must be idempotent. `what` is for the log.
+    Then the last error is raised. `act` must be idempotent. `what` is for the log.
     """
     until, pause = time.monotonic() + SECONDS_IN_ALL, FIRST_PAUSE
     while True:
@@ -64,13 +64,13 @@ def with_retries(act: Callable[[], Result], what: str) -> Result:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a little later."""
+    """Whether the same call may succeed if it is repeated."""
     if isinstance(error, FileNotFoundError | PermissionError | FileExistsError):
         return False
     names = _names(error)
     if any(name.endswith(".SSLError") for name in names):  # a certificate stays wrong
         return False
-    # s3fs turns a status that it does not know into EIO, with the response as the cause.
+    # s3fs raises EIO for an unknown HTTP status, with the response as the cause.
     status = _http_status(error) or (_http_status(error.__cause__) if error.__cause__ else None)
     if status is not None:
         return status in _STATUSES
@@ -95,7 +95,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The status that a store answered with, if the error has one. Clients differ in its form."""
+    """The HTTP status in an error of a store's client, if it has one."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         found = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]

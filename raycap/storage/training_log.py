@@ -1,7 +1,7 @@
-"""The log of a training run, which everything that shows the run reads.
+"""The log of a training run. Progress bars, reports and sweeps read it.
 
-metrics.jsonl has a line for every event of the run, validation.jsonl one for every validation
-picture of the epoch that is kept.
+metrics.jsonl has a line for each logged step, epoch and set of samples. validation.jsonl has a
+line for each validation picture, from the best epoch.
 """
 
 import json
@@ -16,21 +16,20 @@ PICTURES = "validation.jsonl"
 
 
 class RunLog:
-    """metrics.jsonl and validation.jsonl; only the leading worker writes them."""
+    """Writes metrics.jsonl and validation.jsonl. Only the leader of the workers does so."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a line; readers see it whole or not at all."""
+        """Append a line. `read_log` ignores a line that is not complete."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def write_pictures(
         self, pictures: Iterable[dict[str, Any]], attention: Iterable[dict[str, Any]]
     ) -> None:
-        """Write the captions of all validation pictures, and for some where the decoder looked for
-        each word."""
+        """Write the captions of all validation pictures, and the attention maps of some."""
         looked = {each["key"]: each for each in attention}
         with whole_file(self.path.with_name(PICTURES)) as file:
             for picture in pictures:
@@ -38,20 +37,19 @@ class RunLog:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Delete the lines after the checkpoint that the run continues from: they will be written
-        again."""
+        """Delete the lines after this step. The run continues from there and writes them again."""
         kept = [line for line in read_log(self.path) if line["step"] <= step]
         with whole_file(self.path) as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
 
 
 class LogReader:
-    """Reads a log while another process writes it. When a worker was lost, lines may disappear and
-    come again."""
+    """Reads a log while another process writes it. After a worker was lost, lines may be deleted
+    and written again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen = len(read_log(path))  # an earlier start of the run has shown these
+        self._seen = len(read_log(path))  # lines of an earlier start of the run
 
     def new_lines(self) -> list[dict[str, Any]]:
         """The lines since the last call."""
@@ -62,7 +60,7 @@ class LogReader:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines so far; a killed run may have left half of one at the end."""
+    """The complete lines. A killed run may have left an incomplete one at the end."""
     if not path.exists():
         return []
     complete = path.read_text(encoding="utf-8").split("\n")[:-1]

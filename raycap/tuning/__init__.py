@@ -1,5 +1,5 @@
-"""How a sweep searches: its options. `space` is what it searches, `schedulers` what ends trials
-early, `trials` what is known of each trial."""
+"""Hyperparameter sweeps: their options (here), the search space (`space`), the schedulers that end
+trials early (`schedulers`), and the table of trials (`trials`)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal

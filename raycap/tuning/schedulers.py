@@ -1,5 +1,5 @@
-"""The schedulers of a sweep, which end trials early. A new one is one class here and one line in
-SCHEDULERS.
+"""The schedulers of a sweep, which end bad trials early. To add one, write a class here and add
+its line to SCHEDULERS.
 
 Trials report once per epoch, as Ray Tune's `training_iteration`. Ray is imported only when one is
 built.
@@ -21,7 +21,7 @@ class Scheduler(Protocol):
     """Builds one of Ray Tune's schedulers."""
 
     def build(self, options: Tune, epochs: int) -> TrialScheduler:
-        """`epochs`: those of the longest trial."""
+        """`epochs` is the number of epochs of the longest trial."""
 
 
 class Asha:

@@ -1,5 +1,5 @@
-"""What a sweep varies: ranges of options by their dotted names, some only where another option has
-a certain value."""
+"""The search space of a sweep: ranges of values for options. A range may apply only if another
+option has a certain value."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ Parameters = dict[str, Any]  # of one trial: dotted names of options, and their 
 CORNERS_CHECKED = 2000
 # The sections of the config that a training run depends on.
 SECTIONS = ("source", "reading", "vocabulary", "encoder", "decoder", "search", "train")
-# Options that must be the same for all trials, and why.
+# Options that cannot be searched, and why.
 FIXED = {
     "train.out": "each trial has a folder of its own",
     "train.fresh": "a trial that died continues in its folder",
@@ -30,18 +30,18 @@ FIXED = {
     "train.cache": "the result does not depend on it",
     "train.trackers": "the result does not depend on it",
 }
-# Features are made from these: each choice of them has a feature table of its own.
+# Options that features depend on. Each combination of their values needs its own feature table.
 OF_FEATURES = ("source", "reading", "encoder", "train.augmentation", "train.start_from")
 
 
 @dataclass(frozen=True)
 class Range:
-    """The values that an option may take, where the conditions in `when` hold."""
+    """The values that an option may have if the conditions in `when` hold."""
 
     key: str
     kind: Kind
-    values: tuple[Any, ...]  # all values of a choice; otherwise the lowest and the highest
-    when: Mapping[str, tuple[Any, ...]]  # each of these options has one of these values
+    values: tuple[Any, ...]  # all values of a choice; otherwise the lowest and the highest value
+    when: Mapping[str, tuple[Any, ...]]  # option -> the values it must have
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -76,12 +76,12 @@ class Range:
         return self.rounded(random.uniform(low, high))
 
     def rounded(self, number: float) -> float:
-        """The number with five digits, and within the range."""
+        """The number rounded to five digits, and limited to the range."""
         low, high = self.values
         return float(min(max(float(f"{number:.5g}"), low), high))
 
     def all_values(self) -> Sequence[Any]:
-        """Those of a choice or of an integer range."""
+        """All values of a choice or of an integer range."""
         if self.kind == "integer":
             return range(self.values[0], self.values[1] + 1)
         return self.values
@@ -89,13 +89,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """Ranges, each after those that its conditions depend on."""
+    """A search space. Each range comes after those that its conditions depend on."""
 
     ranges: tuple[Range, ...]
 
     def points(self, values: Callable[[Range], Sequence[Any]]) -> Iterator[Parameters]:
-        """Every combination of the given values of each range; a range that does not apply is left
-        out."""
+        """All combinations of the values that `values` gives for each range. Ranges that do not
+        apply are left out."""
 
         def extended(points: Iterator[Parameters], one: Range) -> Iterator[Parameters]:
             for point in points:
@@ -111,16 +111,16 @@ class Space:
         return points
 
     def point(self, value: Callable[[Range], Any]) -> Parameters:
-        """The point with this value of each range that applies."""
+        """The point with one value for each range that applies."""
         return next(self.points(lambda one: (value(one),)))
 
     def drawn(self, count: int, seed: int) -> list[Parameters]:
-        """So many points at random."""
+        """`count` random points."""
         random = np.random.default_rng(seed)
         return [self.point(lambda one: one.draw(random)) for _ in range(count)]
 
     def grid(self) -> list[Parameters]:
-        """Every combination."""
+        """All combinations. Raises UserError for ranges of real numbers."""
         for one in self.ranges:
             if one.kind not in ("choice", "integer"):
                 raise UserError(
@@ -130,7 +130,8 @@ class Space:
         return list(self.points(Range.all_values))
 
     def corners(self) -> Iterator[Parameters]:
-        """Each range at each of its ends, wherever it applies; of a great many, the first."""
+        """Points that have each range at its lowest and highest value (or each choice at each
+        value); at most CORNERS_CHECKED."""
         deciding = {key for one in self.ranges for key in one.when}
 
         def with_value(one: Range, value: Any) -> Iterator[Parameters]:
@@ -145,7 +146,7 @@ class Space:
         return itertools.islice(itertools.chain.from_iterable(corners), CORNERS_CHECKED)
 
     def feature_points(self) -> Iterator[Parameters]:
-        """A point for each combination of options that features are made from."""
+        """One point for each combination of the options that features depend on."""
         deciding: set[str] = set()
         for one in reversed(self.ranges):  # each comes after those that it depends on
             if is_under(one.key, OF_FEATURES) or one.key in deciding:
@@ -159,7 +160,7 @@ class Space:
         return self.points(values)
 
     def to_plain(self) -> dict[str, Any]:
-        """For the identity of a sweep."""
+        """The space as JSON, for the identity of a sweep."""
         plain: dict[str, Any] = {}
         for one in self.ranges:
             described: dict[str, Any] = {one.kind: list(one.values)}
@@ -175,11 +176,10 @@ def is_under(key: str, sections: Collection[str]) -> bool:
 
 
 def read_space(path: str, try_point: Callable[[Parameters], object]) -> Space:
-    """The space in a YAML file.
+    """Read a search space from a YAML file.
 
-    `try_point` makes a config of a point, or refuses it. It is called for the corners of the
-    space: an option that does not exist or cannot have a value is refused now, not by the trial
-    that would come to it.
+    `try_point` makes a config from a point, or raises UserError. It is called for the corners of
+    the space, so that unknown options and invalid values are found now and not in a later trial.
     """
     if not path:
         raise UserError(
@@ -268,7 +268,7 @@ def _in_order(ranges: list[Range]) -> tuple[Range, ...]:
 
 
 def _check_option(one: Range) -> None:
-    """Refuse an option that cannot be searched."""
+    """Raise UserError for an option that cannot be searched."""
     for section, reason in FIXED.items():
         if is_under(one.key, (section,)):
             raise UserError(f"{one.key} cannot be searched: {reason}")

@@ -1,7 +1,7 @@
-"""What is known of a sweep's trials, read from their folders: the table of trials, and what a
-terminal shows of it.
+"""The trials of a sweep: reads them from their folders, writes their table, and formats them for
+the terminal.
 
-Needs neither Ray nor torch.
+Imports neither Ray nor torch.
 """
 
 import json
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, as far as it has come."""
+    """The state of one trial."""
 
     name: str
     folder: Path
@@ -62,17 +62,17 @@ class Trial:
 
 
 def score_of(line: dict[str, Any], measure: Measure) -> float:
-    """What trials are compared by, from the log line of an epoch."""
+    """The score by which trials are compared, from the log line of an epoch."""
     return float(line[facts_of(measure).log_name or measure])
 
 
 def begin_trial(folder: Path, parameters: Parameters) -> None:
-    """Record what a trial tries."""
+    """Record the parameters of a trial."""
     write_json(folder / BEGUN, {"parameters": parameters})
 
 
 def end_trial(folder: Path, reason: str = "") -> None:
-    """Record how a trial ended; `reason` says why it failed."""
+    """Record how a trial ended. `reason` is given if it failed."""
     status = FINISHED if (folder / FACTS).exists() else STOPPED
     if reason:
         status = FAILED
@@ -80,7 +80,7 @@ def end_trial(folder: Path, reason: str = "") -> None:
 
 
 def read_trials(sweep: Path, measure: Measure) -> list[Trial]:
-    """All trials that have begun, in order."""
+    """All trials that have begun, by number."""
     trials = []
     for begun in sorted((sweep / TRIALS).glob(f"*/{BEGUN}")):
         folder, ended = begun.parent, {}
@@ -153,7 +153,8 @@ def _column(values: Sequence[Any]) -> pa.Array:
 
 
 def trial_line(trials: Sequence[Trial], name: str, count: int, measure: Measure) -> str:
-    """How one of `count` trials ended."""
+    """A line that says how the trial `name` ended. `count` is the number of trials of the
+    sweep."""
     trial = next(trial for trial in trials if trial.name == name)
     ended = sum(trial.status != UNFINISHED for trial in trials)
     how = f"after {len(trial.curve)} epochs"
@@ -169,7 +170,7 @@ def trial_line(trials: Sequence[Trial], name: str, count: int, measure: Measure)
 
 
 def summary(trials: Sequence[Trial], measure: Measure) -> str:
-    """The best trials as a table, which trials failed, and how many ended how."""
+    """The best trials as a table, the failed trials, and the number of trials by status."""
     best = ranked(trials, measure)[:SHOWN]
     keys = list(dict.fromkeys(key for trial in best for key in trial.parameters))
     table = [["trial", measure, "epoch", *keys]] if best else []
