@@ -42,7 +42,7 @@ class Need:
             pieces += int(min(has.get(name, 0) / each for name, each in self.resources.items()))
         return pieces
 
-    def is_enough(self, available: int) -> bool:
+    def is_met_by(self, available: int) -> bool:
         """Whether this number of pieces is enough."""
         return available >= min(self.pieces, MOST_PIECES)
 
@@ -65,7 +65,7 @@ def wait_for_nodes(needs: Sequence[Need], wait: float) -> None:
     """Ask the autoscaler for missing resources, and wait for them: at most `wait` seconds (0: no
     limit) for the minimum of each need, then for some time for the rest. Without an autoscaler,
     this does nothing."""
-    short = [need for need in needs if not need.is_enough(need.available())]
+    short = [need for need in needs if not need.is_met_by(need.available())]
     if not short or not has_autoscaler():
         return
     groups = [group for need in short for group in need.ask()]
@@ -90,7 +90,7 @@ def _wait(needs: Sequence[Need], wait: float) -> None:
             need for need, pieces in zip(needs, available, strict=True) if pieces < need.least
         ]
         if not missing:
-            if all(need.is_enough(pieces) for need, pieces in zip(needs, available, strict=True)):
+            if all(need.is_met_by(pieces) for need, pieces in zip(needs, available, strict=True)):
                 return
             if now - changed >= (
                 SECONDS_TO_START_NODES if count_starting_nodes() else SECONDS_TO_SETTLE

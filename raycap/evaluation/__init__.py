@@ -1,4 +1,4 @@
-"""How good captions are: caption tables are read, matched with references, scored and compared."""
+"""Evaluation: reads caption tables, matches them with references, scores and compares them."""
 
 from raycap.evaluation.options import Evaluate, MetricOptions
 

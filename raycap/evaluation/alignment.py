@@ -1,5 +1,5 @@
-"""Matches the rows of caption tables with the pictures of the references. Everything that has no
-match is counted and named."""
+"""Matches rows of caption tables with pictures of the references. Rows and pictures without a
+match are counted and named."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ OTHER_SPLIT = "other_split"  # a row whose picture is of a split that was not as
 
 
 class Outcome(NamedTuple):
-    """What happened to one row or picture, and why if it was not scored."""
+    """Whether one row or picture was scored, and why if not."""
 
     key: str
     outcome: str
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Alignment:
-    """The pictures to score, in the order of the references, with the caption of each table."""
+    """The pictures to score, in the order of the references, with their captions in each table."""
 
     tables: tuple[CaptionTable, ...]
     keys: tuple[str, ...]
@@ -48,13 +48,14 @@ class Alignment:
 
     @property
     def complete(self) -> bool:
-        """Whether every picture that was asked for, and each of their rows, is scored."""
+        """Whether all pictures that were asked for are scored, and all rows except those of other
+        splits."""
         complete = (JUDGED, OTHER_SPLIT)
         return all(one.outcome in complete for own in self.outcomes for one in own)
 
 
 def align(tables: Sequence[CaptionTable], references: References, options: Evaluate) -> Alignment:
-    """Match tables and references. Raises UserError if nothing is left to score."""
+    """Match tables with references. Raises UserError if there is nothing to score."""
     wanted = references.keys_of_split(options.split)
     matched = [_match(table, references, options.match) for table in tables]
     rows = [
@@ -82,7 +83,7 @@ def align(tables: Sequence[CaptionTable], references: References, options: Evalu
 
 
 class _MatchedRows:
-    """The rows of one table by picture; `picture_of` gives the picture's key for a row's key."""
+    """The rows of one table by picture. `picture_of` maps keys of rows to keys of pictures."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class _MatchedRows:
                 self.captions[key] = ""
 
     def outcomes(self, scored: set[str]) -> Iterator[Outcome]:
-        """Of every wanted picture in order, then of the rows that belong to none of them."""
+        """The outcomes of all wanted pictures in order, then those of the other rows."""
         for key, outcome in self._pictures.items():
             if outcome.outcome == JUDGED and key not in scored:
                 reason = "another table has no caption of it"
@@ -134,7 +135,7 @@ class _MatchedRows:
 
 
 def unmatched_outcomes(table: CaptionTable) -> Iterator[Outcome]:
-    """The outcome of each row by itself, without references: judged or failed."""
+    """The outcome of each row without references: JUDGED or FAILED."""
     names = ("key", "caption", "status", "error_message")
     columns = [table.rows[name].to_pylist() for name in names]
     for row, (key, caption, status, reason) in enumerate(zip(*columns, strict=True)):
@@ -161,7 +162,8 @@ def _number(key: str) -> str:
     return str(int(found[1])) if found else ""
 
 
-# What a row's key and a picture's key may have in common, tried in this order.
+# What the keys of a row and of its picture have in common. With --match auto they are tried in
+# this order.
 RULES: dict[str, Callable[[str], str]] = {
     "key": str,
     "name": _name,
@@ -177,7 +179,7 @@ def _match(
     row_keys = table.rows["key"].to_pylist()
     pictures = [*references.captions, *references.uncaptioned]
     for rule in RULES if match == "auto" else (match,):
-        # Names that two pictures share mean neither.
+        # A name that two pictures share is not used.
         named: dict[str, str] = {}
         shared: set[str] = set()
         for key in pictures:

@@ -1,4 +1,5 @@
-"""Reads caption tables into one form: raycap's own Parquet, COCO results, CSV, JSON lines."""
+"""Reads caption tables of all formats (raycap's Parquet, COCO results, CSV, JSON lines) into one
+schema."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
 from raycap.sources.records import Records, RowBatch, records
 from raycap.storage.location import Location, existing, locate
 
-# What is read of a table. What a table lacks is "", null or an empty list; its status is success.
+# The columns that are read. Missing ones are "", null or an empty list; a missing status is
+# success.
 _NOT_READ = ("width", "height", "sha256")
 _READ = [CAPTIONS.field(name) for name in CAPTIONS.names if name not in _NOT_READ]
 ROWS = pa.schema([*_READ, *TRUE_WORDS])
@@ -35,7 +37,7 @@ KEY_NAMES = (
     "id",
 )
 CAPTION_NAMES = ("caption", "prediction", "generated_caption", "generated", "hypothesis", "text")
-# How often a table is read that a run changes meanwhile.
+# How often reading is repeated if a run changes the table meanwhile.
 MOST_READS = 5
 
 
@@ -46,8 +48,8 @@ class CaptionTable:
     name: str
     path: str
     rows: pa.Table  # of ROWS
-    notes: tuple[str, ...] = ()  # faults of the file that cost lines
-    # A digest of the captioner's words, where the table has the columns of TRUE_WORDS.
+    notes: tuple[str, ...] = ()  # about lines that could not be read
+    # A digest of the captioner's vocabulary, if the table has the columns of TRUE_WORDS.
     vocabulary: str = ""
 
 
@@ -62,7 +64,7 @@ def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
     for name, path in given:
         last = path.rstrip("/").rpartition("/")[2]
         short_names.append(name or last.split(".")[0] or last)
-    # Where two short names are equal (runs/a/captions, runs/b/captions), the path is the name.
+    # If two short names are equal (runs/a/captions, runs/b/captions), the path is the name.
     named = []
     for short, (name, path) in zip(short_names, given, strict=True):
         is_unclear = short_names.count(short) > 1 and not name
@@ -79,8 +81,8 @@ def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
 def read_captions(
     path: str, name: str, key_column: str = "", caption_column: str = ""
 ) -> CaptionTable:
-    """The table at a path, glob or URI. Raises UserError if it is no caption table or has a key
-    twice."""
+    """Read the table at a path, glob or URI. Raises UserError if it is not a caption table, or has
+    a key twice."""
     columns = Columns(key_column, caption_column)
     parts, notes = _all_rows(path, columns)
     if not parts:
@@ -99,7 +101,7 @@ def read_captions(
         )
     vocabulary = ""
     if rows["true_count"].null_count < len(rows):
-        # raycap's own tables say which words their captioner knows.
+        # Tables of raycap have a digest of the vocabulary in their metadata.
         files = () if path.lower().endswith(".json") else table_files(path)
         parquet = next((file for file in files if file.format == "parquet"), None)
         metadata: dict[bytes, bytes] = (parquet.schema().metadata or {}) if parquet else {}
@@ -108,15 +110,14 @@ def read_captions(
 
 
 def table_files(path: str) -> list[Records]:
-    """The files of a table: of a Delta table those of its newest version, in any other folder all
-    but those of an unfinished run, which begin with '_'."""
+    """The files of a table: for a Delta table those of its newest version, for another folder all
+    files whose names do not begin with '_' (these belong to an unfinished run)."""
     return records(path, private=False)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of keys and captions that the user named; "" where the usual names are looked
-    for."""
+    """The columns of keys and captions that the user named; "" to look for the usual names."""
 
     key: str
     caption: str
@@ -173,7 +174,8 @@ def _pieces(files: list[Records], columns: Columns, notes: Notes) -> Iterator[Ro
 
 
 def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
-    """COCO results are one JSON list; any other file may still have a JSON object on each line."""
+    """Read COCO results, which are one JSON list, or JSON lines in a file with the ending
+    .json."""
     with place.open() as file:
         try:
             rows = json.load(file)
@@ -203,7 +205,7 @@ def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
 
 
 def _as_rows(piece: RowBatch, columns: Columns) -> pa.Table:
-    """A piece of any form as ROWS."""
+    """Convert a piece to the schema ROWS."""
     names, uri = piece.columns.column_names, piece.file.uri
     column_of = {name: name for name in ROWS.names if name in names}
     column_of["key"], column_of["caption"] = columns.find(names, uri)
@@ -224,7 +226,7 @@ def _as_rows(piece: RowBatch, columns: Columns) -> pa.Table:
 
 
 def _value(field: pa.Field, value: Any, piece: RowBatch, row: int) -> Any:
-    """One cell. Text formats have numbers and lists as text."""
+    """Convert one cell. In text formats, numbers and lists are text."""
     is_number = field.name in NUMBERS
     if not is_number and field.name != "alternatives":
         if field.name == "status" and not value:

@@ -1,4 +1,5 @@
-"""An evaluation as JSON, as text for a terminal, and as a table with a row for each picture."""
+"""Writes an evaluation as JSON, as text for the terminal, and as a table with a row per
+picture."""
 
 from collections import Counter
 from typing import Any
@@ -31,7 +32,7 @@ _OUTCOMES = {
 
 
 def evaluation_as_json(evaluation: Evaluation, options: Evaluate) -> dict[str, Any]:
-    """Everything but the single pictures."""
+    """The evaluation as JSON, without single pictures."""
     alignment = evaluation.alignment
     names = [table.name for table in alignment.tables]
     comparisons = [
@@ -98,7 +99,7 @@ def outcome_counts(alignment: Alignment, number: int) -> dict[str, dict[str, Any
 
 
 def evaluation_as_text(evaluation: Evaluation, options: Evaluate) -> str:
-    """For a person: a table of scores, and what was not judged and why."""
+    """The text for the terminal: a table of scores, and what was not scored and why."""
     alignment = evaluation.alignment
     names = list(evaluation.facts)
     columns = [["", *names]]
@@ -143,7 +144,8 @@ def number_text(number: float) -> str:
 
 
 def _not_judged(alignment: Alignment, number: int) -> list[str]:
-    """Which rows and pictures of a table were not judged, and how its keys were found."""
+    """Lines about the rows and pictures of a table that were not scored, and how keys were
+    matched."""
     table, rule = alignment.tables[number], alignment.matched_by[number]
     counts = outcome_counts(alignment, number)
     lines = []
@@ -169,7 +171,7 @@ def evaluation_as_table(evaluation: Evaluation) -> pa.Table:
     tables = []
     for number, outcomes in enumerate(evaluation.alignment.outcomes):
         row_of = {key: row for row, key in enumerate(evaluation.alignment.keys)}
-        # Where keys are matched by name, a row without a picture may have the key of one.
+        # If keys were matched by name, a row without a picture may have the same key as a picture.
         rows = [
             row_of.get(one.key) if one.outcome in (JUDGED, FAILED, MISSING) else None
             for one in outcomes

@@ -1,5 +1,5 @@
-"""The references of a source: human captions by picture. Most captioned datasets need no pictures
-for this."""
+"""Reads the references (human captions) of a source. For most captioned datasets the pictures are
+not needed."""
 
 import dataclasses
 import hashlib
@@ -55,8 +55,8 @@ def read_references(source: Source | None) -> References:
         except UserError:
             if not isinstance(source, Flickr | Karpathy) or source.pictures:
                 raise
-            # Without the pictures? Reading the captions alone raises the same error if they are
-            # the fault.
+            # Perhaps the pictures are missing: try to read the captions alone. If they are the
+            # cause of the error, this raises it again.
             entries = source.entries()
             keys = {entry.key for entry in entries}
             if len(keys) < len(entries):
@@ -77,7 +77,7 @@ def read_references(source: Source | None) -> References:
 
 
 def with_captions(source: Source | None) -> Source:
-    """The source, asked for its captions. Raises UserError if there is no source."""
+    """The source, with options that make it read captions. Raises UserError if it is None."""
     if source is None or not source.path:
         raise UserError(
             "which references? Give the dataset with the human captions: --references SOURCE"
@@ -104,7 +104,7 @@ def _read_rows(source: Source) -> References:
 
 
 def _read_coco(source: Coco) -> References:
-    """From the annotation files alone: the pictures are not needed."""
+    """Read the annotation files only. The pictures are not needed."""
     place = existing(source.path)
     files = list(place.search(coco.ANNOTATIONS)) if place.is_folder() else [place]
     if not files:

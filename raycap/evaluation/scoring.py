@@ -1,5 +1,4 @@
-"""Scores of aligned captions: each metric's scores for each table, their intervals, and which
-table is best."""
+"""Computes the scores of each table, their bootstrap intervals, and which table is best."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from raycap.metrics import (
 )
 from raycap.schema import TRUE_WORDS
 
-# Closer scores are equal: the reference BLEU adds tiny numbers, which would name a winner.
+# Scores that are closer than this count as equal: BLEU's tiny constants must not decide.
 _TIE = 1e-6
 
 TableScores = dict[str, Score]  # by the name of the score
@@ -41,7 +40,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of all tables, with what they were computed from."""
+    """The scores of all tables, and the alignment from which they were computed."""
 
     alignment: Alignment
     scores: tuple[TableScores, ...]  # for each table
@@ -51,13 +50,13 @@ class Evaluation:
 
     @property
     def facts(self) -> dict[str, ScoreFacts]:
-        """Of each score that some table has, by its name."""
+        """The description of each score, by its name."""
         return {name: score.facts for own in self.scores for name, score in own.items()}
 
 
 def score_tables(alignment: Alignment, options: Evaluate, metric_options: Any) -> Evaluation:
-    """Compute the metrics that were asked for on every table, and loss, perplexity and token
-    accuracy where a table has what they take."""
+    """Compute the requested metrics for every table, and loss, perplexity and token accuracy for
+    tables with the columns of TRUE_WORDS."""
     metrics = [getattr(metric_options, name) for name in METRICS if name in options.metrics]
     scores: list[TableScores] = []
     for number, captions in enumerate(alignment.captions):
@@ -116,7 +115,7 @@ def _intervals_and_comparisons(
 
 
 def _best(name: str, scores: Sequence[TableScores], comparisons: Comparisons) -> Best | None:
-    """None if there is one table only, a tie, or scores that cannot be compared."""
+    """The best table; None if there is only one, a tie, or scores that cannot be compared."""
     own = {table: those[name] for table, those in enumerate(scores) if name in those}
     facts = next(iter(own.values())).facts
     signatures = {score.signature for score in own.values()}
@@ -125,7 +124,7 @@ def _best(name: str, scores: Sequence[TableScores], comparisons: Comparisons) ->
     first, second, *_ = sorted(own, key=lambda table: facts.sort_key(own[table].value))
     if not abs(own[first].value - own[second].value) >= _TIE:
         return None
-    # If the interval of a difference holds 0, the choice of pictures may have made the lead.
+    # If the interval of a difference contains 0, the lead is not significant.
     against = [comparison for pair, comparison in comparisons.items() if first in pair]
     is_clear = all(comparison.low > 0 or comparison.high < 0 for comparison in against)
     return Best(first, bool(against) and is_clear)

@@ -1,4 +1,4 @@
-"""Pages to look at, each one self-contained HTML file: caption tables, training runs, sweeps."""
+"""HTML reports of caption tables, training runs and sweeps, each one self-contained file."""
 
 from raycap.report.options import Report
 

@@ -1,4 +1,4 @@
-"""A photo with its caption under it, as a PNG that names its photo by digest."""
+"""Draws a photo with its caption, as a PNG whose metadata has the digest of the photo."""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from raycap.storage import whole_path
 from raycap.uris import name_of
 
-LONGEST_SIDE = 1024  # of the photo, in pixels; a larger one is made smaller
-LEAST_WIDTH = 480  # of the drawing, so that there is room for words
+LONGEST_SIDE = 1024  # of the photo, in pixels; larger photos are resized
+LEAST_WIDTH = 480  # of the drawing, so that there is room for the caption
 INK, PALE, PAPER = "#1a1a1a", "#6b6b6b", "#ffffff"
-PHOTO = "Photo"  # the text in a PNG that names its photo
+PHOTO = "Photo"  # key of the text in a PNG that has the photo's digest
 LONGEST_WORD = 100  # in letters
 LONGEST_NAME = 50  # in characters, of which one may take four bytes
 
@@ -40,7 +40,7 @@ def draw(pixels: NDArray[np.uint8], caption: str, others: Sequence[str] = ()) ->
 
 
 def save(drawing: Image.Image, path: Path, notes: dict[str, str]) -> None:
-    """As PNG with the notes as texts in it, under its name only when whole."""
+    """Write a PNG atomically, with the notes as its text chunks."""
     texts = PngImagePlugin.PngInfo()
     for name, text in notes.items():
         texts.add_itxt(name, text)
@@ -71,7 +71,8 @@ def _photo_of(path: Path) -> str | None:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu, which has most alphabets and comes with matplotlib, which takes a second to load."""
+    """DejaVu, which has most alphabets, from the files of matplotlib. Importing matplotlib itself
+    would take a second."""
     found = find_spec("matplotlib")
     assert found is not None and found.origin is not None
     return ImageFont.truetype(
@@ -84,7 +85,7 @@ def _step(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines that are no wider, unless a single word is."""
+    """Break the text into lines of at most this width. A single word may be wider."""
     lines: list[str] = []
     for long in text.split():
         word = long if len(long) <= LONGEST_WORD else f"{long[: LONGEST_WORD - 1]}…"

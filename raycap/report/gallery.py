@@ -1,4 +1,4 @@
-"""Which pictures a page shows, what each table has for them, and by what they can be sorted."""
+"""Selects the pictures of a page, and collects their captions, statuses and scores."""
 
 import itertools
 from collections import Counter
@@ -38,7 +38,7 @@ DIFFERENCE = ScoreFacts(
 
 
 def confidence(score: Any) -> Floats:
-    """In percent, from mean log-probabilities of words; NaN where there is none."""
+    """Confidence in percent, from mean log-probabilities of words; NaN where there is none."""
     scores = np.asarray(score, np.float64)
     known = np.where(np.isfinite(scores), np.minimum(scores, 0), np.nan)
     return np.asarray(100 * np.exp(known))
@@ -46,7 +46,7 @@ def confidence(score: Any) -> Floats:
 
 @dataclass(frozen=True)
 class PictureCaption:
-    """What one table has for one picture."""
+    """The caption of one picture in one table."""
 
     table: str
     caption: str
@@ -68,14 +68,14 @@ class GalleryEntry:
 
     @property
     def is_unreadable(self) -> bool:
-        """Whether no table could read it. Trying again might kill this process, too."""
+        """Whether no table could decode it. Decoding it here might crash this process too."""
         statuses = {caption.status for caption in self.captions}
         return FAILED_TO_DECODE in statuses and SUCCESS not in statuses
 
 
 @dataclass(frozen=True)
 class PictureMeasure:
-    """A number of each picture, of one table or of all."""
+    """One number for each picture, for one table or for all tables together."""
 
     facts: ScoreFacts
     table: str  # "" of all
@@ -94,7 +94,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Everything about the pictures of some tables that a page shows."""
+    """The content of a gallery page."""
 
     measures: Sequence[PictureMeasure]
     entries: Sequence[GalleryEntry]  # those that are shown
@@ -104,7 +104,7 @@ class Gallery:
 
 
 class GalleryMaker:
-    """All pictures of all tables, measured; only those that are chosen become entries."""
+    """Computes the measures of all pictures, and makes entries of the selected ones."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class GalleryMaker:
             outcomes = evaluation.alignment.outcomes
         else:
             outcomes = tuple(tuple(unmatched_outcomes(table)) for table in tables)
-        # For each table. A row without a picture may have the key of one.
+        # For each table, its outcomes. A row without a picture may have the same key as a picture.
         self._by_key = [
             {(one.outcome == EXTRA, one.key): one for one in own if one.outcome != OTHER_SPLIT}
             for own in outcomes
@@ -125,7 +125,7 @@ class GalleryMaker:
         self._keys = list(dict.fromkeys(key for own in self._by_key for key in own))
         self._statuses = [table.rows["status"].to_pylist() for table in tables]
         measures = [one for number in range(len(tables)) for one in self._measure(number)]
-        # The measure that tells good captions from bad ones, for each table.
+        # The main measure, which decides which captions are best and worst.
         ranked = [one.facts for one in measures if one.facts.picture_rank]
         known = [one.facts for one in measures]
         if ranked:
@@ -183,7 +183,8 @@ class GalleryMaker:
         yield PictureMeasure(LENGTH, table.name, np.array(words, np.float64))
 
     def _choose(self, most: int) -> list[int]:
-        """All pictures if there is room, else some of each kind, in their order."""
+        """All pictures if there is room; otherwise failed ones, the best, the worst, those that
+        differ most between tables, and random ones. In their order."""
         if len(self._keys) <= most:
             return list(range(len(self._keys)))
         share = max(1, most // 5)

@@ -1,5 +1,5 @@
-"""Templates to HTML. Everything from outside is escaped, and a page loads and runs nothing but its
-own."""
+"""Renders the HTML templates. All values are escaped, and a content security policy keeps a page
+from loading or running anything else."""
 
 import base64
 import hashlib
@@ -34,8 +34,7 @@ def render(**values: Any) -> str:
         version=__version__,
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        # If a caption ever got through as mark-up, the browser would still not run it or fetch for
-        # it.
+        # Even if a caption got through as markup, the browser would not run it or load anything.
         policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
     )
@@ -47,5 +46,5 @@ def _plot(figure: Figure) -> Markup:
 
 
 def _plain(text: str) -> str:
-    """Without control characters and lone surrogates, which HTML does not allow."""
+    """Replace control characters and lone surrogates, which HTML does not allow."""
     return _FORBIDDEN.sub("\ufffd", str(text))

@@ -1,4 +1,4 @@
-"""Writes one page about caption tables, training runs or sweeps, in one file."""
+"""Writes a report about caption tables, training runs or sweeps as one HTML file."""
 
 import contextlib
 import os
@@ -47,13 +47,13 @@ def write_page(
     reading: Reading,
     trust: Trust = ONLY_WEB,
 ) -> str:
-    """Write the page to `options.out`; returns what to print about it.
+    """Write the page to `options.out`. Returns the text to print about it.
 
-    `source` has the references. Pictures of a table are opened only below the table's own folder,
-    where the references' pictures are, and where `trust` or --fetch.trust permits it: the table
-    may be somebody else's.
+    `source` has the references. The table may come from somebody else, so its pictures are opened
+    only in the table's own folder, where the pictures of the references are, and where `trust` or
+    --fetch.trust permits it.
     """
-    # Sort what was given: sweeps, training runs, and the rest are caption tables.
+    # Sort the arguments: sweeps, training runs, and the rest, which are caption tables.
     named = names_and_paths(options.tables)
     if not named:
         raise UserError(
@@ -62,7 +62,7 @@ def write_page(
         )
     sweeps, runs, table_paths = [], [], []
     for name, path in named:
-        with _as_written(path):
+        with _checked_format(path):
             if is_sweep(path):
                 sweeps.append(read_sweep(name, path))
             elif is_run(path):
@@ -77,7 +77,7 @@ def write_page(
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         if runs or sweeps:
-            stack.enter_context(_as_written(" and ".join(path for _, path in named)))
+            stack.enter_context(_checked_format(" and ".join(path for _, path in named)))
 
         # Training runs: without --references, the pictures come from the source of each run.
         run_references, run_pictures = references, pictures
@@ -125,8 +125,8 @@ def write_page(
 
 
 @contextlib.contextmanager
-def _as_written(path: str) -> Iterator[None]:
-    """Raises UserError for run logs and tables of trials that are not as raycap writes them."""
+def _checked_format(path: str) -> Iterator[None]:
+    """Raises UserError for errors from logs and tables that do not have the format of raycap."""
     try:
         yield
     except UserError:
@@ -145,7 +145,7 @@ def _as_written(path: str) -> Iterator[None]:
 
 
 def _how_to_trust(refused: Sequence[str]) -> str:
-    """How to see the pictures at these URIs, which the tables may not name by themselves."""
+    """A line that says how to show the pictures at these URIs, which were refused."""
     if not refused:
         return ""
     folders = []

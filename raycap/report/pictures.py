@@ -1,4 +1,4 @@
-"""Pictures of a page as text in it: thumbnails, and panels of what a captioner looked at for each
+"""Pictures that are embedded in a page: thumbnails, and panels with the attention for each
 word."""
 
 import base64
@@ -53,7 +53,7 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture, and what was looked at for each word of its caption."""
+    """One picture with the attention maps of its caption."""
 
     name: str  # of the table or run
     key: str
@@ -62,13 +62,13 @@ class Panel:
 
 
 class PageBudget:
-    """The bytes that pictures may still take in a page."""
+    """The number of bytes that are left for pictures in a page."""
 
     def __init__(self, megabytes: float) -> None:
         self.left = megabytes * 2**20
 
     def takes(self, data: str) -> bool:
-        """Whether this picture still fits; then its bytes are taken."""
+        """Whether this picture fits. If so, its bytes are subtracted."""
         fits = len(data) <= self.left
         self.left -= len(data) if fits else 0
         return fits
@@ -76,7 +76,7 @@ class PageBudget:
 
 @dataclass(frozen=True)
 class PagePictures:
-    """How pictures are opened for a page, and how much room they have."""
+    """How pictures are fetched and decoded for a page, and how many bytes are left."""
 
     fetch: Fetch
     trust: Trust
@@ -88,7 +88,8 @@ class PagePictures:
         return replace(self, trust=self.trust.also(*others))
 
     def thumbnails(self, uris: Sequence[str | None], side: int = THUMBNAIL) -> list[Thumbnail]:
-        """One for each URI in order, until the budget is used up; an empty one for None."""
+        """A thumbnail for each URI, in order. It is empty for None, and when the budget is used
+        up."""
         made: list[Thumbnail] = []
         with Fetcher(self.fetch, self.trust) as fetcher:
             for start in range(0, len(uris), AT_ONCE):
@@ -122,14 +123,13 @@ class PagePictures:
     def panels(
         self, name: str, rows: Iterable[Mapping[str, Any]], square: Square
     ) -> Iterator[Panel]:
-        """The panels of those rows of a table or run whose picture can be read, until the budget
-        is used up."""
+        """Panels of the rows whose pictures can be read, until the budget is used up."""
         with Fetcher(self.fetch, self.trust) as fetcher:
             for row in rows:
                 maps = attention_maps(row)
                 if maps is None:
                     continue
-                # No bytes, and so no pixels, where the picture cannot be fetched.
+                # If the picture cannot be fetched, there are no bytes and so no pixels.
                 data = fetcher.fetch(row["uri"]).data
                 picture = read_guarded(data, self.reading, square)
                 if picture.pixels is None:
@@ -152,8 +152,8 @@ def _data_uri(jpeg: io.BytesIO) -> str:
 def panels_of_tables(
     tables: Sequence[CaptionTable], most: int, model: str, pictures: PagePictures
 ) -> tuple[list[Panel], list[str]]:
-    """Up to `most` panels, shared by the tables that have attention maps; and why a table that has
-    maps gets none."""
+    """Up to `most` panels of the tables with attention maps, and notes about tables whose maps
+    could not be shown."""
     panels: list[Panel] = []
     notes: list[str] = []
     for table in tables if most else ():
@@ -172,8 +172,8 @@ def panels_of_tables(
 
 
 def attention_maps(row: Mapping[str, Any]) -> NDArray[np.float32] | None:
-    """The maps [T, P] of a row, one for each word and each a square of cells; None if they are
-    anything else."""
+    """The attention maps [T, P] of a row, one square map for each word; None if they do not have
+    this form."""
     try:
         words, maps = row["words"], np.array(row["attention"], np.float32)
     except (KeyError, ValueError, TypeError, OverflowError):  # ragged lists among others
@@ -187,8 +187,8 @@ def attention_maps(row: Mapping[str, Any]) -> NDArray[np.float32] | None:
 
 
 def _rows_with_maps(table: CaptionTable, most: int) -> list[dict[str, Any]]:
-    """Rows from all over the table. They are looked up in its files, because `table.rows` leaves
-    the maps out: there may be very many."""
+    """Rows at equal distances in the table, read from its files: `table.rows` does not have the
+    maps, which may be large."""
     keys = table.rows.filter(pc.equal(table.rows["status"], SUCCESS))["key"]
     spread = np.linspace(0, len(keys) - 1, min(most, len(keys))).astype(int)
     chosen = keys.take(np.unique(spread)).combine_chunks()
@@ -207,7 +207,8 @@ def _rows_with_maps(table: CaptionTable, most: int) -> list[dict[str, Any]]:
 
 
 def _square_of_table(path: str, model: str, trust: Trust) -> Square:
-    """What the captioner of a table saw of a picture. The facts of the table's run name it."""
+    """The form in which the captioner of a table takes pictures. Without `model`, facts.json names
+    the captioner."""
     if model:
         return square_of(model)
     table = locate(path)
@@ -232,7 +233,7 @@ def _square_of_table(path: str, model: str, trust: Trust) -> Square:
 
 
 def square_of(model: str) -> Square:
-    """What a captioner sees of a picture, by its config."""
+    """The form in which a captioner takes pictures, from its config.json."""
     config = locate(shipped.place_of(model)) / "config.json"
     if not config.is_file():
         raise UserError(f"there is no captioner in {model}: say with --model which one wrote them")

@@ -1,4 +1,4 @@
-"""What a page shows of a sweep: curves of trials, each option against the scores, failures."""
+"""The content of a page about a sweep: curves of trials, scores by option, failures."""
 
 import json
 from collections import Counter
@@ -36,7 +36,7 @@ class Sweep:
 
 
 def is_sweep(path: str) -> bool:
-    """Whether a folder is of a sweep, of which a trial has ended."""
+    """Whether a folder holds a sweep in which at least one trial has ended."""
     return (Path(path) / TABLE).is_file()
 
 

@@ -1,4 +1,4 @@
-"""What a page shows of caption tables: scores, the gallery, failures and histograms."""
+"""The content of a page about caption tables: scores, the gallery, failures and histograms."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def table_values(
     evaluate: Evaluate,
     pictures: PagePictures,
 ) -> dict[str, Any]:
-    """The values that the template needs."""
+    """The values for the template."""
     gallery = GalleryMaker(tables, references, evaluation).gallery(options.pictures)
     uris = [None if entry.is_unreadable else entry.uri for entry in gallery.entries]
     panels, notes = panels_of_tables(tables, options.panels, options.model, pictures)
@@ -65,7 +65,7 @@ def _confidence_text(score: float | None) -> str:
 
 
 def _histograms(measures: Sequence[PictureMeasure]) -> list[dict[str, Any]]:
-    """One for each measure, the tables over one another, with what it shows in words."""
+    """One histogram for each measure, with all tables in it and a description in words."""
     histograms = []
     for facts in dict.fromkeys(measure.facts for measure in measures):
         series = {

@@ -1,5 +1,5 @@
-"""What a page shows of training runs: curves, a table of epochs, samples as they developed, best
-and worst captions."""
+"""The content of a page about training runs: curves, a table of epochs, sample captions by epoch,
+the best and the worst captions."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class LoggedRun:
     lines: Lines
     settings: str  # its config, as YAML
     finished: bool
-    pictures: Lines = ()  # what the captioner that is kept writes for each validation picture
+    pictures: Lines = ()  # the captions of the best epoch for the validation pictures
     captioner: str = ""
 
     @property
@@ -83,7 +83,7 @@ class LoggedRun:
         }
 
     def shown(self, name: str, value: float) -> str:
-        """A number of an epoch as the table shows it."""
+        """A number as it is shown in the table of epochs."""
         facts = find_facts(name)
         if facts:
             return facts.shown(value)
@@ -106,7 +106,7 @@ class LoggedRun:
 
 @dataclass(frozen=True)
 class SamplePicture:
-    """One validation picture and its captions while the captioner learned."""
+    """One validation picture and its captions at several times of the training."""
 
     key: str
     references: Sequence[str]
@@ -115,7 +115,7 @@ class SamplePicture:
 
 
 def is_run(path: str) -> bool:
-    """Whether a folder is of a training run."""
+    """Whether a folder holds a training run."""
     return (Path(path) / METRICS).is_file()
 
 
@@ -137,7 +137,7 @@ def read_run(name: str, path: str) -> LoggedRun:
 def run_values(
     runs: Sequence[LoggedRun], references: References | None, pictures: PagePictures
 ) -> dict[str, Any]:
-    """The values that the template needs."""
+    """The values for the template."""
     extremes = _extremes(runs)
     samples = _captions_of_samples(runs)
     keys = dict.fromkeys([each["key"] for _, own in extremes for each in own] + list(samples))
@@ -175,7 +175,8 @@ def _extremes(runs: Sequence[LoggedRun]) -> list[tuple[str, Lines]]:
 def panels_of_runs(
     runs: Sequence[LoggedRun], references: References | None, most: int, pictures: PagePictures
 ) -> tuple[list[Panel], list[str]]:
-    """Up to `most` panels, shared by the runs; and why a run that has maps gets none."""
+    """Up to `most` panels of the runs, and notes about runs whose attention maps could not be
+    shown."""
     panels: list[Panel] = []
     notes: list[str] = []
     uris = references.uris if references else {}
