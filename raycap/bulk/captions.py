@@ -109,6 +109,9 @@ class CaptionWorker:
             predictions[place] = prediction
         return self._with_captions(table, predictions)
 
+    def close(self) -> None:
+        self._captioner.close()
+
     def _predict_once(
         self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
     ) -> list[Prediction]:

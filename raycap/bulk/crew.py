@@ -3,6 +3,7 @@
 Everything that happens is put into one queue, which the run reads.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -146,9 +147,10 @@ class LocalCrew:
         try:
             threads = self._options.threads or os.cpu_count() or 1
             made = ChunkWorker(self._order, self._loader, threads, f"here {os.getpid()}")
-            self._events.put(Answered(worker, None, None))
-            while (chunk := self._chunks.get()) is not None:
-                self._events.put(Answered(worker, chunk, made.make(chunk)))
+            with contextlib.closing(made):
+                self._events.put(Answered(worker, None, None))
+                while (chunk := self._chunks.get()) is not None:
+                    self._events.put(Answered(worker, chunk, made.make(chunk)))
         except BaseException as error:  # noqa: BLE001 - the run raises it
             self._events.put(Failed(worker, chunk, error))
 

@@ -128,6 +128,12 @@ class ChunkWorker:
         file = write_rows(order.table, chunk_path(chunk), table, order.layout, counts)
         return FinishedChunk(ChunkFile(*file, chunk), counts, table.schema)
 
+    def close(self) -> None:
+        """Let the model release what it holds, if it holds anything."""
+        close = getattr(self._make_rows, "close", None)
+        if close is not None:
+            close()
+
     def _rows_of(self, chunk: Chunk, loaded_tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Loaded pictures through the model, in batches, in their order."""
         under_way: deque[Callable[[], pa.Table]] = deque()

@@ -168,7 +168,7 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
     opened.reading = reading
     all_succeeded = True
     # Who names a photo on the command line means it, wherever it is.
-    with Fetcher(config.fetch, ANYTHING) as fetcher, warnings.catch_warnings():
+    with opened, Fetcher(config.fetch, ANYTHING) as fetcher, warnings.catch_warnings():
         # Remarks about metadata.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         for start in range(0, len(photos), options.batch):
