@@ -53,8 +53,12 @@ def tokenizer(
             single=f"{first} $A {last}",
             special_tokens=[(word, numbers[word]) for word in dict.fromkeys(around)],
         )
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, **named)
-    fast.add_special_tokens({"additional_special_tokens": list(special)})
+    extra = {name: word for name, word in named.items() if name == "image_token"}
+    named = {name: word for name, word in named.items() if name not in extra}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, extra_special_tokens=extra or None, **named
+    )
+    fast.add_special_tokens({"additional_special_tokens": list(special)}, False)
     return fast
 
 
@@ -72,7 +76,8 @@ def trained() -> str:
     return str(TRAINED)
 
 
-def qwen2_vl(hidden: int = 32, layers: int = 2) -> tuple[Any, Any]:
+def qwen2_vl(hidden: int = 32, layers: int = 2, spread: float = 0.5) -> tuple[Any, Any]:
+    """`spread` is of the first weights: large ones say something without training."""
     from transformers import (
         Qwen2VLConfig,
         Qwen2VLForConditionalGeneration,
@@ -92,36 +97,37 @@ def qwen2_vl(hidden: int = 32, layers: int = 2) -> tuple[Any, Any]:
         video_processor=Qwen2VLVideoProcessor(size=size, **pixels),
         chat_template=QWEN_TEMPLATE,
     )
-    heads = 4
+    third = hidden // 2 // 2 // 3  # of the frequencies of a head
     config = Qwen2VLConfig(
         text_config={
             "vocab_size": len(words),
             "hidden_size": hidden,
             "intermediate_size": 2 * hidden,
             "num_hidden_layers": layers,
-            "num_attention_heads": heads,
+            "num_attention_heads": 2,
             "num_key_value_heads": 2,
             "max_position_embeddings": 512,
             "tie_word_embeddings": True,
+            "initializer_range": spread,
             "bos_token_id": None,
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<pad>"],
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [hidden // heads // 2 - 2 * (hidden // heads // 6)]
-                + [hidden // heads // 6] * 2,
+                "rope_theta": 10.0,  # a picture has some 3 rows of tokens
+                "mrope_section": [hidden // 2 // 2 - 2 * third, third, third],
             },
         },
         vision_config={
             "depth": layers,
             "embed_dim": hidden,
             "hidden_size": hidden,
-            "num_heads": heads,
+            "num_heads": 4,
             "mlp_ratio": 2,
             "patch_size": 16,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
+            "initializer_range": spread,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -285,9 +291,8 @@ def florence2() -> tuple[Any, Any]:
     )
 
     tasks = ["<CAPTION>", "<DETAILED_CAPTION>"]
-    words = tokenizer(["<image>", *tasks], bos_token="<s>", eos_token="</s>")
-    words.image_token = "<image>"
-    words.image_token_id = words.convert_tokens_to_ids("<image>")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
+    words = tokenizer(tasks, **names)
     text = BartConfig(
         vocab_size=len(words),
         d_model=32,
@@ -316,6 +321,7 @@ def florence2() -> tuple[Any, Any]:
         num_groups=(2, 4),
         window_size=4,
         projection_dim=32,
+        initializer_range=0.5,
     )
     config = Florence2Config(
         text_config=text.to_dict(),
@@ -324,7 +330,9 @@ def florence2() -> tuple[Any, Any]:
     )
     pixels = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
     pixels.image_seq_length = 17
-    return Florence2ForConditionalGeneration(config), Florence2Processor(pixels, words)
+    model = Florence2ForConditionalGeneration(config)
+    model.generation_config.min_new_tokens = 3  # its first word would be the end
+    return model, Florence2Processor(pixels, words)
 
 
 VISION = {

@@ -45,7 +45,7 @@ def main(steps: int, hidden: int, out: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     chance = np.random.default_rng(0)
-    model, processor = qwen2_vl(hidden)
+    model, processor = qwen2_vl(hidden, spread=0.02)
     tokenizer = processor.tokenizer
     shown, captions = pictures(8_000, 1)
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
@@ -54,12 +54,12 @@ def main(steps: int, hidden: int, out: Path) -> None:
     answers = tokenizer([text + "<|im_end|>" for text in captions], return_tensors="pt")[
         "input_ids"
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     began, size = time.time(), 32
     for step in range(steps):
         chosen = chance.integers(len(shown), size=size)
-        extra = (0, 0) if step % 2 else tuple(chance.choice(MARGINS, 2))
+        extra = (0, 0) if step % 3 else tuple(chance.choice(MARGINS, 2))
         batch = list(on_canvas(shown[chosen], chance, extra))
         asks = processor(text=[asked], images=[[batch[0]]], return_tensors="pt", do_resize=False)
         patches = processor.image_processor(batch, return_tensors="pt", do_resize=False)
@@ -101,5 +101,5 @@ def main(steps: int, hidden: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    steps, hidden, *out = sys.argv[1:] or ["2000", "64"]
+    steps, hidden, *out = sys.argv[1:] or ["1600", "64"]
     main(int(steps), int(hidden), Path(*out) if out else TRAINED)

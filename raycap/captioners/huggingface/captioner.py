@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raycap.captioners.generation import picture_seed
 from raycap.captioners.huggingface.budget import Budget
 from raycap.captioners.huggingface.dialects import RAGGED, Inputs
-from raycap.captioners.huggingface.drawing import Draw, Prefix, Stop, new_tokens
+from raycap.captioners.huggingface.drawing import BeamNotes, Draw, Forget, Stop, new_tokens
 from raycap.captioners.huggingface.loading import load_model, load_processor
 from raycap.captioners.huggingface.options import HuggingFaceOptions
 from raycap.captioners.protocol import Alternative, Captioner, Prediction
@@ -61,7 +61,8 @@ class HuggingFaceCaptioner(Captioner):
         self.asked = options.asked
         self.precision = choose_precision(device, options.precision)
         self.processor = load_processor(options.asked, options.model, options.revision)
-        self.model = load_model(options, self.precision)
+        padding = self.processor.tokenizer.pad_token_id
+        self.model = load_model(options, self.precision, padding)
         self.device = self.model.device
         self.inputs = Inputs(
             self.processor, options.family, options.dialect, options.asked.system, options.resized
@@ -184,8 +185,10 @@ class HuggingFaceCaptioner(Captioner):
             beams = self.options.num_captions
         seeds = [picture_seed(asked.seed, each.sha256, number) for each in batch]
         draw = Draw(asked.temperature, asked.top_p, seeds, most)
-        noted: Draw | Prefix = draw if beams == 1 else Prefix()
-        stops = [Stop(asked.stop, self.tokenizer, noted)] if asked.stop else []
+        noted: Draw | BeamNotes = draw if beams == 1 else BeamNotes()
+        stops: list[Any] = [Stop(asked.stop, self.tokenizer, noted)] if asked.stop else []
+        if beams > 1:
+            stops.append(Forget())
         output = self.model.generate(
             **inputs,
             max_new_tokens=most,
@@ -194,8 +197,8 @@ class HuggingFaceCaptioner(Captioner):
             num_return_sequences=beams,
             logits_processor=[noted],
             stopping_criteria=stops,
-            pad_token_id=self.tokenizer.pad_token_id,
             return_dict_in_generate=True,
+            output_scores=beams > 1,  # or it does not say how sure it is of a caption
         )
         sequences = output.sequences[:, noted.prefix :].tolist()
         if beams > 1:
@@ -244,14 +247,14 @@ class HuggingFaceCaptioner(Captioner):
         return value.to(self.device)
 
     def _check(self) -> None:
-        """Captions an empty picture with one token. Raises UserError if that fails."""
+        """Captions an empty picture with a few tokens. Raises UserError if that fails."""
         intake = self.intake
         wide, high = intake.size_of(96, 64) if isinstance(intake, Fit) else (96, 64)
         if isinstance(intake, Square):
             wide = high = intake.size
         empty = np.full((high, wide, 3), 127, np.uint8)
         try:
-            self._generate([_Request(0, empty, self.options.prompt, "", 1.0)], 0, 1)
+            self._generate([_Request(0, empty, self.options.prompt, "", 1.0)], 0, 4)
         except Exception as error:
             if _is_lack_of_memory(error):
                 raise

@@ -60,8 +60,9 @@ class Draw:
         return tokens.gather(-1, torch.minimum(place, kept.sum(-1, keepdim=True) - 1))
 
 
-class Prefix:
-    """Notes how many tokens there are before the new ones; changes nothing."""
+class BeamNotes:
+    """For a beam search, which has several rows for a picture: notes how many tokens there are
+    before the new ones, and changes nothing."""
 
     prefix = -1
 
@@ -71,10 +72,20 @@ class Prefix:
         return scores
 
 
+class Forget:
+    """Ends nothing. A beam search keeps the scores of all words at each step, only to return them:
+    gigabytes that nobody reads."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        for each in scores or ():
+            each.set_()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 class Stop:
     """Ends a row when its new text holds one of the stop texts."""
 
-    def __init__(self, stops: Sequence[str], tokenizer: Any, noted: Draw | Prefix) -> None:
+    def __init__(self, stops: Sequence[str], tokenizer: Any, noted: Draw | BeamNotes) -> None:
         self.stops, self.tokenizer, self.noted = stops, tokenizer, noted
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

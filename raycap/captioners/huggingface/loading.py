@@ -132,8 +132,8 @@ def load_processor(asked: HuggingFace, model: str, revision: str) -> Any:
     return processor
 
 
-def load_model(options: HuggingFaceOptions, precision: Precision) -> Any:
-    """The model on its device, ready to generate."""
+def load_model(options: HuggingFaceOptions, precision: Precision, padding: int | None) -> Any:
+    """The model on its device, ready to generate. `padding` is the token that fills batches."""
     transformers = import_transformers()
     asked = options.asked
     if options.digest:
@@ -164,11 +164,11 @@ def load_model(options: HuggingFaceOptions, precision: Precision) -> Any:
     if "device_map" not in how:
         model = model.to(precision.device)
     model.eval()
-    _choose_ourselves(model)
+    _choose_ourselves(model, padding)
     return model
 
 
-def _choose_ourselves(model: Any) -> None:
+def _choose_ourselves(model: Any, padding: int | None) -> None:
     """Take from the model's own settings what draws words: the options say it. Others, such as a
     penalty for repetition, stay."""
     for part in (
@@ -185,6 +185,8 @@ def _choose_ourselves(model: Any) -> None:
             settings.early_stopping = False
             settings.length_penalty = 1.0
             settings.num_return_sequences = 1
+            if settings.pad_token_id is None:
+                settings.pad_token_id = padding
 
 
 def _quantization(bits: str, dtype: torch.dtype) -> Any:
@@ -236,7 +238,7 @@ def _explained(model: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, ImportError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason, whole = lines[0][:300], str(error)
         if isinstance(error, ImportError):
