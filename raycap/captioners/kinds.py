@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raycap import plainjson
-
-PRESETS: dict[str, Any] = {}
+from raycap.captioners.endpoint.options import Endpoint
+from raycap.captioners.huggingface.options import HuggingFace
+from raycap.captioners.presets import PRESETS
+from raycap.captioners.vllm.options import Vllm
 from raycap.options import choose, from_plain
 from raycap.shipped import NAME as SHIPPED
 from raycap.storage.location import locate
@@ -40,9 +42,12 @@ class Trained:
 
 CAPTIONERS: dict[str, Any] = {
     "trained": Trained,
+    "huggingface": HuggingFace,
+    "endpoint": Endpoint,
+    "vllm": Vllm,
 }
 
-CaptionerChoice = Trained
+CaptionerChoice = Trained | HuggingFace | Endpoint | Vllm
 
 # OWNER/NAME, as models of the Hugging Face hub are called.
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
