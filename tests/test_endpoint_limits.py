@@ -202,6 +202,8 @@ def test_shares_one_step_after_the_other(tmp_path: Path) -> None:
     let_beat(EXPIRY + 2 * SECONDS_BETWEEN_BEATS, first)  # the second one is killed
     assert first.share() == 1
     assert len(folder.names(members.FOLDER)) == 1, "its file is removed"
+    second.beat()  # it was only suspended
+    assert second.share() == 0, "the first one does not know it any more"
 
 
 def test_workers_of_a_job_share_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
