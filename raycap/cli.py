@@ -185,20 +185,22 @@ def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, li
     short for `--captioner.prompt`."""
     from raycap.captioners.kinds import CAPTIONERS, Trained, kind_of_model
 
-    flags = [re.sub(r"^--prompt(?==|$)", "--captioner.prompt", flag) for flag in flags]
     if config.captioner is None:
         kind = kind_of_model(_value_of_flag(flags, "--model") or config.caption.model)
         # What raycap trained is asked by options of the command.
         captioner = None if kind == "trained" else CAPTIONERS[kind]()
         config = dataclasses.replace(config, captioner=captioner)
-    asked = [flag.partition("=")[0] for flag in flags if flag.startswith("--captioner.")]
+    asked = [
+        flag.partition("=")[0] for flag in flags if re.match(r"--(captioner\.|prompt(=|$))", flag)
+    ]
     if asked and isinstance(config.captioner, Trained | None):
         raise UserError(
             f"{asked[0]}: the captioner {config.caption.model} was made by raycap train and has "
             "no such option. Name another model (--model smolvlm, a folder, or the URL of a "
             "server), or its kind (--captioner huggingface)"
         )
-    return config, flags
+    short = re.compile(r"^--prompt(?==|$)")
+    return config, [short.sub("--captioner.prompt", flag) for flag in flags]
 
 
 def _value_of_flag(flags: list[str], name: str) -> str:

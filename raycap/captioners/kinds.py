@@ -50,7 +50,7 @@ CAPTIONERS: dict[str, Any] = {
 CaptionerChoice = Trained | HuggingFace | Endpoint | Vllm
 
 # OWNER/NAME, as models of the Hugging Face hub are called.
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def kind_of_model(model: str) -> str:
