@@ -34,6 +34,9 @@ class Articles:
 """
 
 SINK = """
+from raycap.sinks.rows import captioned_rows
+
+
 class Markdown(Sink):
     name, ending, joined = "markdown", ".md", "captions.md"
 
@@ -140,7 +143,7 @@ def test_a_metric(tmp_path: Path) -> None:
 
 
 def test_a_sink(tmp_path: Path) -> None:
-    add(tmp_path, "sinks.py", SINK, "ALL_SINKS: tuple[Sink, ...] = (\n", "Markdown(),")
+    add(tmp_path, "sinks/__init__.py", SINK, "ALL_SINKS: tuple[Sink, ...] = (\n", "Markdown(),")
     save_captioner(tmp_path / "captioner")
     folder, out = photos(tmp_path / "photos", range(6)), tmp_path / "out"
     flags = ["--model", str(tmp_path / "captioner"), "--batch", "4", "--actors", "1"]

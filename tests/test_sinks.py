@@ -22,7 +22,8 @@ from raycap.config import loads
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Trust
 from raycap.schema import CAPTIONS
-from raycap.sinks import SINKS, SinkSettings, name_beside, text_name, write_part
+from raycap.sinks import SINKS, SinkSettings, write_part
+from raycap.sinks.text_names import name_beside, text_name
 from raycap.storage import RunFolder
 from raycap.uris import uri_of
 
