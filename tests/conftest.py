@@ -1,18 +1,24 @@
-"""What the test files share: one Ray, the folders of the development data, and checks of what the
-tests leave behind."""
+"""What the test files share: one Ray, one S3 server, the folders of the development data, the
+order of the tests, and checks of what they leave behind."""
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import platform
+import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from sessions import start_ray, stop_ray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -26,6 +32,10 @@ os.environ.setdefault("RAY_agent_register_timeout_ms", "60000")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Ray Train looks for lost workers this often.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+# The S3 server of the tests, once it runs. Ray's workers find it here too, whenever they started.
+AWS_CONFIG = Path(tempfile.gettempdir()) / f"raycap-tests-{os.getpid()}.aws"
+os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(AWS_CONFIG)
 
 # Marks the processes that this run starts. Helpers of the pytest process itself end with it.
 MARK = "RAYCAP_TESTS"
@@ -45,14 +55,61 @@ settings.register_profile("raycap", deadline=None)
 settings.load_profile("raycap")
 
 
+# Files that take long. They start first, so that all workers end at about the same time.
+LONG = (
+    "report",
+    "training",
+    "captioner",
+    "recipes",
+    "guard",
+    "kill_points",
+    "caption",
+    "encoders",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests start clusters and kill processes, which takes minutes on a busy machine. Files
-    that share a Ray come last, one after the other."""
-    files_on_ray = {item.path for item in items if "one_ray" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path in files_on_ray)
+    """Files with tests on the shared Ray come first: their tests without Ray, then those on it.
+    Slow tests start clusters and kill processes, which takes minutes on a busy machine."""
+    items.sort(key=lambda item: (_place_of_file(item.path), _is_on_ray(item)))
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(900))
+
+
+def _place_of_file(path: Path) -> int:
+    if _has_tests_on_ray(path):
+        return 0
+    name = path.stem.removeprefix("test_")
+    return 1 + LONG.index(name) if name in LONG else 1 + len(LONG)
+
+
+@functools.cache
+def _has_tests_on_ray(path: Path) -> bool:
+    return "one_ray" in path.read_text(encoding="utf-8")
+
+
+def _is_on_ray(item: pytest.Item) -> bool:
+    return "one_ray" in getattr(item, "fixturenames", ())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker gets a file at a time, and one worker gets all files with tests on the shared Ray.
+    So there is one Ray, and it starts once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneWorkerForRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "ray" if _has_tests_on_ray(config.rootpath / file) else file
+
+    return OneWorkerForRay(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if not _is_on_ray(item):
+        stop_ray()
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +134,8 @@ def _present(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def one_ray() -> None:
-    """A Ray with two processors. It stays for the next test file that wants one."""
+    """A Ray with two processors. It stays until a test does not use it."""
     import ray
-    from sessions import start_ray
 
     if not ray.is_initialized():
         start_ray(2)
@@ -87,8 +143,58 @@ def one_ray() -> None:
 
 @pytest.fixture(scope="module")
 def no_ray() -> None:
-    """For tests that run small jobs in this process, or start a Ray of their own."""
-    _stop_ray()
+    """Says that a test runs small jobs in this process, or starts a Ray of its own. A test that
+    does not use `one_ray` never finds a Ray (`pytest_runtest_setup`)."""
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a server with S3's interface. It is a process of its own: the Delta library
+    holds Python's lock while it waits for an answer. A page of its listings has 100 names."""
+    pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
+    pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    pages = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "100"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=pages, **quiet) as server:
+        while not _answers(port):
+            assert server.poll() is None, "the S3 server has ended"
+            time.sleep(0.1)
+        address = f"http://127.0.0.1:{port}"
+        keys = "aws_access_key_id = test\naws_secret_access_key = test\nregion = us-east-1"
+        AWS_CONFIG.write_text(f"[default]\nendpoint_url = {address}\n{keys}\n")
+        yield address
+        AWS_CONFIG.unlink()
+        server.kill()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def s3(s3_server: str) -> Iterator[Any]:
+    """The file system of that server. For the Delta library, its address is in the environment."""
+    import s3fs
+
+    settings = {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield s3fs.S3FileSystem()
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -106,16 +212,9 @@ def _resident() -> int:
     return int(statm.read_text().split()[1]) * 4096 if statm.exists() else 0
 
 
-def _stop_ray() -> None:
-    if "ray" in sys.modules:
-        import ray
-
-        ray.shutdown()
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process that outlives the tests fails the run."""
-    _stop_ray()
+    stop_ray()
     import ray  # noqa: F401 - psutil comes with it
 
     left = _processes_of_tests()

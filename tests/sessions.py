@@ -1,6 +1,6 @@
 """The Ray that the tests share."""
 
-from raycap.cluster import local_ray
+import sys
 
 # Idle workers stay, so that the next test finds them with their modules loaded.
 SYSTEM_CONFIG = {
@@ -12,6 +12,17 @@ SYSTEM_CONFIG = {
 
 def start_ray(cpus: int) -> None:
     """Start a Ray for tests on this machine."""
+    from raycap.cluster import local_ray
+
     local_ray.start_ray(
         num_cpus=cpus, logging_level="ERROR", log_to_driver=False, _system_config=SYSTEM_CONFIG
     )
+
+
+def stop_ray() -> None:
+    """Stop it, if one runs. Does not import Ray, which takes seconds."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()

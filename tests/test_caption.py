@@ -3,6 +3,8 @@
 The last tests run on Ray, the others in this process.
 """
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from deltalake import DeltaTable
 from hostile import hostile, write
 from PIL import Image
 from server import HTML, serving
+from sessions import stop_ray
 from small_captioner import photos, save_captioner
 
 from raycap import Captioner
@@ -31,6 +34,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "captioner"
     save_captioner(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def made_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, a captioner and the table that this process makes of them, without Ray."""
+    stop_ray()
+    root, errors = tmp_path_factory.mktemp("here"), io.StringIO()
+    save_captioner(root / "model")
+    with contextlib.redirect_stderr(errors):
+        assert caption(photos(root / "photos", range(30)), root / "out", root / "model") == 0
+    assert "the model runs in this process" in errors.getvalue()
+    return root
 
 
 def caption(path: object, out: Path, model: Path, *flags: str) -> int:
@@ -79,15 +94,14 @@ def facts(out: Path) -> dict[str, Any]:
     return json.loads((out / "facts.json").read_text())
 
 
-def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: Path) -> None:
-    folder = photos(tmp_path / "photos", range(43))
-    assert caption(folder, tmp_path / "out", model) == 0
-    found = rows(tmp_path / "out")
+def test_every_picture_has_the_caption_that_it_has_alone(made_here: Path) -> None:
+    folder, out = made_here / "photos", made_here / "out"
+    found = rows(out)
     assert sorted(found) == sorted(path.name for path in folder.iterdir())
     assert len({row["caption"] for row in found.values()}) > 10, (
         "captions differ, else this shows nothing"
     )
-    captioner = Captioner.load(model)
+    captioner = Captioner.load(made_here / "model")
     for path in list(folder.iterdir())[::7]:
         alone = captioner.caption([path])[0]
         row = found[path.name]
@@ -98,9 +112,9 @@ def test_every_picture_has_the_caption_that_it_has_alone(tmp_path: Path, model: 
         )
         assert row["score"] == pytest.approx(alone.score, abs=1e-4)
         assert row["uri"] == str(path) and len(row["sha256"]) == 64
-    [part] = (tmp_path / "out" / "captions").glob("*.parquet")
+    [part] = (out / "captions").glob("*.parquet")
     metadata = pq.read_schema(part).metadata
-    assert metadata[b"captioner"].decode() == facts(tmp_path / "out")["identity"]["captioner"]
+    assert metadata[b"captioner"].decode() == facts(out)["identity"]["captioner"]
 
 
 def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path, model: Path) -> None:
@@ -447,22 +461,16 @@ def test_an_unreadable_picture_size_is_zero(tmp_path: Path, model: Path) -> None
     ]
 
 
+@pytest.mark.usefixtures("one_ray")
 def test_the_same_table_in_this_process_and_in_actors_on_ray(
-    tmp_path: Path,
-    model: Path,
-    capsys: pytest.CaptureFixture[str],
-    request: pytest.FixtureRequest,
+    made_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = photos(tmp_path / "photos", range(30))
-    assert caption(folder, tmp_path / "here", model) == 0
-    assert "the model runs in this process" in capsys.readouterr().err
-    request.getfixturevalue("one_ray")
     for actors in ("1", "2"):
         flags = ["--actors", actors, "--part-rows", "8"]
-        assert caption(folder, tmp_path / actors, model, *flags) == 0
+        assert caption(made_here / "photos", tmp_path / actors, made_here / "model", *flags) == 0
         assert f"{actors} model actor(s)" in capsys.readouterr().err
         assert len(parts(tmp_path / actors)) == 4
-    tables = [rows(tmp_path / name) for name in ("here", "1", "2")]
+    tables = [rows(out) for out in (made_here / "out", tmp_path / "1", tmp_path / "2")]
     for row in (row for table in tables for row in table.values()):
         row["score"] = round(row["score"], 4)  # the last bits depend on what else is in a batch
     assert tables[0] == tables[1] == tables[2]

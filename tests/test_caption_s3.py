@@ -1,79 +1,40 @@
 """`raycap caption` from a bucket into a bucket, on a server of the test's own."""
 
 import json
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from small_captioner import photos, save_captioner
 
+from raycap import Captioner
 from raycap.cli import main
-
-s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
-
-SECRETS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """A server with S3's interface, in a process of its own: the Delta library holds Python's lock
-    while it waits for an answer."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        while True:
-            assert server.poll() is None, "the server has ended"
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-        server.kill()
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "captioner"
+    save_captioner(path)
+    return path
 
 
-@pytest.fixture
-def s3(
-    endpoint: str, no_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator["s3fs.S3FileSystem"]:
-    """The filesystem of that server, which is also the one of raycap and of its workers."""
-    for name, value in {"AWS_ENDPOINT_URL": endpoint, **SECRETS}.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # of another test's server
-    yield s3fs.S3FileSystem(skip_instance_cache=True)
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def test_from_a_bucket_into_a_bucket(
-    tmp_path: Path, s3: "s3fs.S3FileSystem", endpoint: str
-) -> None:
-    store = {"aws_endpoint_url": endpoint, "aws_allow_http": "true"}
-    s3.mkdir("bucket")
+@pytest.mark.usefixtures("no_ray")
+def test_from_a_bucket_into_a_bucket(tmp_path: Path, model: Path, s3: Any, s3_server: str) -> None:
+    store = {"aws_endpoint_url": s3_server, "aws_allow_http": "true"}
+    s3.mkdir("captions")
     for path in photos(tmp_path / "photos", range(20)).iterdir():
-        s3.put_file(str(path), f"bucket/photos/{path.name}")
-    save_captioner(tmp_path / "model")
-    s3.put(str(tmp_path / "model"), "bucket/model", recursive=True)
-    command = ["caption", "s3://bucket/photos", "--model", "s3://bucket/model"]
-    command += ["--out", "s3://bucket/out", "--batch", "8", "--part-rows", "8"]
+        s3.put_file(str(path), f"captions/photos/{path.name}")
+    s3.put(str(model), "captions/model", recursive=True)
+    command = ["caption", "s3://captions/photos", "--model", "s3://captions/model"]
+    command += ["--out", "s3://captions/out", "--batch", "8", "--part-rows", "8"]
 
     def captions() -> dict[str, str]:
         """Of the files that plain readers see, which are those of the Delta table."""
         s3.invalidate_cache()
-        parts = [name for name in s3.ls("bucket/out/captions") if name.endswith(".parquet")]
-        table = DeltaTable("s3://bucket/out/captions", storage_options=store)
+        parts = [name for name in s3.ls("captions/out/captions") if name.endswith(".parquet")]
+        table = DeltaTable("s3://captions/out/captions", storage_options=store)
         assert sorted(Path(part).name for part in parts) == sorted(
             Path(uri).name for uri in table.file_uris()
         )
@@ -86,33 +47,27 @@ def test_from_a_bucket_into_a_bucket(
     assert main([*command, "--also", "jsonl"]) == 0
     first = captions()
     assert sorted(first) == [f"{number:05d}.png" for number in range(20)]
-    assert json.loads(s3.cat("bucket/out/facts.json"))["rows"] == 20
-    left = sorted(Path(name).name for name in s3.ls("bucket/out"))
+    assert json.loads(s3.cat("captions/out/facts.json"))["rows"] == 20
+    left = sorted(Path(name).name for name in s3.ls("captions/out"))
     assert left == ["_plan", "captions", "facts.json", "jsonl", "run.json"]
     assert main([*command, "--beam", "2", "--overwrite"]) == 0
     assert captions().keys() == first.keys() and captions() != first
 
 
 @pytest.mark.ray
-def test_actors_read_from_a_bucket_and_write_into_it(
-    tmp_path: Path, s3: "s3fs.S3FileSystem", request: pytest.FixtureRequest
-) -> None:
-    import ray
-    from sessions import start_ray
-
-    request.addfinalizer(ray.shutdown)  # its workers have this test's environment
+@pytest.mark.usefixtures("one_ray")
+def test_actors_read_from_a_bucket_and_write_into_it(tmp_path: Path, model: Path, s3: Any) -> None:
+    folder = photos(tmp_path / "photos", range(20))
     s3.mkdir("pictures")
-    for path in photos(tmp_path / "photos", range(20)).iterdir():
+    for path in folder.iterdir():
         s3.put_file(str(path), f"pictures/photos/{path.name}")
-    save_captioner(tmp_path / "model")
-    command = ["caption", "s3://pictures/photos", "--model", str(tmp_path / "model")]
+    command = ["caption", "s3://pictures/photos", "--model", str(model)]
     command += ["--batch", "8", "--part-rows", "8", "--actors", "2"]
-    assert main([*command, "--out", str(tmp_path / "here")]) == 0
-    start_ray(2)
     assert main([*command, "--out", "s3://pictures/out"]) == 0
     s3.invalidate_cache()
     parts = [name for name in s3.ls("pictures/out/captions") if name.endswith(".parquet")]
     made = [pq.read_table(s3.open(part), columns=["key", "caption"]) for part in parts]
     rows = sorted((row["key"], row["caption"]) for table in made for row in table.to_pylist())
-    here = pq.read_table(tmp_path / "here" / "captions", columns=["key", "caption"]).to_pylist()
-    assert rows == sorted((row["key"], row["caption"]) for row in here)
+    paths = sorted(folder.iterdir())
+    alone = Captioner.load(model).caption(paths)
+    assert rows == [(path.name, each.caption) for path, each in zip(paths, alone, strict=True)]

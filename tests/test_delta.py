@@ -8,11 +8,9 @@ told to go on, and commits that file with an application transaction id.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,39 +58,13 @@ except CommitFailedError:
 """
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[dict[str, str]]:
-    """A server with S3's interface. It needs a process of its own: the library holds Python's lock
-    while it waits for an answer."""
-    pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in keys.items():
-            patch.setenv(name, value)
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as it:
-            import s3fs
-
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            s3fs.S3FileSystem(endpoint_url=url).mkdir("delta")
-            yield {"aws_endpoint_url": url, "aws_allow_http": "true", "aws_region": "us-east-1"}
-            it.kill()
-
-
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, str]]:
     """The address of a new table, and how its store is reached."""
     if request.param == "s3":
-        uri, options = f"s3://delta/{tmp_path.name}", request.getfixturevalue("s3")
+        request.getfixturevalue("s3").makedirs("delta", exist_ok=True)
+        uri, address = f"s3://delta/{tmp_path.name}", request.getfixturevalue("s3_server")
+        options = {"aws_endpoint_url": address, "aws_allow_http": "true"}
     else:
         uri, options = str(tmp_path / "table"), {}
     deltalake.DeltaTable.create(uri, SCHEMA, storage_options=options)

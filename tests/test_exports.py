@@ -519,27 +519,7 @@ def test_a_tar_has_pictures_of_odd_names(tmp_path: Path) -> None:
 # --- in a store
 
 
-def test_forms_in_a_bucket_and_texts_beside_its_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-    moto_server = pytest.importorskip(
-        "moto.server", reason="needs moto's server: pip install 'raycap[dev]'"
-    )
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    request.addfinalizer(server.stop)
-    request.addfinalizer(s3fs.S3FileSystem.clear_instance_cache)
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()  # of another test's server
-    s3 = s3fs.S3FileSystem(skip_instance_cache=True)
+def test_forms_in_a_bucket_and_texts_beside_its_pictures(tmp_path: Path, s3: Any) -> None:
     s3.mkdir("exports")
     for name in ("0.png", "1.png", "1.jpg"):
         s3.pipe_file(f"exports/all/photos/{name}", picture(int(name[0])))

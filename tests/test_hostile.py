@@ -1,6 +1,7 @@
 """Hostile files, lists and tables through the command line: rows out = rows in, and every count
 adds up."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ import random
 import shutil
 import socket
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import flips, hostile
 from server import Server, serving
+from sessions import stop_ray
 from small_captioner import photos, save_captioner
 
 from raycap.cli import main
@@ -44,11 +47,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "captioner"
     save_captioner(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return next(photos(tmp_path_factory.mktemp("photo"), range(1)).iterdir()).read_bytes()
 
 
 def hostile_folder(root: Path, files: int, photo: bytes) -> Case:
@@ -215,26 +213,26 @@ def hostile_table(root: Path, entries: list[tuple[str, str]]) -> Case:
     return case
 
 
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = main(arguments)
-    printed = capsys.readouterr()
-    assert "Traceback" not in printed.err and "\x1b" not in printed.out
-    return code, printed.out
+def run(arguments: list[str]) -> tuple[int, str]:
+    """The exit code, and what is written to stdout."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    assert "Traceback" not in err.getvalue() and "\x1b" not in out.getvalue()
+    return code, out.getvalue()
 
 
 def counted(left_out: list[dict[str, Any]]) -> dict[str, int]:
     return {item["what"]: item["count"] for item in left_out}
 
 
-def check_captioned(
-    case: Case, root: Path, model: Path, capsys: pytest.CaptureFixture[str], again: bool
-) -> dict[str, str]:
+def check_captioned(case: Case, root: Path, model: Path, again: bool) -> dict[str, str]:
     """`caption` says what is right of every key, in its table, in facts.json and in its summary.
     Returns the statuses of the failed rows."""
     out = root / "out"
     small = ["--model", str(model), "--batch", "32", "--actors", "1", "--threads", "1"]
     command = ["caption", str(case.path), "--out", str(out), *small, *case.flags]
-    code, shown = run(command, capsys)
+    code, shown = run(command)
     table = pq.read_table(out / "captions", columns=["key", "status", "error_message"]).to_pylist()
     facts = json.loads((out / "facts.json").read_text())
     found = {row["key"]: row["status"] for row in table}
@@ -252,18 +250,16 @@ def check_captioned(
 
     # Again: nothing is made, and what is missing is reported again.
     if again:
-        code, shown = run(command, capsys)
+        code, shown = run(command)
         assert code == 1 and f"{len(table):,} rows, {len(failed):,} failed; 0 made now" in shown
         assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
     return failed
 
 
-def check_inspected(
-    case: Case, root: Path, failed: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def check_inspected(case: Case, root: Path, failed: dict[str, str]) -> None:
     """`inspect` says the same as `caption`."""
     report_file = root / "report.json"
-    code, shown = run(["inspect", str(case.path), "--out", str(report_file), *case.flags], capsys)
+    code, shown = run(["inspect", str(case.path), "--out", str(report_file), *case.flags])
     report = json.loads(report_file.read_text())
     rows = list(map(json.loads, report_file.with_suffix(".failed.jsonl").open()))
     assert code == 1
@@ -275,57 +271,63 @@ def check_inspected(
     assert all(f"{count:,} {what}" in shown for what, count in case.left_out.items())
 
 
-def check_all(
-    files: int, urls: int, root: Path, model: Path, photo: bytes, request: Any, capsys: Any
-) -> None:
-    """Small tables are made in this process, as users make them; then `inspect` runs on Ray."""
-    pictures = {f"/{number}.png": photo for number in range(urls)}
-    with serving(pictures) as server:
+Captioned = list[tuple[Case, Path, dict[str, str]]]
+
+
+@contextlib.contextmanager
+def captioned(files: int, urls: int, root: Path) -> Iterator[Captioned]:
+    """Captions a folder, a list and a table in this process, as users do with small ones, and
+    checks the tables. Yields each source, its folder and its failed rows; the server runs."""
+    stop_ray()
+    save_captioner(root / "model")
+    photo = next(photos(root / "photo", range(1)).iterdir()).read_bytes()
+    with serving({f"/{number}.png": photo for number in range(urls)}) as server:
         entries = addresses(server, urls)
-        made = []
-        for number, make in enumerate(
-            (
-                lambda place: hostile_folder(place, files, photo),
-                lambda place: hostile_list(place, entries),
-                lambda place: hostile_table(place, entries),
-            )
-        ):
-            place = root / f"case-{number}"
+        places = [root / name for name in ("folder", "list", "table")]
+        for place in places:
             place.mkdir()
-            case = make(place)
-            failed = check_captioned(case, place, model, capsys, again=number == 0)
+        cases = [
+            hostile_folder(places[0], files, photo),
+            hostile_list(places[1], entries),
+            hostile_table(places[2], entries),
+        ]
+        made = []
+        for case, place in zip(cases, places, strict=True):
+            failed = check_captioned(case, place, root / "model", again=place == places[0])
             made.append((case, place, failed))
-        request.getfixturevalue("one_ray")
-        for case, place, failed in made:
-            check_inspected(case, place, failed, capsys)
+        yield made
 
 
-def test_a_hundred_hostile_files_and_addresses(
-    tmp_path: Path,
-    model: Path,
-    photo: bytes,
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    check_all(60, 35, tmp_path, model, photo, request, capsys)
+@pytest.fixture(scope="session")
+def about_a_hundred(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Captioned]:
+    with captioned(60, 35, tmp_path_factory.mktemp("hundred")) as made:
+        yield made
+
+
+def test_a_hundred_hostile_files_and_addresses(about_a_hundred: Captioned) -> None:
+    assert all(failed for _, _, failed in about_a_hundred)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+def test_a_hundred_hostile_files_and_addresses_are_inspected(about_a_hundred: Captioned) -> None:
+    for case, place, failed in about_a_hundred:
+        check_inspected(case, place, failed)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_thousand_hostile_files_and_addresses(
-    tmp_path: Path,
-    model: Path,
-    photo: bytes,
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    check_all(1100, 480, tmp_path, model, photo, request, capsys)
+    with captioned(1100, 480, tmp_path) as made:
+        request.getfixturevalue("one_ray")
+        for case, place, failed in made:
+            check_inspected(case, place, failed)
 
 
 @pytest.mark.usefixtures("one_ray")
-def test_good_rows_do_not_hide_what_was_left_out(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_good_rows_do_not_hide_what_was_left_out(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(3))
     too_deep(folder)
     out, report = tmp_path / "out", tmp_path / "report.json"
@@ -343,24 +345,24 @@ def test_good_rows_do_not_hide_what_was_left_out(
         "1",
     ]
 
-    code, shown = run(looked, capsys)
+    code, shown = run(looked)
     assert (
         code == 1
         and "3 rows, 3 readable, 0 failed" in shown
         and "1 folder could not be listed (" in shown
     )
-    code, shown = run([*command, "--dry-run"], capsys)
+    code, shown = run([*command, "--dry-run"])
     assert (
         code == 0 and "1 folder could not be listed (" in shown and "3 rows would be made" in shown
     )
-    code, shown = run(command, capsys)
+    code, shown = run(command)
     facts = json.loads((out / "facts.json").read_text())
     assert code == 1 and "3 rows, 0 failed" in shown and "1 folder could not be listed (" in shown
     assert facts["rows"] == 3 and counted(facts["left_out"]) == {"folder could not be listed": 1}
 
     # Mended, with nothing new to make: the facts say so, and keep the rest.
     shutil.rmtree(folder / DEEP)
-    code, shown = run(command, capsys)
+    code, shown = run(command)
     assert code == 0 and "could not be listed" not in shown
     assert json.loads((out / "facts.json").read_text()) == {**facts, "left_out": []}
-    assert run(looked, capsys)[0] == 0
+    assert run(looked)[0] == 0

@@ -1,6 +1,5 @@
 """Names of files and folders are literal: on a disk, in a store with real folders, in a bucket."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +27,9 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-    moto_server = pytest.importorskip(
-        "moto.server", reason="needs moto's server: pip install 'raycap[dev]'"
-    )
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("literal")
-        yield "s3://literal"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+def bucket(s3: Any) -> str:
+    s3.mkdir("literal")
+    return "s3://literal"
 
 
 def in_folder(folder: RunFolder, neighbour: RunFolder) -> None:

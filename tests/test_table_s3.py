@@ -1,11 +1,7 @@
 """The output table in a bucket: its commits, its plans, and stores that cannot keep runs apart."""
 
-import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,31 +17,9 @@ SCHEMA = pa.schema([("key", pa.string())])
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A server in a process of its own: delta-rs holds Python's lock while it waits for it."""
-    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-    pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with pytest.MonkeyPatch.context() as patch, subprocess.Popen(command, **quiet) as server:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("tables")
-        yield "s3://tables"
-        s3fs.S3FileSystem.clear_instance_cache()
-        server.kill()
+def bucket(s3: Any) -> str:
+    s3.mkdir("tables")
+    return "s3://tables"
 
 
 def made(folder: RunFolder, number: int) -> ChunkFile:

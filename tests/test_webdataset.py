@@ -562,42 +562,26 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
 # Elsewhere
 
 
-def test_a_bucket(shards: Path) -> None:
-    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
-    moto = pytest.importorskip("moto.server", reason="needs moto: pip install 'raycap[dev]'")
-    server = moto.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3 = s3fs.S3FileSystem()
-        s3.mkdir("bucket")
-        for file in sorted(shards.rglob("*.tar")):
-            s3.put_file(str(file), f"bucket/shards/{file.relative_to(shards)}")
-        try:
-            root = "s3://bucket/shards"
-            for path, below in [(root, shards), (f"{root}/*.tar", shards / "*.tar")]:
-                assert detect(path) == "webdataset"
-                here = [(row["key"], row["bytes"]) for row in rows(WebDataset(str(below)))]
-                found = rows(WebDataset(path))
-                assert [(row["key"], row["bytes"]) for row in found] == here
-            source = WebDataset(f"{root}/{{train-0,train-7,train-1}}.tar")
-            assert keys(source) == ["train-0/of train-0", "train-1/of train-1"]
-            assert "train-7.tar: no such file" in noted(source).lines()[0]
-            row = rows(source)[0]
-            with Fetcher(Fetch(), source.trust) as fetcher:
-                assert fetcher.fetch(row["uri"]).data == row["bytes"]
-            s3.pipe("bucket/list.txt", b"s3://bucket/shards/train-0.tar\ns3://other/a.tar\n")
-            listed = WebDataset("s3://bucket/list.txt")
-            assert keys(listed) == ["shards/train-0/of train-0"]
-            assert "other" in noted(listed).lines()[0]
-        finally:
-            s3fs.S3FileSystem.clear_instance_cache()
-            server.stop()
+def test_a_bucket(shards: Path, s3: Any) -> None:
+    s3.mkdir("bucket")
+    for file in sorted(shards.rglob("*.tar")):
+        s3.put_file(str(file), f"bucket/shards/{file.relative_to(shards)}")
+    root = "s3://bucket/shards"
+    for path, below in [(root, shards), (f"{root}/*.tar", shards / "*.tar")]:
+        assert detect(path) == "webdataset"
+        here = [(row["key"], row["bytes"]) for row in rows(WebDataset(str(below)))]
+        found = rows(WebDataset(path))
+        assert [(row["key"], row["bytes"]) for row in found] == here
+    source = WebDataset(f"{root}/{{train-0,train-7,train-1}}.tar")
+    assert keys(source) == ["train-0/of train-0", "train-1/of train-1"]
+    assert "train-7.tar: no such file" in noted(source).lines()[0]
+    row = rows(source)[0]
+    with Fetcher(Fetch(), source.trust) as fetcher:
+        assert fetcher.fetch(row["uri"]).data == row["bytes"]
+    s3.pipe("bucket/list.txt", b"s3://bucket/shards/train-0.tar\ns3://other/a.tar\n")
+    listed = WebDataset("s3://bucket/list.txt")
+    assert keys(listed) == ["shards/train-0/of train-0"]
+    assert "other" in noted(listed).lines()[0]
 
 
 @pytest.fixture
