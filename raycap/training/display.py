@@ -4,6 +4,7 @@ curve and the trackers."""
 import hashlib
 import logging
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,8 @@ from raycap.training.options import Tracker
 log = logging.getLogger(__name__)
 
 CURVE = "learning_curve.png"
+# Drawing takes half a second, which may be longer than an epoch.
+SECONDS_BETWEEN_CURVES = 10.0
 
 
 class RunDisplay:
@@ -31,6 +34,8 @@ class RunDisplay:
         self._reader = LogReader(out / METRICS)
         self._trackers = {name: open_tracker(name, out) for name in trackers}
         self._bar: tqdm[Any] | None = None
+        self._has_new_epoch = False
+        self._drawn = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -42,6 +47,7 @@ class RunDisplay:
         trace: TracebackType | None,
     ) -> None:
         self.update()
+        self._draw_curve()
         if self._bar is not None:
             self._bar.close()
         for tracker in self._trackers.values():
@@ -52,6 +58,8 @@ class RunDisplay:
         show = {"step": self._step, "epoch": self._epoch, "samples": self._samples}
         for line in self._reader.new_lines():
             show[line["kind"]](line)
+        if time.monotonic() > self._drawn + SECONDS_BETWEEN_CURVES:
+            self._draw_curve()
 
     def _step(self, line: dict[str, Any]) -> None:
         rate = f"{line['captions_per_second']:,.0f} captions/s"
@@ -83,8 +91,14 @@ class RunDisplay:
             f"{scores}{' (best so far)' if line['best'] else ''}"
         )
         self._samples(line)
-        plots.save(plots.learning_curve(read_epochs(self._out / METRICS)), self._out / CURVE)
+        self._has_new_epoch = True
         self._track(line, "epoch")
+
+    def _draw_curve(self) -> None:
+        """Draw the learning curve, if it has changed."""
+        if self._has_new_epoch:
+            plots.save(plots.learning_curve(read_epochs(self._out / METRICS)), self._out / CURVE)
+            self._has_new_epoch, self._drawn = False, time.monotonic()
 
     def _samples(self, line: dict[str, Any]) -> None:
         for sample in line["samples"]:
