@@ -51,7 +51,7 @@ if LIBC:
     LIBC.mallopt(M_ARENA_MAX, 2)
 
 # No deadlines: tests check what is right, never how fast.
-settings.register_profile("raycap", deadline=None)
+settings.register_profile("raycap", deadline=None, max_examples=50)
 settings.load_profile("raycap")
 
 

@@ -465,11 +465,11 @@ def flips(count: int = 360) -> Iterator[tuple[str, bytes]]:
         yield f"flip-{number:03}.jpg", bytes(data)
 
 
-def write(folder: Path) -> int:
+def write(folder: Path, mutants: int = 360) -> int:
     """All of it as files, the flips in a folder of their own; how many."""
     (folder / "flips").mkdir(parents=True, exist_ok=True)
     files = [(kind.name, kind.data) for kind in hostile()] + [
-        (f"flips/{name}", data) for name, data in flips()
+        (f"flips/{name}", data) for name, data in flips(mutants)
     ]
     for name, data in files:
         (folder / name).write_bytes(data)

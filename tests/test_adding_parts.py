@@ -85,9 +85,24 @@ def add(folder: Path, module: str, part: str, before: str, line: str) -> None:
     file.write_text(text.replace(before, f"{part}{before}    {line}\n"))
 
 
-def run(folder: Path, *arguments: str) -> str:
-    """What `raycap` of that copy writes to stdout."""
-    return run_python(folder, "-m", "raycap", *arguments)
+# Each command is a list of words in JSON. What it prints ends with a form feed.
+COMMANDS = """
+import json, sys
+from raycap.cli import main
+
+for command in sys.argv[1:]:
+    try:
+        assert main(json.loads(command)) == 0
+    except SystemExit as end:
+        assert end.code in (None, 0)
+    print(end="\\f")
+"""
+
+
+def run(folder: Path, *commands: list[str]) -> list[str]:
+    """What each of the commands writes to stdout, with the `raycap` of that copy."""
+    printed = run_python(folder, "-c", COMMANDS, *map(json.dumps, commands))
+    return printed.split("\f")[:-1]
 
 
 def run_python(folder: Path, *arguments: str) -> str:
@@ -117,26 +132,23 @@ def test_a_metric(tmp_path: Path) -> None:
     tables = [str(tmp_path / "good.jsonl"), str(tmp_path / "bad.jsonl")]
     flags = ["--references", str(tmp_path / "references.jsonl")]
     out = tmp_path / "scores.json"
-    options = ["--metrics", "articles", "bleu", "--samples", "100", "--out", str(out)]
-    text = run(tmp_path, "evaluate", *tables, *flags, *options)
+    options = ["--metrics", "articles", "bleu", "--samples", "100"]
+    page = tmp_path / "page.html"
+    with_option = tmp_path / "with-option.json"
+    option = ["--out", str(with_option), "--metric.articles.article", "a"]
+    shown = ["--evaluate.metrics", "articles", "--evaluate.samples", "0", "--out", str(page)]
+    text, *_ = run(
+        tmp_path,
+        ["evaluate", *tables, *flags, *options, "--out", str(out)],
+        ["evaluate", tables[0], *flags, *options, *option],
+        ["report", *tables, *flags, *shown],
+    )
     assert "articles" in text
     scores = json.loads(out.read_text())
     assert [table["scores"]["articles"]["score"] for table in scores["tables"]] == [0, 0.5]
     assert scores["best"]["articles"]["table"] == "good", "the lower the better"
-    run(
-        tmp_path,
-        "evaluate",
-        tables[0],
-        *flags,
-        *options,
-        "--metric.articles.article",
-        "a",
-    )
-    [table] = json.loads(out.read_text())["tables"]
+    [table] = json.loads(with_option.read_text())["tables"]
     assert table["scores"]["articles"]["score"] == pytest.approx(1 / 6), "it has options"
-    page = tmp_path / "page.html"
-    metrics = ["--evaluate.metrics", "articles", "--evaluate.samples", "0"]
-    run(tmp_path, "report", *tables, *flags, *metrics, "--out", str(page))
     text = page.read_text()
     assert "Articles" in text and "50%" in text and "share of the words" in text
     assert "Articles of good</option>" in text, "pictures are sorted by it"
@@ -166,6 +178,8 @@ def test_a_scheduler(tmp_path: Path) -> None:
         "SCHEDULERS: dict[str, Scheduler] = {\n",
         line,
     )
-    flags = ["--scheduler", "half", "--print-config"]
-    assert "scheduler: half" in run(tmp_path, "tune", *flags)
-    assert "half" in run(tmp_path, "tune", "--help")
+    config, help_text = run(
+        tmp_path, ["tune", "--scheduler", "half", "--print-config"], ["tune", "--help"]
+    )
+    assert "scheduler: half" in config
+    assert "half" in help_text

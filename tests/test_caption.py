@@ -133,7 +133,7 @@ def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path, model: Pa
 def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = write(tmp_path / "corpus")
+    files = write(tmp_path / "corpus", mutants=60)
     here = ["--cluster.local-rows", "1000"]
     assert caption(tmp_path / "corpus", tmp_path / "out", model, "--source.glob", "*", *here) == 1
     found = rows(tmp_path / "out")

@@ -57,9 +57,8 @@ def taught(
     longest = max(len(number) for number in numbers)
     # [B, 1, T]
     words = torch.tensor([number + [PAD] * (longest - len(number)) for number in numbers])[:, None]
-    optimiser = torch.optim.Adam(
-        [part for part in decoder.parameters() if part.requires_grad], rate
-    )
+    learned = [part for part in decoder.parameters() if part.requires_grad]
+    optimiser = torch.optim.Adam(learned, rate, fused=True)
     losses = []
     for _ in range(steps):
         scores, _ = decoder(decoder.prepare(grid, vector), words[..., :-1])
@@ -94,9 +93,9 @@ def captioner(shapes: tuple[list[bytes], list[str]]) -> TrainedCaptioner:
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_32_real_photos_are_learnt_word_for_word(name: str, shared_data: Path) -> None:
+def test_real_photos_are_learnt_word_for_word(name: str, shared_data: Path) -> None:
     source = Coco(str(shared_data / "coco-mini"))
-    rows = [row for table in source.tables() for row in table.to_pylist()][:32]
+    rows = [row for table in source.tables() for row in table.to_pylist()][:12]
     pictures = [Path(row["uri"]).read_bytes() for row in rows]
     captions = [row["references"][0] for row in rows]
     plan = Plan(Pixels(patch=56, frequencies=4), DECODERS[name], search=Greedy(max_length=40))

@@ -187,6 +187,7 @@ def test_a_lost_head_with_its_driver_costs_a_command(tmp_path: Path) -> None:
     assert sorted(keys(out)) == sorted(path.name for path in source.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("unshare") is None, reason="needs unshare, to play another machine"
 )

@@ -119,7 +119,7 @@ def test_parts_hold_about_the_rows_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_hostile_corpus_has_a_row_for_each(tmp_path: Path) -> None:
-    files = write(tmp_path / "corpus")
+    files = write(tmp_path / "corpus", mutants=60)
     flags = ["--source.glob", "*", "--cluster.local-rows", str(files)]
     assert extract(tmp_path / "corpus", tmp_path / "out", *flags) == 1
     rows = features(tmp_path / "out")

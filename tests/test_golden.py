@@ -38,7 +38,7 @@ SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 RECORD = bool(os.environ.get("RAYCAP_RECORD_GOLDEN"))
 # Written into captioner folders in place of raycap's own, which changes with each release.
 VERSION = "golden"
-DEV_PHOTOS = 200
+DEV_PHOTOS = 80
 
 
 def recorded(name: str, found: Any) -> Any:

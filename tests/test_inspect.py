@@ -42,7 +42,7 @@ def test_a_good_folder(tmp_path: Path) -> None:
 
 def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
-    files = write(corpus)
+    files = write(corpus, mutants=60)
     code, report, failed = inspect(corpus, tmp_path, "--source.glob", "*")
     assert code == 1
     assert report["rows"] == files == report["readable"] + report["failed"]

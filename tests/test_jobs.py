@@ -33,6 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 SMOKE = ["--config", "configs/smoke.yaml", "--source.count", "24"]
 
 
+@pytest.mark.slow
 def test_the_caption_job_with_its_defaults(cluster: dict[str, str], tmp_path: Path) -> None:
     printed = check_job(cluster, "jobs/caption.py", "samples", "--out", str(tmp_path / "out"))
     assert "12 rows, 0 failed" in printed
@@ -115,6 +116,7 @@ def test_a_job_stopped_halfway_is_finished_by_the_same_job(
     assert sorted(keys(out)) == [path.name for path in sorted(source.iterdir())]
 
 
+@pytest.mark.slow
 def test_exit_codes_and_error_messages_reach_whoever_submits(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ from raycap.storage.lease import LEASE
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
-ROWS, MORE_ROWS = 12, 15
+ROWS, MORE_ROWS = 8, 11
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(720)
 def test_a_local_run_leaves_nothing_but_its_output_and_its_cache(folder: Path) -> None:
     printed = run_apart(

@@ -28,7 +28,7 @@ COLOURS = {
     "blue": (30, 30, 220),
     "white": (250, 250, 250),
 }
-PICTURES = 24
+PICTURES = 16
 # The decoder of coco.yaml takes a gigabyte to train.
 NARROW = [
     *["--decoder.hidden-width", "64", "--decoder.embedding-width", "64"],

@@ -38,7 +38,7 @@ def half_trained(name):
     """A decoder that has begun to learn captions of different lengths for the pictures of
     `memory_of`."""
     decoder = built(VARIANTS[name])
-    train(decoder, *pictures(16), *captions(16, 2), steps=60)
+    train(decoder, *pictures(16), *captions(16, 2), steps=40)
     return decoder.eval()
 
 
@@ -77,12 +77,12 @@ beams = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(beams, st.integers(0, 10_000), st.integers(5, 24), st.floats(-4, 4))
 def test_beam_is_the_plain_one(options, seed, vocabulary, end):
     # In float64: in one of some thousands of cases two captions are too close for float32.
     decoder = opinionated(seed=seed, vocabulary=vocabulary, end=end).double()
-    memory = memory_of(decoder, 5)
+    memory = memory_of(decoder, 3)
     for picture, found in enumerate(options.search(decoder, memory).hypotheses()):
         expected = slow_beam(options, decoder, one(memory, picture))
         assert words_of(found) == words_of(expected)
@@ -92,7 +92,7 @@ def test_beam_is_the_plain_one(options, seed, vocabulary, end):
         )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(beams, st.integers(0, 10_000))
 def test_stopping_when_nothing_can_be_overtaken_changes_nothing(options, seed):
     decoder = opinionated(seed=seed).double()
@@ -122,7 +122,7 @@ def test_a_beam_of_width_one_is_greedy(name, no_repeat_ngram):
 )
 def test_a_picture_alone_is_the_picture_in_a_batch(name, search):
     decoder = half_trained(name)
-    memory, seeds = memory_of(decoder, 16), list(range(100, 116))
+    memory, seeds = memory_of(decoder, 8), list(range(100, 108))
     together = search.search(decoder, memory, seeds=seeds).hypotheses()
     assert len({len(hypotheses[0].words) for hypotheses in together}) > 1, (
         "they should not all end together"
@@ -199,7 +199,7 @@ def test_wider_beams_find_more_probable_captions_on_the_whole():
     for width in (1, 2, 4, 8):
         search = Beam(width=width, length_penalty=0.0, max_length=12)
         totals = []
-        for seed in range(12):
+        for seed in range(8):
             decoder = opinionated(seed=seed)
             totals.append(search.search(decoder, memory_of(decoder, 16)).log_probability[:, 0])
         means.append(torch.cat(totals).mean().item())
@@ -231,7 +231,7 @@ def test_finished_captions_stand_before_cut_ones_and_each_before_a_worse_one():
     assert mixed
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.sampled_from(list(SEARCHES)),
     st.integers(0, 4),

@@ -53,7 +53,8 @@ def test_the_first_rows_come_with_the_first_page(bucket, monkeypatch) -> None:  
 
 def test_no_credentials(bucket, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    for file in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(file, "/nowhere")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     type(bucket).clear_instance_cache()
     try:
