@@ -30,7 +30,7 @@ def references(number: int) -> list[str]:
 
 
 def source_rows(count: int) -> list[dict[str, Any]]:
-    """What the source says of `count` pictures: three of four in the split train, the others in
+    """The source's rows of `count` pictures: three of four in the split train, the others in
     dev."""
     return [
         {

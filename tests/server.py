@@ -64,8 +64,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.whole(b"oh", 503)
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")
         part = body[int(first) : int(last) + 1]
-        said = f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"
-        return self.whole(part, 206, Content_Range=said) if part else self.whole(b"", 416)
+        content_range = f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"
+        return self.whole(part, 206, Content_Range=content_range) if part else self.whole(b"", 416)
 
     def times(self) -> int:
         """How often this very URL was asked for, this time included."""
@@ -203,8 +203,8 @@ def _http2(handler: Handler) -> None:
 
 def _partial(handler: Handler) -> None:
     """206 with a Content-Range as the query asks for it."""
-    said = handler.options.get("range")
-    handler.whole(BODY, 206, **({"Content_Range": said} if said else {}))
+    content_range = handler.options.get("range")
+    handler.whole(BODY, 206, **({"Content_Range": content_range} if content_range else {}))
 
 
 def _short(handler: Handler) -> None:

@@ -54,7 +54,7 @@ def test_captioning_with_labels_starts_from_zero_nodes(
     printed = check_job(cluster, *job, *LABELS, "--out", str(tmp_path / "out"))
     assert f"{PICTURES} rows, 0 failed" in printed
     messages = re.findall("raycap: waiting for .*", printed)
-    assert messages and len(messages) < 20, "it says what it waits for, and not all the time"
+    assert messages and len(messages) < 20, "it prints what it waits for, and not all the time"
     decode = "a node with 1 CPU and the label raycap=decode, to decode pictures.*since [0-9]+:"
     assert any(re.search(decode, message) for message in messages)
     assert any("label raycap=model, to run the model" in message for message in messages)

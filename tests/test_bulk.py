@@ -111,7 +111,7 @@ def test_differences_are_named_by_their_place() -> None:
     ]
 
 
-def test_progress_says_what_a_person_would_ask(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_what_a_person_would_ask(capsys: pytest.CaptureFixture[str]) -> None:
     known: list[int | None] = [None, 400]
     with Progress("caption", lambda: known.pop(0), seconds_between_lines=0) as progress:
         progress.add(100, {("failed_to_fetch", "404 \x1b[31m"): 3})

@@ -1,4 +1,4 @@
-"""`raycap caption`: a row for every picture, once, the same as the captioner says of it alone.
+"""`raycap caption`: a row for every picture, once, the same as the captioner writes for it alone.
 
 The last tests run on Ray, the others in this process.
 """

@@ -102,12 +102,14 @@ def test_real_photos_are_learnt_word_for_word(name: str, shared_data: Path) -> N
     rate = 3e-3 if name == "transformer" else 1e-2
     captioner, losses = taught(plan, pictures, captions, steps=400, rate=rate)
     assert losses[0] > 4 and losses[-1] < 0.05
-    said = [caption.caption for caption in captioner.caption(pictures)]
-    assert said == [" ".join(captioner.vocabulary.cleaning.words(caption)) for caption in captions]
+    found = [caption.caption for caption in captioner.caption(pictures)]
+    assert found == [
+        " ".join(captioner.vocabulary.cleaning.words(caption)) for caption in captions
+    ]
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_captioner_says_the_same_after_save_and_load(
+def test_a_captioner_writes_the_same_after_save_and_load(
     name: str, shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:
     plan = Plan(
@@ -213,13 +215,13 @@ def test_explaining_gives_a_map_for_each_word(
     assert explanation.caption.caption == captioner.caption([shapes[0][0]])[0].caption
 
 
-def test_explaining_without_attention_says_so(shapes: tuple[list[bytes], list[str]]) -> None:
+def test_explaining_without_attention_is_refused(shapes: tuple[list[bytes], list[str]]) -> None:
     plan = Plan(Pixels(size=96, patch=32, frequencies=4), DECODERS["gru-none"])
     with pytest.raises(UserError, match="no attention"):
         taught(plan, *shapes, steps=1)[0].explain(shapes[0][0])
 
 
-def test_explaining_what_cannot_be_read_says_why(captioner: TrainedCaptioner) -> None:
+def test_explaining_what_cannot_be_read_names_the_reason(captioner: TrainedCaptioner) -> None:
     with pytest.raises(UserError, match="not a picture"):
         captioner.explain(b"nonsense")
 
@@ -353,7 +355,7 @@ def changed(folder: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_another_format_says_what_to_do(
+def test_another_format_names_the_remedy(
     captioner: TrainedCaptioner, tmp_path: Path, number: int
 ) -> None:
     captioner.save(tmp_path / "captioner")

@@ -335,7 +335,7 @@ def test_weights_that_are_no_numbers(captioner: Path, value: float) -> None:
         part.fill_(value)
     save_file(state, captioner / "model.safetensors")
     change(captioner, lambda config: None)
-    if value < 1e39:  # nothing says that it overflows before it does
+    if value < 1e39:  # no warning comes before it overflows
         for search in (Beam(), Greedy(), Sample()):
             [answer] = Captioner.load(captioner).caption([Image.new("RGB", (9, 9))], search=search)
             assert not answer.succeeded and "no caption" in answer.error_message
@@ -471,7 +471,7 @@ def test_weights_are_regular_files_of_tensors(
         read_weights(str(tmp_path / "large.safetensors"))
 
 
-def test_the_command_says_what_to_do(captioner: Path, tmp_path: Path) -> None:
+def test_the_command_names_the_remedy(captioner: Path, tmp_path: Path) -> None:
     apart(captioner, "/etc/passwd\x1b[31m")
     Image.new("RGB", (9, 9)).save(tmp_path / "photo.jpg")
     command = [sys.executable, "-m", "raycap", "caption", "photo.jpg", "--model", str(captioner)]

@@ -81,7 +81,7 @@ def test_another_kind_of_captioner_goes_through_the_table_job(tmp_path: Path) ->
         run_job(other, {})
 
 
-def test_a_captioner_says_what_it_needs_and_the_command_may_say_otherwise(tmp_path: Path) -> None:
+def test_a_captioner_names_what_it_needs_and_the_command_may_change_it(tmp_path: Path) -> None:
     class OnProcessors(SizeOptions):
         def placement(self) -> Placement:
             return Placement(gpus=0)

@@ -54,9 +54,9 @@ def test_a_reader_that_leaves_early_sees_no_traceback() -> None:
     ) as process:
         assert process.stdout and process.stderr
         process.stdout.close()
-        said = process.stderr.read()
+        error_output = process.stderr.read()
     assert process.returncode == 141
-    assert said == "raycap: stopped: the output pipe was closed\n"
+    assert error_output == "raycap: stopped: the output pipe was closed\n"
 
 
 def test_another_broken_pipe_is_not_taken_for_the_readers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_a_missing_file_is_named() -> None:
         load("no-such.yaml")
 
 
-def test_flags_change_what_the_file_says(tmp_path: Path) -> None:
+def test_flags_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("fetch: {retries: 7, deadline: 9}\ninspect: {limit: 3}\n")
     config, _ = configure(
@@ -102,7 +102,7 @@ def test_flags_change_what_the_file_says(tmp_path: Path) -> None:
     assert (config.fetch.retries, config.fetch.deadline, config.inspect.limit) == (7, 4.0, 5)
 
 
-def test_flags_and_file_say_the_same_thing(tmp_path: Path) -> None:
+def test_flags_and_file_give_the_same_config(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     flags, _ = configure(

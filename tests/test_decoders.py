@@ -171,7 +171,7 @@ def train(decoder, grid, vector, words, following, steps, enough=0.03):
 
 
 @variants
-def test_learns_by_heart_and_says_it_again(options):
+def test_learns_captions_and_writes_them_again(options):
     """Pictures, each with the same caption twice, which greedy search can learn."""
     decoder = built(options)
     grid, vector = pictures(5)

@@ -1,8 +1,8 @@
 """What the Delta library promises, and what it does not: a table job with transactions would rest
 on this.
 
-Writers are processes of their own. Each loads the table, writes a data file, waits until it is
-told to go on, and commits that file with an application transaction id.
+Writers are processes of their own. Each loads the table, writes a data file, waits until it may
+go on, and commits that file with an application transaction id.
 """
 
 import json
@@ -106,7 +106,7 @@ def start(
 
 
 def outcomes(processes: list["subprocess.Popen[str]"], folder: Path) -> list[str]:
-    """Let the writers commit; what each of them says."""
+    """Let the writers commit; what each of them prints."""
     (folder / "go").touch()
     return [process.communicate(timeout=120)[0].strip() for process in processes]
 

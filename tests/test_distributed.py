@@ -50,11 +50,13 @@ def test_two_processes_add_gradients_and_agree_on_flags(tmp_path: Path) -> None:
     spawn(add_up, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, weight in weights().items():
-        wanted = gradient(name, weight, 0)
+        expected = gradient(name, weight, 0)
         if name != "of one process alone":
-            wanted = wanted + gradient(name, weight, 1)
+            expected = expected + gradient(name, weight, 1)
         for rank in (0, 1):
-            torch.testing.assert_close(found[rank][name], wanted, msg=f"{name} in process {rank}")
+            torch.testing.assert_close(
+                found[rank][name], expected, msg=f"{name} in process {rank}"
+            )
     for rank in (0, 1):
         agreed = json.loads((tmp_path / f"{rank}.json").read_text())
         assert agreed == [True, False, True], (

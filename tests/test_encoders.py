@@ -161,8 +161,8 @@ def test_positions_go_row_by_row() -> None:
 
 
 def test_grid_pools_and_repeats() -> None:
-    def grid(wanted: int | None) -> Tensor:
-        encoder = ResNet18(weights="random", size=64, grid=wanted).build()
+    def grid(side: int | None) -> Tensor:
+        encoder = ResNet18(weights="random", size=64, grid=side).build()
         cells, _ = features(encoder, pictures(64))
         assert cells.shape[1] == encoder.positions == encoder.side**2
         return cells.unflatten(1, (encoder.side, encoder.side))  # [B, H, W, D]
@@ -358,7 +358,9 @@ def test_a_download_of_before_is_used(
     )
 
 
-def test_offline_says_how_to_give_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_the_message_names_the_option_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # where nobody listens
     monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember other proxies

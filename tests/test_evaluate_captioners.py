@@ -107,15 +107,15 @@ def test_captioners_and_tables_stand_side_by_side_and_nothing_is_captioned_twice
     pq.write_table(pq.read_table(table, columns=["key", "caption"]), plain)
     second = evaluated(trained, runs[1], str(plain))
     assert {path.name: path.stat().st_mtime_ns for path in table.glob("*.parquet")} == before
-    told = capsys.readouterr().out
-    assert "0 made now" in told and f"written: {table}" in told
+    printed = capsys.readouterr().out
+    assert "0 made now" in printed and f"written: {table}" in printed
     ours, theirs = (each["scores"] for each in second["tables"])
     assert set(ours) - set(theirs) == {"loss", "perplexity", "token_accuracy"}
     assert {name: ours[name]["score"] for name in theirs} == {
         name: theirs[name]["score"] for name in theirs
     }
     assert ours == first["tables"][1]["scores"]
-    [line] = [line for line in told.splitlines() if line.startswith("loss")]
+    [line] = [line for line in printed.splitlines() if line.startswith("loss")]
     assert line.split()[-1] == "-"
 
 

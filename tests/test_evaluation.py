@@ -109,11 +109,11 @@ def table_of(rows: list[tuple[str, str, str]], name: str = "ours") -> CaptionTab
 # --- every form of table
 
 
-SAID = {"12": "a dog, a cat", "7": 'says "no"', "300": "ein Hund läuft", "0": ""}
+CAPTION_OF = {"12": "a dog, a cat", "7": 'says "no"', "300": "ein Hund läuft", "0": ""}
 
 
 def in_form(form: str, folder: Path) -> Path:
-    rows = [caption_row(key, caption) for key, caption in SAID.items()]
+    rows = [caption_row(key, caption) for key, caption in CAPTION_OF.items()]
     path = folder / f"table.{form.split('-')[-1]}"
     if form == "parts-parquet":
         write_captions(folder / "table" / "captions" / "part-0.parquet", rows[:2])
@@ -125,13 +125,17 @@ def in_form(form: str, folder: Path) -> Path:
         write_captions(path, rows)
     elif form == "coco-json":
         path.write_text(
-            json.dumps([{"image_id": int(key), "caption": text} for key, text in SAID.items()])
+            json.dumps(
+                [{"image_id": int(key), "caption": text} for key, text in CAPTION_OF.items()]
+            )
         )
     elif form == "lines-json" or form == "jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     else:
         delimiter = "\t" if form == "tsv" else ","
-        written = pa.table({"Image_Name": list(SAID), "prediction": list(SAID.values())})
+        written = pa.table(
+            {"Image_Name": list(CAPTION_OF), "prediction": list(CAPTION_OF.values())}
+        )
         pyarrow.csv.write_csv(written, path, pyarrow.csv.WriteOptions(delimiter=delimiter))
     return path
 
@@ -144,11 +148,11 @@ def test_every_form_reads_alike(form: str, tmp_path: Path) -> None:
     assert table.rows.schema == ROWS
     assert (
         dict(zip(table.rows["key"].to_pylist(), table.rows["caption"].to_pylist(), strict=True))
-        == SAID
+        == CAPTION_OF
     )
     assert set(table.rows["status"].to_pylist()) == {SUCCESS}
     if form in ("parquet", "parts-parquet", "jsonl", "lines-json"):
-        assert table.rows["score"].to_pylist() == [-1.5] * len(SAID)
+        assert table.rows["score"].to_pylist() == [-1.5] * len(CAPTION_OF)
         assert table.rows["alternatives"].to_pylist()[0] == [
             {"caption": "a dog, a cat again", "score": -2.0}
         ]
@@ -329,11 +333,11 @@ def test_training_captions_are_known_only_when_others_are_judged() -> None:
 @pytest.fixture(scope="module")
 def sixty() -> tuple[list[str], References]:
     names = [f"{number}.jpg" for number in range(60)]
-    told = {
+    captions = {
         name: [sentence(place), spoilt(sentence(place), 0.3, place)]
         for place, name in enumerate(names)
     }
-    return names, References(told, dict.fromkeys(names, ""))
+    return names, References(captions, dict.fromkeys(names, ""))
 
 
 def captioned(references: References, share: float, name: str, seed: int) -> CaptionTable:
@@ -455,11 +459,11 @@ def test_the_command_writes_scores_and_pictures(
 def written_dataset(folder: Path, kind: str) -> None:
     """Four pictures' captions and splits; the last is in no split file."""
     folder.mkdir()
-    said = {f"{number}.jpg": [sentence(number), sentence(number + 9)] for number in range(4)}
+    captions = {f"{number}.jpg": [sentence(number), sentence(number + 9)] for number in range(4)}
     if kind == "flickr":
         lines = [
             f"{name}#{place}\t{text}\n"
-            for name, own in said.items()
+            for name, own in captions.items()
             for place, text in enumerate(own)
         ]
         (folder / "Flickr8k.token.txt").write_text("".join(lines))
@@ -472,7 +476,7 @@ def written_dataset(folder: Path, kind: str) -> None:
                 "split": "train" if name == "0.jpg" else "val",
                 "sentences": [{"raw": t} for t in own],
             }
-            for name, own in said.items()
+            for name, own in captions.items()
         ]
         (folder / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
 
@@ -634,7 +638,7 @@ def test_evaluating_loads_neither_torch_nor_ray(tmp_path: Path) -> None:
     assert answer.stdout.splitlines()[-1] == "[]"
 
 
-def test_the_config_tells_evaluation_too() -> None:
+def test_the_config_has_the_evaluation_too() -> None:
     config = loads(
         "evaluate: {tables: [a.parquet], metrics: [bleu]}\n"
         "metric: {glove_similarity: {glove: g.txt}}\n"

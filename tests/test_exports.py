@@ -139,7 +139,7 @@ def captions(out: Path) -> dict[str, str]:
 
 
 def check(folder: Path) -> None:
-    """Every form says what the table says."""
+    """Every form holds what the table holds."""
     out, expected = folder / "out", captions(folder / "out")
     assert expected
     texts = {path.name: path.read_text() for path in (out / "txt").glob("*.txt")}
@@ -329,8 +329,8 @@ def test_forms_of_an_earlier_run_follow_the_table_until_they_are_removed(
     photos(tmp_path / "photos", range(PHOTOS, PHOTOS + 1))
     replace(made, also=()).run()
     assert len(lines_of(made.out / "metadata.jsonl")) == PHOTOS + 1
-    told = capsys.readouterr().err
-    assert f"remove {made.out}/jsonl/_written if it should not" in told
+    warnings = capsys.readouterr().err
+    assert f"remove {made.out}/jsonl/_written if it should not" in warnings
     shutil.rmtree(made.out / "jsonl" / "_written")
     photos(tmp_path / "photos", range(PHOTOS + 1, PHOTOS + 2))
     replace(made, also=()).run()
@@ -370,12 +370,12 @@ def test_texts_of_the_user_stay_until_the_remedy_replaces_them(
     (folder / "2.txt").write_text("changed\n")
     capsys.readouterr()
     replace(command, model="B", overwrite=True).run()
-    told = capsys.readouterr().err
-    assert "2 text file(s) existed already with another text" in told
+    warnings = capsys.readouterr().err
+    assert "2 text file(s) existed already with another text" in warnings
     assert (folder / "1.txt").read_text() == "mine\n"
     assert (folder / "2.txt").read_text() == "changed\n"
     assert (folder / "3.txt").read_text() == "B 3.png\n"
-    assert "(--txt-mode overwrite replaces them)" in told
+    assert "(--txt-mode overwrite replaces them)" in warnings
     replace(command, model="B", mode="overwrite").run()
     assert [(folder / f"{n}.txt").read_text() for n in (1, 2)] == ["B 1.png\n", "B 2.png\n"]
     assert "existed already" not in capsys.readouterr().err
@@ -413,7 +413,7 @@ def test_a_picture_that_has_the_name_of_a_text_file_is_not_replaced(
     assert [path.read_text() for path in folder.glob("0.txt-*.txt")] == ["A 0.txt\n"]
 
 
-def test_without_a_folder_for_texts_the_message_says_what_works(tmp_path: Path) -> None:
+def test_without_a_folder_for_texts_the_message_names_what_works(tmp_path: Path) -> None:
     source = embedded(tmp_path / "data.parquet")
     command = Command(source, tmp_path / "out", ("txt",), beside=True)
     with pytest.raises(UserError, match="omit --txt-beside, and texts go to") as error:
@@ -481,22 +481,22 @@ def test_a_tar_has_the_captioned_pictures_only(
     (folder / "1.png").write_bytes(picture(99))
     (folder / "2.png").unlink()
     command.run()
-    told = capsys.readouterr().err
+    warnings = capsys.readouterr().err
     tars = command.out / "webdataset"
-    assert f"2 captioned picture(s) are not in {tars}: 1 cannot be fetched any more" in told
-    assert "1 changed since they were captioned" in told
+    assert f"2 captioned picture(s) are not in {tars}: 1 cannot be fetched any more" in warnings
+    assert "1 changed since they were captioned" in warnings
     assert {row["key"] for row, _ in samples_of(command.out)} == {"0.png", "3.png", "4.png"}
     command.run()
     assert "2 captioned picture(s)" in capsys.readouterr().err, "also when nothing is made"
 
     # The remedies, as the message gives them.
-    assert f"remove {tars} and give the same command again" in told
+    assert f"remove {tars} and give the same command again" in warnings
     (folder / "2.png").write_bytes(picture(2))
     shutil.rmtree(tars)
     command.run()
     assert "1 captioned picture(s)" in capsys.readouterr().err
     assert len(samples_of(command.out)) == PHOTOS - 1
-    assert "--overwrite makes new captions" in told
+    assert "--overwrite makes new captions" in warnings
     replace(command, overwrite=True).run()
     assert "captioned picture(s)" not in capsys.readouterr().err
     assert [data for _, data in samples_of(command.out)][1] == picture(99)

@@ -1,4 +1,4 @@
-"""`raycap extract`: a row for every picture, once, equal to what the encoder says of it alone."""
+"""`raycap extract`: a row for every picture, once, equal to what the encoder makes of it alone."""
 
 import json
 from pathlib import Path
@@ -215,7 +215,7 @@ def test_an_empty_source_is_refused_and_leaves_no_table(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "features").exists()
 
 
-def test_a_column_says_how_its_arrays_are_read(tmp_path: Path) -> None:
+def test_a_column_describes_how_its_arrays_are_read(tmp_path: Path) -> None:
     assert extract(photos(tmp_path / "photos", range(2)), tmp_path / "out") == 0
     schema = pq.read_schema(parts(tmp_path / "out")[0])
     assert tensor_shape(schema.field("grid")) == (4, 192)

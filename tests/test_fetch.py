@@ -358,7 +358,7 @@ def test_a_connection_is_kept_for_the_next_picture(server, monkeypatch):
     assert len(made) == 1
 
 
-def test_what_a_server_is_told(server):
+def test_what_is_sent_to_a_server(server):
     told = fetch(
         server.url("/echo-headers").replace("//", "//me:p%40ss@"),
         user_agent="my-job (me@example.org)",
@@ -767,7 +767,7 @@ def test_a_worker_ends_even_if_the_queue_is_stopped_in_its_own_thread(monkeypatc
     assert hosts.take() is None
 
 
-def test_a_closed_fetcher_says_so(server):
+def test_a_closed_fetcher_is_reported(server):
     fetcher = Fetcher(quick(), ONLY_WEB)
     assert fetcher.fetch(server.url("/good")).data
     fetcher.close()

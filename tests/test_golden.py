@@ -2,7 +2,7 @@
 recorded.
 
 They make a change of behaviour visible in code that is only to be moved or renamed. When a change
-is wanted, record the files again and say so in the commit:
+is expected, record the files again and say so in the commit:
 
     RAYCAP_RECORD_GOLDEN=1 pytest tests/test_golden.py -k identities
 
@@ -126,11 +126,13 @@ def _captions(name: str, photos: list[Path]) -> None:
     captioner = Captioner.load(device="cpu", precision="fp32")
     answers = captioner.caption(photos)
     captions = {photo.name: answer.caption for photo, answer in zip(photos, answers, strict=True)}
-    wanted = recorded(name, {"machine": machine(), "captions": captions})
-    differing = {key: (wanted["captions"].get(key), caption) for key, caption in captions.items()}
+    expected = recorded(name, {"machine": machine(), "captions": captions})
+    differing = {
+        key: (expected["captions"].get(key), caption) for key, caption in captions.items()
+    }
     differing = {key: pair for key, pair in differing.items() if pair[0] != pair[1]}
-    assert captions.keys() == wanted["captions"].keys()
-    allowed = 0 if machine() == wanted["machine"] else len(photos) // 50
+    assert captions.keys() == expected["captions"].keys()
+    allowed = 0 if machine() == expected["machine"] else len(photos) // 50
     assert len(differing) <= allowed, differing
 
 
@@ -196,12 +198,12 @@ def _trained(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict
 
 
 def _check_run(name: str, found: dict[str, Any]) -> None:
-    wanted = recorded(name, found)
-    if wanted["machine"] == found["machine"]:
-        assert found == wanted
+    expected = recorded(name, found)
+    if expected["machine"] == found["machine"]:
+        assert found == expected
         return
-    assert [line["kind"] for line in found["log"]] == [line["kind"] for line in wanted["log"]]
-    for ours, theirs in zip(found["log"], wanted["log"], strict=True):
+    assert [line["kind"] for line in found["log"]] == [line["kind"] for line in expected["log"]]
+    for ours, theirs in zip(found["log"], expected["log"], strict=True):
         for key in ("training_loss", "validation_loss", "lr", "step", "epoch"):
             if key in theirs:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-2), (key, ours, theirs)

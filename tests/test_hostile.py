@@ -227,7 +227,7 @@ def counted(left_out: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def check_captioned(case: Case, root: Path, model: Path, again: bool) -> dict[str, str]:
-    """`caption` says what is right of every key, in its table, in facts.json and in its summary.
+    """`caption` is right about every key, in its table, in facts.json and in its summary.
     Returns the statuses of the failed rows."""
     out = root / "out"
     small = ["--model", str(model), "--batch", "32", "--actors", "1", "--threads", "1"]
@@ -257,7 +257,7 @@ def check_captioned(case: Case, root: Path, model: Path, again: bool) -> dict[st
 
 
 def check_inspected(case: Case, root: Path, failed: dict[str, str]) -> None:
-    """`inspect` says the same as `caption`."""
+    """`inspect` reports the same as `caption`."""
     report_file = root / "report.json"
     code, shown = run(["inspect", str(case.path), "--out", str(report_file), *case.flags])
     report = json.loads(report_file.read_text())
@@ -360,7 +360,7 @@ def test_good_rows_do_not_hide_what_was_left_out(tmp_path: Path, model: Path) ->
     assert code == 1 and "3 rows, 0 failed" in shown and "1 folder could not be listed (" in shown
     assert facts["rows"] == 3 and counted(facts["left_out"]) == {"folder could not be listed": 1}
 
-    # Mended, with nothing new to make: the facts say so, and keep the rest.
+    # Mended, with nothing new to make: the facts are mended, and keep the rest.
     shutil.rmtree(folder / DEEP)
     code, shown = run(command)
     assert code == 0 and "could not be listed" not in shown

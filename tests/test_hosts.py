@@ -123,18 +123,20 @@ def test_a_million_hosts_and_reasons_stay_few_and_no_row_is_lost() -> None:
     assert all(sum(host["reasons"].values()) == host["failed"] for host in report.values())
 
 
-def test_what_is_said_of_hosts() -> None:
+def test_the_lines_about_hosts() -> None:
     # One host, and nothing went wrong.
     assert host_lines(counted(row("http://a.example/")).report(), 5) == []
     assert host_lines([], 5) == []
-    said = host_lines(counted(row("http://a.example/", "HTTP 404 Not Found", size=0)).report(), 5)
-    assert said == [
+    lines = host_lines(counted(row("http://a.example/", "HTTP 404 Not Found", size=0)).report(), 5)
+    assert lines == [
         "hosts (1; most failures first, then most bytes):",
         "  a.example: 1 row, 1 failed, 1 request, 0.0 MB, median 0.25 s, slowest 0.25 s; "
         "1 HTTP 404 Not Found",
     ]
     many = [row(f"http://{number}.example/", "evil\x1b[2J") for number in range(9)]
-    said = host_lines(counted(*many).report(), 5)
+    lines = host_lines(counted(*many).report(), 5)
     assert (
-        len(said) == 6 and said[0].startswith("hosts (9, 5 shown;") and "\x1b" not in "".join(said)
+        len(lines) == 6
+        and lines[0].startswith("hosts (9, 5 shown;")
+        and "\x1b" not in "".join(lines)
     )

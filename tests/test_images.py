@@ -242,7 +242,7 @@ def test_limits_are_not_the_ones_of_the_process(
         assert read_picture(NAMED[name].data, PLAIN).error == ""
 
 
-def test_a_refused_picture_still_tells_its_size() -> None:
+def test_a_refused_picture_still_has_its_size() -> None:
     picture = read_picture(NAMED["bomb.png"].data, PLAIN)
     assert (picture.format, picture.width, picture.height) == ("png", 60000, 60000)
 

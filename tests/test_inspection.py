@@ -14,7 +14,7 @@ from raycap.schema import CAPTIONS, FAILED_TO_DECODE, MANIFEST, SUCCESS, fit
 from raycap.storage import whole_file, write_json
 
 
-def row(key: str, **said: object) -> dict[str, object]:
+def row(key: str, **fields: object) -> dict[str, object]:
     defaults = {
         "uri": f"/photos/{key}",
         "split": "",
@@ -28,7 +28,7 @@ def row(key: str, **said: object) -> dict[str, object]:
         "height": 480,
         "sha256": f"{hash(key) & 0xFFFFFFFF:064x}",
     }
-    return {"key": key, **defaults, **picture, **said}
+    return {"key": key, **defaults, **picture, **fields}
 
 
 def bad(key: str, reason: str) -> dict[str, object]:

@@ -56,7 +56,7 @@ class Numbers(SourceDefaults):
 def open_model(
     model: str, fail: bool, options: BulkOptions, threads: int
 ) -> Callable[[pa.Table], pa.Table]:
-    """What a captioner would say; some pictures cannot be fetched."""
+    """What a captioner would write; some pictures cannot be fetched."""
 
     def caption(table: pa.Table) -> pa.Table:
         rows = []
@@ -284,7 +284,7 @@ def test_a_driver_that_wakes_up_while_another_run_works_is_stopped(
     assert stopped and check(out, finished=True) == "B"
 
 
-def test_a_driver_that_wakes_up_with_a_table_that_nobody_wants_is_stopped(tmp_path: Path) -> None:
+def test_a_driver_that_wakes_up_with_an_abandoned_table_is_stopped(tmp_path: Path) -> None:
     """It was suspended before the last commit of an --overwrite. Then the old captioner's run went
     on, with nothing new to make."""
     out = tmp_path / "out"

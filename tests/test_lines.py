@@ -55,7 +55,7 @@ def test_every_packing_and_encoding_gives_the_same_lines(
     tmp_path: Path, kind: str, encoding: str
 ) -> None:
     expected = TEXT.splitlines(keepends=True)
-    path = tmp_path / "list"  # the bytes tell, not the name
+    path = tmp_path / "list"  # the bytes decide, not the name
     assert lines_of(path, PACKERS[kind](TEXT.encode(encoding))) == expected
     assert first_line(locate(str(path))) == "first"
     assert head(locate(str(path)), 5) == TEXT.encode(encoding)[:5]
@@ -281,7 +281,7 @@ def test_a_long_line_in_a_list_of_urls_is_left_out_and_counted(tmp_path: Path) -
     assert left_out["examples"] == ["urls.txt line 2: longer than 65,536 characters"]
 
 
-def test_a_list_of_nothing_but_long_lines_says_so(tmp_path: Path) -> None:
+def test_a_list_of_nothing_but_long_lines_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "urls.txt"
     path.write_bytes(b"x" * 1_000_000 + b"\n" + b"y" * 1_000_000)
     expected = (

@@ -291,7 +291,7 @@ def test_one_picture_scores_as_in_the_corpus(rows: Pictures) -> None:
 # --- the answer form, intervals
 
 
-def test_signatures_say_how_a_score_was_made() -> None:
+def test_signatures_contain_how_a_score_was_made() -> None:
     corpus = Corpus(["a dog"], [["a dog", "the dog"]])
     assert (
         judged(corpus, "bleu")["bleu_4"].signature
@@ -332,7 +332,7 @@ def test_intervals_hold_the_score_and_narrow_with_more_pictures(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["bleu_4", "rouge_l"])
-def test_the_paired_bootstrap_tells_better_from_equal(name: str) -> None:
+def test_the_paired_bootstrap_separates_better_from_equal(name: str) -> None:
     metric = name.split("_4")[0]
     good, bad = judged(noisy(300, 1, 0.8), metric)[name], judged(noisy(300, 1, 0.6), metric)[name]
     better = compare(good, bad, samples=300)
@@ -347,7 +347,7 @@ def test_the_paired_bootstrap_tells_better_from_equal(name: str) -> None:
 # --- the other metrics
 
 
-def test_health_counts_what_it_says() -> None:
+def test_health_counts_what_its_names_promise() -> None:
     captions = [
         "A dog runs.",
         "a dog runs",
@@ -395,7 +395,7 @@ def test_meteor_prefers_the_nearer_caption() -> None:
     assert 1 >= same > near > far >= nothing == 0
 
 
-def test_meteor_without_wordnet_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meteor_without_wordnet_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
     from nltk.corpus.util import LazyCorpusLoader
 

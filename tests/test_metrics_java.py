@@ -63,7 +63,7 @@ def test_without_java_the_remedy_is_named(
 
 
 @pytest.mark.usefixtures("java")
-def test_spice_scores_or_says_what_it_lacks() -> None:
+def test_spice_scores_or_names_what_it_lacks() -> None:
     corpus = Corpus(
         ["a dog runs on the grass", "a red car"], [["a dog runs on the grass"], ["two cats sleep"]]
     )

@@ -44,15 +44,15 @@ def test_a_photo_is_captioned_without_ray(folder: Path, model: Path) -> None:
     assert [path.name for path in Path().iterdir()] == ["photos"], "nothing is written"
 
 
-def test_the_next_best_are_told_with_their_scores(
+def test_the_next_best_are_printed_with_their_scores(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["caption", "photos/00000.png", "--model", str(model), "--num-captions", "3"]) == 0
-    told = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    printed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     alone = Captioner.load(model).caption([folder / "00000.png"])[0]
-    scores = [float(score) for score, _ in told]
-    assert len(told) == 3 and scores == sorted(scores, reverse=True)
-    assert told[0][1] == alone.caption and scores[0] == pytest.approx(alone.score, abs=1e-3)
+    scores = [float(score) for score, _ in printed]
+    assert len(printed) == 3 and scores == sorted(scores, reverse=True)
+    assert printed[0][1] == alone.caption and scores[0] == pytest.approx(alone.score, abs=1e-3)
 
 
 def test_of_several_a_bad_one_costs_only_itself(
@@ -61,13 +61,13 @@ def test_of_several_a_bad_one_costs_only_itself(
     (folder / "bad\n.png").write_bytes(b"<html>")
     names = ["photos/00000.png", "photos/bad\n.png", "photos/none.png", "photos/00002.png"]
     assert main(["caption", *names, "--model", str(model), "--batch", "2"]) == 1
-    told = capsys.readouterr()
-    said = Captioner.load(model).caption([names[0], names[3]])
-    assert told.out.splitlines() == [
-        f"{names[0]}: {said[0].caption}",
-        f"{names[3]}: {said[1].caption}",
+    printed = capsys.readouterr()
+    expected = Captioner.load(model).caption([names[0], names[3]])
+    assert printed.out.splitlines() == [
+        f"{names[0]}: {expected[0].caption}",
+        f"{names[3]}: {expected[1].caption}",
     ]
-    reasons = told.err.splitlines()
+    reasons = printed.err.splitlines()
     assert reasons[0].startswith("raycap: photos/bad\\n.png: failed_to_decode: not a picture")
     assert reasons[1] == "raycap: photos/none.png: failed_to_fetch: no such file: photos/none.png"
 

@@ -164,7 +164,7 @@ def test_checkpoints_are_no_rows(tmp_path: Path) -> None:
     assert keys_of(folder) == keys_of_source(folder) == list("0123")
 
 
-def test_a_table_without_rows_is_said(tmp_path: Path) -> None:
+def test_a_table_without_rows_is_reported(tmp_path: Path) -> None:
     folder, table = begun(tmp_path, 0)
     chunk(folder, 0)
     (folder / "_delta_log").mkdir()
@@ -209,7 +209,7 @@ def test_a_log_names_nothing_outside_its_table(tmp_path: Path, name: str) -> Non
         read_captions(str(folder), "t")
 
 
-def test_a_damaged_log_is_said(tmp_path: Path) -> None:
+def test_a_damaged_log_is_reported(tmp_path: Path) -> None:
     folder, _ = begun(tmp_path, 1)
     (folder / "_delta_log/00000000000000000000.json").write_text("{")
     with pytest.raises(UserError, match="cannot read the log"):

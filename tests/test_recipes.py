@@ -210,7 +210,7 @@ def test_each_config_is_tried() -> None:
     assert configs == {name for name, *_ in TRIALS}
 
 
-def test_a_file_with_several_runs_wants_one_named() -> None:
+def test_a_file_with_several_runs_needs_one_named() -> None:
     path = str(CONFIGS / "recipe-resnet50-gru-glove.yaml")
     with pytest.raises(UserError, match=r"fine_tuned, not_fine_tuned.*--run"):
         load(path)
@@ -225,7 +225,7 @@ def test_a_file_with_several_runs_wants_one_named() -> None:
 
 
 def usual(data: Path) -> list[str]:
-    told = [
+    flags = [
         "train",
         str(data / "flickr"),
         "--config",
@@ -233,7 +233,7 @@ def usual(data: Path) -> list[str]:
         "--cache",
         str(data / "cache"),
     ]
-    told += [
+    flags += [
         "--encoder.weights",
         "random",
         "--encoder.size",
@@ -242,7 +242,7 @@ def usual(data: Path) -> list[str]:
         "1",
         "--trackers",
     ]
-    told += [
+    flags += [
         "--batch",
         "8",
         "--workers.count",
@@ -252,7 +252,7 @@ def usual(data: Path) -> list[str]:
         "--augmentation.crop",
         "0",
     ]
-    return [*told, "--augmentation.no-flip", "--self-critical.epochs", "1"]
+    return [*flags, "--augmentation.no-flip", "--self-critical.epochs", "1"]
 
 
 def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(
@@ -294,7 +294,8 @@ def test_a_run_starts_from_a_captioner_of_the_same_make_alone(
         str(tmp_path / "third"),
     ]
     assert main([*usual(data), *start]) == 2
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert (
-        "encoder.size was 224, now 32" in told and "decoder.hidden_width was 320, now 64" in told
+        "encoder.size was 224, now 32" in errors
+        and "decoder.hidden_width was 320, now 64" in errors
     )

@@ -236,8 +236,8 @@ def test_hostile_words_are_words(browser: Any, name: str, request: pytest.Fixtur
     )
     words = browser.execute_script("return document.getElementById('gallery').textContent")
     for hostile in HOSTILE:
-        said = "".join(character if character >= " " else "�" for character in hostile)
-        assert f"a dog number{HOSTILE.index(hostile)} runs on the grass {said}" in words
+        text = "".join(character if character >= " " else "�" for character in hostile)
+        assert f"a dog number{HOSTILE.index(hostile)} runs on the grass {text}" in words
     assert (
         browser.execute_script(
             "return document.querySelectorAll('[onerror], [onload], [onmouseover]').length"
@@ -261,10 +261,10 @@ def test_search_filters_and_sorting_work(browser: Any, one: Path) -> None:
     assert browser.find_element("css selector", "output").text == f"2 of {PICTURES} pictures"
     put(browser, "status", "all")
     put(browser, "measure", "confidence")
-    told = [place for place in everything if place not in (11, 12, 13)]
-    assert shown(browser) == [*told, 11, 12, 13]
+    scored = [place for place in everything if place not in (11, 12, 13)]
+    assert shown(browser) == [*scored, 11, 12, 13]
     put(browser, "order", "lowest first")
-    assert shown(browser) == [*reversed(told), 11, 12, 13]
+    assert shown(browser) == [*reversed(scored), 11, 12, 13]
     put(browser, "from", "40")  # percent: 100 * exp(-place / 10)
     put(browser, "to", "64")
     assert shown(browser) == [9, 8, 7, 6, 5]
@@ -281,8 +281,8 @@ def test_a_comparison_shows_both_and_sorts_by_difference(browser: Any, two: Path
     names = [name.get_property("textContent") for name in item.find_elements("css selector", "h3")]
     assert names == ["first", "_second <b> $x$"]
     words = item.get_property("textContent")
-    for said in ("a dog number20 runs on the grass", "a cat sits", "the dog number20 is on grass"):
-        assert said in words
+    for text in ("a dog number20 runs on the grass", "a cat sits", "the dog number20 is on grass"):
+        assert text in words
     assert item.find_elements("css selector", "details[open]")  # the references
     legend = browser.execute_script(
         "return [...document.querySelectorAll('svg text')].map(e => e.textContent)"
@@ -449,8 +449,8 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
         ".map(e => e.textContent)"
     )
     order = sorted(pictures, key=lambda picture: -picture["cider_d"])
-    wanted = [picture["caption"].split()[1] for picture in [*order[:8], *order[:-9:-1]]]
-    assert [text.split()[1] for text in browser.execute_script(ask)] == wanted
+    expected = [picture["caption"].split()[1] for picture in [*order[:8], *order[:-9:-1]]]
+    assert [text.split()[1] for text in browser.execute_script(ask)] == expected
     assert browser.execute_script("return document.querySelectorAll('.panel img').length") == 3
     assert browser.execute_script("return [...document.images].every(e => e.alt.trim())")
     assert browser.execute_script("return document.images.length") == 16 + 3 + 1
@@ -472,7 +472,7 @@ def test_a_run_shows_its_best_and_worst_captions_and_where_it_looked(
         "--out",
         str(tmp_path / "s.json"),
     ]
-    assert main(table) == 0, "what the run says is a table too"
+    assert main(table) == 0, "what the run writes is a table too"
     assert f"{len(pictures)} pictures judged" in capsys.readouterr().out
 
 
@@ -651,7 +651,7 @@ def test_the_page_refers_to_nothing_outside(one: Path, two: Path) -> None:
         assert html.unescape(page.read_text(encoding="utf-8")).count("default-src 'none'") == 1
 
 
-def test_a_page_without_references_still_tells(made: Path, tmp_path: Path) -> None:
+def test_a_page_without_references_is_still_made(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "plain.html"
     flags = ["--out", str(out), "--pictures", "12", "--title", "<My> title"]
     assert main(["report", str(made / "first.parquet"), *flags]) == 0
@@ -766,8 +766,8 @@ def test_a_table_opens_nothing_outside_of_its_folder(
         page = theirs / "page.html"
         assert main(["report", str(theirs / "table.parquet"), "--out", str(page)]) == 0
         assert page.read_text().count("data:image/jpeg") == 1, "its own picture"
-        said = capsys.readouterr().out
-        assert "7 pictures are not shown" in said and f"--fetch.trust '{mine}'" in said
+        printed = capsys.readouterr().out
+        assert "7 pictures are not shown" in printed and f"--fetch.trust '{mine}'" in printed
         assert not server.asked
         flags = ["--out", str(page), "--fetch.trust", str(mine)]
         assert main(["report", str(theirs / "table.parquet"), *flags]) == 0
@@ -832,7 +832,7 @@ ODD_MAPS: list[Any] = [
 
 
 @pytest.mark.parametrize("column", ["maps", "words", "types"])
-def test_odd_maps_are_left_out_and_said(tmp_path: Path, column: str) -> None:
+def test_odd_maps_are_left_out_and_reported(tmp_path: Path, column: str) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     uri, maps, words = str(tmp_path / "a.png"), [[0.1, 0.2, 0.3, 0.4]] * 2, ["$\\frac$", "dog"]
     rows = [row("good", "a dog", 0, uri) | {"words": words, "attention": maps}]
@@ -1150,7 +1150,7 @@ def test_a_run_from_somebody_else_brings_no_other_pictures_of_this_machine(
         ("source: {kind: nothing}", "its config cannot be read"),
     ],
 )
-def test_a_run_whose_source_cannot_be_read_says_why(
+def test_a_run_whose_source_cannot_be_read_shows_the_reason(
     config: str, reason: str, run_on_shapes: Path
 ) -> None:
     (run_on_shapes / "config.yaml").write_text(config)

@@ -54,11 +54,11 @@ class Answer(Exception):
 
 def botocore_error(status: int, code: str = "X") -> Exception:
     exceptions = pytest.importorskip("botocore.exceptions")
-    told = {
+    answer = {
         "Error": {"Code": code, "Message": "m"},
         "ResponseMetadata": {"HTTPStatusCode": status},
     }
-    error: Exception = exceptions.ClientError(told, "PutObject")
+    error: Exception = exceptions.ClientError(answer, "PutObject")
     return error
 
 
@@ -229,8 +229,8 @@ def test_the_heartbeat_outlives_every_fault(
     with Lease(folder) as ours:
         write = RunFolder.write_json
         faults: list[BaseException] = [*passing(), *staying()]
-        faulty = Faulty(lambda *told: (write(folder, *told[1:]), beaten.set()), faults)
-        monkeypatch.setattr(RunFolder, "write_json", lambda *told: faulty(*told))
+        faulty = Faulty(lambda *call: (write(folder, *call[1:]), beaten.set()), faults)
+        monkeypatch.setattr(RunFolder, "write_json", lambda *call: faulty(*call))
         assert beaten.wait(60), "it beats again after each of them"
         assert not faults
         ours.check()
@@ -289,7 +289,7 @@ def test_a_store_that_restarts_costs_nothing(
     monkeypatch.setattr(
         retry.log,
         "warning",
-        lambda *told: (tries.append(told[1]), start() if len(tries) == 1 else 0),
+        lambda *call: (tries.append(call[1]), start() if len(tries) == 1 else 0),
     )
     monkeypatch.setattr(lease, "SECONDS_TO_SETTLE", 0.0)
     with Lease(folder) as ours:

@@ -339,7 +339,7 @@ def test_a_line_with_an_unquoted_comma_is_counted_with_its_number(tmp_path: Path
     ]
 
 
-def test_a_table_with_nothing_but_malformed_lines_says_so(tmp_path: Path) -> None:
+def test_a_table_with_nothing_but_malformed_lines_is_reported(tmp_path: Path) -> None:
     table = Table(str(write(tmp_path / "t.csv", "url,note\nhttp://h/1,2,3\nhttp://h/2\n")))
     with pytest.raises(
         UserError, match=r"has no usable rows; 2 malformed lines left out .t\.csv line 2: 3 fields"
@@ -425,11 +425,13 @@ def not_text(values: list[bytes], kind: pa.DataType) -> pa.Array:
 
 def test_a_text_that_is_no_utf8_costs_nothing_but_its_bytes(tmp_path: Path) -> None:
     urls = not_text([b"http://h/1", b"http://h/\xff", b"http://h/3"], pa.string())
-    said = pa.ListArray.from_arrays([0, 1, 2, 3], not_text([b"a", b"\xc3\x28", b"c"], pa.string()))
+    captions = pa.ListArray.from_arrays(
+        [0, 1, 2, 3], not_text([b"a", b"\xc3\x28", b"c"], pa.string())
+    )
     facts = pa.StructArray.from_arrays(
         [not_text([b"x", b"\xed\xa0\x80", b"z"], pa.string())], ["by"]
     )
-    columns = {"url": urls, "captions": said, "facts": facts, "note": urls.dictionary_encode()}
+    columns = {"url": urls, "captions": captions, "facts": facts, "note": urls.dictionary_encode()}
     path = parquet_file(tmp_path / "t.parquet", pa.table(columns))
     table = read(Table(path, references=("captions",), columns=("facts", "note")))
     assert table["key"].to_pylist() == ["http://h/1", "http://h/\ufffd", "http://h/3"]
@@ -533,8 +535,12 @@ def described(tmp_path: Path, name: str, document: Any, pictures: int = 3) -> st
 def test_cocos_ids_may_be_anything(tmp_path: Path) -> None:
     ids = [1.0, [2], {"a": 3}, 10**40, True, "seven", float("nan")]
     images = [{"id": given, "file_name": f"{number}.jpg"} for number, given in enumerate(ids)]
-    said = [{"image_id": given, "caption": f"said {number}"} for number, given in enumerate(ids)]
-    path = described(tmp_path, "captions.json", {"images": images, "annotations": said}, len(ids))
+    annotations = [
+        {"image_id": given, "caption": f"said {number}"} for number, given in enumerate(ids)
+    ]
+    path = described(
+        tmp_path, "captions.json", {"images": images, "annotations": annotations}, len(ids)
+    )
     assert column(Coco(path), "references") == [[f"said {number}"] for number in range(len(ids))]
     known = read_references(Coco(path))
     assert known.captions == {f"{number}.jpg": [f"said {number}"] for number in range(len(ids))}
@@ -552,8 +558,11 @@ def test_odd_records_of_coco_cost_themselves(tmp_path: Path) -> None:
         [1],
     ]
     images += [{"id": 6, "file_name": "../up.jpg"}, {"id": 7, "file_name": "\ud800.jpg"}]
-    said = [{"image_id": 0, "caption": text} for text in (None, 5, ["x"], "good")] + [None, {}]
-    path = described(tmp_path, "captions.json", {"images": images, "annotations": said})
+    annotations = [{"image_id": 0, "caption": text} for text in (None, 5, ["x"], "good")] + [
+        None,
+        {},
+    ]
+    path = described(tmp_path, "captions.json", {"images": images, "annotations": annotations})
     found = {row["key"]: row for row in rows(Coco(path))}
     assert found["0.jpg"]["references"] == ["good"]
     assert {key: row["error"] for key, row in found.items()} == {
@@ -632,7 +641,7 @@ def test_a_line_of_spaces_takes_no_quadratic_time(tmp_path: Path) -> None:
     assert column(Flickr(str(tmp_path)), "references") == [["said"]]
 
 
-# --- what is said of it ---
+# --- what is reported of it ---
 
 
 def test_notes_are_short_and_can_be_written() -> None:

@@ -106,9 +106,9 @@ def test_a_run_of_a_version_that_recorded_no_precision_is_left_as_it_is_until_ov
     folder, out = photos(tmp_path / "photos", range(3)), tmp_path / "out"
     assert caption(folder, out, model) == 0
     for name in ("run.json", "facts.json"):  # as raycap 0.1.0 wrote them
-        told = json.loads((out / name).read_text())
-        del told["identity"]["precision"]
-        (out / name).write_text(json.dumps(told))
+        record = json.loads((out / name).read_text())
+        del record["identity"]["precision"]
+        (out / name).write_text(json.dumps(record))
     for name in ("_plan", "captions/_delta_log"):
         shutil.rmtree(out / name)
     before = {

@@ -58,10 +58,10 @@ def words_of(hypotheses):
 @torch.no_grad()
 def teacher_forced(decoder, memory, hypothesis):
     """The log-probability of a caption and where the model looked, without any search."""
-    said = [*hypothesis.words, END] if hypothesis.finished else list(hypothesis.words)
-    scores, attention = decoder(memory, torch.tensor([[[START, *said[:-1]]]]))
+    caption = [*hypothesis.words, END] if hypothesis.finished else list(hypothesis.words)
+    scores, attention = decoder(memory, torch.tensor([[[START, *caption[:-1]]]]))
     probable = torch.log_softmax(scores[0, 0], -1)
-    return probable[torch.arange(len(said)), said].sum().item(), attention
+    return probable[torch.arange(len(caption)), caption].sum().item(), attention
 
 
 beams = st.builds(
@@ -260,7 +260,7 @@ def test_rules_are_kept(kind, no_repeat_ngram, no_stutter, min_length, seed, all
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_unknown_is_said_only_when_asked_for(kind):
+def test_unknown_is_written_only_when_asked_for(kind):
     decoder = opinionated(end=-3.0)
     with torch.no_grad():
         decoder.vocabulary_bias[UNK] = 50.0
@@ -273,14 +273,14 @@ def test_unknown_is_said_only_when_asked_for(kind):
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_a_caption_that_may_say_nothing_more_is_closed(kind):
-    decoder = opinionated(vocabulary=6)  # two words, each of which may be said once
+def test_a_caption_without_any_allowed_word_is_closed(kind):
+    decoder = opinionated(vocabulary=6)  # two words, each of which may stand there once
     search = SEARCHES[kind](no_repeat_ngram=1, min_length=5, max_length=8)
     for (hypothesis,) in search.search(decoder, memory_of(decoder, 3)).hypotheses():
         assert sorted(hypothesis.words) == [4, 5] and hypothesis.finished
 
 
-def test_of_equals_the_first_word_is_said():
+def test_of_equals_the_first_word_is_taken():
     decoder = opinionated()
     with torch.no_grad():
         decoder.vocabulary.weight.zero_()
@@ -329,7 +329,7 @@ def test_the_narrowest_draws_are_greedy():
         assert torch.equal(search.search(decoder, memory).words, greedy)
 
 
-def test_seeds_repeat_and_tell_apart():
+def test_a_seed_repeats_and_another_one_differs():
     decoder = opinionated()
     memory = memory_of(decoder, 4)
     first = Sample(samples=5, seed=1).search(decoder, memory).words

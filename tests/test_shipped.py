@@ -16,7 +16,7 @@ from raycap.shipped import NAME, place_of
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 FOLDER = Path(place_of(NAME))
-# A sensible caption says one of these; the captioner may miss a few.
+# A sensible caption contains one of these; the captioner may miss a few.
 EXPECTED = {
     "baseball.jpg": ("baseball", "ball", "player", "game"),
     "beach.jpg": ("beach", "sand", "ocean", "water"),
@@ -33,7 +33,7 @@ EXPECTED = {
 }
 
 
-def test_it_is_small_and_tells_no_place_of_whoever_trained_it() -> None:
+def test_it_is_small_and_contains_no_path_of_whoever_trained_it() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 16_000_000
     config = json.loads((FOLDER / "config.json").read_text())
     assert config["encoder_included"] and config["encoder"]["weights"] == "torchvision"
@@ -54,14 +54,16 @@ def captions() -> dict[str, str]:
         patch.setattr(torch.hub, "load_state_dict_from_url", refuse)
         photos = sorted(SAMPLES.glob("*.jpg"))
         return {
-            path.name: said.caption
-            for path, said in zip(photos, Captioner.load().caption(photos), strict=True)
+            path.name: found.caption
+            for path, found in zip(photos, Captioner.load().caption(photos), strict=True)
         }
 
 
-def test_it_says_what_is_there(captions: dict[str, str]) -> None:
+def test_captions_name_what_is_there(captions: dict[str, str]) -> None:
     assert sorted(captions) == sorted(EXPECTED)
-    sensible = [name for name, said in captions.items() if set(said.split()) & set(EXPECTED[name])]
+    sensible = [
+        name for name, found in captions.items() if set(found.split()) & set(EXPECTED[name])
+    ]
     assert len(sensible) >= 9, captions
     assert len(set(captions.values())) >= 11
 
@@ -83,9 +85,9 @@ def test_a_folder_needs_nothing_but_its_name(captions: dict[str, str], tmp_path:
     assert "raycap: the model runs in this process" in run.stderr, "for so few, Ray is not started"
     table = pq.read_table(tmp_path / "captions" / "samples" / "captions").sort_by("key")
     # Arithmetic may round another way in a batch of another size.
-    said = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
-    assert sum(said[name] == captions[name] for name in captions) >= len(captions) - 1
+    found = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    assert sum(found[name] == captions[name] for name in captions) >= len(captions) - 1
     page = (tmp_path / "captions" / "samples" / "gallery.html").read_text()
-    for name, caption in said.items():
+    for name, caption in found.items():
         assert f"{name}: {caption}\n" in run.stdout
         assert caption in page

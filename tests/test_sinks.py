@@ -39,7 +39,7 @@ def table(tmp_path: Path, beside: bool = False, mode: str = "skip") -> SinkSetti
         {"a.png": "a red dog", "b c.png": "zwei Hunde 犬", "d.png": ""}.items()
     ):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(photos / name)
-        said = {
+        made = {
             "caption": caption,
             "score": -1.0 if caption else None,
             "alternatives": [],
@@ -50,7 +50,7 @@ def table(tmp_path: Path, beside: bool = False, mode: str = "skip") -> SinkSetti
             "error_message": "" if caption else "none",
         }
         rows.append(
-            {"key": name, "uri": str(photos / name), "width": 9, "height": 9, **said, **status}
+            {"key": name, "uri": str(photos / name), "width": 9, "height": 9, **made, **status}
         )
     (tmp_path / "out" / "captions").mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "out" / PART)
@@ -326,6 +326,6 @@ def test_a_fixed_shape_tensor_is_written_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["append", "prepend"])
-def test_a_config_with_a_removed_mode_says_what_to_do(mode: str) -> None:
+def test_a_config_with_a_removed_mode_names_the_remedy(mode: str) -> None:
     with pytest.raises(UserError, match="give skip or overwrite"):
         loads(f"caption: {{txt_mode: {mode}}}")

@@ -232,7 +232,7 @@ def test_a_file_uri_is_a_local_folder(tmp_path: Path) -> None:
         assert column(Folder(uri), "uri") == [str(tmp_path / "a b" / "c.jpg")]
 
 
-def test_a_folder_without_pictures_says_what_is_there(tmp_path: Path) -> None:
+def test_a_folder_without_pictures_is_refused_with_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "a.txt")
     write(tmp_path / "b.raw")
     write(tmp_path / "c.raw")
@@ -332,7 +332,7 @@ few_names = st.lists(
 
 
 @given(st.lists(few_names))
-def test_keys_are_unique_and_tell_name_and_occurrence(batches: list[list[str]]) -> None:
+def test_keys_are_unique_and_contain_name_and_occurrence(batches: list[list[str]]) -> None:
     keys, met = NumberedKeys(), dict[str, int]()
     found: dict[str, tuple[str, int]] = {}
     for names in batches:

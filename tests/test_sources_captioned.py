@@ -75,7 +75,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_flickr_says_the_same(layout: str, tmp_path: Path) -> None:
+def test_every_layout_of_flickr_gives_the_same(layout: str, tmp_path: Path) -> None:
     file, content, folder = LAYOUTS[layout]
     captions = write(tmp_path / file, content())
     pictures(tmp_path / folder)
@@ -176,7 +176,7 @@ def test_flickr_captions_survive_the_round_trip(tmp_path: Path, said: list[str])
     assert next(quoted_too.tables())["references"].to_pylist() == [said]
 
 
-def test_flickr_says_what_it_looked_for(tmp_path: Path) -> None:
+def test_flickr_names_what_it_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Flickr8k\.token\.txt, captions\.txt"):
         Flickr(str(tmp_path)).check()
     write(tmp_path / "captions.txt", token())
@@ -347,7 +347,7 @@ def test_karpathy_without_filepath(tmp_path: Path) -> None:
         Karpathy(str(tmp_path)).check()
 
 
-# --- telling them apart ---
+# --- which kind of source it is ---
 
 
 def test_a_folder_of_photos_with_a_dataset_far_down_is_a_folder(tmp_path: Path) -> None:

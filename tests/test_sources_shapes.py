@@ -1,4 +1,4 @@
-"""The made pictures: what the captions say is what is drawn."""
+"""The made pictures: the captions describe what is drawn."""
 
 import io
 
@@ -10,7 +10,7 @@ from raycap.sources import Shapes
 from raycap.sources.shapes import COLOURS, SIDE
 
 
-def test_captions_say_what_is_drawn() -> None:
+def test_captions_describe_what_is_drawn() -> None:
     for row in rows(Shapes(count=60)):
         pixels = np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")).astype(int)
         above, below = row["references"][0].split(" above ")

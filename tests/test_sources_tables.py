@@ -63,7 +63,7 @@ FORMATS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_says_the_same(name: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_same(name: str, tmp_path: Path) -> None:
     path = str(write(tmp_path / name, FORMATS[name]()))
     assert detect(path) == "table"
     table = Table(path, split_column="part", references=("auto",), columns=("licence", "id"))

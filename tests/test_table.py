@@ -56,17 +56,17 @@ def test_each_chunk_is_committed_once(
     """Three drivers commit in turns; each knows only what it has seen itself."""
     folder = tmp_path_factory.mktemp("table")
     drivers = [OutputTable(RunFolder(str(folder))) for _ in range(3)]
-    wanted: set[int] = set()
+    expected: set[int] = set()
     counted = 0
     for driver, numbers in commits:
         files = [made(folder, chunk(number)) for number in sorted(numbers)]
         mine = drivers[driver].commit_chunks(files, 1, SCHEMA)
-        assert {file.chunk.shard for file in mine} == numbers - wanted
+        assert {file.chunk.shard for file in mine} == numbers - expected
         counted += len(mine)
-        wanted |= numbers
+        expected |= numbers
     if commits:
-        assert keys(folder) == sorted(f"0/{number}/{row}" for number in wanted for row in (0, 1))
-        assert counted == len(wanted), "a chunk is counted by two drivers, or by none"
+        assert keys(folder) == sorted(f"0/{number}/{row}" for number in expected for row in (0, 1))
+        assert counted == len(expected), "a chunk is counted by two drivers, or by none"
 
 
 def test_drivers_that_commit_at_the_same_moment(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_store_that_stays_away_ends_the_run_in_words(
         "AccessDenied: no right to put objects",
     ],
 )
-def test_a_fault_that_stays_is_told_at_once(
+def test_a_fault_that_stays_is_raised_at_once(
     reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = OutputTable(RunFolder(str(tmp_path)))

@@ -103,10 +103,10 @@ def names() -> list[str]:
     return [f"{ESCAPES.replace(chr(0), '')}{number}.png" for number in range(2)]
 
 
-def said_by(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+def printed_by(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     main(arguments)
-    told = capfd.readouterr()
-    text = told.out + told.err
+    output = capfd.readouterr()
+    text = output.out + output.err
     assert_harmless(text)
     return text
 
@@ -120,12 +120,12 @@ def test_photos_and_refusals(
     Image.new("RGB", (60, 48)).save(good, "png")
     Path(bad).write_bytes(b"<html>" + ESCAPES.encode())
     photos = [good, bad, "gone" + good]
-    assert "pwned" in said_by(
+    assert "pwned" in printed_by(
         ["caption", *photos, "--model", "model", "--num-captions", "2"], capfd
     )
-    assert "pwned" in said_by(["caption", good, "--model", "model", "--show"], capfd)
-    assert "pwned" in said_by(["caption", "gone" + good, "--model", "model"], capfd)
-    assert "pwned" in said_by(
+    assert "pwned" in printed_by(["caption", good, "--model", "model", "--show"], capfd)
+    assert "pwned" in printed_by(["caption", "gone" + good, "--model", "model"], capfd)
+    assert "pwned" in printed_by(
         ["caption", good, "--model", f"no{ESCAPES.replace(chr(0), '')}"], capfd
     )
 
@@ -144,8 +144,10 @@ def test_captions_of_a_hostile_vocabulary(
     decoder = plan.decoder.build(len(words), encoder.positions, encoder.width)
     TrainedCaptioner(plan, words, encoder, decoder).save(tmp_path / "model")
     Image.new("RGB", (60, 48)).save(tmp_path / "a.png")
-    said = said_by(["caption", str(tmp_path / "a.png"), "--model", str(tmp_path / "model")], capfd)
-    assert "pwned" in said and said.count("\n") == 1
+    printed = printed_by(
+        ["caption", str(tmp_path / "a.png"), "--model", str(tmp_path / "model")], capfd
+    )
+    assert "pwned" in printed and printed.count("\n") == 1
 
 
 def test_reports_and_evaluations(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -176,9 +178,11 @@ def test_reports_and_evaluations(tmp_path: Path, capfd: pytest.CaptureFixture[st
     (tmp_path / "references.jsonl").write_text(lines)
     flags = ["--references", str(tmp_path / "references.jsonl"), "--source.key-column", "key"]
     out = ["--out", str(tmp_path / "scores.json"), "--evaluate.samples", "100"]
-    assert "pwned" in said_by(["evaluate", str(table), *flags, *out], capfd)
+    assert "pwned" in printed_by(["evaluate", str(table), *flags, *out], capfd)
     page = tmp_path / "page.html"
-    said_by(["report", str(table), *flags, "--out", str(page), "--evaluate.samples", "100"], capfd)
+    printed_by(
+        ["report", str(table), *flags, "--out", str(page), "--evaluate.samples", "100"], capfd
+    )
     text = page.read_text()
     assert not set(text) & set("\x1b\x07\x9b\x85\x00\x7f")
 

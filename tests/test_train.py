@@ -94,7 +94,7 @@ def test_in_this_process_and_from_the_command_line(config: Path, tmp_path: Path)
     assert captioner.facts["training"]["epoch"] == facts["kept"]["epoch"]
 
 
-def test_a_finished_run_says_so_and_does_nothing(
+def test_a_finished_run_reports_it_and_does_nothing(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
@@ -194,7 +194,7 @@ def test_what_cannot_work_is_refused_before_anything_is_started(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_data_without_splits_is_told_how_to_have_some(
+def test_data_without_splits_is_refused_with_the_remedy(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{**row, "part": ""} for row in source_rows(8)]

@@ -175,13 +175,13 @@ def test_a_batch_holds_each_caption_and_is_cut_to_the_longest(
     batch = learned.batch(learned.rows[:5])
     lengths = []
     for row, place in enumerate(learned.rows[:5]):
-        said = [
+        decoded = [
             vocabulary.decode(caption[1:])
             for caption in batch.words[row].tolist()
             if caption[0] == START
         ]
-        assert said == store.references(place)
-        lengths += [len(caption.split()) for caption in said]
+        assert decoded == store.references(place)
+        lengths += [len(caption.split()) for caption in decoded]
         assert torch.equal(batch.pictures[row], torch.from_numpy(np.array(store.rows[place])))
     assert batch.words.shape[2] == max(lengths) + 2
 
@@ -202,18 +202,18 @@ def test_an_epoch_is_every_picture_once_however_many_share_it(
 
 def test_a_table_made_anew_has_the_same_epochs(vocabulary: Vocabulary, tmp_path: Path) -> None:
     """Rows may be in another order, as workers finish them; a seed gives the same pictures."""
-    told = []
+    epochs = []
     for order in (np.arange(24), np.random.default_rng(1).permutation(24)):
         table = write(tmp_path / f"table-{order[0]}", features(24).take(order))
         store = store_of(table, tmp_path / "cache")
         learned = CaptionDataset(store, store.rows_of("train"), vocabulary)
-        told.append(
+        epochs.append(
             [[store.key(place) for place in step] for step in learned.shares(2, 7, 4, 0, 1)]
         )
-    assert told[0] == told[1]
+    assert epochs[0] == epochs[1]
 
 
-def test_what_is_learned_is_what_the_source_says_now(tmp_path: Path) -> None:
+def test_what_is_learned_is_what_the_source_holds_now(tmp_path: Path) -> None:
     """A table is kept for later runs; meanwhile captions and splits change, and pictures go."""
     table = write(tmp_path / "table", features(4))
     lines = [
@@ -229,11 +229,11 @@ def test_what_is_learned_is_what_the_source_says_now(tmp_path: Path) -> None:
     assert write_listing(source, tmp_path / "listing") == {"train": 2, "dev": 1}
     pictures = PictureTables((table,), str(tmp_path / "listing"))
     store = open_store(pictures, tmp_path / "cache")
-    told = [
+    found = [
         [(store.key(place), store.references(place)) for place in store.rows_of(split)]
         for split in ("train", "dev")
     ]
-    assert told == [[("0000.png", ["as it was"])], [("0002.png", ["mended"])]]
+    assert found == [[("0000.png", ["as it was"])], [("0002.png", ["mended"])]]
     assert sorted(filter(None, read_captions(pictures)["split"].to_pylist())) == ["dev", "train"]
 
 
@@ -282,7 +282,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="needs Linux, which tells memory by kind"
+    not Path("/proc/self/status").exists(), reason="needs Linux, which reports memory by kind"
 )
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
     """As lists, 20,000 pictures with captions took 26 MB more than 500 pictures; mapped, 2 MB."""
@@ -303,13 +303,13 @@ def quadrants() -> torch.Tensor:
     return values.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(3, 8, 8)
 
 
-def test_a_picture_is_mirrored_unless_its_captions_say_sides() -> None:
+def test_a_picture_is_mirrored_unless_its_captions_name_sides() -> None:
     pixels, draws = quadrants().repeat(3, 1, 1, 1), torch.full((3, DRAWS), 0.1)
     draws[1, 4] = 0.9
     sides = names_sides([["a dog"], ["a dog"], ["a dog", "the man on the LEFT waves"]])
-    plain, again, told = augment(pixels, Augmentation(flip=True), draws, sides)
+    plain, again, with_sides = augment(pixels, Augmentation(flip=True), draws, sides)
     assert torch.equal(plain, quadrants().flip(2))
-    assert torch.equal(again, quadrants()) and torch.equal(told, quadrants())
+    assert torch.equal(again, quadrants()) and torch.equal(with_sides, quadrants())
     assert not names_sides([["a bright light", "an upright man was leftover"]])[0]
 
 
@@ -462,7 +462,7 @@ def test_rates_fall_on_a_plateau_only() -> None:
     assert seen == [1, 1, 0.5, 0.5, 0.5, 0.25]
 
 
-def test_an_average_is_what_it_says_and_swaps_back() -> None:
+def test_an_average_follows_its_formula_and_swaps_back() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
     average = WeightAverage(layer, Optimiser(averaging=0.5))

@@ -340,7 +340,7 @@ def test_no_string_in_a_file_leads_out(kind: str, root: Path, server: Server) ->
                 continue
             answered += 1
             assert all(SECRET not in data for data, _ in found.values()), string
-            # The row that names the string, if it is one, says why it was not read.
+            # The row that names the string, if it is one, has the reason why it was not read.
             assert all(data or error for data, error in found.values()), string
     finally:
         fsspec.filesystem("memory").rm("/secret.jpg")
@@ -436,7 +436,7 @@ def test_what_a_prefix_permits(prefix: str, permitted: list[str], refused: list[
 
 
 @pytest.mark.parametrize("prefix", ["", "pictures", "../pictures", "s3", "simplecache::"])
-def test_a_prefix_that_says_nothing_is_refused(prefix: str) -> None:
+def test_a_prefix_that_names_nothing_is_refused(prefix: str) -> None:
     with pytest.raises(UserError, match=r"fetch\.trust.*absolute path"):
         Fetch(trust=(prefix,))
 

@@ -143,7 +143,7 @@ def test_trials_with_workers_of_their_own_share_two_processors_and_leave_nothing
 
 
 def trial_process(folder: Path) -> int:
-    """Which process holds the run: its lease says so."""
+    """Which process holds the run: its lease names it."""
     return int(json.loads((folder / "_lease.json").read_text())["pid"])
 
 

@@ -78,7 +78,7 @@ def test_decode_undoes_encode(texts: list[str], cleaning: Cleaning) -> None:
         ),
     ],
 )
-def test_each_option_does_what_it_says(options: dict[str, bool], words: list[str]) -> None:
+def test_each_option_does_what_its_name_says(options: dict[str, bool], words: list[str]) -> None:
     assert Cleaning(**options).words('A man’s T-shirt says: "2 red,blue dogs!"') == words
 
 

@@ -108,7 +108,7 @@ def test_house_rules_of_a_file(module: str) -> None:
     path = MODULES[module]
     text = path.read_text(encoding="utf-8")
     first = ast.get_docstring(ast.parse(text))
-    assert first and first.splitlines()[0].strip(), "the first line says the file's job"
+    assert first and first.splitlines()[0].strip(), "the first line names the file's job"
     assert not FORBIDDEN_WORDS & set(module.split("."))
 
 
