@@ -92,7 +92,7 @@ class Command:
             options=options,
             identity={"captioner": self.model},
             layout=FileLayout(2, CAPTIONS, (), {}),
-            square=Square(8),
+            intake=Square(8),
             open_model=functools.partial(open_model, self.model),
             export=export if exports else no_exports,
         )

@@ -100,7 +100,7 @@ class Command:
             options=options,
             identity={"captioner": self.model},
             layout=FileLayout(5, CAPTIONS, (), {"captioner": self.model}),
-            square=Square(8),
+            intake=Square(8),
             open_model=functools.partial(opens, self.model, self.fail),
         )
         run_job(job, {})
