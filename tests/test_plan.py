@@ -152,7 +152,7 @@ def test_taken_keys(groups: list[list[str]], asked: list[str]) -> None:
 def test_two_keys_that_share_half_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = {"a": (5, 1), "b": (5, 2), "c": (7, 3), "d": (5, 3), "e": (8, 3)}
     monkeypatch.setattr(
-        "raycap.bulk.taken_keys._digests",
+        "raycap.bulk.taken_keys.digests",
         lambda keys: np.array([digests[key] for key in keys], np.uint64).reshape(-1, 2).T,
     )
     taken = TakenKeys()

@@ -22,10 +22,10 @@ from PIL import Image
 from server import serving
 from source_rows import column, noted, read, rows, write
 
+from raycap.bulk.listing import list_source
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.pictures import load_table
 from raycap.bulk.plan import Plan, read_shard
-from raycap.bulk.run import list_source
 from raycap.errors import UserError
 from raycap.evaluation.references import read_references
 from raycap.fetch import Fetch

@@ -5,7 +5,7 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from raycap.bulk.counts import RowCounts
 from raycap.bulk.crew import Answered, Crew, Failed, PlanFailed, Planned, Worker
 from raycap.bulk.facts import reason_lines
 from raycap.bulk.job import ANSWERS, FACTS, TableJob
+from raycap.bulk.listing import Lister
 from raycap.bulk.machines import Machines
 from raycap.bulk.plan import Chunk, Plan, Shard
 from raycap.bulk.table import OutputTable
@@ -52,7 +53,7 @@ class Filling:
     number: int  # under which the operation commits
     table: OutputTable  # of the run
     target: OutputTable  # the same, or the side table of a retry or an overwrite
-    lister: Callable[[Sequence[int]], Iterator[Shard]]  # of the shards of some units
+    lister: Lister
     machines: Machines
 
     planned: int = 0  # rows of the plan

@@ -5,7 +5,6 @@ if this process has already started Ray, every job runs on Ray.
 """
 
 import contextlib
-import functools
 import os
 import queue
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raycap.bulk.crew import Crew, LocalCrew, list_in_thread
+from raycap.bulk.listing import Lister, Part
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Shard
 from raycap.bulk.precision import fastest
@@ -60,26 +60,24 @@ class Machines:
 
     def list_shards(
         self,
-        lister: Callable[[Sequence[int]], Iterator[Shard]],
+        lister: Lister,
         units: Sequence[int],
         events: "queue.SimpleQueue[Any]",
     ) -> None:
         """Run `lister` for these units in the background. Each shard is put into `events`."""
         if not self._on_ray:
-            list_in_thread(functools.partial(lister, units), events)
+            list_in_thread(lambda: _one_by_one(lister.rounds(units, 1)), events)
             return
+        from raycap.bulk.list_tasks import list_in_tasks
         from raycap.bulk.pool import decoding_need
-        from raycap.bulk.ray_crew import list_in_task
         from raycap.cluster.needs import wait_for_nodes
         from raycap.cluster.nodes import selector
 
         if self._cluster.decode_on:
             # Listing tasks reserve no CPU, so an autoscaler would not start a node for them.
             wait_for_nodes([decoding_need(self._cluster, 1)], self._cluster.wait)
-        nodes = selector(self._cluster.decode_on)
-        tasks = min(len(units), MOST_LISTINGS)
-        for first in range(tasks):
-            list_in_task(functools.partial(lister, units[first::tasks]), nodes, events)
+        rounds = lister.rounds(units, MOST_LISTINGS)
+        list_in_tasks(rounds, selector(self._cluster.decode_on), events)
 
     def crew(
         self,
@@ -137,3 +135,9 @@ class Machines:
             from raycap.cluster.nodes import check_visible
 
             check_visible(paths)
+
+
+def _one_by_one(rounds: Iterator[list[Part]]) -> Iterator[Shard]:
+    for parts in rounds:
+        for part in parts:
+            yield from part()

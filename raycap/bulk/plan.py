@@ -7,6 +7,9 @@ that lists the same unit takes the shards that are there, and goes on behind the
 the same whoever reads it, and however the source changes meanwhile.
 
 A shard is worked on in chunks, which are slices of it.
+
+Where a name may occur in several units, rows get their keys when all units are listed: see
+`repeated_keys.py`.
 """
 
 import json
@@ -23,6 +26,7 @@ from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.schema import MANIFEST
 from raycap.sources import Notes
+from raycap.sources.source import UnitKeys
 from raycap.storage import RunFolder
 
 PLANS = "_plan"
@@ -96,6 +100,7 @@ class Plan:
     # What is listed on its own: parts of the source, or of a retry the table's files.
     units: tuple[str, ...] = ("",)
     statuses: tuple[str, ...] = ()  # of a retry: which rows are made again
+    keys: UnitKeys = "unique"  # what the source says of the keys of its units
 
     @property
     def folder(self) -> str:
@@ -247,7 +252,7 @@ def _pieces(tables: Iterable[pa.Table], is_urgent: bool) -> Iterator[tuple[pa.Ta
     waiting: list[pa.Table] = []
     rows, since = 0, time.monotonic()
     for table in tables:
-        waiting.append(_as_planned(table))
+        waiting.append(as_planned(table))
         rows += len(table)
         is_due = is_urgent or time.monotonic() - since > SECONDS_PER_SHARD
         while rows >= SHARD_ROWS or (rows and is_due):
@@ -259,7 +264,7 @@ def _pieces(tables: Iterable[pa.Table], is_urgent: bool) -> Iterator[tuple[pa.Ta
     yield (pa.concat_tables(waiting) if waiting else PLANNED.empty_table()), True
 
 
-def _as_planned(table: pa.Table) -> pa.Table:
+def as_planned(table: pa.Table) -> pa.Table:
     """Manifest rows without the pictures' bytes, which the source gives again."""
     if "embedded" in table.column_names:  # rows of a plan
         return table

@@ -20,10 +20,10 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycap.bulk.crew import Answered, Failed, PlanFailed, Planned, Worker
+from raycap.bulk.crew import Answered, Failed, Worker
 from raycap.bulk.job import TableJob
 from raycap.bulk.pictures import load_table
-from raycap.bulk.plan import Chunk, Shard
+from raycap.bulk.plan import Chunk
 from raycap.bulk.pool import (
     Place,
     decoding_need,
@@ -48,31 +48,6 @@ TASKS_AT_ONCE = 32
 SECONDS_BETWEEN_HIRES = 10.0
 # Ray takes some time to end the tasks of workers that have ended.
 SECONDS_TO_FREE = 20.0
-
-
-def list_in_task(
-    lister: Callable[[], Iterator[Shard]],
-    nodes: dict[str, str] | None,
-    events: "queue.SimpleQueue[Any]",
-) -> None:
-    """Run a generator of shards in a task; each shard comes as an event."""
-    task: Any = ray.remote(num_cpus=0, max_retries=RETRIES, label_selector=nodes or {})(
-        _run_generator
-    )
-    stream = task.options(num_returns="streaming").remote(lister)
-
-    def forward() -> None:
-        try:
-            for shard in stream:
-                events.put(Planned(ray.get(shard)))
-        except Exception as error:  # noqa: BLE001 - the run decides what to do about it
-            events.put(PlanFailed(error))
-
-    threading.Thread(target=forward, daemon=True, name="plan").start()
-
-
-def _run_generator(shards: Callable[[], Iterator[Shard]]) -> Iterator[Shard]:
-    yield from shards()
 
 
 def reason_of(error: BaseException) -> str:

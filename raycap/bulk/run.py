@@ -14,7 +14,6 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,6 @@ from raycap.bulk.facts import note_lines, summary, update_facts, write_facts
 from raycap.bulk.fill import Filling
 from raycap.bulk.finish import (
     counts_of_files,
-    failed_rows,
     join_part,
     part_name,
     parts_of,
@@ -32,25 +30,25 @@ from raycap.bulk.finish import (
 )
 from raycap.bulk.identity import check_same, differences_from, origin, write_record
 from raycap.bulk.job import ANSWERS, FACTS, RUN, RunResult, TableJob
+from raycap.bulk.listing import Lister, UnitLister, list_failed, lister
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import (
     PLANS,
     Kind,
     Plan,
-    Shard,
     newest_plan,
     plans_of_table,
     write_plan,
-    write_shards,
 )
 from raycap.bulk.precision import as_recorded, resolve_precision
+from raycap.bulk.repeated_keys import LISTED
 from raycap.bulk.selection import chosen_rows, chosen_units
 from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of, operation_of
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.schema import FAILURES
-from raycap.sources import Notes, Source
+from raycap.sources import Notes
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.filesystem import REMOVED_AT_ONCE
 from raycap.storage.folder import STAGED
@@ -226,6 +224,7 @@ class _Run:
             selection={"limit": options.limit, "sample": options.sample},
             units=units,
             statuses=statuses,
+            keys="unique" if kind == "retry" else self.job.source.unit_keys,
         )
         write_plan(self.out, plan)
         return plan
@@ -270,15 +269,15 @@ class _Run:
         else:
             self._join_chunks(number)
 
-    def _shard_lister(self, plan: Plan) -> Callable[[Sequence[int]], Iterator[Shard]]:
-        """Returns the function that lists some units of a plan, given by their numbers, and yields
-        their shards. It can be sent to a task."""
+    def _shard_lister(self, plan: Plan) -> Lister:
+        """Returns what lists units of a plan."""
         if plan.kind == "retry":
-            return functools.partial(list_failed, self.out, self.table.folder, plan)
+            failed = functools.partial(list_failed, self.out, self.table.folder, plan)
+            return UnitLister(failed)
         known = () if plan.kind != "append" else plans_of_table(self.out, self.table.completed)
         earlier = [each for each in known if each.operation < plan.operation]
         job = self.job
-        return functools.partial(list_source, job.source, job.options, self.out, plan, earlier)
+        return lister(job.source, job.options, self.out, plan, earlier)
 
     def _join_chunks(self, number: int) -> None:
         """Replace the files of chunks by parts, which readers of plain Parquet folders see too."""
@@ -356,6 +355,9 @@ def clean_up(out: RunFolder, table: OutputTable) -> None:
         list(pool.map(folder.remove_file, old))
     folder.remove_empty(CHUNKS)
 
+    for plan in plans_of_table(out, completed):
+        if plan.operation <= completed and plan.keys != "unique":
+            out.remove(f"{plan.folder}/{LISTED}")
     needed = {plan.operation for plan in plans_of_table(out, completed)}
     for name in out.folders(PLANS):
         if int(name) not in needed and int(name) <= completed:
@@ -366,33 +368,6 @@ def clean_up(out: RunFolder, table: OutputTable) -> None:
     out.remove_empty(SIDE)
     out.remove(STAGED)
     out.remove(ANSWERS)
-
-
-def list_source(
-    source: Source,
-    options: BulkOptions,
-    out: RunFolder,
-    plan: Plan,
-    earlier: Sequence[Plan],
-    units: Sequence[int],
-) -> Iterator[Shard]:
-    """Write shards with the rows of some units of a source. Rows of earlier plans are left out."""
-    for unit in units:
-        name = plan.units[unit] if len(plan.units) > 1 else None  # None: the whole source
-        notes, taken = Notes(), TakenKeys()
-        for each in earlier:
-            each.add_keys(out, taken, name)
-        rows = chosen_rows(source, options, notes, name)
-        yield from write_shards(out, plan, unit, rows, notes, taken)
-
-
-def list_failed(
-    out: RunFolder, table: RunFolder, plan: Plan, units: Sequence[int]
-) -> Iterator[Shard]:
-    """Write shards with the rows of a retry. Its units are files of the table."""
-    for unit in units:
-        rows = failed_rows(out, table, plan.units[unit], plan.statuses)
-        yield from write_shards(out, plan, unit, rows, Notes(), TakenKeys())
 
 
 def _check_selection(plan: Plan, options: BulkOptions, out: RunFolder) -> None:

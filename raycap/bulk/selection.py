@@ -28,10 +28,15 @@ def chosen_rows(
     tables = source.tables(notes) if unit is None else source.tables_of_unit(unit, notes)
     if options.split:
         tables = _of_split(tables, options.split, source.path)
-    if options.sample < 1:
-        share = options.sample
-        tables = (table.filter(pa.array(_drawn(table, share))) for table in tables)
+    tables = sampled(tables, options.sample)
     return tables if options.limit is None else _first(tables, options.limit)
+
+
+def sampled(tables: Iterator[pa.Table], share: float) -> Iterator[pa.Table]:
+    """The rows that --sample takes."""
+    if share == 1:
+        return tables
+    return (table.filter(pa.array(_drawn(table, share))) for table in tables)
 
 
 def _of_split(tables: Iterator[pa.Table], split: str, path: str) -> Iterator[pa.Table]:

@@ -16,7 +16,7 @@ class TakenKeys:
         self._groups: list[NDArray[np.uint64]] = []  # [2, N] each, sorted by the first half
 
     def add(self, keys: pa.ChunkedArray) -> None:
-        new = _digests(keys.to_pylist())
+        new = digests(keys.to_pylist())
         # Groups are merged, each into one of at least its size, so that there are few.
         while self._groups and self._groups[-1].shape[1] <= 2 * new.shape[1]:
             new = np.concatenate([self._groups.pop(), new], axis=1)
@@ -26,18 +26,18 @@ class TakenKeys:
         """For each key whether it is not in the set."""
         found = np.zeros(len(keys), bool)
         if self._groups:
-            digests = _digests(keys.to_pylist())
+            asked = digests(keys.to_pylist())
             for firsts, seconds in self._groups:
-                place = np.searchsorted(firsts, digests[0])
+                place = np.searchsorted(firsts, asked[0])
                 # Two keys of a group may share a first half; three never do.
                 for near in (place, place + 1):
                     inside = np.minimum(near, len(firsts) - 1)
                     if len(firsts):
-                        found |= (firsts[inside] == digests[0]) & (seconds[inside] == digests[1])
+                        found |= (firsts[inside] == asked[0]) & (seconds[inside] == asked[1])
         return pa.array(~found)
 
 
-def _digests(keys: Iterable[str]) -> NDArray[np.uint64]:
+def digests(keys: Iterable[str]) -> NDArray[np.uint64]:
     """[2, N]: the two halves of the digest of each key."""
     each = (
         hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()

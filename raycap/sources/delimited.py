@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raycap.errors import UserError
-from raycap.sources.lines import LONGEST_LINE, Lines, LongLine, first_line, name_unpacked
+from raycap.sources.lines import LONGEST_LINE, Lines, LongLine, Span, first_line, name_unpacked
 from raycap.sources.notes import MALFORMED_LINE, Notes
 from raycap.storage.location import Location
 from raycap.uris import has_scheme
@@ -27,13 +27,17 @@ def header(file: Location) -> list[str]:
 
 
 def read_delimited(
-    file: Location, names: list[str], wanted: Sequence[str], notes: Notes
+    file: Location,
+    names: list[str],
+    wanted: Sequence[str],
+    notes: Notes,
+    span: Span | None = None,
 ) -> Iterator[tuple[str, list[Any]]]:
     """Yields the wanted values of each row, with its line."""
-    lines = _RowLines(file)
+    lines = _RowLines(file, span)
     reader = _reader(lines)
     chosen = [names.index(name) for name in wanted]
-    first = True
+    first = span is None or span.start == 0
     while True:
         start = lines.start_row()
         try:
@@ -45,7 +49,7 @@ def read_delimited(
                     f"{LONGEST_LINE:,} characters: a quote in it is never closed (close or double "
                     "it), or it holds a picture (leave it out)"
                 ) from error
-            notes.add(MALFORMED_LINE, f"{file.name} line {start}: {error.reason}")
+            notes.add_line(MALFORMED_LINE, file.name, start, error.reason)
             continue
         except csv.Error as error:
             if "unexpected end" in str(error):
@@ -53,9 +57,10 @@ def read_delimited(
                     f"{file.uri}: the quote opened in line {start} is never closed; "
                     "close or double it"
                 ) from error
-            notes.add(MALFORMED_LINE, f"{file.name} line {start}: {error}")
+            notes.add_line(MALFORMED_LINE, file.name, start, str(error))
             continue
         if values is None:
+            notes.lines_read = lines.number
             return
         if not values:
             continue  # a blank line
@@ -67,7 +72,7 @@ def read_delimited(
             yield f"line {start}", [values[index] for index in chosen]
         else:
             fault = f"{len(values)} fields instead of {len(names)}"
-            notes.add(MALFORMED_LINE, f"{file.name} line {start}: {fault}")
+            notes.add_line(MALFORMED_LINE, file.name, start, fault)
 
 
 class _RowLines:
@@ -76,9 +81,9 @@ class _RowLines:
     A row of more than LONGEST_LINE characters raises LongLine, whether it is one line or many.
     """
 
-    def __init__(self, file: Location) -> None:
+    def __init__(self, file: Location, span: Span | None = None) -> None:
         self.file = file
-        self._lines = Lines(file)
+        self._lines = Lines(file, span=span)
         self._size = 0  # characters of the row so far
 
     def start_row(self) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from raycap.sources.listing import walk
 from raycap.sources.manifest import FIRST_ROWS, Row, tables
 from raycap.sources.notes import UNUSABLE_FILE, Notes, nothing
 from raycap.sources.parquet import rows_of_parquet
-from raycap.sources.records import Records, RowBatch, format_of, references_of, texts
-from raycap.sources.source import SourceDefaults
+from raycap.sources.pieces import Unit, unchanged, units_of_files
+from raycap.sources.records import CUTS, Records, RowBatch, format_of, references_of, texts
+from raycap.sources.source import SourceDefaults, UnitKeys
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
 from raycap.storage.delta import files_to_read, table_of_log
 from raycap.storage.location import Location, existing, locate
@@ -31,6 +32,9 @@ _CAPTIONS = ("references", "captions", "sentences", "texts", "caption", "text", 
 _NUMBERED = re.compile(r"(text|caption)_?\d+", re.IGNORECASE)
 _FILE_NAMES = ("file_name", "image_file_name")
 _PICTURE_NAMES = ("filename", "file_name", "image_name")
+
+# Makes keys of the next names.
+KeysOf = Callable[[list[str]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -88,18 +92,49 @@ class HuggingFace(SourceDefaults):
         location = existing(self.path)
         return location if location.is_folder() else location.parent
 
+    @property
+    def unit_keys(self) -> UnitKeys:
+        return "named"
+
+    @property
+    def key_word(self) -> str:
+        return "file name"
+
+    def units(self) -> tuple[str, ...]:
+        """Parts of the files, and behind them the search for files if it notes something."""
+        notes = Notes()
+        files = self._files(notes)
+        found = units_of_files(files, [CUTS[format_of(file.name)] for file in files])
+        return (*found, "") if len(found) > 1 and notes.lines() else found
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
+        if not unit:
+            self._files(notes)
+            return iter(())
+        pieces = unchanged(Unit.parse(unit).pieces, notes)
+        files = (Records(piece.file, format_of(piece.file.name), piece.part) for piece in pieces)
+        return tables(self._rows_of_files(files, notes, list), None)
+
     def _rows(self, notes: Notes) -> Iterator[Row]:
-        root, keys = self._root(), NumberedKeys()
-        for file in self._files(notes):
+        keys = NumberedKeys()
+        files = (Records(file, format_of(file.name)) for file in self._files(notes))
+        yield from self._rows_of_files(files, notes, keys.of)
+        keys.note_repeats(self.key_word, notes)
+
+    def _rows_of_files(
+        self, files: Iterable[Records], notes: Notes, keys_of: "KeysOf"
+    ) -> Iterator[Row]:
+        root = self._root()
+        for records in files:
+            file = records.file
             below = file.parent.path[len(root.path) :].strip("/")
             names = [file.name, *reversed(below.split("/"))]
             split = next(filter(None, map(split_in, names)), "")
             prefix = f"{below}/" if below else ""
             if METADATA.fullmatch(file.name):
-                yield from self._rows_of_metadata(file, prefix, split, notes, keys)
+                yield from self._rows_of_metadata(records, prefix, split, notes, keys_of)
             else:
-                yield from self._rows_of_parquet(file, prefix, split, notes, keys)
-        keys.note_repeats("file name", notes)
+                yield from self._rows_of_parquet(records, prefix, split, notes, keys_of)
 
     def _files(self, notes: Notes) -> list[Location]:
         location = existing(self.path)
@@ -132,11 +167,10 @@ class HuggingFace(SourceDefaults):
         return sorted(files, key=lambda file: file.path)
 
     def _rows_of_metadata(
-        self, file: Location, prefix: str, split: str, notes: Notes, keys: NumberedKeys
+        self, records: Records, prefix: str, split: str, notes: Notes, keys_of: "KeysOf"
     ) -> Iterator[Row]:
         """Rows of a file that names pictures relative to its own folder."""
-        records = Records(file, format_of(file.name))
-        names = records.names()
+        file, names = records.file, records.names()
         name_column = next((name for name in _FILE_NAMES if name in names), None)
         if name_column is None:
             raise UserError(
@@ -148,17 +182,16 @@ class HuggingFace(SourceDefaults):
             pictures = texts(batch, name_column)
             paths = [key_of(prefix + name) for name in pictures]
             splits = self._splits(batch, split, paths)
-            columns = (keys.of(paths), pictures, splits, references_of(batch, captions))
+            columns = (keys_of(paths), pictures, splits, references_of(batch, captions))
             for key, name, word, references in zip(*columns, strict=True):
                 uri, error = _uri_and_error(file, name)
                 yield Row(key, uri, word, references, error=error)
 
     def _rows_of_parquet(
-        self, file: Location, prefix: str, split: str, notes: Notes, keys: NumberedKeys
+        self, records: Records, prefix: str, split: str, notes: Notes, keys_of: "KeysOf"
     ) -> Iterator[Row]:
         """Rows of a file that holds the pictures' bytes."""
-        records = Records(file, "parquet")
-        names = records.names()
+        file, names = records.file, records.names()
         column = self.picture_column or picture_column(records.schema())
         if column not in names:
             raise UserError(
@@ -185,7 +218,7 @@ class HuggingFace(SourceDefaults):
                 ]
             splits = self._splits(batch, split, drawn_by)
             columns = (
-                *(pictures, places, keys.of(picture_names)),
+                *(pictures, places, keys_of(picture_names)),
                 *(splits, references_of(batch, captions)),
             )
             for (data, path), place, key, word, references in zip(*columns, strict=True):

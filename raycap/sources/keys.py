@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from raycap.sources.manifest import counted
 from raycap.sources.notes import Notes
 
-_NUMBERED = re.compile(r".*#\d+", re.DOTALL)
+_NUMBERED = re.compile(r"(.*)#(\d+)", re.DOTALL)
 
 
 class NumberedKeys:
@@ -39,19 +39,29 @@ class NumberedKeys:
 
     def note_repeats(self, what: str, notes: Notes) -> None:
         """Adds a remark about names that repeat; `what` says what the names are, such as "URL"."""
-        if not self.repeats:
-            return
-        rows = sum(self.repeats.values()) - len(self.repeats)
-        name, times = max(self.repeats.items(), key=lambda item: item[1])
-        notes.remark(
-            f"{counted(rows, 'row repeats', 'rows repeat')} an earlier {what} and got a number "
-            f"behind the key; most often {name[:200]!r} ({times:,} times)"
-        )
+        if self.repeats:
+            rows = sum(self.repeats.values()) - len(self.repeats)
+            name, times = max(self.repeats.items(), key=lambda item: item[1])
+            remark_repeats(notes, what, rows, name, times)
+
+
+def remark_repeats(notes: Notes, what: str, rows: int, name: str, times: int) -> None:
+    """Adds a remark that so many rows repeat a name, and `name` occurs most often."""
+    notes.remark(
+        f"{counted(rows, 'row repeats', 'rows repeat')} an earlier {what} and got a number "
+        f"behind the key; most often {name[:200]!r} ({times:,} times)"
+    )
 
 
 def first_key(name: str) -> str:
     """The key of a name's first occurrence."""
     return f"{name}#1" if not name or _NUMBERED.fullmatch(name) else name
+
+
+def name_and_number(key: str) -> tuple[str, int]:
+    """Returns of which name and which of its occurrences it is the key."""
+    numbered = _NUMBERED.fullmatch(key)
+    return (numbered[1], int(numbered[2])) if numbered else (key, 1)
 
 
 class SeenKeys:

@@ -12,7 +12,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from raycap.errors import UserError
 
@@ -35,6 +35,13 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
 
 
+class Span(NamedTuple):
+    """Bytes of a file without compression. Its lines are those that begin there."""
+
+    start: int
+    stop: int
+
+
 class LongLine(UserError):
     """A line that is longer than the limit. It was skipped in bounded memory."""
 
@@ -49,11 +56,15 @@ class Lines:
 
     Byte-order marks are understood, and bytes that are no text become U+FFFD. For a line of more
     than `longest` characters `next` raises LongLine; the next call goes on after that line.
+
+    With a span, only its lines are read, and counted from its first one.
     """
 
-    def __init__(self, file: "Location", longest: int = LONGEST_LINE) -> None:
+    def __init__(
+        self, file: "Location", longest: int = LONGEST_LINE, span: Span | None = None
+    ) -> None:
         self.number = 0  # of the last line read, from 1
-        self._items = self._read(file, longest)
+        self._items = self._read(file, longest, span)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -68,8 +79,11 @@ class Lines:
         """Iterates over the lines, with a LongLine instead of each that is too long."""
         return self._items
 
-    def _read(self, file: "Location", longest: int) -> "Iterator[str | LongLine]":
-        with opened_text(file) as text:
+    def _read(
+        self, file: "Location", longest: int, span: Span | None
+    ) -> "Iterator[str | LongLine]":
+        opened = opened_text(file) if span is None else _opened_span(file, span)
+        with opened as text:
             cut = False  # whether the piece before may have ended between "\r" and "\n"
             while line := text.readline(longest):
                 if cut and line == "\n":
@@ -118,6 +132,65 @@ def opened_text(file: "Location") -> Iterator[io.TextIOWrapper]:
         marked = stream.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         encoding = "utf-16" if marked else "utf-8-sig"
         yield io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="")
+
+
+def can_be_cut(file: "Location") -> bool:
+    """Whether the lines of a text file can be read from its middle on: it is neither compressed
+    nor UTF-16."""
+    with file.open() as raw:
+        start = raw.read(10)
+    return not (
+        _compression(start) or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    )
+
+
+@contextmanager
+def _opened_span(file: "Location", span: Span) -> Iterator[io.TextIOWrapper]:
+    with file.open() as raw:
+        try:
+            start, stop = (_start_of_line(raw, at) for at in span)
+            raw.seek(start)
+            stream = io.BufferedReader(_Part(raw, stop - start), _BLOCK)
+            encoding = "utf-8" if span.start else "utf-8-sig"
+            yield io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline="")
+        except OSError as error:
+            raise UserError(f"cannot read {file.uri}: {error.strerror or error}") from error
+
+
+def _start_of_line(raw: IO[bytes], at: int) -> int:
+    """The first byte from `at` on with which a line begins; the end of the file if there is none.
+
+    Lines end with "\\n", "\\r\\n" or "\\r", as a text stream has them.
+    """
+    if at == 0:
+        return 0
+    position = at - 1
+    raw.seek(position)
+    while block := raw.read(_BLOCK):
+        ends = [end for end in (block.find(b"\n"), block.find(b"\r")) if end >= 0]
+        if ends:
+            end = min(ends)
+            behind = block[end + 1 : end + 2] or raw.read(1)
+            is_pair = block[end : end + 1] == b"\r" and behind == b"\n"
+            return position + end + (2 if is_pair else 1)
+        position += len(block)
+    return position
+
+
+class _Part(io.RawIOBase):
+    """The next bytes of a file, so many at most."""
+
+    def __init__(self, raw: IO[bytes], size: int) -> None:
+        self._raw, self._left = raw, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(min(len(buffer), self._left))
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)
 
 
 @contextmanager

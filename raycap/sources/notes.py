@@ -36,6 +36,11 @@ DAMAGED_TAR = NoteKind(
     True,
 )
 UNUSABLE_FILE = NoteKind("file of rows left out", "files of rows left out", True)
+CHANGED_FILE = NoteKind(
+    "part of a file left out, which changed while it was listed: run the command again",
+    "parts of files left out, which changed while they were listed: run the command again",
+    True,
+)
 NAMELESS = NoteKind(
     "picture without a file name left out", "pictures without a file name left out", True
 )
@@ -65,21 +70,41 @@ UNKNOWN = NoteKind(
 )
 
 
+class Example(NamedTuple):
+    text: str
+    file: str = ""
+    line: int = 0  # of the file; 0 if the example is no line
+
+    def __str__(self) -> str:
+        place = f"{self.file} line {self.line}: " if self.line else ""
+        return utf8(place + self.text)[:LONGEST_EXAMPLE]
+
+
 @dataclass
 class Notes:
     """Counts by kind, each with its first examples; filled while a source lists its rows."""
 
+    lines_read: int = 0  # of text in what was listed last: a file, or a part of one
     _counts: dict[NoteKind, int] = field(default_factory=dict)
-    _examples: dict[NoteKind, list[str]] = field(default_factory=dict)
+    _examples: dict[NoteKind, list[Example]] = field(default_factory=dict)
     _remarks: list[str] = field(default_factory=list)
 
     def add(self, kind: NoteKind, example: str, count: int = 1) -> None:
+        self._add(kind, Example(utf8(example)[:LONGEST_EXAMPLE]), count)
+
+    def add_line(self, kind: NoteKind, file: str, line: int, why: str) -> None:
+        """Adds a line of a file. In a part of a file, lines are counted from where it begins: see
+        `from_plain`."""
+        self._add(kind, Example(utf8(why)[:LONGEST_EXAMPLE], utf8(file), line), 1)
+
+    def _add(self, kind: NoteKind, example: Example, count: int) -> None:
         self._counts[kind] = self._counts.get(kind, 0) + count
         examples = self._examples.setdefault(kind, [])
         if len(examples) < MOST_EXAMPLES:
-            examples.append(utf8(example)[:LONGEST_EXAMPLE])
+            examples.append(example)
 
     def clear(self) -> None:
+        self.lines_read = 0
         self._counts.clear()
         self._examples.clear()
         self._remarks.clear()
@@ -108,14 +133,31 @@ class Notes:
 
     def to_json(self) -> str:
         """Returns everything as JSON, to be sent to the driver."""
-        return json.dumps({"left_out": self.left_out(), "notes": self.remarks()})
+        found = {"left_out": self.left_out(), "notes": self.remarks(), "lines": self.lines_read}
+        return json.dumps(found)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns everything, for `from_plain`."""
+        kinds = [[kind, count, self._examples[kind]] for kind, count in self._counts.items()]
+        return {"lines": self.lines_read, "kinds": kinds, "remarks": self._remarks}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any], lines_before: int) -> "Notes":
+        """Returns the notes of a part of a file, before which the file has so many lines."""
+        notes = cls(lines_read=plain["lines"], _remarks=list(plain["remarks"]))
+        for kind, count, examples in plain["kinds"]:
+            notes._counts[NoteKind(*kind)] = count
+            notes._examples[NoteKind(*kind)] = [
+                Example(text, file, line and line + lines_before) for text, file, line in examples
+            ]
+        return notes
 
     def _plain(self, kind: NoteKind) -> dict[str, Any]:
         count = self._counts[kind]
         return {
             "count": count,
             "what": kind.one if count == 1 else kind.many,
-            "examples": self._examples[kind],
+            "examples": [str(example) for example in self._examples[kind]],
         }
 
 

@@ -28,10 +28,33 @@ def schema_of(file: Location) -> "pa.Schema":
         return schema
 
 
+def row_groups(file: Location) -> list[int]:
+    """Returns the bytes of each row group; none if the file is damaged."""
+    import pyarrow.parquet as pq
+
+    try:
+        with file.open() as stream, _damage_as_user_error(file):
+            metadata = pq.read_metadata(stream)
+            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+            return [
+                sum(
+                    group.column(index).total_compressed_size for index in range(group.num_columns)
+                )
+                for group in groups
+            ]
+    except UserError:
+        return []
+
+
 def read_parquet(
-    file: Location, wanted: Sequence[str], most_rows: int, notes: Notes
+    file: Location,
+    wanted: Sequence[str],
+    most_rows: int,
+    notes: Notes,
+    groups: tuple[int, int] | None = None,
 ) -> "Iterator[tuple[int, pa.Table]]":
-    """Yields tables of the wanted columns, each with the number of its first row in the file.
+    """Yields tables of the wanted columns, each with the number of its first row in the file. Of
+    `groups`, the first row group and the one behind the last, no other is read.
 
     Rows of a damaged row group are noted, and reading goes on after it. Raises UserError if the
     file does not say how many rows it has.
@@ -49,14 +72,16 @@ def read_parquet(
             if min(sizes, default=0) < 0 or sum(sizes) != parquet.metadata.num_rows:
                 raise ValueError("its row groups do not add up to its rows")
         ends = list(itertools.accumulate(sizes))
-        done = group = 0
-        while group < len(sizes):
+        group, stop = groups or (0, len(sizes))
+        stop = min(stop, len(sizes))
+        done = sum(sizes[:group])
+        while group < stop:
             # All groups at once, which is quick if they are small.
-            rest = list(range(group, len(sizes)))
+            rest = list(range(group, stop))
             done, fault = yield from _rows(
                 file, parquet, rest, ends[group] - sizes[group], done, wanted, most_rows
             )
-            if done >= ends[-1]:
+            if done >= ends[stop - 1]:
                 return
             # After a fault read the group in which it stopped alone, then all groups after it.
             group = bisect.bisect_right(ends, done)

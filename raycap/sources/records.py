@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raycap.errors import UserError
 from raycap.sources.delimited import header, read_delimited
-from raycap.sources.lines import Lines, LongLine, name_unpacked
+from raycap.sources.lines import Lines, LongLine, Span, name_unpacked
 from raycap.sources.listing import walk
 from raycap.sources.manifest import FIRST_ROWS, MOST_BYTES, MOST_ROWS, utf8
 from raycap.sources.notes import MALFORMED_LINE, UNUSABLE_FILE, Notes, nothing
 from raycap.sources.parquet import read_parquet, schema_of
+from raycap.sources.pieces import Cut, cut_delimited, cut_lines, cut_row_groups
 from raycap.storage.delta import files_to_read, is_private, table_of_log
 from raycap.storage.location import Location, existing, locate
 
@@ -27,6 +28,12 @@ _ENDINGS: dict[str, Format] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
+# How files of each format are cut into units.
+CUTS: dict[Format, Cut] = {
+    "csv": cut_delimited,
+    "jsonl": cut_lines,
+    "parquet": cut_row_groups,
+}
 
 
 class RowBatch(NamedTuple):
@@ -39,10 +46,11 @@ class RowBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """One file of rows."""
+    """One file of rows, or a part of one."""
 
     file: Location
     format: Format
+    part: Span | None = None  # bytes of text; of Parquet, row groups
 
     def names(self) -> list[str]:
         """Returns its columns; '1', '2', ... if its first line holds a URL instead of a header."""
@@ -79,12 +87,12 @@ class Records:
                 f"{self.file.uri} has several columns {repeated[0]!r}: rename all but one"
             )
         if self.format == "parquet":
-            for row, table in read_parquet(self.file, wanted, most_rows, notes):
+            for row, table in read_parquet(self.file, wanted, most_rows, notes, self.part):
                 where = [f"row {row + index}" for index in range(len(table))]
                 yield RowBatch(table, where, self.file)
             return
         if self.format == "csv":
-            lines = read_delimited(self.file, names, wanted, notes)
+            lines = read_delimited(self.file, names, wanted, notes, self.part)
         else:
             lines = self._json_lines(wanted, lists, notes)
         types = [pa.list_(pa.string()) if name in lists else pa.string() for name in wanted]
@@ -100,16 +108,17 @@ class Records:
     def _json_lines(
         self, wanted: Sequence[str], lists: Sequence[str], notes: Notes
     ) -> Iterator[tuple[str, list[Any]]]:
-        for number, line in enumerate(Lines(self.file).or_faults(), 1):
+        lines = Lines(self.file, span=self.part)
+        for number, line in enumerate(lines.or_faults(), 1):
             if isinstance(line, LongLine):
-                notes.add(MALFORMED_LINE, f"{self.file.name} line {number}: {line.reason}")
+                notes.add_line(MALFORMED_LINE, self.file.name, number, line.reason)
                 continue
             if not line.strip():
                 continue
             fields = _json_object(line)
             if fields is None:
                 shown = repr(line.strip()[:60])
-                notes.add(MALFORMED_LINE, f"{self.file.name} line {number}: {shown}")
+                notes.add_line(MALFORMED_LINE, self.file.name, number, shown)
                 continue
             # As text at once: a JSON value takes many times the memory of its text.
             values: list[Any] = []
@@ -120,6 +129,7 @@ class Records:
                 else:
                     values.append(_as_text(value))
             yield f"line {number}", values
+        notes.lines_read = lines.number
 
 
 def _json_object(line: str) -> dict[str, Any] | None:

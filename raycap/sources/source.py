@@ -2,14 +2,20 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Protocol
 
+from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.notes import Notes
 from raycap.storage.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+# What the key column of a unit holds: keys that are in no other unit; names that may occur again,
+# there and elsewhere, and get a number then; keys that must not occur again.
+UnitKeys = Literal["unique", "named", "given"]
 
 
 class Source(Protocol):
@@ -43,11 +49,22 @@ class Source(Protocol):
         """
 
     def units(self) -> tuple[str, ...]:
-        """Names of parts that are listed at the same time. No key is in two of them; `("",)` if
+        """Names of parts that are listed at the same time, in the order of their rows; `("",)` if
         the source is listed as a whole."""
+
+    @property
+    def unit_keys(self) -> UnitKeys:
+        """What the keys of units are."""
+
+    @property
+    def key_word(self) -> str:
+        """What names that get numbers are, such as "URL"."""
 
     def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
         """The manifest rows of one of `units`, which may be none."""
+
+    def refuse_repeated(self, key: str) -> NoReturn:
+        """Raises UserError that says where a key, which must not, occurs twice."""
 
     def embedded_pictures(self, rows: "pa.Table") -> "Sequence[bytes | None]":
         """The bytes of pictures that the source itself holds, for manifest rows that it gave
@@ -85,6 +102,17 @@ class SourceDefaults:
 
     def units(self) -> tuple[str, ...]:
         return ("",)
+
+    @property
+    def unit_keys(self) -> UnitKeys:
+        return "unique"
+
+    @property
+    def key_word(self) -> str:
+        return "name"
+
+    def refuse_repeated(self, key: str) -> NoReturn:
+        raise UserError(f"the key {key!r} occurs twice")
 
     def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
         found: Iterator[pa.Table] = self.tables(notes)  # type: ignore[attr-defined]

@@ -1,16 +1,19 @@
 """A table with a column of URLs or paths: CSV, TSV, JSON lines or Parquet."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.keys import NumberedKeys, SeenKeys
-from raycap.sources.lines import first_line, name_unpacked
+from raycap.sources.lines import Span, first_line, name_unpacked
 from raycap.sources.manifest import FIRST_ROWS
 from raycap.sources.notes import Notes, nothing
+from raycap.sources.pieces import Unit, unchanged, units_of_files
 from raycap.sources.records import (
+    CUTS,
+    Records,
     RowBatch,
     format_of,
     is_glob,
@@ -19,10 +22,10 @@ from raycap.sources.records import (
     root_of,
     texts,
 )
-from raycap.sources.source import SourceDefaults
+from raycap.sources.source import SourceDefaults, UnitKeys
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.urls import resolved
-from raycap.storage.location import Location
+from raycap.storage.location import Location, locate
 from raycap.uris import has_scheme
 
 if TYPE_CHECKING:
@@ -101,11 +104,12 @@ class Table(SourceDefaults):
     def names_urls(self) -> bool:
         return not self._holds_paths()
 
-    def _holds_paths(self) -> bool:
-        """Reads the header where the column's name decides."""
+    def _holds_paths(self, column: str = "") -> bool:
+        """Reads the header where the column's name decides, if it is not given."""
         if self.local is not None:
             return self.local
-        return _plain(self._column(records(self.path, self.format)[0].names())) in _FILE_NAMES
+        column = column or self._column(records(self.path, self.format)[0].names())
+        return _plain(column) in _FILE_NAMES
 
     @property
     def carried(self) -> tuple[str, ...]:
@@ -128,34 +132,80 @@ class Table(SourceDefaults):
 
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         notes = notes or Notes()
-        holds_paths = self._holds_paths()
-        names = records(self.path, self.format)[0].names()
-        column, (_, references) = self._column(names), self._wanted(names)
+        files = records(self.path, self.format, notes)
         numbered, seen = NumberedKeys(), SeenKeys()
-        types: pa.Schema | None = None
-        for batch in self._batches(notes):
-            uris = texts(batch, column)
-            keys = self._unique_keys(batch, seen) if self.key_column else numbered.of(uris)
-            splits = drawn_splits(uris, self.fractions)
-            if not splits and self.split_column:
-                splits = [split_word(word) for word in texts(batch, self.split_column)]
-            carried = _carried(batch, self.columns, types)
-            table = _manifest(
-                keys,
-                [resolved(uri, batch.file.parent) for uri in uris] if holds_paths else uris,
-                splits or [""] * len(uris),
-                references_of(batch, references),
-                carried,
-            )
-            if types is None:  # a few rows at once, so that work can start on them
+        empty = True
+        for batch, names, table in self._manifests(files[0], files, notes):
+            keys = self._unique_keys(batch, names, seen) if self.key_column else numbered.of(names)
+            table = _with_keys(table, keys)
+            if empty:  # a few rows at once, so that work can start on them
                 yield table.slice(0, FIRST_ROWS)
                 table = table.slice(FIRST_ROWS)
-            types = carried.schema
+            empty = False
             if len(table):
                 yield table
-        if types is None:
+        if empty:
             raise UserError(nothing(f"no row in {self.path}", notes))
-        numbered.note_repeats("URL", notes)
+        numbered.note_repeats(self.key_word, notes)
+
+    @property
+    def unit_keys(self) -> UnitKeys:
+        return "given" if self.key_column else "named"
+
+    @property
+    def key_word(self) -> str:
+        return "URL"
+
+    def units(self) -> tuple[str, ...]:
+        """Parts of the files, and behind them the search for files if it notes something."""
+        notes = Notes()
+        files = records(self.path, self.format, notes)
+        found = units_of_files(
+            [file.file for file in files], [CUTS[file.format] for file in files]
+        )
+        return (*found, "") if len(found) > 1 and notes.lines() else found
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
+        if not unit:
+            records(self.path, self.format, notes)
+            return
+        first, pieces = Unit.parse(unit)
+        files = (self._records(piece.file, piece.part) for piece in unchanged(pieces, notes))
+        for _, names, table in self._manifests(self._records(locate(first)), files, notes):
+            if self.key_column and not all(names):
+                self._refuse_empty_key()
+            yield table
+
+    def _records(self, file: Location, part: Span | None = None) -> Records:
+        return Records(file, format_of(file.name) if self.format == "auto" else self.format, part)
+
+    def _manifests(
+        self, first: Records, files: Iterable[Records], notes: Notes
+    ) -> "Iterator[tuple[RowBatch, list[str], pa.Table]]":
+        """The rows of files with their names as keys. The first file of the source decides which
+        columns there are, of which types."""
+        names = first.names()
+        column = self._column(names)
+        holds_paths = self._holds_paths(column)
+        wanted, references = self._wanted(names)
+        types: pa.Schema | None = None
+        for file in files:
+            for batch in file.batches(wanted, references, notes):
+                if types is None:
+                    types = _types_of(first, self.columns)
+                uris = texts(batch, column)
+                keys = texts(batch, self.key_column) if self.key_column else uris
+                splits = drawn_splits(uris, self.fractions)
+                if not splits and self.split_column:
+                    splits = [split_word(word) for word in texts(batch, self.split_column)]
+                table = _manifest(
+                    keys,
+                    [resolved(uri, batch.file.parent) for uri in uris] if holds_paths else uris,
+                    splits or [""] * len(uris),
+                    references_of(batch, references),
+                    _carried(batch, self.columns, types),
+                )
+                yield batch, keys, table
 
     def _batches(self, notes: Notes) -> Iterator[RowBatch]:
         files = records(self.path, self.format, notes)
@@ -187,28 +237,39 @@ class Table(SourceDefaults):
         wanted = [*filter(None, single), *references, *self.columns]
         return list(dict.fromkeys(wanted)), references
 
-    def _unique_keys(self, batch: RowBatch, seen: SeenKeys) -> list[str]:
-        keys = texts(batch, self.key_column)
-        for key, where, seen_before in zip(keys, batch.where, seen.add(keys), strict=True):
-            here = f"{batch.file.uri} {where}"
+    def _unique_keys(self, batch: RowBatch, keys: list[str], seen: SeenKeys) -> list[str]:
+        for key, seen_before in zip(keys, seen.add(keys), strict=True):
             if not key:
-                raise UserError(
-                    f"{here} has an empty {self.key_column}: every row needs a key of its own"
-                )
-            # Two different keys may have the same digest: look the first row up.
-            if seen_before and (first := self._first_with(key)) != here:
-                raise UserError(
-                    f"the key {key!r} occurs twice: {first} and {here}; "
-                    "--source.key-column takes unique keys"
-                )
+                self._refuse_empty_key()
+            # Two different keys may have the same digest.
+            if seen_before and len(self._places_of(key)) > 1:
+                self.refuse_repeated(key)
         return keys
 
-    def _first_with(self, key: str) -> str:
+    def _refuse_empty_key(self) -> NoReturn:
+        raise UserError(
+            f"{self._places_of('')[0]} has an empty {self.key_column}: every row needs a key of "
+            "its own"
+        )
+
+    def refuse_repeated(self, key: str) -> NoReturn:
+        raise UserError(
+            f"the key {key!r} occurs twice: {' and '.join(self._places_of(key))}; "
+            "--source.key-column takes unique keys"
+        )
+
+    def _places_of(self, key: str) -> list[str]:
+        """The first two rows with a key."""
+        places: list[str] = []
         for batch in self._batches(Notes()):
             for found, where in zip(texts(batch, self.key_column), batch.where, strict=True):
                 if found == key:
-                    return f"{batch.file.uri} {where}"
-        raise UserError(f"{self.path} changed while it was read")
+                    places.append(f"{batch.file.uri} {where}")
+            if len(places) > 1:
+                break
+        if not places:
+            raise UserError(f"{self.path} changed while it was read")
+        return places[:2]
 
 
 def reserved_names() -> set[str]:
@@ -222,23 +283,38 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _carried(batch: RowBatch, names: Sequence[str], types: "pa.Schema | None") -> "pa.Table":
-    """The user's own columns, with the types of the first batch: a stream has one schema."""
+def _types_of(first: Records, names: Sequence[str]) -> "pa.Schema":
+    """The types of the user's own columns: a stream has one schema."""
     import pyarrow as pa
 
-    columns = batch.columns.select(list(names))
-    if types is None:
-        fields = [
-            pa.field(field.name, pa.string()) if pa.types.is_null(field.type) else field
-            for field in columns.schema
+    if first.format != "parquet":
+        return pa.schema([pa.field(name, pa.string()) for name in names])
+    types = [first.schema().field(name).type for name in names]
+    return pa.schema(
+        [
+            pa.field(name, pa.string() if pa.types.is_null(type) else type)
+            for name, type in zip(names, types, strict=True)
         ]
-        types = pa.schema([pa.field(field.name, field.type) for field in fields])
+    )
+
+
+def _carried(batch: RowBatch, names: Sequence[str], types: "pa.Schema") -> "pa.Table":
+    """The user's own columns, with these types."""
+    import pyarrow as pa
+
     try:
-        return columns.cast(types)
+        return batch.columns.select(list(names)).cast(types)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(
             f"columns of {batch.file.uri} are of other types than in the files before: {error}"
         ) from error
+
+
+def _with_keys(table: "pa.Table", keys: list[str]) -> "pa.Table":
+    import pyarrow as pa
+
+    index = table.column_names.index("key")
+    return table.set_column(index, table.schema.field(index), pa.array(keys, pa.string()))
 
 
 def _manifest(

@@ -135,7 +135,7 @@ class TarPaths:
         folder, trust = file.parent, self.trust()
         for line in Lines(file, LONGEST_URL).or_faults():
             if isinstance(line, LongLine):
-                notes.add(MALFORMED_LINE, f"{file.name} line {line.number}: {line.reason}")
+                notes.add_line(MALFORMED_LINE, file.name, line.number, line.reason)
                 continue
             name = line.strip()
             if not name or name.startswith("#"):

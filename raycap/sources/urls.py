@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
 from raycap.sources.keys import NumberedKeys
-from raycap.sources.lines import LONGEST_URL, Lines, LongLine, name_unpacked
+from raycap.sources.lines import LONGEST_URL, Lines, LongLine, Span, name_unpacked
 from raycap.sources.manifest import Row, batched, tables
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
-from raycap.sources.source import SourceDefaults
+from raycap.sources.pieces import Unit, cut_lines, unchanged, units_of_files
+from raycap.sources.source import SourceDefaults, UnitKeys
 from raycap.storage.location import Location, existing, locate
 from raycap.uris import has_scheme, is_web
 
@@ -80,26 +81,48 @@ class Urls(SourceDefaults):
         notes = notes or Notes()
         return tables(self._rows(notes), lambda: self._nothing(notes))
 
+    @property
+    def unit_keys(self) -> UnitKeys:
+        return "named"
+
+    @property
+    def key_word(self) -> str:
+        return "URL"
+
+    def units(self) -> tuple[str, ...]:
+        return ("",) if is_web(self.path) else units_of_files([existing(self.path)], [cut_lines])
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
+        folder = locate(self.path).parent
+        rows = (
+            Row(url, resolved(url, folder) if self.local else url)
+            for piece in unchanged(Unit.parse(unit).pieces, notes)
+            for url in self._urls(notes, piece.part)
+        )
+        return tables(rows, None)
+
     def _rows(self, notes: Notes) -> Iterator[Row]:
         keys = NumberedKeys()
         folder = locate(self.path).parent
         for urls in batched(self._urls(notes)):
             for key, url in zip(keys.of(urls), urls, strict=True):
                 yield Row(key, resolved(url, folder) if self.local else url)
-        keys.note_repeats("URL", notes)
+        keys.note_repeats(self.key_word, notes)
 
-    def _urls(self, notes: Notes) -> Iterator[str]:
+    def _urls(self, notes: Notes, span: Span | None = None) -> Iterator[str]:
         if is_web(self.path):
             yield self.path
             return
         file = existing(self.path)
-        for line in Lines(file, LONGEST_URL).or_faults():
+        lines = Lines(file, LONGEST_URL, span)
+        for line in lines.or_faults():
             if isinstance(line, LongLine):
-                notes.add(MALFORMED_LINE, f"{file.name} line {line.number}: {line.reason}")
+                notes.add_line(MALFORMED_LINE, file.name, line.number, line.reason)
                 continue
             url = line.strip()
             if url and not url.startswith("#"):
                 yield url
+        notes.lines_read = lines.number
 
     def _nothing(self, notes: Notes) -> str:
         return nothing(f"no URL in {self.path}: a list has one a line", notes)

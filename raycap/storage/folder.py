@@ -71,12 +71,13 @@ class RunFolder:
         """Returns the path of a file as its filesystem names it."""
         return f"{filesystem_of(self.uri)[1]}/{name}".rstrip("/")
 
-    def read(self, name: str) -> bytes | None:
-        """Returns the bytes of a file, None if it does not exist."""
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """Returns the bytes of a file, or those from `start` to `stop`; None if it does not
+        exist."""
 
         def read() -> bytes | None:
             try:
-                content: bytes = self._filesystem.cat_file(self.path(name))
+                content: bytes = self._filesystem.cat_file(self.path(name), start, stop)
             except FileNotFoundError:
                 return None
             return content
