@@ -32,7 +32,7 @@ from raycap.sources.keys import first_key, name_and_number
 from raycap.storage import RunFolder
 
 LISTED = "_listed"
-# Of some 200,000 rows each, so that a partition has a million.
+# Of some 150,000 rows each, so that a partition has fewer than a million.
 UNITS_PER_PARTITION = 5
 _READERS = 16
 _MOST_REPEATS = 2**32 - 1
@@ -135,26 +135,28 @@ class RepeatSearch:
             [*self._pool.map(read, self.listed.taken_files()), np.zeros(0, NAME)]
         )
 
+        del parts
         order = np.lexsort((own["low"], own["high"]))  # stable: rows of one name stay in order
-        numbers, starts, times = _numbered(own[order])
-        is_open = own["number"][order] == 0
+        own, units = own[order], units[order]
+        numbers, starts, times = _numbered(own)
         is_taken = np.zeros(len(own), bool)
         if len(taken):
-            is_taken = _are_taken(own[order], numbers, taken)
-        changed = np.flatnonzero(is_open & ((numbers > 1) | is_taken))
+            is_taken = _are_taken(own, numbers, taken)
+        changed = np.flatnonzero((own["number"] == 0) & ((numbers > 1) | is_taken))
         repeats = np.zeros(len(changed), REPEAT)
-        repeats["row"] = own["row"][order][changed]
+        repeats["row"] = own["row"][changed]
         repeats["number"] = np.where(is_taken[changed], 0, numbers[changed])
 
         about = {"rows": int((times - 1).sum())}
         if len(times) and times.max() > 1:
-            second = order[starts[times == times.max()] + 1].min()  # the earliest one
+            seconds = starts[times == times.max()] + 1
+            second = seconds[order[seconds].argmin()]  # the earliest one
             most = RepeatedName(int(times.max()), int(units[second]), int(own["row"][second]))
             if refuse is not None:
                 refuse(most)
             about |= vars(most)
         file = self.listed.repeats_file(partition)
-        groups = units[order][changed].astype(np.int64)
+        groups = units[changed].astype(np.int64)
         write_grouped(self.listed.out, file, repeats, groups, self.listed.units, about)
 
     def most_repeated(self) -> tuple[int, RepeatedName | None]:

@@ -48,7 +48,8 @@ class HuggingFace(SourceDefaults):
     """
 
     path: str
-    """The dataset's folder, one metadata file or one Parquet file: a path or any fsspec URI."""
+    """The dataset's folder, one metadata file or one Parquet file: a path, hf://datasets/OWNER/NAME
+    (with @REVISION behind it, so that it stays the same), or any fsspec URI."""
     picture_column: str = ""
     """The column with embedded pictures. Empty: the first that holds bytes."""
     captions: tuple[str, ...] = ()
@@ -89,7 +90,7 @@ class HuggingFace(SourceDefaults):
         return tables(self._rows(notes), lambda: nothing(f"no row in {self.path}", notes))
 
     def _root(self) -> Location:
-        location = existing(self.path)
+        location = _existing(self.path)
         return location if location.is_folder() else location.parent
 
     @property
@@ -137,7 +138,7 @@ class HuggingFace(SourceDefaults):
                 yield from self._rows_of_parquet(records, prefix, split, notes, keys_of)
 
     def _files(self, notes: Notes) -> list[Location]:
-        location = existing(self.path)
+        location = _existing(self.path)
         if not location.is_folder():
             return [location]
         metadata: list[Location] = []
@@ -256,6 +257,22 @@ class HuggingFace(SourceDefaults):
             return list(self.captions)
         usual = next((name for name in _CAPTIONS if name in names), None)
         return [usual] if usual else sorted(name for name in names if _NUMBERED.fullmatch(name))
+
+
+def _existing(path: str) -> Location:
+    if not path.startswith("hf://"):
+        return existing(path)
+    location = locate(path)
+    try:
+        if location.exists():
+            return location
+        reason = "no such data set or file"
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+    raise UserError(
+        f"cannot read {path}: {reason}. It is hf://datasets/OWNER/NAME or .../NAME@REVISION; a "
+        "private one needs HF_TOKEN in the environment"
+    )
 
 
 def picture_column(schema: "pa.Schema") -> str:

@@ -29,21 +29,21 @@ def schema_of(file: Location) -> "pa.Schema":
 
 
 def row_groups(file: Location) -> list[int]:
-    """Returns the bytes of each row group; none if the file is damaged."""
+    """Returns the bytes of each row group without compression; none if the file is damaged."""
     import pyarrow.parquet as pq
 
     try:
         with file.open() as stream, _damage_as_user_error(file):
             metadata = pq.read_metadata(stream)
-            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-            return [
-                sum(
-                    group.column(index).total_compressed_size for index in range(group.num_columns)
-                )
-                for group in groups
-            ]
+            groups = range(metadata.num_row_groups)
+            return [metadata.row_group(group).total_byte_size for group in groups]
     except UserError:
         return []
+
+
+def unpacked_share(file: Location, size: int) -> float:
+    """Returns how many times larger than the file its data is without compression."""
+    return max(1.0, sum(row_groups(file)) / max(size, 1))
 
 
 def read_parquet(

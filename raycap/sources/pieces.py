@@ -1,6 +1,6 @@
 """Cuts files of rows into units: lines and CSV by bytes, Parquet by row groups.
 
-Example: a list of 8 GB becomes 500 units of 16 MB. A unit begins with the first line that begins
+Example: a list of 6 GB becomes 700 units of 8 MB. A unit begins with the first line that begins
 in its bytes. Small files are put together to one unit; a source that is no larger than a unit or
 two is not cut.
 """
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from raycap.sources.lines import Span, can_be_cut
 from raycap.sources.notes import CHANGED_FILE, Notes
-from raycap.sources.parquet import row_groups
+from raycap.sources.parquet import row_groups, unpacked_share
 from raycap.storage.location import Location, locate
 
-# Bytes of a unit: some 200,000 URLs. Of a very large source there are so many units.
-UNIT_BYTES = 16 << 20
+# Bytes of a unit without compression: some 150,000 URLs. A very large source has so many units.
+UNIT_BYTES = 8 << 20
 MOST_UNITS = 1000
 _READ_AT_ONCE = 1 << 20
 _THREADS = 16
@@ -61,6 +61,9 @@ def units_of_files(files: Sequence[Location], cut: Sequence[Cut]) -> tuple[str, 
     """The units of files, each with what cuts it; ("",) if they are not cut."""
     with ThreadPoolExecutor(_THREADS) as pool:
         known = list(pool.map(_size_and_stamp, files))
+        if cut[0] is cut_row_groups:  # Parquet is compressed
+            weight = unpacked_share(files[0], known[0][0])
+            known = [(round(size * weight), stamp) for size, stamp in known]
         total = sum(size for size, _ in known)
         target = max(UNIT_BYTES, total // MOST_UNITS)
         if total < 2 * target:
@@ -126,8 +129,11 @@ def _size_and_stamp(file: Location) -> tuple[int, str]:
     if file.filesystem is None:
         facts = os.stat(file.path)  # noqa: PTH116 - names need not be UTF-8
         return facts.st_size, f"{facts.st_size} {facts.st_mtime_ns}"
-    file.filesystem.invalidate_cache(file.parent.path)
-    info: dict[str, Any] = file.filesystem.info(file.path)
+    if file.uri.startswith("hf://"):  # it would ask for the whole repository again
+        info: dict[str, Any] = file.filesystem.info(file.path)
+    else:
+        file.filesystem.invalidate_cache(file.parent.path)
+        info = file.filesystem.info(file.path)
     marks = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "mtime", "LastModified")
     mark = next((info[name] for name in marks if info.get(name)), "")
     return int(info["size"] or 0), f"{info['size']} {mark}"

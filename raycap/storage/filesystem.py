@@ -26,6 +26,7 @@ EXTRAS = {
     "az": "az",
     "abfs": "az",
     "abfss": "az",
+    "hf": "hf",
 }
 REMOVED_AT_ONCE = 16
 
