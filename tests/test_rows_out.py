@@ -388,7 +388,7 @@ def test_large_texts_come_few_rows_at_a_time(
 def test_a_line_without_end_costs_itself(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines.Lines.__init__, "__defaults__", (1000,))
+    monkeypatch.setattr(lines.Lines.__init__, "__defaults__", (1000, None))
     long = "x" * 200_000
     urls = [f"http://h/{number}" for number in range(3)]
     contents = {

@@ -8,8 +8,8 @@ Each unit is listed on its own, into a folder of the plan:
     _plan/0001/_listed/00007.repeats                    of partition 7: rows that need another key
 
 A name is in the same partition wherever it occurs, so each partition is looked through on its own:
-a million names at a time. A row that is not in its unit's part of a `.repeats` file is the first
-one with its name.
+half a million names at a time. A row that is not in its unit's part of a `.repeats` file is the
+first one with its name.
 
 Every file is created once and does not change. What is there when a process is killed is not made
 again.
@@ -32,8 +32,8 @@ from raycap.sources.keys import first_key, name_and_number
 from raycap.storage import RunFolder
 
 LISTED = "_listed"
-# Of some 150,000 rows each, so that a partition has fewer than a million.
-UNITS_PER_PARTITION = 5
+# Of some 150,000 rows each, so that a partition has half a million.
+UNITS_PER_PARTITION = 3
 _READERS = 16
 _MOST_REPEATS = 2**32 - 1
 

@@ -133,7 +133,9 @@ class Notes:
 
     def to_json(self) -> str:
         """Returns everything as JSON, to be sent to the driver."""
-        found = {"left_out": self.left_out(), "notes": self.remarks(), "lines": self.lines_read}
+        found: dict[str, Any] = {"left_out": self.left_out(), "notes": self.remarks()}
+        if self.lines_read:
+            found["lines"] = self.lines_read
         return json.dumps(found)
 
     def to_plain(self) -> dict[str, Any]:
