@@ -40,15 +40,22 @@ def load_table(
     keep_pixels: bool,
     source: Source | None = None,
     read: Read | None = None,
+    bodies: pa.Table | None = None,
+    patience: float | None = None,
 ) -> pa.Table:
     """Manifest rows in; out the same rows with status, reason, format, size, digest and pixels
     instead of `bytes` and `error`. Bodies are read as they arrive, so memory holds a few of them,
     however many rows there are.
 
     Rows of a plan have `embedded` instead of `bytes`: where it is true, the source has the bytes.
-    `read` decodes one picture; without it, that depends on the process (see `_reader`).
+    `read` decodes one picture; without it, that depends on the process (see `_reader`). `bodies`
+    are the pictures as they were fetched elsewhere. Rows that are still not there when nothing has
+    arrived for `patience` seconds come out without a status.
     """
-    if source is not None:
+    if bodies is not None:
+        items = _fetched(bodies)
+        table = table.drop_columns(["embedded", "error"])
+    elif source is not None:
         table = _with_bytes(table, source)
     found: list[dict[str, Any]] = [{}] * len(table)
     kept = PictureColumn(intake, len(table)) if keep_pixels else None

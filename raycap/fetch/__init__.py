@@ -3,10 +3,9 @@
 import collections
 import queue
 import random
-import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,20 +14,34 @@ from typing import TYPE_CHECKING
 from raycap.fetch import files
 from raycap.fetch.budget import MemoryBudget, MemoryShare
 from raycap.fetch.errors import FetchError, unexpected
+from raycap.fetch.health import HostHealth
 from raycap.fetch.host_queue import HostQueue
 from raycap.fetch.options import Fetch
+from raycap.fetch.threads import RequestThreads
 from raycap.fetch.trust import Trust
 from raycap.uris import is_local, is_web
 
 if TYPE_CHECKING:
     from raycap.fetch.web import Redirect
 
-__all__ = ["Fetch", "Fetched", "Fetcher", "Trust"]
+__all__ = ["Download", "Fetch", "Fetched", "Fetcher", "Trust", "Unfinished"]
 
 # Bodies that `fetch_each` holds in memory at a time, whatever their number, and one body more.
 BYTES_IN_MEMORY = 128 * 2**20
 # What a fetch counts for from its start.
 FIRST_BYTES = 64 * 2**10
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """How far the fetch of a picture is, for another fetcher that goes on with it."""
+
+    uri: str  # where to look next: changes with each redirect
+    seconds: float  # left until the deadline; waits for our own limits do not count
+    redirects: int = 0
+    retries: int = 0
+    requests: int = 0
+    requested_for: float = 0.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -40,20 +53,21 @@ class Fetched:
     requests: int = field(default=0, compare=False)  # redirects and retries included
     # Of those requests, without the waits between them.
     seconds: float = field(default=0.0, compare=False)
+    # Neither bytes nor an error: another fetcher has to go on.
+    rest: Unfinished | None = None
 
 
-class _Download:
+class Download:
     """One picture that is being fetched, through redirects and retries."""
 
     def __init__(
-        self, fetcher: "Fetcher", uri: str, seconds: float, share: MemoryShare | None = None
+        self, fetcher: "Fetcher", start: Unfinished, share: MemoryShare | None = None
     ) -> None:
         self.fetcher = fetcher
-        self.uri = uri  # where to look next: changes with each redirect
-        self.seconds = seconds  # left until the deadline; waits for our own limits do not count
+        self.uri, self.seconds = start.uri, start.seconds
         self.share = share  # of the memory for bodies; None if the caller holds them all anyway
-        self.redirects = self.retries = self.requests = 0
-        self.requested_for = 0.0  # seconds
+        self.redirects, self.retries = start.redirects, start.retries
+        self.requests, self.requested_for = start.requests, start.requested_for
         self.result: Future[Fetched] = Future()
         self.is_wanted = True
 
@@ -62,26 +76,40 @@ class _Download:
         error = error.encode(errors="replace").decode()
         self.result.set_result(Fetched(data, error, self.requests, self.requested_for))
 
+    def unfinished(self) -> Unfinished:
+        so_far = (self.redirects, self.retries, self.requests, self.requested_for)
+        return Unfinished(self.uri, self.seconds, *so_far)
+
+    def release(self) -> None:
+        """Forget the body. Its memory is for others."""
+        self.result = Future()
+        if self.share:
+            self.share.release()
+
 
 class Fetcher:
     """Fetches pictures with its own threads, within each host's limits.
 
-    It is made in the task that uses it. `trust` says which local paths and stores a URI may name;
-    `options` may permit more.
+    It is made in the process that uses it. `trust` says which local paths and stores a URI may
+    name; `options` may permit more. `owns` says of a host whether this fetcher asks it; of others
+    it says that somebody else has to go on.
     """
 
-    def __init__(self, options: Fetch, trust: Trust) -> None:
+    def __init__(
+        self, options: Fetch, trust: Trust, owns: Callable[[str], bool] | None = None
+    ) -> None:
         # urllib3 takes 50 ms, which `raycap --help` need not spend.
         from raycap.fetch.web import WebClient
 
         self._options = options
         self._trust = trust.also(options.trusted())
+        self._owns = owns
         self._web = WebClient(options)
         self._random = random.Random()  # the global one has the user's seed
-        self._queue: HostQueue[_Download] = HostQueue(options.per_host, options.host_rate)
-        self._threads = 0
-        self._starting = threading.Lock()
+        self._queue: HostQueue[Download] = HostQueue(options.per_host, options.host_rate)
+        self._health = HostHealth(options.host_failures)
         # Idle threads hold no reference to the fetcher, so that they end when it is dropped.
+        self._threads = RequestThreads(self._queue, options.threads, _run, _waits_for_memory)
         self._stop_threads = weakref.finalize(self, self._queue.stop)
 
     def fetch(self, uri: str) -> Fetched:
@@ -90,55 +118,81 @@ class Fetcher:
 
     def fetch_all(self, uris: Sequence[str]) -> list[Fetched]:
         """Fetches many pictures at once; returns them in the order given and never raises."""
-        downloads = [_Download(self, uri, self._options.deadline) for uri in uris]
-        self._start_threads(len(downloads))
+        downloads = [Download(self, self.first(uri)) for uri in uris]
+        self._threads.start(len(downloads))
         for download in downloads:
             self._enqueue(download)
         return [download.result.result() for download in downloads]
 
+    def first(self, uri: str) -> Unfinished:
+        """The fetch of a picture before its first request."""
+        return Unfinished(uri, self._options.deadline)
+
+    def begin(
+        self,
+        wanted: Sequence[Unfinished],
+        budget: MemoryBudget,
+        done: Callable[[int, Download], None],
+    ) -> None:
+        """Begins to fetch pictures; `done` is called in other threads, with the index of each one.
+        Their bodies take memory of `budget` until they are released."""
+        self._threads.start(len(wanted))
+        for index, start in enumerate(wanted):
+            download = Download(self, start, budget.share())
+            download.result.add_done_callback(
+                lambda _, index=index, download=download: done(index, download)  # type: ignore[misc]
+            )
+            self._enqueue(download)
+
     def fetch_each(
-        self, uris: Sequence[str], bytes_in_memory: int = BYTES_IN_MEMORY
+        self,
+        uris: Sequence[str],
+        bytes_in_memory: int = BYTES_IN_MEMORY,
+        patience: float | None = None,
     ) -> Iterator[tuple[int, Fetched]]:
         """Yields pictures as they arrive, each with its index in `uris`; never raises.
 
         Bodies take at most `bytes_in_memory` and one body more: other fetches wait. A body counts
         until the next one is asked for, so the caller should not keep it. Local files are read one
-        at a time, in order, while others are on their way.
+        at a time, in order, while others are on their way. When nothing has arrived for `patience`
+        seconds, all others come as unfinished ones.
         """
         budget = MemoryBudget(bytes_in_memory)
         arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
         local = collections.deque(index for index, uri in enumerate(uris) if is_local(uri))
         downloads = {
-            index: _Download(self, uri, self._options.deadline, budget.share())
+            index: Download(self, self.first(uri), budget.share())
             for index, uri in enumerate(uris)
             if not is_local(uri)
         }
-        self._start_threads(len(downloads))
+        self._threads.start(len(downloads))
         for index, download in downloads.items():
             download.result.add_done_callback(lambda _, index=index: arrived.put(index))  # type: ignore[misc]
             self._enqueue(download)
         try:
             while downloads or local:
                 try:
-                    index = arrived.get(block=not local)
+                    index = arrived.get(block=not local, timeout=patience)
                 except queue.Empty:
-                    index = local.popleft()
-                    yield index, self._read_local(uris[index])
-                else:
-                    download = downloads.pop(index)
-                    yield index, download.result.result()
-                    download.result = Future()  # drops the body
-                    if download.share:
-                        download.share.release()
+                    if local:
+                        index = local.popleft()
+                        yield index, self._read_local(uris[index])
+                        continue
+                    for index in downloads:
+                        yield index, Fetched(b"", "", rest=self.first(uris[index]))
+                    return
+                download = downloads.pop(index)
+                yield index, download.result.result()
+                download.release()
         finally:
             for download in downloads.values():  # the caller stopped early
                 download.is_wanted = False
             budget.close()
 
     def _read_local(self, uri: str) -> Fetched:
-        download = _Download(self, uri, self._options.deadline)
+        download = Download(self, self.first(uri))
         if self._is_permitted(download):
-            self._run(download)
+            self.run("", download)
         return download.result.result()
 
     def close(self) -> None:
@@ -158,15 +212,7 @@ class Fetcher:
     ) -> None:
         self.close()
 
-    def _start_threads(self, wanted: int) -> None:
-        with self._starting:
-            while self._threads < min(wanted, self._options.threads):
-                self._threads += 1
-                threading.Thread(
-                    target=_work, args=(self._queue,), daemon=True, name="raycap-fetch"
-                ).start()
-
-    def _is_permitted(self, download: _Download) -> bool:
+    def _is_permitted(self, download: Download) -> bool:
         """Whether the URI may be fetched; finishes the download if not."""
         try:
             self._trust.check(download.uri)
@@ -175,7 +221,7 @@ class Fetcher:
             return False
         return True
 
-    def _enqueue(self, download: _Download, wait: float = 0.0) -> None:
+    def _enqueue(self, download: Download, wait: float = 0.0) -> None:
         if not self._is_permitted(download):
             return
         try:
@@ -183,26 +229,44 @@ class Fetcher:
             host = self._web.host(download.uri) if is_web(download.uri) else ""
         except FetchError as error:
             return download.finish(b"", error.reason)
+        if host and self._owns and not self._owns(host):
+            return download.result.set_result(Fetched(b"", "", rest=download.unfinished()))
         if not self._queue.put(host, download, wait):
             download.finish(b"", "the fetcher was closed")
 
-    def _run(self, download: _Download) -> None:
+    def run(self, host: str, download: Download) -> None:
         """Makes one request, then finishes the download or puts it back into the queue."""
         if not download.is_wanted:
             return download.finish(b"", "the caller stopped early")
+        if host and (reason := self._health.admit(host)):
+            return download.finish(b"", reason)
+        began = time.monotonic()
         try:
             outcome = self._request(download)
         except FetchError as error:
-            self._retry(download, error)
+            self._note_error(host, error, began)
+            self._retry(host, download, error)
         except Exception as error:  # noqa: BLE001 - one picture's fault becomes its row's reason
             download.finish(b"", unexpected(error))
         else:
+            if host:
+                self._health.answered(host)
             if isinstance(outcome, bytes):
                 download.finish(outcome, "")
             else:
                 self._redirect(download, outcome.url)
 
-    def _request(self, download: _Download) -> "bytes | Redirect":
+    def _note_error(self, host: str, error: FetchError, began: float) -> None:
+        if not host:
+            return
+        if error.no_answer:
+            self._health.failed(host, error.reason, began)
+        elif not (error.again and error.wait):
+            self._health.answered(host)
+        elif self._health.pushed_back(host, error.reason, began, error.wait):
+            self._queue.pause(host, min(error.wait, self._options.deadline))
+
+    def _request(self, download: Download) -> "bytes | Redirect":
         share, grow_to = download.share, None
         if share:
             grow_to = share.grow_to
@@ -227,7 +291,7 @@ class Fetcher:
             download.requests += 1
             download.requested_for += took
 
-    def _redirect(self, download: _Download, url: str) -> None:
+    def _redirect(self, download: Download, url: str) -> None:
         most = self._options.max_redirects
         if download.redirects == most:
             return download.finish(b"", f"more than {most} redirects (--fetch.max-redirects)")
@@ -235,7 +299,9 @@ class Fetcher:
         download.uri = url
         self._enqueue(download)
 
-    def _retry(self, download: _Download, error: FetchError) -> None:
+    def _retry(self, host: str, download: Download, error: FetchError) -> None:
+        if error.again and host and (reason := self._health.why_down(host)):
+            return download.finish(b"", reason)
         if not error.again or download.retries == self._options.retries:
             return download.finish(b"", error.reason)
         # A random wait ("full jitter"), so that many clients do not return at the same moment.
@@ -249,12 +315,9 @@ class Fetcher:
         self._enqueue(download, wait)
 
 
-def _work(downloads: HostQueue[_Download]) -> None:
-    """What one thread does until the queue is closed."""
-    while (taken := downloads.take()) is not None:
-        host, download = taken
-        try:
-            download.fetcher._run(download)
-        finally:
-            downloads.done(host)
-        del taken, download  # keeps no reference to the fetcher while it waits
+def _run(host: str, download: Download) -> None:
+    download.fetcher.run(host, download)
+
+
+def _waits_for_memory(download: Download) -> bool:
+    return download.share is not None and download.share.is_waiting

@@ -36,6 +36,7 @@ class MemoryShare:
         self._budget = budget
         self._size = 0
         self.waited = 0.0  # seconds, all in all
+        self.is_waiting = False
 
     def grow_to(self, size: int) -> float:
         """Waits until `size` bytes may be held; returns the seconds that this took."""
@@ -49,7 +50,9 @@ class MemoryShare:
                 if budget._exempt in (None, self):
                     budget._exempt = self
                     break
+                self.is_waiting = True
                 budget._changed.wait()
+            self.is_waiting = False
             budget._held += more
             self._size = size
         waited = time.monotonic() - started

@@ -148,7 +148,9 @@ class Dialer:
         except (socket.gaierror, UnicodeError) as error:
             # UnicodeError: labels that are empty or too long.
             again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-            raise FetchError(f"the host name {host} does not resolve", again) from error
+            raise FetchError(
+                f"the host name {host} does not resolve", again, no_answer=True
+            ) from error
 
     def _connect(self, connection: TimedSocket, address: Any) -> TimedSocket:
         try:
@@ -168,10 +170,14 @@ class Dialer:
             return TimeoutError()
         if isinstance(error, TimeoutError):
             return FetchError(
-                f"no connection to {host} in time (--fetch.connect-timeout)", again=True
+                f"no connection to {host} in time (--fetch.connect-timeout)",
+                again=True,
+                no_answer=True,
             )
         return FetchError(
-            f"no connection to {host}: {error.strerror or type(error).__name__}", again=True
+            f"no connection to {host}: {error.strerror or type(error).__name__}",
+            again=True,
+            no_answer=True,
         )
 
 

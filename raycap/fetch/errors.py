@@ -8,14 +8,18 @@ _SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s'\"]*")  # user:password@ and ?si
 class FetchError(Exception):
     """A fetch that failed for a known reason.
 
-    `again` says whether a retry may help, after at least `wait` seconds.
+    `again` says whether a retry may help, after at least `wait` seconds. `no_answer` says that the
+    host did not answer in time, or not at all.
     """
 
-    def __init__(self, reason: str, again: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self, reason: str, again: bool = False, wait: float = 0.0, no_answer: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.again = again
         self.wait = wait
+        self.no_answer = no_answer
 
 
 def scrubbed(text: str) -> str:
@@ -37,7 +41,7 @@ def too_large(max_bytes: int) -> FetchError:
 
 
 def too_late(seconds: float) -> FetchError:
-    return FetchError(f"no answer within {seconds:g} s (--fetch.deadline)")
+    return FetchError(f"no answer within {seconds:g} s (--fetch.deadline)", no_answer=True)
 
 
 def headers_too_large() -> FetchError:

@@ -44,6 +44,10 @@ class HostQueue(Generic[T]):
         self._number = itertools.count()
         self._closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
     def put(self, host: str, item: T, wait: float = 0.0) -> bool:
         """Adds `item` for `host` in `wait` seconds; returns False if the queue is closed."""
         with self._changed:
@@ -85,6 +89,12 @@ class HostQueue(Generic[T]):
             self._hosts[host].in_progress -= 1
             self._schedule(self._hosts[host])
             self._changed.notify()
+
+    def pause(self, host: str, seconds: float) -> None:
+        """Lets no item of `host` start for some time. Only while one of them is in progress."""
+        with self._changed:
+            held = self._hosts[host]
+            held.not_before = max(held.not_before, time.monotonic() + seconds)
 
     def stop(self) -> None:
         """Lets `take` return None from now on; may be called by a finalizer, at any moment."""

@@ -27,11 +27,15 @@ class Fetch:
     """Longest wait before the first retry in seconds, doubled for each further one; the wait is
     drawn at random below it."""
     threads: int = 64
-    """Requests in flight in one task."""
+    """Requests in flight in one process. Those that have waited for more than a second do not count:
+    up to 1,024 of them are in flight besides."""
     per_host: int = 16
-    """Requests in flight to one host from one task."""
+    """Requests in flight to one host, from all machines of a job."""
     host_rate: float = 0.0
-    """Requests a second to one host from one task, 0 for no limit."""
+    """Requests a second to one host, from all machines of a job, 0 for no limit."""
+    host_failures: int = 10
+    """Requests in a row without an answer after which a host is taken for dead, if other hosts
+    answer: its other pictures fail at once, for a minute, then for two, up to 15. 0: never."""
     max_redirects: int = 5
     """Redirects followed for one picture."""
     user_agent: str = f"raycap/{__version__} (captions for pictures)"
@@ -47,7 +51,7 @@ class Fetch:
     """Whether to fetch pictures whose server forbids AI (X-Robots-Tag: noai or noimageai)."""
 
     def __post_init__(self) -> None:
-        for name in ("retries", "max_redirects", "host_rate", "backoff"):
+        for name in ("retries", "max_redirects", "host_rate", "host_failures", "backoff"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{_flag(name)} must be at least 0, not {getattr(self, name)}")
         for name in ("max_bytes", "threads", "per_host"):

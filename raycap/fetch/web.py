@@ -92,7 +92,7 @@ class WebClient:
 
     def host(self, url: str) -> str:
         """Returns the host of a URL; raises FetchError if it is no URL."""
-        return parse(url).host or ""
+        return host_of(url)
 
     def close(self) -> None:
         """Closes the connections that are kept open."""
@@ -197,7 +197,9 @@ class WebClient:
             return FetchError(f"TLS with {host} failed: {what}", again=True)
         if isinstance(error, (NoAnswer, TimeoutError)):
             return FetchError(
-                f"no byte for {self._options.read_timeout:g} s (--fetch.read-timeout)", again=True
+                f"no byte for {self._options.read_timeout:g} s (--fetch.read-timeout)",
+                again=True,
+                no_answer=True,
             )
         if isinstance(error, zlib.error):
             return FetchError("the body is not what its Content-Encoding says")
@@ -206,6 +208,11 @@ class WebClient:
         if isinstance(error, ProtocolError):
             return _broken(inner, response)
         raise error
+
+
+def host_of(url: str) -> str:
+    """Returns the host of a URL; raises FetchError if it is no URL."""
+    return parse(url).host or ""
 
 
 def parse(url: str) -> Url:
@@ -321,4 +328,4 @@ def _broken(inner: object, response: BaseHTTPResponse | None) -> FetchError:
     no_http = (http.client.BadStatusLine, http.client.UnknownProtocol)
     if isinstance(inner, no_http) and not isinstance(inner, ConnectionError):
         return FetchError("the server does not speak HTTP", again=True)
-    return FetchError("the connection was closed without an answer", again=True)
+    return FetchError("the connection was closed without an answer", again=True, no_answer=True)

@@ -40,14 +40,18 @@ def load_pictures(
     reading: Reading,
     intake: Intake | None,
     read: Read = read_guarded,
+    patience: float | None = None,
 ) -> Iterator[tuple[int, LoadedPicture]]:
     """Each item's number and picture, in the order in which the bytes arrive.
 
     An item is a URI or path, the picture's bytes, or a `Fetched` (such as a reason why it cannot
-    be fetched). Memory holds a few pictures only, if the caller keeps none.
+    be fetched). Memory holds a few pictures only, if the caller keeps none. When no bytes have
+    arrived for `patience` seconds, all others have no status: they are not fetched here.
     """
 
     def loaded(fetched: Fetched) -> LoadedPicture:
+        if fetched.rest:
+            return LoadedPicture("", "", None, "", 0, 0, "", fetched)
         if fetched.error:
             return LoadedPicture(FAILED_TO_FETCH, fetched.error, None, "", 0, 0, "", fetched)
         picture = read(fetched.data, reading, intake)
@@ -65,7 +69,7 @@ def load_pictures(
         else:
             yield number, loaded(item if isinstance(item, Fetched) else Fetched(item, ""))
     numbers = list(uris)
-    for place, fetched in fetcher.fetch_each(list(uris.values())):
+    for place, fetched in fetcher.fetch_each(list(uris.values()), patience=patience):
         yield numbers[place], loaded(fetched)
         del fetched  # the next body is on its way
 
