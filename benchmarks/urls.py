@@ -1,19 +1,26 @@
 """Addresses fetched, decoded and resized per second: raycap beside img2dataset, on one list, from
-a server here.
+a server here, of which some hosts never answer.
 
-    python benchmarks/urls.py --photos FOLDER --peer img2dataset [--rows 3000] [--rounds 3]
+    python benchmarks/urls.py --peer VENV/bin/img2dataset --photos FOLDER [--rows 3000] [--rounds 3]
+        [--dead 0 1 5] [--keep] [--shard 1000]
 
-Both fetch each address, decode it and bring it to 224 pixels: raycap as a captioning job does,
-with all its checks of addresses, sizes and pictures, for an actor that says of each picture how
-bright it is, into a table of captions; img2dataset into JPEG files, with a process for each
-processor and 64 threads in each. In turn, each in a process of its own, start included; and again
-on a tenth of the list, so that the difference is the steady rate. Medians over the rounds.
+Both fetch each address, decode it and bring it to 224 pixels. raycap does so as a captioning job
+does, with all its checks of addresses, sizes and pictures, for a worker that says of each picture
+how large it is; img2dataset with a process for each processor and 64 threads in each. With --keep
+both write the resized pictures as JPEG files (raycap into its table), otherwise neither does. Both
+have their default limits: img2dataset gives a picture 10 seconds, raycap up to 30 with retries.
+
+In turn, each in a process of its own, start included; and again on a tenth of the list. The
+difference is the steady rate: the start, and the wait for the last dead hosts, are not in it.
+Medians over the rounds. --shard is img2dataset's number of rows in a file; by default each of its
+processes has one.
 """
 
 import argparse
 import http.server
 import multiprocessing
 import os
+import random
 import shutil
 import socketserver
 import statistics
@@ -25,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions, CaptionOptions
@@ -32,24 +40,30 @@ from raycap.bulk.run import run_job
 from raycap.bulk.work import FileLayout
 from raycap.cluster import Cluster
 from raycap.fetch import Fetch
-from raycap.images import Square
+from raycap.images import Encoded
 from raycap.schema import CAPTIONS
 from raycap.sources import Urls
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GOOD_HOSTS, ROWS_OF_DEAD_HOST = 50, 10
 SECONDS = dict[str, list[tuple[float, float]]]
 
 
 def serve(photos: Path, port: Any) -> None:
-    """The photos under as many names as one likes, from memory, on connections that stay."""
+    """The photos under as many names as one likes, from memory, on connections that stay. Hosts
+    127.0.1.x accept connections and never answer."""
     held = [
         path.read_bytes() for path in sorted(photos.iterdir()) if path.suffix.lower() == ".jpg"
-    ]
+    ][:100]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            if self.connection.getsockname()[0].startswith("127.0.1."):
+                time.sleep(120)
+                self.close_connection = True
+                return
             if self.path == "/robots.txt":
                 self.send_error(404)
                 return
@@ -66,57 +80,77 @@ def serve(photos: Path, port: Any) -> None:
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads, request_queue_size = True, 1024
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("0.0.0.0", 0), Handler)
     port.put(server.server_address[1])
     server.serve_forever()
 
 
-def ours(addresses: Path, out: Path) -> list[str]:
-    return [sys.executable, __file__, "--child", str(addresses), str(out)]
+def addresses(rows: int, dead: float, port: int) -> list[str]:
+    """A list in which that share of the rows, drawn at random, names a host that never answers."""
+    draw = random.Random(rows)
+    dead_rows = round(rows * dead)
+    hosts = [f"127.0.0.{1 + number % GOOD_HOSTS}" for number in range(rows - dead_rows)]
+    hosts += [f"127.0.1.{1 + number // ROWS_OF_DEAD_HOST % 250}" for number in range(dead_rows)]
+    draw.shuffle(hosts)
+    return [f"http://{host}:{port}/{number}.jpg" for number, host in enumerate(hosts)]
 
 
-def theirs(peer: str, addresses: Path, out: Path) -> list[str]:
-    processes = f"--processes_count={os.cpu_count()}"
-    how = [
+def ours(urls: Path, out: Path, keep: bool) -> list[str]:
+    return [
+        sys.executable,
+        __file__,
+        "--child",
+        str(urls),
+        str(out),
+        *(["--keep"] if keep else []),
+    ]
+
+
+def theirs(peer: str, urls: Path, out: Path, keep: bool, shard: int) -> list[str]:
+    processes = os.cpu_count() or 1
+    rows = len(urls.read_text().splitlines())
+    return [
+        peer,
+        f"--url_list={urls}",
+        f"--output_folder={out}",
+        f"--processes_count={processes}",
+        f"--number_sample_per_shard={shard or -(-rows // processes)}",
         "--resize_mode=keep_ratio",
         "--image_size=224",
-        "--output_format=files",
+        f"--output_format={'files' if keep else 'dummy'}",
         "--thread_count=64",
     ]
-    return [peer, f"--url_list={addresses}", f"--output_folder={out}", processes, *how]
 
 
-class Brightness:
+class Sizes:
     """In the place of a model."""
 
     def __init__(self, _options: BulkOptions, _threads: int) -> None:
         """Nothing is to be loaded."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        bright = table["pixels"].combine_chunks().to_numpy_ndarray()[:, ::8, ::8].mean((1, 2, 3))
-        table = table.append_column(
-            "caption", pa.array([f"brightness {each:.0f}" for each in bright])
-        )
+        captions = [f"{size or 0} bytes" for size in pc.binary_length(table["pixels"]).to_pylist()]
+        table = table.append_column("caption", pa.array(captions))
         for name, value in {"score": -1.0, "alternatives": []}.items():
-            table = table.append_column(
-                name, pa.array([value] * len(table), CAPTIONS.field(name).type)
-            )
-        return table.drop_columns(["pixels"])
+            kind = CAPTIONS.field(name).type
+            table = table.append_column(name, pa.array([value] * len(table), kind))
+        return table.rename_columns({"pixels": "picture"})
 
 
-def child(addresses: Path, out: Path) -> None:
+def child(urls: Path, out: Path, keep: bool) -> None:
     """A captioning job without a model."""
     options = CaptionOptions(out=str(out), actors=1, threads=1, gpus=0)
+    kept = [pa.field("picture", pa.large_binary())] if keep else []
     job = TableJob(
         command="caption",
         table="captions",
-        source=Urls(path=str(addresses)),
+        source=Urls(path=str(urls)),
         options=options,
         identity={},
-        layout=FileLayout(options.part_rows, CAPTIONS, (), {}),
-        square=Square(224, "squash", "bilinear"),
-        open_model=Brightness,
-        fetch=Fetch(allow_private=True, per_host=128),
+        layout=FileLayout(options.part_rows, pa.schema([*CAPTIONS, *kept]), (), {}),
+        intake=Encoded(224),
+        open_model=Sizes,
+        fetch=Fetch(allow_private=True),
         cluster=Cluster(local_rows=0),
     )
     run_job(job, {})
@@ -130,6 +164,42 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
+def measure(given: argparse.Namespace, home: Path, port: int, dead: float) -> None:
+    """All rounds with that share of dead rows."""
+    found: SECONDS = {"raycap": [], "img2dataset": []}
+    counts = (given.rows, given.rows // 10)
+    for rows in counts:
+        (home / f"{rows}.txt").write_text("\n".join(addresses(rows, dead, port)) + "\n")
+    for turn in range(given.rounds):
+        for name in found:
+            taken = []
+            for rows in counts:
+                urls, out = home / f"{rows}.txt", home / f"{name}{turn}-{rows}"
+                command = ours(urls, out, given.keep)
+                if name == "img2dataset":
+                    command = theirs(given.peer, urls, out, given.keep, given.shard)
+                taken.append(seconds(command))
+                shutil.rmtree(out, ignore_errors=True)
+            found[name].append((taken[0], taken[1]))
+            print(f"{turn} {name}: {taken[0]:.1f} s, a tenth of it {taken[1]:.1f} s", flush=True)
+    for title, rows, of in (
+        ("whole run", given.rows, lambda all, _: all),
+        ("steady", given.rows - counts[1], lambda all, tenth: all - tenth),
+    ):
+        rates = {
+            name: rows / statistics.median(of(*each) for each in found[name]) for name in found
+        }
+        ratio = statistics.median(
+            of(*theirs) / of(*ours)
+            for ours, theirs in zip(found["raycap"], found["img2dataset"], strict=True)
+        )
+        print(
+            f"{dead:.0%} dead, {title}: raycap {rates['raycap']:.1f}/s, img2dataset "
+            f"{rates['img2dataset']:.1f}/s, ratio {ratio:.2f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -138,10 +208,13 @@ def main() -> None:
     parser.add_argument("--peer", help="img2dataset, in an environment of its own")
     parser.add_argument("--rows", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dead", type=float, nargs="+", default=[0, 1, 5], help="percent of rows")
+    parser.add_argument("--keep", action="store_true", help="write the resized pictures")
+    parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(*given.child)
+        child(*given.child, given.keep)
         return
     if not (given.photos and given.peer):
         parser.error("give --photos FOLDER and --peer VENV/bin/img2dataset")
@@ -150,41 +223,8 @@ def main() -> None:
     server.start()
     home, place = Path(tempfile.mkdtemp(prefix="raycap-urls-")), port.get()
     try:
-        found: SECONDS = {"raycap": [], "img2dataset": []}
-        counts = (given.rows, given.rows // 10)
-        for rows in counts:
-            names = (f"http://127.0.0.1:{place}/{number}.jpg\n" for number in range(rows))
-            (home / f"{rows}.txt").write_text("".join(names))
-        for turn in range(given.rounds):
-            for name in found:
-                taken = []
-                for rows in counts:
-                    addresses, out = home / f"{rows}.txt", home / f"{name}{turn}-{rows}"
-                    command = (
-                        ours(addresses, out)
-                        if name == "raycap"
-                        else theirs(given.peer, addresses, out)
-                    )
-                    taken.append(seconds(command))
-                    shutil.rmtree(out)
-                found[name].append((taken[0], taken[1]))
-                print(
-                    f"{turn} {name}: {taken[0]:.1f} s, a tenth of it {taken[1]:.1f} s", flush=True
-                )
-        whole = {
-            name: given.rows / statistics.median(all for all, _ in each)
-            for name, each in found.items()
-        }
-        steady = {
-            name: (given.rows - counts[1]) / statistics.median(all - tenth for all, tenth in each)
-            for name, each in found.items()
-        }
-        for title, rates in (("whole run", whole), ("steady", steady)):
-            print(
-                f"{title}: raycap {rates['raycap']:.1f}/s, img2dataset "
-                f"{rates['img2dataset']:.1f}/s, ratio "
-                f"{rates['raycap'] / rates['img2dataset']:.2f} (wanted 1.0)"
-            )
+        for percent in given.dead:
+            measure(given, home, place, percent / 100)
     finally:
         server.terminate()
         shutil.rmtree(home, ignore_errors=True)

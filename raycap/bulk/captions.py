@@ -155,10 +155,17 @@ class CaptionWorker:
 
 
 class AsyncCaptionWorker(CaptionWorker):
-    """The same for a captioner that has many pictures under way. Several threads may call it: each
-    waits for its own answers."""
+    """The same for a captioner that has many pictures under way. One thread calls `submit`; others
+    wait for the answers."""
 
     _captioner: AsyncCaptioner
+
+    def __init__(
+        self, captioner: AsyncCaptioner, extra_columns: pa.Schema, options: CaptionOptions
+    ) -> None:
+        super().__init__(captioner, extra_columns, options)
+        # By digest, for --dedup: pictures that are asked for, of any batch.
+        self._under_way: dict[str, Future[Prediction]] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         return self.submit(table)()
@@ -166,18 +173,18 @@ class AsyncCaptionWorker(CaptionWorker):
     def submit(self, table: pa.Table) -> Callable[[], pa.Table]:
         """Begin with all pictures of a table. The function that is returned waits for the rows."""
         table, pictures, rows, readable = _readable_pictures(table)
-        under_way: dict[str, Future[Prediction]] = {}  # by digest, for --dedup
+        asked: dict[str, Future[Prediction]] = {}
         answers: dict[int, Future[Prediction]] = {}
         for place, picture, row in zip(readable, pictures, rows, strict=True):
             digest = row["sha256"]
-            answer = under_way.get(digest)
+            answer = self._under_way.get(digest)
             if answer is None and digest in self._known:
                 answer = Future()
                 answer.set_result(self._known[digest])
             if answer is None:
                 answer = self._captioner.submit(picture, row)
-            if self._dedup:
-                under_way[digest] = answer
+            if self._dedup and digest not in self._under_way:
+                asked[digest] = self._under_way[digest] = answer
             answers[place] = answer
 
         def finish() -> pa.Table:
@@ -185,7 +192,9 @@ class AsyncCaptionWorker(CaptionWorker):
             for place, answer in answers.items():
                 predictions[place] = answer.result()
             if self._dedup:
-                self._remember({digest: answer.result() for digest, answer in under_way.items()})
+                self._remember({digest: answer.result() for digest, answer in asked.items()})
+                for digest in asked:
+                    del self._under_way[digest]
             return self._with_captions(table, predictions)
 
         return finish

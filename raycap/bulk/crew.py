@@ -3,27 +3,23 @@
 Everything that happens is put into one queue, which the run reads.
 """
 
-import contextlib
 import os
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import pyarrow as pa
-
+from raycap.bulk.loading import LocalLoader
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.pictures import load_table
 from raycap.bulk.plan import Chunk, Shard
-from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkOrder
-from raycap.images.guard import read_in_child
+from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkerProgress, WorkOrder
 from raycap.terminal import write_err
 
 SECONDS_TO_END = 30.0
+# Chunks of one worker at one time, at most. Most of them wait for slow rows.
+MOST_CHUNKS = 64
 
 
 @dataclass(eq=False)
@@ -31,15 +27,21 @@ class Worker:
     """One worker, as the run sees it."""
 
     actor: Any = None
+    name: str = ""
     is_ready: bool = False
     is_asked: bool = False  # how far it is, and has not answered yet
     rows_done: int = 0
+    rows_idle: int = 0  # of its chunks: done, or waiting for a server
     chunks: set[Chunk] = field(default_factory=set)  # that it works on
     hired_at: float = field(default_factory=time.monotonic)
 
     @property
     def rows(self) -> int:
         return sum(chunk.rows for chunk in self.chunks)
+
+    @property
+    def rows_to_do(self) -> int:
+        return max(0, self.rows - self.rows_idle)
 
 
 # What the queue holds.
@@ -65,7 +67,7 @@ class Answered:
 
     worker: Worker
     chunk: Chunk | None
-    answer: FinishedChunk | int | None  # None: it is ready
+    answer: FinishedChunk | WorkerProgress | None  # None: it is ready
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Crew(Protocol):
         """Give a chunk to a worker."""
 
     def ask_progress(self) -> None:
-        """Ask workers how many rows they have done."""
+        """Ask workers how far they are."""
 
     def dismiss(self, worker: Worker) -> None:
         """End a worker. What it was working on is not made."""
@@ -128,9 +130,7 @@ class LocalCrew:
     ) -> None:
         self.workers: list[Worker] = []
         self._options, self._order, self._events = options, order, events
-        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        self._loader = ThreadLoader(order)
-        self._thread: threading.Thread | None = None
+        self._made: ChunkWorker | None = None
 
     def hire(self, rows: int | None) -> None:
         if not self.workers:
@@ -138,29 +138,38 @@ class LocalCrew:
                 f"raycap: the model runs in this process, in batches of {self._options.batch}\n"
             )
             self.workers.append(Worker())
-            self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-            self._thread.start()
+            self._in_thread(self._open)
 
-    def _work(self) -> None:
+    def _in_thread(self, act: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=act, args=arguments, daemon=True, name="chunk").start()
+
+    def _open(self) -> None:
         [worker] = self.workers
-        chunk: Chunk | None = None
         try:
             threads = self._options.threads or os.cpu_count() or 1
-            made = ChunkWorker(self._order, self._loader, threads, f"here {os.getpid()}")
-            with contextlib.closing(made):
-                self._events.put(Answered(worker, None, None))
-                while (chunk := self._chunks.get()) is not None:
-                    self._events.put(Answered(worker, chunk, made.make(chunk)))
+            loader = LocalLoader(self._order.loading(), self._order.batch)
+            self._made = ChunkWorker(self._order, loader, threads, f"here {os.getpid()}")
+            self._events.put(Answered(worker, None, None))
         except BaseException as error:  # noqa: BLE001 - the run raises it
-            self._events.put(Failed(worker, chunk, error))
+            self._events.put(Failed(worker, None, error))
 
     def rest(self, seconds: float) -> None: ...
 
     def make(self, worker: Worker, chunk: Chunk) -> None:
         worker.chunks.add(chunk)
-        self._chunks.put(chunk)
+        self._in_thread(self._make, worker, chunk)
 
-    def ask_progress(self) -> None: ...
+    def _make(self, worker: Worker, chunk: Chunk) -> None:
+        assert self._made is not None
+        try:
+            self._events.put(Answered(worker, chunk, self._made.make(chunk)))
+        except BaseException as error:  # noqa: BLE001 - the run raises it
+            self._events.put(Failed(worker, chunk, error))
+
+    def ask_progress(self) -> None:
+        if self._made is not None:
+            [worker] = self.workers
+            worker.rows_idle = self._made.progress().rows_idle
 
     def dismiss(self, worker: Worker) -> None: ...
 
@@ -168,29 +177,5 @@ class LocalCrew:
         return True
 
     def close(self) -> None:
-        self._loader.stop()
-        self._chunks.put(None)
-        if self._thread is not None:
-            self._thread.join(SECONDS_TO_END)
-
-
-class ThreadLoader:
-    """Loads pictures in a thread, one table ahead of the model. They are decoded in a child
-    process: a picture that kills its decoder must not end the run."""
-
-    def __init__(self, order: WorkOrder) -> None:
-        self._how = {**order.loading(), "read": read_in_child}
-        self._pool = ThreadPoolExecutor(1, "load")
-
-    def load(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        ahead: deque[Future[pa.Table]] = deque()
-        for table in tables:
-            ahead.append(self._pool.submit(load_table, table, **self._how))
-            if len(ahead) > 1:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-    def stop(self) -> None:
-        """What is not begun is not loaded any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._made is not None:
+            self._made.stop(SECONDS_TO_END)

@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 
 from raycap.bulk.counts import RowCounts
-from raycap.bulk.crew import Answered, Crew, Failed, PlanFailed, Planned, Worker
+from raycap.bulk.crew import MOST_CHUNKS, Answered, Crew, Failed, PlanFailed, Planned, Worker
 from raycap.bulk.facts import reason_lines
 from raycap.bulk.job import ANSWERS, FACTS, TableJob
 from raycap.bulk.listing import Lister
 from raycap.bulk.machines import Machines
 from raycap.bulk.plan import Chunk, Plan, Shard
 from raycap.bulk.table import OutputTable
-from raycap.bulk.work import FinishedChunk
+from raycap.bulk.work import FinishedChunk, WorkerProgress
 from raycap.errors import UserError
 from raycap.progress import Progress
 from raycap.sources.notes import MOST_EXAMPLES
@@ -39,8 +39,8 @@ ROWS_TO_JUDGE = 200
 SECONDS_WITHOUT_PROGRESS = 900.0
 SECONDS_BETWEEN_COMMITS, FILES_PER_COMMIT = 2.0, 500
 SECONDS_BETWEEN_LOOKS = 1.0
-# Chunks of one worker at one time, at most.
-MOST_CHUNKS = 8
+# Rows of one worker that may wait for slow servers.
+MOST_ROWS_IDLE = 20_000
 
 
 @dataclass
@@ -134,17 +134,25 @@ class Filling:
             try:
                 self._handle(crew, self._events.get(timeout=SECONDS_BETWEEN_LOOKS), progress)
             except queue.Empty:
-                crew.ask_progress()
                 self._check_progress(crew)
 
     def _hand_out(self, crew: Crew) -> None:
-        """Give each worker so much that its next pictures are loaded while the model works."""
-        ready = [worker for worker in crew.workers if worker.is_ready]
-        while ready and (chunk := self._peek()) is not None:
-            worker = min(ready, key=lambda worker: worker.rows)
+        """Give each worker so much that its next pictures are loaded while the model works. Rows
+        that only wait for a server do not count."""
+        crew.ask_progress()
+        while (chunk := self._peek()) is not None:
             enough = max(2 * chunk.rows, 4 * self.job.options.batch)
-            if len(worker.chunks) >= MOST_CHUNKS or worker.rows >= enough:
+            able = [
+                worker
+                for worker in crew.workers
+                if worker.is_ready
+                and worker.rows_to_do < enough
+                and worker.rows < enough + MOST_ROWS_IDLE
+                and len(worker.chunks) < MOST_CHUNKS
+            ]
+            if not able:
                 return
+            worker = min(able, key=lambda worker: worker.rows_to_do)
             self._next_chunk = None
             self._rows_left -= chunk.rows
             crew.make(worker, chunk)
@@ -231,17 +239,19 @@ class Filling:
         if isinstance(answer, FinishedChunk):
             assert event.chunk is not None
             worker.chunks.discard(event.chunk)
+            worker.rows_idle = max(0, worker.rows_idle - event.chunk.rows)
             self._finished[event.chunk] = answer
             self._schema = answer.schema
             self._fruitless = 0
             progress.add(answer.counts.rows, answer.counts.reasons)
             self._counts.add(answer.counts)
             self._check_failures()
-        elif isinstance(answer, int):
+        elif isinstance(answer, WorkerProgress):
             worker.is_asked = False
-            if answer == worker.rows_done:
+            worker.rows_idle = answer.rows_idle
+            if answer.rows_done == worker.rows_done:
                 return
-            worker.rows_done = answer
+            worker.rows_done = answer.rows_done
         else:
             worker.is_ready = True
         self._progressed_at = time.monotonic()

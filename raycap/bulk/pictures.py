@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raycap.bulk.bodies import unpack
 from raycap.bulk.picture_column import PictureColumn
 from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.fetch.hosts import FETCHED
@@ -53,14 +54,15 @@ def load_table(
     arrived for `patience` seconds come out without a status.
     """
     if bodies is not None:
-        items = _fetched(bodies)
-        table = table.drop_columns(["embedded", "error"])
+        table = table.drop_columns(["embedded"]).append_column("bytes", bodies["bytes"])
     elif source is not None:
         table = _with_bytes(table, source)
+    items = _items(table) if bodies is None else unpack(bodies)
     found: list[dict[str, Any]] = [{}] * len(table)
     kept = PictureColumn(intake, len(table)) if keep_pixels else None
     fetcher = _fetcher(fetch, trust)
-    for row, picture in load_pictures(_items(table), fetcher, reading, intake, read or _reader()):
+    read = read or _reader()
+    for row, picture in load_pictures(items, fetcher, reading, intake, read, patience):
         if kept is not None and picture.pixels is not None:
             kept.put(row, picture.pixels)
         found[row] = {

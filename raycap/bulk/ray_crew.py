@@ -11,18 +11,18 @@ import queue
 import socket
 import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycap.bulk.crew import Answered, Failed, Worker
+from raycap.bulk.crew import MOST_CHUNKS, Answered, Failed, Worker
+from raycap.bulk.fetch_actor import start_fetchers
 from raycap.bulk.job import TableJob
-from raycap.bulk.pictures import load_table
 from raycap.bulk.plan import Chunk
 from raycap.bulk.pool import (
     Place,
@@ -31,21 +31,22 @@ from raycap.bulk.pool import (
     provide_model_nodes,
     worker_places,
 )
-from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkOrder
+from raycap.bulk.ray_loader import RETRIES, RayLoader
+from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkerProgress, WorkOrder
 from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
 from raycap.cluster.nodes import capacity, check_visible, has_free, selector
 from raycap.cluster.session import find_user_error, root_cause
 from raycap.errors import UserError
 from raycap.terminal import write_err
+from raycap.uris import is_local
 
-# Ray runs a task again so often when its process or node is lost. From the second time on, each
-# picture is read in a child process (see `pictures`).
-RETRIES = 3
 # Calls of a worker at one time: chunks, and questions about its progress.
-MOST_CALLS = 12
+MOST_CALLS = MOST_CHUNKS + 4
 TASKS_AT_ONCE = 32
 # How often new nodes are looked for.
 SECONDS_BETWEEN_HIRES = 10.0
+# A worker says how far it is when half of what it had is done, or after some time.
+SECONDS_BETWEEN_ANSWERS, SECONDS_BETWEEN_LOOKS = 1.0, 0.05
 # Ray takes some time to end the tasks of workers that have ended.
 SECONDS_TO_FREE = 20.0
 
@@ -78,12 +79,18 @@ class RayCrew:
         # If an autoscaler has to bring the nodes, wait for them.
         wait_for_nodes([decoding_need(cluster, batches)], cluster.wait)
         provide_model_nodes(options, cluster, options.actors or batches)
+        self._fetchers: list[Any] = []
+        if order.source.names_urls or not is_local(order.source.path):
+            trust = order.source.trust
+            self._fetchers = start_fetchers(order.fetch, trust, cluster.decode_on, self._nodes)
         if order.out.is_local:  # they must see the folder too
             check_visible({order.out.path(): "--out"})
 
     def close(self) -> None:
         for worker in list(self.workers):
             self.dismiss(worker)
+        for fetcher in self._fetchers:
+            ray.kill(fetcher)
 
     def hire(self, rows: int | None) -> None:
         """Start workers, at first and then wherever a new node has room. `rows` is how many are
@@ -117,14 +124,15 @@ class RayCrew:
 
     def _start(self, place: Place, lookahead: int) -> None:
         actor_class: Any = ray.remote(ChunkActor)
+        name = uuid.uuid4().hex
         actor = actor_class.options(
             num_cpus=0,
             num_gpus=place.gpus,
             max_restarts=0,
             max_concurrency=MOST_CALLS,
             scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
-        ).remote(self._order, place.threads, lookahead, self._nodes)
-        worker = Worker(actor)
+        ).remote(self._order, place.threads, lookahead, self._nodes, name, self._fetchers)
+        worker = Worker(actor, name)
         self.workers.append(worker)
         self._places[worker] = place
         self._when_done(actor.ready.remote(), worker, None)
@@ -140,17 +148,19 @@ class RayCrew:
             del self._places[worker]
         worker.chunks.clear()
         ray.kill(worker.actor)
+        for fetcher in self._fetchers:
+            fetcher.forget.remote(worker.name)
 
     def make(self, worker: Worker, chunk: Chunk) -> None:
         worker.chunks.add(chunk)
         self._when_done(worker.actor.make.remote(chunk), worker, chunk)
 
     def ask_progress(self) -> None:
-        """Ask workers how many rows they have done."""
+        """Ask workers how far they are."""
         for worker in self.workers:
             if worker.is_ready and worker.chunks and not worker.is_asked:
                 worker.is_asked = True
-                self._when_done(worker.actor.rows_done.remote(), worker, None)
+                self._when_done(worker.actor.progress.remote(), worker, None)
 
     def _when_done(self, answer: Any, worker: Worker, chunk: Chunk | None) -> None:
         def done(future: Any) -> None:
@@ -194,54 +204,43 @@ class ChunkActor:
     """A worker in a process of its own."""
 
     def __init__(
-        self, order: list[Any], threads: int, lookahead: int, nodes: dict[str, str] | None
+        self,
+        order: list[Any],
+        threads: int,
+        lookahead: int,
+        nodes: dict[str, str] | None,
+        name: str,
+        fetchers: list[Any],
     ) -> None:
         self._order, self._threads = order, threads
         self._lookahead, self._nodes = lookahead, nodes
+        self._name, self._fetchers = name, fetchers
 
     def ready(self) -> None:
         """Loads the model. Ray would not say which error ended `__init__`."""
         order: WorkOrder = ray.get(self._order[0])
         node = ray.get_runtime_context().get_node_id()[:8]
         name = f"{socket.gethostname()}/{node} {os.getpid()}"
-        loader = TaskLoader(order, self._lookahead, self._nodes)
+        loader = RayLoader(
+            self._name,
+            order.loading(),
+            order.rows_per_task,
+            self._lookahead,
+            self._fetchers,
+            self._nodes,
+        )
         self._worker = ChunkWorker(order, loader, self._threads, name)
 
     def make(self, chunk: Chunk) -> FinishedChunk:
         return self._worker.make(chunk)
 
-    def rows_done(self) -> int:
-        return self._worker.rows_done
-
-
-class TaskLoader:
-    """Loads pictures in tasks, of which some are ahead of the model."""
-
-    def __init__(self, order: WorkOrder, lookahead: int, nodes: dict[str, str] | None) -> None:
-        self._task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, label_selector=nodes or {})(
-            load_table
-        )
-        self._how = order.loading()
-        self._free = threading.Semaphore(lookahead)
-
-    def load(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        ahead: collections.deque[Any] = collections.deque()
-        try:
-            for table in tables:
-                # Who has tasks of his own under way uses their results first.
-                while not self._free.acquire(blocking=not ahead):
-                    yield self._next(ahead)
-                ahead.append(self._task.remote(table, **self._how))
-            while ahead:
-                yield self._next(ahead)
-        finally:
-            for answer in ahead:
-                ray.cancel(answer)
-                self._free.release()
-
-    def _next(self, ahead: "collections.deque[Any]") -> pa.Table:
-        answer = ahead.popleft()
-        try:
-            return ray.get(answer)
-        finally:
-            self._free.release()
+    def progress(self) -> WorkerProgress:
+        """How far it is, when it could begin something new, or after some time."""
+        at_first = self._worker.progress()
+        end = time.monotonic() + SECONDS_BETWEEN_ANSWERS
+        while True:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            now = self._worker.progress()
+            done = now.rows_done - at_first.rows_done
+            if done >= now.rows_to_do or time.monotonic() > end:
+                return now

@@ -1,15 +1,21 @@
 """Work on chunks: manifest rows in, one Parquet file of finished rows out. Runs in workers."""
 
+import contextlib
+import itertools
+import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycap.bulk.counts import RowCounts, count_rows
+from raycap.bulk.loading import Loader, Place
 from raycap.bulk.plan import Chunk, read_shard
 from raycap.bulk.table import ChunkFile, chunk_path
 from raycap.fetch import Fetch
@@ -18,8 +24,12 @@ from raycap.schema import fit
 from raycap.sources import Source
 from raycap.storage import RunFolder
 
-# Rows of a list of URLs that are fetched together: a slow one then holds back fewer tasks.
-URLS_PER_TASK = 256
+# Pictures from the web that are decoded together.
+URLS_PER_TASK = 64
+# How long the model waits for a whole batch while it has nothing else to do.
+SECONDS_FOR_A_BATCH = 1.0
+# Of finished rows of chunks that still wait for other rows. Then no chunk is begun for them.
+BYTES_THAT_WAIT = 256 * 2**20
 # Keys of the metadata of Parquet files: the counts of their rows, and which rows of which chunks
 # they are.
 COUNTS, ROWS = "raycap.counts", "raycap.rows"
@@ -67,10 +77,8 @@ class WorkOrder:
 
     @property
     def rows_per_task(self) -> int:
-        """Rows that are loaded together: whole batches of the model."""
-        if not self.source.names_urls:
-            return self.batch
-        return self.batch * max(1, URLS_PER_TASK // self.batch)
+        """Rows that are decoded together, at most."""
+        return max(self.batch, URLS_PER_TASK) if self.source.names_urls else self.batch
 
     def loading(self) -> dict[str, Any]:
         """How pictures are loaded: arguments of `pictures.load_table`."""
@@ -93,63 +101,196 @@ class FinishedChunk:
     schema: pa.Schema
 
 
-class Loader(Protocol):
-    """Fetches and decodes pictures."""
+@dataclass(frozen=True)
+class WorkerProgress:
+    """How far a worker is."""
 
-    def load(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Loaded tables in the order of the given manifest tables, some of them ahead."""
+    rows_done: int  # since it began
+    # Rows of its chunks that are done, or only wait for a server: they keep nothing busy.
+    rows_idle: int
+    rows_to_do: int  # all others of them
+
+
+@dataclass
+class _ChunkInWork:
+    """The rows of a chunk that are finished, in the order in which they were."""
+
+    chunk: Chunk
+    rows: pa.Table  # of the manifest
+    counts: RowCounts = field(default_factory=RowCounts)
+    made: list[pa.Table] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # of the finished rows
+    bytes: int = 0
+    is_made: Future[None] = field(default_factory=Future)
+
+    def in_order(self) -> pa.Table:
+        table = pa.concat_tables(self.made)
+        order = np.argsort(np.array(self.places))
+        return table if (order[1:] > order[:-1]).all() else table.take(order)
 
 
 class ChunkWorker:
-    """Holds the model. Several threads may call `make` at once: while the model works for one, the
-    pictures of the others are loaded."""
+    """Holds the model. Several threads may call `make` at once: their chunks share the batches of
+    the model, so a chunk that waits for a few slow rows keeps nothing busy.
+
+    Loaded rows of all chunks go into the model in `_run_model`. Finished rows go to their chunks
+    in `_take_rows`, in any order.
+    """
 
     def __init__(self, order: WorkOrder, loader: Loader, threads: int, name: str) -> None:
         self._order, self._loader, self._name = order, loader, name
-        self._make_rows = order.open_model(threads)
-        self._model = threading.Lock()
         self._shard: tuple[tuple[int, int, int], pa.Table] | None = None
-        self.rows_done = 0
+        self._numbers = itertools.count()
+        self._works: dict[int, _ChunkInWork] = {}
+        self._lock = threading.Lock()
+        self._rows_begun = self._rows_loaded = self._rows_done = 0
+        self._fault: BaseException | None = None
+        # Batches that the model has made, while it makes the next one.
+        self._made: queue.Queue[tuple[list[Place], pa.Table] | None] = queue.Queue(2)
+        is_open: Future[None] = Future()
+        self._thread = self._start(self._run_model, threads, is_open)
+        is_open.result()
 
     def make(self, chunk: Chunk) -> FinishedChunk:
-        order = self._order
-        rows = self._manifest(chunk)
-        size = order.rows_per_task
-        parts = (rows.slice(start, size) for start in range(0, len(rows), size))
-        finished: list[pa.Table] = []
-        counts = RowCounts()
-        for made in self._rows_of(chunk, self._loader.load(parts)):
-            counts.add(count_rows(made))
-            finished.append(fit(made, order.layout.schema, order.layout.carry))
-            self.rows_done += len(made)
-        counts.makers[self._name] += counts.rows
+        order, number = self._order, next(self._numbers)
+        work = _ChunkInWork(chunk, self._manifest(chunk))
+        with self._lock:
+            if self._fault:
+                raise self._fault
+            self._works[number] = work
+            self._rows_begun += len(work.rows)
+        self._loader.add(number, work.rows)
+        try:
+            work.is_made.result()
+        finally:
+            with self._lock:
+                del self._works[number]
+            self._loader.forget(number)
+        work.counts.makers[self._name] += work.counts.rows
+        table = work.in_order()
+        file = write_rows(order.table, chunk_path(chunk), table, order.layout, work.counts)
+        return FinishedChunk(ChunkFile(*file, chunk), work.counts, table.schema)
 
-        table = pa.concat_tables(finished)
-        file = write_rows(order.table, chunk_path(chunk), table, order.layout, counts)
-        return FinishedChunk(ChunkFile(*file, chunk), counts, table.schema)
+    def progress(self) -> WorkerProgress:
+        with self._lock:
+            works = list(self._works.values())
+            done, size = sum(len(work.places) for work in works), sum(work.bytes for work in works)
+            rows = sum(len(work.rows) for work in works)
+        idle = done + self._loader.rows_waiting if size < BYTES_THAT_WAIT else 0
+        return WorkerProgress(self._rows_done, idle, max(0, rows - idle))
 
-    def close(self) -> None:
-        """Let the model release what it holds, if it holds anything."""
-        close = getattr(self._make_rows, "close", None)
-        if close is not None:
-            close()
+    def stop(self, seconds: float) -> None:
+        """End the work on chunks that are not finished."""
+        self._loader.stop()
+        self._thread.join(seconds)
 
-    def _rows_of(self, chunk: Chunk, loaded_tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Loaded pictures through the model, in batches, in their order."""
-        under_way: deque[Callable[[], pa.Table]] = deque()
-        for loaded in loaded_tables:
-            name = pa.repeat(pa.scalar(str(chunk)), len(loaded))
-            loaded = loaded.append_column(CHUNK, name)
-            for start in range(0, len(loaded), self._order.batch):
-                batch = loaded.slice(start, self._order.batch)
-                if isinstance(self._make_rows, AsyncRowMaker):
-                    # It has many batches under way, and says itself when it has enough of them.
-                    under_way.append(self._make_rows.submit(batch))
-                else:
-                    with self._model:
-                        yield self._make_rows(batch)
-        for finish in under_way:
-            yield finish()
+    def _start(self, act: Callable[..., None], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=act, args=arguments, daemon=True, name="model")
+        thread.start()
+        return thread
+
+    def _run_model(self, threads: int, is_open: "Future[None]") -> None:
+        """What the model's thread does."""
+        try:
+            make_rows = self._order.open_model(threads)
+        except BaseException as error:  # noqa: BLE001 - raised where the worker is made
+            is_open.set_exception(error)
+            return
+        is_open.set_result(None)
+        taker = self._start(self._take_made)
+        try:
+            if isinstance(make_rows, AsyncRowMaker):
+                # It has many batches under way, and says itself when it has enough of them.
+                for places, table in self._batches(0.0):
+                    self._start(self._take_answers, places, make_rows.submit(table))
+            else:
+                for places, table in self._batches(SECONDS_FOR_A_BATCH):
+                    self._made.put((places, make_rows(table)))
+            self._made.put(None)
+            taker.join()
+            raise RuntimeError("the worker was stopped")
+        except BaseException as error:  # noqa: BLE001 - raised by each `make`
+            self._fail(error)
+
+    def _batches(self, patience: float) -> Iterator[tuple[list[Place], pa.Table]]:
+        """Loaded rows in batches of the model. A batch is smaller if no other rows are on their
+        way, or come in time."""
+        batch = self._order.batch
+        places: list[Place] = []
+        tables: list[pa.Table] = []
+        end: float | None = None  # of the wait for a whole batch
+        while True:
+            loaded = self._loader.next(None if end is None else max(0.0, end - time.monotonic()))
+            if loaded is not None:
+                places += loaded.places
+                tables.append(loaded.table)
+                self._rows_loaded += len(loaded.places)
+            elif end is None:
+                return  # the loader was stopped
+            is_late = loaded is None or self._rows_loaded == self._rows_begun
+            del loaded
+            if len(places) >= batch or (places and is_late):
+                table = pa.concat_tables(tables, promote_options="permissive")
+                while len(places) >= batch or (places and is_late):
+                    yield places[:batch], self._with_chunks(places[:batch], table.slice(0, batch))
+                    places, table = places[batch:], table.slice(batch)
+                tables, end = [table] if places else [], None
+            if places and end is None:
+                end = time.monotonic() + patience
+
+    def _with_chunks(self, places: list[Place], table: pa.Table) -> pa.Table:
+        with self._lock:
+            names = {number: str(work.chunk) for number, work in self._works.items()}
+        column = pa.array([names[place.work] for place in places], pa.string())
+        return table.combine_chunks().append_column(CHUNK, column)
+
+    def _take_answers(self, places: list[Place], finish: Callable[[], pa.Table]) -> None:
+        """Waits for the rows of one batch."""
+        try:
+            self._take_rows(places, finish())
+        except BaseException as error:  # noqa: BLE001 - raised by each `make`
+            self._fail(error)
+
+    def _take_made(self) -> None:
+        try:
+            while (made := self._made.get()) is not None:
+                self._take_rows(*made)
+        except BaseException as error:  # noqa: BLE001 - raised by each `make`
+            self._fail(error)
+            while self._made.get() is not None:
+                pass  # the model's thread must not wait for room
+
+    def _take_rows(self, places: list[Place], made: pa.Table) -> None:
+        """Finished rows go to their chunks."""
+        layout = self._order.layout
+        by_work: dict[int, list[int]] = {}
+        for number, place in enumerate(places):
+            by_work.setdefault(place.work, []).append(number)
+        for number, rows in by_work.items():
+            with self._lock:
+                work = self._works[number]
+            some = made if len(by_work) == 1 else made.take(rows)
+            counts = count_rows(some)
+            some = _with_types(some, work.rows.schema, layout.carry)
+            fitted = fit(some, layout.schema, layout.carry)
+            with self._lock:
+                work.counts.add(counts)
+                work.made.append(fitted)
+                work.bytes += fitted.nbytes
+                work.places += [places[row].row for row in rows]
+                self._rows_done += len(rows)
+                is_made = len(work.places) == len(work.rows)
+            if is_made:
+                work.is_made.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._fault is None:
+                self._fault = error
+            unfinished = [work for work in self._works.values() if not work.is_made.done()]
+        for work in unfinished:
+            with contextlib.suppress(InvalidStateError):  # another thread may have done it
+                work.is_made.set_exception(self._fault)
 
     def _manifest(self, chunk: Chunk) -> pa.Table:
         name = (chunk.operation, chunk.unit, chunk.shard)
@@ -157,6 +298,15 @@ class ChunkWorker:
         if held is None or held[0] != name:
             held = self._shard = (name, read_shard(self._order.out, *name))
         return held[1].slice(chunk.start, chunk.rows)
+
+
+def _with_types(table: pa.Table, schema: pa.Schema, names: tuple[str, ...]) -> pa.Table:
+    """The table with these columns as they were before they shared a batch with other chunks."""
+    for name in names:
+        place = table.schema.get_field_index(name)
+        if place >= 0 and table.schema.field(place).type != schema.field(name).type:
+            table = table.set_column(place, name, table[name].cast(schema.field(name).type))
+    return table
 
 
 def write_rows(

@@ -133,16 +133,17 @@ class Fetcher:
         wanted: Sequence[Unfinished],
         budget: MemoryBudget,
         done: Callable[[int, Download], None],
-    ) -> None:
+    ) -> list[Download]:
         """Begins to fetch pictures; `done` is called in other threads, with the index of each one.
         Their bodies take memory of `budget` until they are released."""
         self._threads.start(len(wanted))
-        for index, start in enumerate(wanted):
-            download = Download(self, start, budget.share())
+        downloads = [Download(self, start, budget.share()) for start in wanted]
+        for index, download in enumerate(downloads):
             download.result.add_done_callback(
                 lambda _, index=index, download=download: done(index, download)  # type: ignore[misc]
             )
             self._enqueue(download)
+        return downloads
 
     def fetch_each(
         self,

@@ -26,11 +26,11 @@ class _Failing:
 
 
 class HostHealth:
-    """Which hosts are taken for dead. A host is dead after `most_failures` requests in a row without
-    an answer. Any answer, also "not found", brings it back.
+    """Which hosts are taken for dead: those that have not answered `most_failures` requests in a
+    row. Any answer, also "not found", brings a host back.
 
-    If nothing else has answered either since the first of these requests, this machine's own network
-    may be at fault: then no host is taken for dead.
+    If nothing else has answered either since the first of these requests, this machine's own
+    network may be at fault: then no host is taken for dead.
     """
 
     def __init__(self, most_failures: int) -> None:
