@@ -1,8 +1,8 @@
 """Addresses fetched, decoded and resized per second: raycap beside img2dataset, on one list, from
 a server here, of which some hosts never answer.
 
-    python benchmarks/urls.py --peer VENV/bin/img2dataset --photos FOLDER [--rows 3000] [--rounds 3]
-        [--dead 0 1 5] [--keep] [--shard 1000]
+    python benchmarks/urls.py --peer VENV/bin/img2dataset --photos FOLDER [--rows 3000]
+        [--rounds 3] [--dead 0 1 5] [--keep] [--shard 1000]
 
 Both fetch each address, decode it and bring it to 224 pixels. raycap does so as a captioning job
 does, with all its checks of addresses, sizes and pictures, for a worker that says of each picture
@@ -10,10 +10,10 @@ how large it is; img2dataset with a process for each processor and 64 threads in
 both write the resized pictures as JPEG files (raycap into its table), otherwise neither does. Both
 have their default limits: img2dataset gives a picture 10 seconds, raycap up to 30 with retries.
 
-In turn, each in a process of its own, start included; and again on a tenth of the list. The
-difference is the steady rate: the start, and the wait for the last dead hosts, are not in it.
-Medians over the rounds. --shard is img2dataset's number of rows in a file; by default each of its
-processes has one.
+In turn, each in a process of its own. The steady rate is that of the answers that the server sends
+between the first tenth and the last: the start, and the wait for the last dead hosts, are not in
+it. Medians over the rounds. --shard is img2dataset's number of rows in a file; by default each of
+its processes has one.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,9 @@ from raycap.sources import Urls
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOOD_HOSTS, ROWS_OF_DEAD_HOST = 50, 10
-SECONDS = dict[str, list[tuple[float, float]]]
 
 
-def serve(photos: Path, port: Any) -> None:
+def serve(photos: Path, pipe: Any) -> None:
     """The photos under as many names as one likes, from memory, on connections that stay. Hosts
     127.0.1.x accept connections and never answer."""
     held = [
@@ -73,6 +73,7 @@ def serve(photos: Path, port: Any) -> None:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+            answered.append(time.monotonic())
 
         def log_message(self, *_: object) -> None:
             """Nothing: it would cost more than the answers."""
@@ -81,8 +82,12 @@ def serve(photos: Path, port: Any) -> None:
         daemon_threads, request_queue_size = True, 1024
 
     server = Server(("0.0.0.0", 0), Handler)
-    port.put(server.server_address[1])
-    server.serve_forever()
+    answered: list[float] = []
+    pipe.send(server.server_address[1])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    while pipe.recv() == "answers":  # since the last time
+        pipe.send(list(answered))
+        answered.clear()
 
 
 def addresses(rows: int, dead: float, port: int) -> list[str]:
@@ -164,38 +169,36 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def measure(given: argparse.Namespace, home: Path, port: int, dead: float) -> None:
+def measure(given: argparse.Namespace, home: Path, pipe: Any, port: int, dead: float) -> None:
     """All rounds with that share of dead rows."""
-    found: SECONDS = {"raycap": [], "img2dataset": []}
-    counts = (given.rows, given.rows // 10)
-    for rows in counts:
-        (home / f"{rows}.txt").write_text("\n".join(addresses(rows, dead, port)) + "\n")
+    whole: dict[str, list[float]] = {"raycap": [], "img2dataset": []}
+    steady: dict[str, list[float]] = {"raycap": [], "img2dataset": []}
+    urls = home / "urls.txt"
+    urls.write_text("\n".join(addresses(given.rows, dead, port)) + "\n")
     for turn in range(given.rounds):
-        for name in found:
-            taken = []
-            for rows in counts:
-                urls, out = home / f"{rows}.txt", home / f"{name}{turn}-{rows}"
-                command = ours(urls, out, given.keep)
-                if name == "img2dataset":
-                    command = theirs(given.peer, urls, out, given.keep, given.shard)
-                taken.append(seconds(command))
-                shutil.rmtree(out, ignore_errors=True)
-            found[name].append((taken[0], taken[1]))
-            print(f"{turn} {name}: {taken[0]:.1f} s, a tenth of it {taken[1]:.1f} s", flush=True)
-    for title, rows, of in (
-        ("whole run", given.rows, lambda all, _: all),
-        ("steady", given.rows - counts[1], lambda all, tenth: all - tenth),
-    ):
-        rates = {
-            name: rows / statistics.median(of(*each) for each in found[name]) for name in found
-        }
-        ratio = statistics.median(
-            of(*theirs) / of(*ours)
-            for ours, theirs in zip(found["raycap"], found["img2dataset"], strict=True)
-        )
+        for name in whole:
+            out = home / f"{name}{turn}"
+            command = ours(urls, out, given.keep)
+            if name == "img2dataset":
+                command = theirs(given.peer, urls, out, given.keep, given.shard)
+            whole[name].append(given.rows / seconds(command))
+            pipe.send("answers")
+            answers = pipe.recv()
+            first, last = len(answers) // 10, len(answers) * 9 // 10
+            steady[name].append((last - first) / (answers[last] - answers[first]))
+            shutil.rmtree(out, ignore_errors=True)
+            print(
+                f"{turn} {name}: {len(answers):,} answers, whole run {whole[name][-1]:.1f}/s, "
+                f"steady {steady[name][-1]:.1f}/s",
+                flush=True,
+            )
+    for title, rates in (("whole run", whole), ("steady", steady)):
+        pairs = zip(rates["raycap"], rates["img2dataset"], strict=True)
+        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+        medians = {name: statistics.median(each) for name, each in rates.items()}
         print(
-            f"{dead:.0%} dead, {title}: raycap {rates['raycap']:.1f}/s, img2dataset "
-            f"{rates['img2dataset']:.1f}/s, ratio {ratio:.2f}",
+            f"{dead:.0%} dead, {title}: raycap {medians['raycap']:.1f}/s, img2dataset "
+            f"{medians['img2dataset']:.1f}/s, ratio {ratio:.2f}",
             flush=True,
         )
 
@@ -218,13 +221,13 @@ def main() -> None:
         return
     if not (given.photos and given.peer):
         parser.error("give --photos FOLDER and --peer VENV/bin/img2dataset")
-    port: Any = multiprocessing.Queue()
-    server = multiprocessing.Process(target=serve, args=(given.photos, port), daemon=True)
+    pipe, its_pipe = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(given.photos, its_pipe), daemon=True)
     server.start()
-    home, place = Path(tempfile.mkdtemp(prefix="raycap-urls-")), port.get()
+    home, port = Path(tempfile.mkdtemp(prefix="raycap-urls-")), pipe.recv()
     try:
         for percent in given.dead:
-            measure(given, home, place, percent / 100)
+            measure(given, home, pipe, port, percent / 100)
     finally:
         server.terminate()
         shutil.rmtree(home, ignore_errors=True)
