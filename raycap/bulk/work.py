@@ -211,6 +211,10 @@ class ChunkWorker:
             raise RuntimeError("the worker was stopped")
         except BaseException as error:  # noqa: BLE001 - raised by each `make`
             self._fail(error)
+        finally:
+            # Let the model release what it holds, if it holds anything.
+            if (close := getattr(make_rows, "close", None)) is not None:
+                close()
 
     def _batches(self, patience: float) -> Iterator[tuple[list[Place], pa.Table]]:
         """Loaded rows in batches of the model. A batch is smaller if no other rows are on their
