@@ -11,9 +11,9 @@ resized pictures as JPEG files (raycap into its table), otherwise neither does. 
 default limits: img2dataset gives a picture 10 seconds, raycap up to 30 with retries.
 
 In turn, each in a process of its own. The steady rate is that of the answers between the first
-half and the last tenth, so without the start and the wait for the last dead hosts. Medians over the
-rounds. --shard is img2dataset's number of rows in a file; by default each of its processes has
-one.
+half and the last tenth, so without the start and the wait for the last dead hosts. Medians over
+the rounds. --shard is img2dataset's number of rows in a file; by default each of its processes
+has one.
 """
 
 import argparse
