@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from raycap import Captioner
 from raycap.captioners.trained import Plan, TrainedCaptioner
 from raycap.decoders import Recurrent
 from raycap.device import choose_precision
@@ -113,7 +112,7 @@ def together(items: list[Any]) -> tuple[list[int], torch.Tensor, list[Any]]:
 def plain(model: Path, folder: Path, out: Path, workers: int, threads: int) -> None:
     """The best plain program; says how many rows it has after each batch."""
     torch.set_num_threads(threads)
-    captioner = Captioner.load(model)
+    captioner = TrainedCaptioner.read(model)
     preprocessing = captioner.encoder.preprocessing
     encode = captioner.encoder.for_inference(choose_precision())
     paths = sorted(str(path) for path in folder.iterdir())
@@ -151,7 +150,7 @@ def slow(model: Path, folder: Path) -> None:
     """The tutorials' way."""
     from slow_search import slow_beam  # type: ignore[import-not-found]
 
-    captioner = Captioner.load(model, precision="fp32")
+    captioner = TrainedCaptioner.read(model, precision="fp32")
     preprocessing = captioner.encoder.preprocessing
     search = captioner.plan.search
     assert isinstance(search, Beam)
@@ -172,7 +171,7 @@ def slow(model: Path, folder: Path) -> None:
 def costs(model: Path, folder: Path) -> dict[str, float]:
     """Milliseconds a picture of each act, alone in one process with all threads (decoding has
     one)."""
-    captioner = Captioner.load(model)
+    captioner = TrainedCaptioner.read(model)
     preprocessing = captioner.encoder.preprocessing
     encode = captioner.encoder.for_inference(choose_precision())
     square = Square(preprocessing.size, preprocessing.resize, preprocessing.interpolation)

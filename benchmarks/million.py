@@ -91,7 +91,7 @@ def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> TableJob
         options=options,
         identity={"rows": "numbers"},
         layout=FileLayout(options.part_rows, CAPTIONS, (), {}),
-        square=Square(1),
+        intake=Square(1),
         open_model=functools.partial(Pretends, rest),
         pictures_per_second=batch / max(rest, 0.1),
     )

@@ -60,7 +60,7 @@ def work(out: Path, rows: int, batch: int, gpus: int) -> TableJob:
         options=options,
         identity={"rows": "numbers"},
         layout=FileLayout(options.part_rows, CAPTIONS, (), {}),
-        square=Square(1),
+        intake=Square(1),
         open_model=Sleeps,
         pictures_per_second=batch / REST,
     )

@@ -163,8 +163,10 @@ def seconds(command: list[str]) -> float:
     start = time.perf_counter()
     # Ray gives its workers a low priority: beside other work they would hardly run.
     environment = {**os.environ, "RAY_worker_niceness": "0"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, **quiet)
+    with open(os.devnull, "wb") as nothing:
+        subprocess.run(
+            command, check=True, cwd=REPOSITORY, env=environment, stdout=nothing, stderr=nothing
+        )
     return time.perf_counter() - start
 
 
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(*given.child, given.keep)
+        child(given.child[0], given.child[1], given.keep)
         return
     if not (given.photos and given.peer):
         parser.error("give --photos FOLDER and --peer VENV/bin/img2dataset")

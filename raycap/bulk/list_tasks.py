@@ -11,7 +11,7 @@ import ray
 from raycap.bulk.crew import PlanFailed, Planned
 from raycap.bulk.listing import Part
 from raycap.bulk.plan import Shard
-from raycap.bulk.ray_crew import RETRIES
+from raycap.bulk.ray_loader import RETRIES
 
 
 def list_in_tasks(

@@ -9,7 +9,6 @@ import itertools
 import os
 import queue
 import socket
-import threading
 import time
 import uuid
 from collections import Counter
