@@ -163,7 +163,7 @@ def seconds(command: list[str]) -> float:
     start = time.perf_counter()
     # Ray gives its workers a low priority: beside other work they would hardly run.
     environment = {**os.environ, "RAY_worker_niceness": "0"}
-    with open(os.devnull, "wb") as nothing:
+    with Path(os.devnull).open("wb") as nothing:
         subprocess.run(
             command, check=True, cwd=REPOSITORY, env=environment, stdout=nothing, stderr=nothing
         )
