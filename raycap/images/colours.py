@@ -54,7 +54,8 @@ def to_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
             return apply.apply(picture.convert(mode))
     elif colours.gamma:
         return _brightened(picture.convert("RGB"), colours.gamma)
-    return picture.convert("RGB")
+    # `convert` would copy it.
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _brightened(picture: Image.Image, gamma: float) -> Image.Image:
