@@ -1,6 +1,7 @@
 """Trains the tiny Qwen2-VL in tests/data, which describes the pictures of the `shapes` source.
 
-    python tests/train_tiny.py        # on one core in a few minutes; prints how many are right
+    python tests/train_tiny.py                    # some minutes; prints how many are right
+    python tests/train_tiny.py 1000 --continue    # goes on with the one that is there
 
 It has learned pictures on canvases of several proportions, so that captions of a ragged batch show
 if pictures, crops or rows are mixed up.
@@ -8,7 +9,6 @@ if pictures, crops or rows are mixed up.
 
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -41,11 +41,12 @@ def on_canvas(
     return np.pad(batch, edges, mode="edge")
 
 
-def main(steps: int, hidden: int, out: Path) -> None:
+def main(steps: int, goes_on: bool) -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    chance = np.random.default_rng(0)
-    model, processor = qwen2_vl(hidden, spread=0.02)
+    chance = np.random.default_rng(int(goes_on))
+    model, processor = qwen2_vl(64, spread=0.02)
+    if goes_on:
+        model = type(model).from_pretrained(TRAINED)
     tokenizer = processor.tokenizer
     shown, captions = pictures(8_000, 1)
     content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
@@ -82,8 +83,8 @@ def main(steps: int, hidden: int, out: Path) -> None:
             print(
                 f"step {step + 1}: loss {loss.item():.4f}, {time.time() - began:.0f} s", flush=True
             )
-    model.eval().save_pretrained(out)
-    processor.save_pretrained(out)
+    model.eval().save_pretrained(TRAINED)
+    processor.save_pretrained(TRAINED)
     shown, captions = pictures(400, 0)
     for extra in ((0, 0), (64, 0), (0, 64), (32, 64)):
         right = 0
@@ -101,5 +102,5 @@ def main(steps: int, hidden: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    steps, hidden, *out = sys.argv[1:] or ["1600", "64"]
-    main(int(steps), int(hidden), Path(*out) if out else TRAINED)
+    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+    main(*(numbers or [3000]), goes_on="--continue" in sys.argv)
