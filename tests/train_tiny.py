@@ -43,6 +43,8 @@ def on_canvas(
 
 def main(steps: int, goes_on: bool) -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # more of them wait for each other: the tensors are small
+    rate = 1e-3 if goes_on else 2e-3
     chance = np.random.default_rng(int(goes_on))
     model, processor = qwen2_vl(64, spread=0.02)
     if goes_on:
@@ -55,8 +57,8 @@ def main(steps: int, goes_on: bool) -> None:
     answers = tokenizer([text + "<|im_end|>" for text in captions], return_tensors="pt")[
         "input_ids"
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
     began, size = time.time(), 32
     for step in range(steps):
         chosen = chance.integers(len(shown), size=size)
