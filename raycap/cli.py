@@ -265,8 +265,27 @@ def _common_flags(command: Command) -> str:
             "--run NAME (if the file has several runs),",
             *references,
             *(f"{line} (its options are listed once it is known)" for line in kinds),
+            *_short_names(command),
         ]
     )
+
+
+def _short_names(command: Command) -> list[str]:
+    """The short names that --model takes."""
+    if "captioner" not in command.sections or command.words:
+        return []
+    from raycap.captioners.presets import preset_rows
+
+    shown = [
+        f"  {name:<16}{model:<46}{size:>6}{memory:>9}  {licence}"
+        for name, model, _, size, memory, licence, _ in preset_rows()
+    ]
+    return [
+        "",
+        "--prompt TEXT is short for --captioner.prompt. Short names for --model (huggingface, "
+        "vllm):",
+        *shown,
+    ]
 
 
 def _words(command: Command) -> str:
