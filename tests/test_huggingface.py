@@ -43,6 +43,8 @@ SIZES = ((96, 64), (64, 96), (32, 32), (96, 64), (160, 40), (64, 64), (32, 96))
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The hub's client may have been imported, and have read the variable, before.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,7 @@ def test_pictures_are_loaded_as_the_intake_says() -> None:
     files = [saved(gradient(width, 40)) for width in (30, 60, 90)]
 
     class NoFetcher:
-        def fetch_each(self, uris: list[str]) -> list[object]:
+        def fetch_each(self, uris: list[str], patience: object) -> list[object]:
             return []
 
     with ThreadPoolExecutor(2):

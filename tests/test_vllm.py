@@ -30,6 +30,8 @@ from raycap.captioners.vllm import captioner as opened
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The hub's client may have been imported, and have read the variable, before.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,8 @@ def test_the_package_takes_what_is_passed_to_it(model: str) -> None:
         SamplingParams(**chosen.sampling_arguments(7), output_kind=RequestOutputKind.FINAL_ONLY)
     call = inspect.signature(AsyncLLM.generate)
     call.bind(None, {"prompt": ""}, SamplingParams(), "0", lora_request=None)
-    inspect.signature(AsyncLLM.from_engine_args).bind(AsyncEngineArgs())
+    engine = AsyncEngineArgs(**options(model).engine_arguments())
+    inspect.signature(AsyncLLM.from_engine_args).bind(engine)
     inspect.signature(AsyncLLM.shutdown).bind(None)
     inspect.signature(LoRARequest).bind("adapter", 1, "folder")
     of_request = set(inspect.signature(RequestOutput.__init__).parameters)

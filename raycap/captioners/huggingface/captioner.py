@@ -80,7 +80,7 @@ class HuggingFaceCaptioner(Captioner):
         requests = [
             _Request(
                 number,
-                picture,
+                np.array(picture),  # from Arrow they are read-only, and torch warns of that
                 self.options.prompt,
                 str(row.get("sha256") or ""),
                 np.ceil(picture.shape[0] * picture.shape[1] / _PIXELS_PER_TOKEN)
