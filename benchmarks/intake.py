@@ -87,7 +87,8 @@ def their_pixels(data: bytes, processor: Any) -> np.ndarray:
 def seconds(work: Callable[[], object]) -> float:
     """The median of single runs in processor time, which other programs disturb little."""
     work()
-    taken, end = [], time.monotonic() + SECONDS
+    taken: list[float] = []
+    end = time.monotonic() + SECONDS
     while time.monotonic() < end or len(taken) < 3:
         began = time.thread_time()
         work()
