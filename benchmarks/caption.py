@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from raycap.captioners.trained import Plan, TrainedCaptioner
+from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
 from raycap.decoders import Recurrent
 from raycap.device import choose_precision
 from raycap.encoders import ResNet50
@@ -56,7 +56,7 @@ def make_model(path: Path, weights: str) -> None:
     vocabulary = Vocabulary.build(
         [f"word{number}" for number in range(WORDS)], VocabularyOptions(min_count=1)
     )
-    plan = Plan(
+    plan = CaptionerPlan(
         ResNet50(weights=weights, stride_in_1x1=True),
         Recurrent(),
         search=Beam(width=3, min_length=19),

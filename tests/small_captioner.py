@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from raycap.captioners.trained import Plan, TrainedCaptioner
+from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
 from raycap.decoders import Recurrent
 from raycap.encoders import Pixels
 from raycap.vocabulary import Vocabulary, VocabularyOptions
@@ -24,7 +24,7 @@ def save_captioner(path: Path, seed: int = 0) -> TrainedCaptioner:
     """Write the folder; the same seed gives the same captioner."""
     vocabulary = Vocabulary.build(SENTENCES, VocabularyOptions(min_count=1))
     options = Recurrent(hidden_width=32, embedding_width=16, attention_width=16)
-    plan = Plan(encoder=Pixels(size=64), decoder=options)
+    plan = CaptionerPlan(encoder=Pixels(size=64), decoder=options)
     encoder = plan.encoder.build()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from raycap import Captioner
-from raycap.captioners.trained import Plan, TrainedCaptioner
+from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
 from raycap.captioners.trained.batches import FittingBatch
 from raycap.captioners.trained.folder import _digest_of_config, state_of, words_of
 from raycap.decoders import DecoderChoice, Recurrent, TopDown, Transformer
@@ -39,7 +39,11 @@ DECODERS: dict[str, DecoderChoice] = {
 
 
 def taught(
-    plan: Plan, pictures: Sequence[bytes], captions: Sequence[str], steps: int, rate: float = 1e-2
+    plan: CaptionerPlan,
+    pictures: Sequence[bytes],
+    captions: Sequence[str],
+    steps: int,
+    rate: float = 1e-2,
 ) -> tuple[TrainedCaptioner, list[float]]:
     """A captioner that has seen only these pictures, one caption each, until it knows them; and
     its losses."""
@@ -88,7 +92,7 @@ def shapes() -> tuple[list[bytes], list[str]]:
 
 @pytest.fixture(scope="module")
 def captioner(shapes: tuple[list[bytes], list[str]]) -> TrainedCaptioner:
-    plan = Plan(Pixels(size=96, patch=16, frequencies=4), DECODERS["lstm-attention"])
+    plan = CaptionerPlan(Pixels(size=96, patch=16, frequencies=4), DECODERS["lstm-attention"])
     return taught(plan, *shapes, steps=120)[0]
 
 
@@ -98,7 +102,9 @@ def test_real_photos_are_learnt_word_for_word(name: str, shared_data: Path) -> N
     rows = [row for table in source.tables() for row in table.to_pylist()][:12]
     pictures = [Path(row["uri"]).read_bytes() for row in rows]
     captions = [row["references"][0] for row in rows]
-    plan = Plan(Pixels(patch=56, frequencies=4), DECODERS[name], search=Greedy(max_length=40))
+    plan = CaptionerPlan(
+        Pixels(patch=56, frequencies=4), DECODERS[name], search=Greedy(max_length=40)
+    )
     rate = 3e-3 if name == "transformer" else 1e-2
     captioner, losses = taught(plan, pictures, captions, steps=400, rate=rate)
     assert losses[0] > 4 and losses[-1] < 0.05
@@ -112,7 +118,7 @@ def test_real_photos_are_learnt_word_for_word(name: str, shared_data: Path) -> N
 def test_a_captioner_writes_the_same_after_save_and_load(
     name: str, shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:
-    plan = Plan(
+    plan = CaptionerPlan(
         Pixels(size=96, patch=32, frequencies=4), DECODERS[name], search=Beam(width=3, best=3)
     )
     captioner, losses = taught(plan, *shapes, steps=30)
@@ -216,7 +222,7 @@ def test_explaining_gives_a_map_for_each_word(
 
 
 def test_explaining_without_attention_is_refused(shapes: tuple[list[bytes], list[str]]) -> None:
-    plan = Plan(Pixels(size=96, patch=32, frequencies=4), DECODERS["gru-none"])
+    plan = CaptionerPlan(Pixels(size=96, patch=32, frequencies=4), DECODERS["gru-none"])
     with pytest.raises(UserError, match="no attention"):
         taught(plan, *shapes, steps=1)[0].explain(shapes[0][0])
 
@@ -229,7 +235,7 @@ def test_explaining_what_cannot_be_read_names_the_reason(captioner: TrainedCapti
 def test_a_folder_that_stands_alone_needs_no_other_weights(
     shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:
-    plan = Plan(ResNet18(weights="random", size=64), DECODERS["top-down"])
+    plan = CaptionerPlan(ResNet18(weights="random", size=64), DECODERS["top-down"])
     captioner, _ = taught(plan, *shapes, steps=2)
     captioner.save(tmp_path / "alone", include_encoder=True)
     captioner.save(tmp_path / "half", include_encoder=True, half=True)
@@ -256,7 +262,7 @@ def test_a_frozen_encoder_must_be_the_one_that_was_there(
 ) -> None:
     from safetensors.torch import save_file
 
-    plan = Plan(ResNet18(weights="random", size=64), DECODERS["top-down"])
+    plan = CaptionerPlan(ResNet18(weights="random", size=64), DECODERS["top-down"])
     captioner, _ = taught(plan, *shapes, steps=1)
     captioner.save(tmp_path / "apart")
     state = {
@@ -282,7 +288,9 @@ def test_a_frozen_encoder_must_be_the_one_that_was_there(
 def test_a_folder_with_a_trained_encoder_holds_it(
     shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:
-    plan = Plan(ResNet18(weights="random", size=64, trainable="last"), DECODERS["top-down"])
+    plan = CaptionerPlan(
+        ResNet18(weights="random", size=64, trainable="last"), DECODERS["top-down"]
+    )
     captioner, _ = taught(plan, *shapes, steps=1)
     captioner.save(tmp_path / "tuned")
     assert json.loads((tmp_path / "tuned" / "config.json").read_text())["encoder_included"]

@@ -23,7 +23,7 @@ from server import Server, serving
 from small_captioner import SENTENCES, save_captioner
 
 from raycap import Captioner
-from raycap.captioners.trained import Plan, TrainedCaptioner
+from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
 from raycap.captioners.trained.folder import _digest_of_config
 from raycap.decoders import Recurrent
 from raycap.encoders import ENCODERS, Pixels, ResNet18
@@ -141,7 +141,7 @@ def test_models_of_timm_from_elsewhere_are_not_asked_for(captioner: Path, name: 
 
 
 def test_weights_that_the_user_names_are_read(tmp_path: Path) -> None:
-    plan = Plan(
+    plan = CaptionerPlan(
         ResNet18(weights=str(tmp_path / "resnet18.safetensors"), size=64),
         Recurrent(hidden_width=8),
     )

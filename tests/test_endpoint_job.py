@@ -140,9 +140,9 @@ import sys
 from pathlib import Path
 import test_endpoint_job as tests
 from chat_server import ChatServer
-from raycap.bulk import fill
+from raycap.bulk import scheduler
 
-fill.SECONDS_BETWEEN_COMMITS = 1000
+scheduler.SECONDS_BETWEEN_COMMITS = 1000
 server = ChatServer()
 server.port = int(sys.argv[1])
 tests.run_job(tests.job(server, Path(sys.argv[2]), Path(sys.argv[3]), in_flight=4), {})

@@ -15,7 +15,7 @@ from PIL import Image
 from sessions import start_ray
 from small_captioner import photos, save_captioner
 
-from raycap.bulk import fill, ray_crew
+from raycap.bulk import ray_pool, scheduler
 from raycap.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -264,7 +264,7 @@ def test_a_pass_that_stops_making_progress_keeps_its_rows_and_another_pass_follo
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(DISK_THAT_HANGS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{REPOSITORY}")
-    monkeypatch.setattr(fill, "SECONDS_WITHOUT_PROGRESS", 15)
+    monkeypatch.setattr(scheduler, "SECONDS_WITHOUT_PROGRESS", 15)
     flags = ["--batch", "8", "--cluster.cpus", "2", "--actors", "1", "--reading.timeout", "3"]
     command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out")]
     assert main([*command, *flags, *ON_RAY]) == 0
@@ -289,21 +289,21 @@ def test_a_run_waits_for_a_processor_however_long_that_takes(
     folder, model = photos(tmp_path / "photos", range(8)), tmp_path / "model"
     save_captioner(model)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setattr(fill, "SECONDS_WITHOUT_PROGRESS", 2)
-    monkeypatch.setattr(ray_crew, "SECONDS_TO_FREE", 1)
-    monkeypatch.setattr(fill, "FRUITLESS_FAULTS", 1)
-    has_free = ray_crew.RayCrew.finds_free_processors
+    monkeypatch.setattr(scheduler, "SECONDS_WITHOUT_PROGRESS", 2)
+    monkeypatch.setattr(ray_pool, "SECONDS_TO_FREE", 1)
+    monkeypatch.setattr(scheduler, "MOST_FAULTS_IN_A_ROW", 1)
+    has_free = ray_pool.RayPool.has_free_processors
     answers = []
 
-    def has_free_until_the_neighbour_leaves(crew: ray_crew.RayCrew) -> bool:
-        answers.append(has_free(crew))
+    def has_free_until_the_neighbour_leaves(pool: ray_pool.RayPool) -> bool:
+        answers.append(has_free(pool))
         if len(answers) == 2:
-            monkeypatch.setattr(fill, "SECONDS_WITHOUT_PROGRESS", 900)
+            monkeypatch.setattr(scheduler, "SECONDS_WITHOUT_PROGRESS", 900)
             ray.kill(neighbour)
         return answers[-1]
 
     monkeypatch.setattr(
-        ray_crew.RayCrew, "finds_free_processors", has_free_until_the_neighbour_leaves
+        ray_pool.RayPool, "has_free_processors", has_free_until_the_neighbour_leaves
     )
     flags = ["--batch", "8", "--actors", "1", "--reading.timeout", "0.5"]
     command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out")]
@@ -316,6 +316,6 @@ def test_a_run_waits_for_a_processor_however_long_that_takes(
     finally:
         ray.shutdown()
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
-    assert len(facts["passes_lost"]) == 2 > fill.FRUITLESS_FAULTS
+    assert len(facts["passes_lost"]) == 2 > scheduler.MOST_FAULTS_IN_A_ROW
     assert all("the cluster has no free processor for it" in it for it in facts["passes_lost"])
     assert len(faults.read(tmp_path / "out")) == 8

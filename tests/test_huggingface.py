@@ -21,7 +21,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from raycap.captioners.huggingface.options import HuggingFace, HuggingFaceOptions
+from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
 from raycap.captioners.presets import HEADER, PRESETS, preset_rows
 from raycap.errors import UserError
 from raycap.images import Fit, Reading, Square, read_picture
@@ -61,7 +61,7 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 
 def opened(folder: str, num_captions: int | None = None, **options: Any) -> Any:
-    asked = HuggingFace(**{"max_tokens": 8, **options})
+    asked = HuggingFaceModel(**{"max_tokens": 8, **options})
     return asked.captioner(folder, num_captions, "fp32").open("cpu", None)
 
 
@@ -440,7 +440,7 @@ def test_the_identity_is_that_of_the_files_and_the_options(
     tmp_path: Path, folder_of: Callable[[str], str]
 ) -> None:
     folder = copied(folder_of("blip"), tmp_path / "model")
-    asked = HuggingFace(prompt="a")
+    asked = HuggingFaceModel(prompt="a")
     first = asked.captioner(str(folder), None, "fp32").identity()
     json.dumps(first)
     moved = copied(str(folder), tmp_path / "moved")
@@ -469,7 +469,7 @@ def test_the_identity_is_that_of_the_files_and_the_options(
 
 
 def test_options_travel_and_open_elsewhere(folder_of: Callable[[str], str]) -> None:
-    options = HuggingFace(max_tokens=4).captioner(folder_of("blip"), None, "auto")
+    options = HuggingFaceModel(max_tokens=4).captioner(folder_of("blip"), None, "auto")
     there: HuggingFaceOptions = pickle.loads(pickle.dumps(options))
     assert there == options and there.placement().precision == "auto"
     assert there.in_precision("bf16").placement().precision == "bf16"
@@ -485,7 +485,7 @@ def test_a_worker_with_another_folder_is_refused(
     tmp_path: Path, folder_of: Callable[[str], str]
 ) -> None:
     folder = copied(folder_of("blip"), tmp_path / "model")
-    options = HuggingFace().captioner(str(folder), None, "fp32")
+    options = HuggingFaceModel().captioner(str(folder), None, "fp32")
     (folder / "vocab.txt").write_text("a new file does not matter")
     options.open("cpu", None)
     with (folder / "model.safetensors").open("ab") as file:
@@ -506,7 +506,7 @@ def test_code_that_comes_with_a_model_is_not_run(
     (folder / "odd.py").write_text(code)
     edit(folder / "config.json", model_type="odd", auto_map={"AutoConfig": "odd.Odd"})
     with pytest.raises(UserError, match=r"--captioner\.trust-remote-code"):
-        HuggingFace().captioner(str(folder), None, "fp32")
+        HuggingFaceModel().captioner(str(folder), None, "fp32")
     assert not trace.exists()
 
 
@@ -518,15 +518,15 @@ def test_pickled_weights_are_refused(tmp_path: Path, folder_of: Callable[[str], 
     torch.save(load_file(weights), folder / "pytorch_model.bin")
     weights.unlink()
     with pytest.raises(UserError, match=r"--captioner\.allow-pickle"):
-        HuggingFace().captioner(str(folder), None, "fp32")
-    trusted = HuggingFace(allow_pickle=True, max_tokens=8)
+        HuggingFaceModel().captioner(str(folder), None, "fp32")
+    trusted = HuggingFaceModel(allow_pickle=True, max_tokens=8)
     captioner = trusted.captioner(str(folder), None, "fp32").open("cpu", None)
     assert [each.caption for each in predict(captioner, pictures())] == [
         each.caption for each in predict(opened(folder_of("blip")), pictures())
     ]
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match="no weights"):
-        HuggingFace().captioner(str(folder), None, "fp32")
+        HuggingFaceModel().captioner(str(folder), None, "fp32")
 
 
 def test_an_unfamiliar_family_says_what_was_tried(
@@ -535,20 +535,22 @@ def test_an_unfamiliar_family_says_what_was_tried(
     folder = copied(folder_of("llava"), tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match=r"family 'llava'.*no chat template.*--captioner.dialect"):
-        HuggingFace().captioner(str(folder), None, "fp32")
+        HuggingFaceModel().captioner(str(folder), None, "fp32")
     # The dialect can be named. One that does not fit is found before the first row.
     for dialect in ("chat", "task"):
-        options = HuggingFace(dialect=dialect).captioner(str(folder), None, "fp32")
+        options = HuggingFaceModel(dialect=dialect).captioner(str(folder), None, "fp32")
         with pytest.raises(UserError, match=rf"cannot be asked as '{dialect}'.*dialect"):
             options.open("cpu", None)
-    marked = HuggingFace(dialect="task", prompt="What is it ?")
+    marked = HuggingFaceModel(dialect="task", prompt="What is it ?")
     edit(folder / "config.json", model_type="no-such-family")
     with pytest.raises(UserError, match="does not know this family"):
         marked.captioner(str(folder), None, "fp32")
 
 
 def test_a_named_dialect_is_used(folder_of: Callable[[str], str]) -> None:
-    options = HuggingFace(dialect="task", prompt="a").captioner(folder_of("blip"), None, "fp32")
+    options = HuggingFaceModel(dialect="task", prompt="a").captioner(
+        folder_of("blip"), None, "fp32"
+    )
     assert options.dialect == "task" and options.identity()["dialect"] == "task"
 
 
@@ -565,12 +567,12 @@ def test_options_that_do_not_fit_are_refused(
     options: dict[str, Any], reason: str, folder_of: Callable[[str], str]
 ) -> None:
     with pytest.raises(UserError, match=reason):
-        HuggingFace(**options).captioner(folder_of("llava"), None, "fp32")
+        HuggingFaceModel(**options).captioner(folder_of("llava"), None, "fp32")
 
 
 def test_a_system_message_is_for_models_that_chat(folder_of: Callable[[str], str]) -> None:
     with pytest.raises(UserError, match="models that chat"):
-        HuggingFace(system="be brief").captioner(folder_of("blip"), None, "fp32")
+        HuggingFaceModel(system="be brief").captioner(folder_of("blip"), None, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -588,27 +590,27 @@ def test_a_package_that_is_missing_is_named(
     else:
         pytest.skip(f"{package} is installed")
     given = {name: folder_of("llava") if v == "FOLDER" else v for name, v in options.items()}
-    made = HuggingFace(**given).captioner(folder_of("llava"), None, "fp32")
+    made = HuggingFaceModel(**given).captioner(folder_of("llava"), None, "fp32")
     with pytest.raises(UserError, match=f"pip install {package}"):
         made.open("cpu", None)
 
 
 def test_names_that_cannot_be_opened_say_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot open nobody/no-such-model"):
-        HuggingFace().captioner("nobody/no-such-model", None, "fp32")
+        HuggingFaceModel().captioner("nobody/no-such-model", None, "fp32")
     with pytest.raises(UserError, match="copy the folder"):
-        HuggingFace().captioner("s3://bucket/model", None, "fp32")
+        HuggingFaceModel().captioner("s3://bucket/model", None, "fp32")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no weights"):
-        HuggingFace().captioner(str(tmp_path), None, "fp32")
+        HuggingFaceModel().captioner(str(tmp_path), None, "fp32")
 
 
 def test_without_transformers_the_remedy_is_named_and_options_need_neither_it_nor_torch() -> None:
     program = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from raycap.captioners.huggingface.options import HuggingFace\n"
+        "from raycap.captioners.huggingface.options import HuggingFaceModel\n"
         "assert not {'torch', 'ray'} & set(sys.modules)\n"
-        "try: HuggingFace().captioner('blip', None, 'fp32')\n"
+        "try: HuggingFaceModel().captioner('blip', None, 'fp32')\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
     done = subprocess.run(

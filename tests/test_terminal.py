@@ -133,13 +133,15 @@ def test_photos_and_refusals(
 def test_captions_of_a_hostile_vocabulary(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from raycap.captioners.trained import Plan, TrainedCaptioner
+    from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
     from raycap.decoders import Recurrent
     from raycap.encoders import Pixels
     from raycap.vocabulary import SPECIAL_TOKENS, Vocabulary
 
     words = Vocabulary((*SPECIAL_TOKENS, *(f"{ESCAPES}{number}" for number in range(5))))
-    plan = Plan(Pixels(size=64), Recurrent(hidden_width=8, embedding_width=8, attention_width=8))
+    plan = CaptionerPlan(
+        Pixels(size=64), Recurrent(hidden_width=8, embedding_width=8, attention_width=8)
+    )
     encoder = plan.encoder.build()
     decoder = plan.decoder.build(len(words), encoder.positions, encoder.width)
     TrainedCaptioner(plan, words, encoder, decoder).save(tmp_path / "model")

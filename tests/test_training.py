@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from small_captioner import save_captioner
 
 from raycap import Captioner
-from raycap.captioners.trained import Plan
+from raycap.captioners.trained import CaptionerPlan
 from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
@@ -556,7 +556,7 @@ def run(
     decoder: object = DECODER_CHOICES[2],
 ) -> bool:
     """A whole run in this process; False when it was stopped before its end."""
-    plan = Plan(
+    plan = CaptionerPlan(
         encoder=Pixels(size=32, patch=16, frequencies=2),
         decoder=decoder,  # type: ignore[arg-type]
         search=Greedy(max_length=12),

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from test_units_of_files import new_plan, read_plan_rows
 
-from raycap.bulk.crew import PlanFailed
 from raycap.bulk.list_tasks import list_in_tasks
 from raycap.bulk.listing import lister
 from raycap.bulk.options import BulkOptions
+from raycap.bulk.worker_pool import PlanFailed
 from raycap.sources import Notes, Urls, pieces
 from raycap.storage import RunFolder
 
@@ -76,7 +76,7 @@ def test_what_is_done_is_not_done_again(
 def test_what_the_user_did_wrong_ends_the_listing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from raycap.bulk.ray_crew import reason_of
+    from raycap.bulk.ray_pool import reason_of
     from raycap.errors import UserError
     from raycap.sources import Table
 

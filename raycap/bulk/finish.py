@@ -27,7 +27,7 @@ class PlanRows(NamedTuple):
     stop: int
 
 
-class Piece(NamedTuple):
+class ChunkRows(NamedTuple):
     """Consecutive rows of the file of a chunk."""
 
     path: str
@@ -41,17 +41,17 @@ def part_name(operation: int, number: int) -> str:
     return f"part-{operation:04}-{number:06}.parquet"
 
 
-def parts_of(files: Iterable[DataFile], part_rows: int) -> Iterator[list[Piece]]:
+def parts_of(files: Iterable[DataFile], part_rows: int) -> Iterator[list[ChunkRows]]:
     """The pieces of each part, in the order of the plan. Each part but the last has `part_rows`
     rows."""
-    part: list[Piece] = []
+    part: list[ChunkRows] = []
     room = part_rows
     for file in sorted(files, key=lambda file: chunk_of(file.path)):
         operation, unit, shard, start, stop = chunk_of(file.path)
         offset = 0
         while start < stop:
             rows = PlanRows(operation, unit, shard, start, min(stop, start + room))
-            part.append(Piece(file.path, offset, rows))
+            part.append(ChunkRows(file.path, offset, rows))
             taken = rows.stop - start
             start, offset, room = rows.stop, offset + taken, room - taken
             if room == 0:
@@ -62,7 +62,7 @@ def parts_of(files: Iterable[DataFile], part_rows: int) -> Iterator[list[Piece]]
 
 
 def join_part(
-    chunks: RunFolder, table: RunFolder, name: str, pieces: Sequence[Piece], layout: FileLayout
+    chunks: RunFolder, table: RunFolder, name: str, pieces: Sequence[ChunkRows], layout: FileLayout
 ) -> DataFile:
     """Write one part from its pieces. `chunks` is the folder of the table with the chunks, `table`
     that of the output table."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from raycap.bulk.crew import PlanFailed, Planned
 from raycap.bulk.listing import Part
 from raycap.bulk.plan import Shard
 from raycap.bulk.ray_loader import RETRIES
+from raycap.bulk.worker_pool import PlanFailed, Planned
 
 
 def list_in_tasks(

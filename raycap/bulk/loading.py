@@ -22,7 +22,7 @@ from raycap.uris import is_web
 BYTES_OF_BODIES = 128 * 2**20
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """A row of a chunk that is in work."""
 
     work: int  # the number that the worker gave the chunk
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 class Loaded:
     """Some rows of any chunks."""
 
-    places: Sequence[Place]
+    places: Sequence[RowPlace]
     table: pa.Table
 
 
@@ -97,12 +97,12 @@ class LocalLoader:
         here, there = np.flatnonzero(~web), np.flatnonzero(web)
         for start in range(0, len(here), self._batch):
             part = here[start : start + self._batch].tolist()
-            self._parts.put([Place(work, row) for row in part])
+            self._parts.put([RowPlace(work, row) for row in part])
         if len(there):
-            places = [Place(work, row) for row in there.tolist()]
+            places = [RowPlace(work, row) for row in there.tolist()]
             self._start_fetching(places, rows["uri"].take(there).to_pylist())
 
-    def _start_fetching(self, places: list[Place], uris: list[str]) -> None:
+    def _start_fetching(self, places: list[RowPlace], uris: list[str]) -> None:
         fetcher = self._fetcher = self._fetcher or Fetcher(self._fetch, self._trust)
         with self._lock:
             self._waiting += len(places)
@@ -154,7 +154,7 @@ class LocalLoader:
                 self._fetcher.close()
         self._loaded.put(None)
 
-    def _decode_arrived(self, arrived: list[tuple[Place, Download]]) -> None:
+    def _decode_arrived(self, arrived: list[tuple[RowPlace, Download]]) -> None:
         places = [place for place, _ in arrived]
         fetched: list[Fetched] = [download.result.result() for _, download in arrived]
         table = self._load(places, pack(range(len(fetched)), fetched))
@@ -162,11 +162,11 @@ class LocalLoader:
             download.release()
         self._loaded.put(Loaded(places, table))
 
-    def _load(self, places: list[Place], bodies: pa.Table | None = None) -> pa.Table:
+    def _load(self, places: list[RowPlace], bodies: pa.Table | None = None) -> pa.Table:
         return load_table(rows_at(self._rows, places), **self._how, bodies=bodies)
 
 
-def rows_at(rows: dict[int, pa.Table], places: Sequence[Place]) -> pa.Table:
+def rows_at(rows: dict[int, pa.Table], places: Sequence[RowPlace]) -> pa.Table:
     """These rows of several chunks."""
     first = places[0]
     if all(place == (first.work, first.row + number) for number, place in enumerate(places)):

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raycap.bulk.crew import Crew, LocalCrew, list_in_thread
 from raycap.bulk.listing import Lister, Part
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Shard
 from raycap.bulk.precision import fastest
 from raycap.bulk.work import WorkOrder
+from raycap.bulk.worker_pool import LocalPool, WorkerPool, list_in_thread
 from raycap.cluster import Cluster
 from raycap.device import PrecisionName
 from raycap.terminal import write_err
@@ -69,7 +69,7 @@ class Machines:
             list_in_thread(lambda: _one_by_one(lister.rounds(units, 1)), events)
             return
         from raycap.bulk.list_tasks import list_in_tasks
-        from raycap.bulk.pool import decoding_need
+        from raycap.bulk.placement import decoding_need
         from raycap.cluster.needs import wait_for_nodes
         from raycap.cluster.nodes import selector
 
@@ -79,23 +79,23 @@ class Machines:
         rounds = lister.rounds(units, MOST_LISTINGS)
         list_in_tasks(rounds, selector(self._cluster.decode_on), events)
 
-    def crew(
+    def worker_pool(
         self,
         job: "TableJob",
         order: WorkOrder,
         events: "queue.SimpleQueue[Any]",
         rows: int | None,
-    ) -> Crew:
+    ) -> WorkerPool:
         """The workers for so many rows; None if the number is not known yet, or large."""
         is_small = rows is not None and rows <= self._cluster.local_rows
         # GPUs and nodes with a label are known to Ray only.
         asks_for_nodes = job.options.gpus or self._cluster.decode_on or self._cluster.model_on
         if is_small and not (self._on_ray or asks_for_nodes):
-            return LocalCrew(job.options, order, events)
+            return LocalPool(job.options, order, events)
         self._use_ray()
-        from raycap.bulk.ray_crew import RayCrew
+        from raycap.bulk.ray_pool import RayPool
 
-        return RayCrew(job, order, events, rows)
+        return RayPool(job, order, events, rows)
 
     def run(
         self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
@@ -103,7 +103,7 @@ class Machines:
         """Call a function with each of these tuples of arguments; the results in their order."""
         if not self._on_ray or len(arguments) == 1:
             return (function(*each) for each in arguments)
-        from raycap.bulk.ray_crew import run_in_tasks
+        from raycap.bulk.ray_pool import run_in_tasks
 
         return run_in_tasks(function, arguments)
 
@@ -111,7 +111,7 @@ class Machines:
         """One line that says which worker or node was lost. Any other error is raised."""
         if not self._on_ray:
             raise error
-        from raycap.bulk.ray_crew import reason_of
+        from raycap.bulk.ray_pool import reason_of
 
         return reason_of(error)
 

@@ -72,7 +72,7 @@ def choose_run_precision(options: BulkOptions, cluster: Cluster) -> PrecisionNam
     # Ray takes a second to load, and small jobs do without it.
     import ray
 
-    from raycap.bulk.pool import gpus_per_worker, provide_model_nodes
+    from raycap.bulk.placement import gpus_per_worker, provide_model_nodes
     from raycap.cluster.nodes import alive_nodes, selector, without_idle_heads
 
     provide_model_nodes(options, cluster, actors=1)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from raycap.bulk.loading import Loaded, Place, rows_at, web_rows
+from raycap.bulk.loading import Loaded, RowPlace, rows_at, web_rows
 from raycap.bulk.pictures import load_table
 from raycap.fetch import Unfinished
 
@@ -51,7 +51,7 @@ class _Fetching:
     """What one fetching actor is asked for."""
 
     actor: Any
-    rows: dict[int, tuple[Place, Unfinished, _Ask]] = field(default_factory=dict)
+    rows: dict[int, tuple[RowPlace, Unfinished, _Ask]] = field(default_factory=dict)
     is_taking: bool = False
     life: str = ""  # which process it is
     losses: int = 0
@@ -83,9 +83,9 @@ class RayLoader:
         self._next_number = 0
         self._patience = SECONDS_IN_TASK if fetchers else None
         # What is not begun: slices for tasks, rows to be fetched, and bodies to be decoded.
-        self._parts: deque[list[Place]] = deque()
-        self._wanted: deque[tuple[Place, Unfinished]] = deque()
-        self._bodies: deque[tuple[list[Place], list[Unfinished], Any]] = deque()
+        self._parts: deque[list[RowPlace]] = deque()
+        self._wanted: deque[tuple[RowPlace, Unfinished]] = deque()
+        self._bodies: deque[tuple[list[RowPlace], list[Unfinished], Any]] = deque()
         self._asks: deque[_Ask] = deque()
         self._rows_waiting = 0
         threading.Thread(target=self._run, daemon=True, name="load").start()
@@ -147,11 +147,11 @@ class RayLoader:
         here, there = np.flatnonzero(~web), np.flatnonzero(web)
         for start in range(0, len(here), self._rows_per_task):
             part = here[start : start + self._rows_per_task].tolist()
-            self._parts.append([Place(work, row) for row in part])
+            self._parts.append([RowPlace(work, row) for row in part])
         deadline = self._how["fetch"].deadline
         uris = rows["uri"].take(there).to_pylist()
         for row, uri in zip(there.tolist(), uris, strict=True):
-            self._wanted.append((Place(work, row), Unfinished(uri, deadline)))
+            self._wanted.append((RowPlace(work, row), Unfinished(uri, deadline)))
 
     def _forget(self, work: int) -> None:
         self._rows.pop(work, None)
@@ -191,10 +191,10 @@ class RayLoader:
         self._rows_waiting = asked - recent
         return recent
 
-    def _ask(self, wanted: Sequence[tuple[Place, Unfinished]]) -> None:
+    def _ask(self, wanted: Sequence[tuple[RowPlace, Unfinished]]) -> None:
         from raycap.fetch.owners import owner_of  # urllib3 takes 50 ms
 
-        by_owner: dict[int, list[tuple[Place, Unfinished]]] = {}
+        by_owner: dict[int, list[tuple[RowPlace, Unfinished]]] = {}
         for place, start in wanted:
             owner = owner_of(start.uri, len(self._fetching))
             by_owner.setdefault(owner, []).append((place, start))
@@ -233,7 +233,7 @@ class RayLoader:
             place, _ = self._answered(fetching, number)
             self._wanted.appendleft((place, start))
 
-    def _answered(self, fetching: _Fetching, number: int) -> tuple[Place, Unfinished]:
+    def _answered(self, fetching: _Fetching, number: int) -> tuple[RowPlace, Unfinished]:
         place, start, ask = fetching.rows.pop(number)
         ask.left -= 1
         return place, start
@@ -254,12 +254,12 @@ class RayLoader:
         lost = [(number, start) for number, (_, start, _) in fetching.rows.items()]
         fetching.actor.add.remote(self._name, lost)
 
-    def _decode(self, places: list[Place], starts: list[Unfinished], **how: Any) -> None:
+    def _decode(self, places: list[RowPlace], starts: list[Unfinished], **how: Any) -> None:
         table = rows_at(self._rows, places)
         answer = self._task.remote(table, **self._how, **how)
         self._when_done(answer, self._decoded, places, starts)
 
-    def _decoded(self, answer: Any, places: list[Place], starts: list[Unfinished]) -> None:
+    def _decoded(self, answer: Any, places: list[RowPlace], starts: list[Unfinished]) -> None:
         if isinstance(answer, ObjectLostError) and starts:
             # The node with the bodies was lost.
             self._free_tasks += 1

@@ -20,7 +20,6 @@ from typing import Any
 
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.facts import note_lines, summary, update_facts, write_facts
-from raycap.bulk.fill import Filling
 from raycap.bulk.finish import (
     counts_of_files,
     join_part,
@@ -43,6 +42,7 @@ from raycap.bulk.plan import (
 )
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.repeated_keys import LISTED
+from raycap.bulk.scheduler import ChunkScheduler
 from raycap.bulk.selection import chosen_rows, chosen_units
 from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of, operation_of
 from raycap.bulk.taken_keys import TakenKeys
@@ -240,7 +240,7 @@ class _Run:
         if self.table.operation > number:
             number = self.table.operation + 1
 
-        filling = Filling(
+        scheduler = ChunkScheduler(
             self.job,
             self.out,
             plan,
@@ -251,13 +251,13 @@ class _Run:
             self.machines,
         )
         try:
-            filling.run()
+            scheduler.run()
         finally:
-            self.made.add(filling.made)
-            self.faults += filling.faults
+            self.made.add(scheduler.made)
+            self.faults += scheduler.faults
         if plan.kind != "retry":
-            self.notes = filling.notes()
-        if filling.planned == 0:  # there are no new rows
+            self.notes = scheduler.notes()
+        if scheduler.planned == 0:  # there are no new rows
             self.out.remove(plan.folder)
             if plan.kind in ("first", "overwrite"):
                 next(self.job.source.tables(Notes()), None)  # raises UserError if it knows why

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycap.bulk.counts import RowCounts, count_rows
-from raycap.bulk.loading import Loader, Place
+from raycap.bulk.loading import Loader, RowPlace
 from raycap.bulk.plan import Chunk, read_shard
 from raycap.bulk.table import ChunkFile, chunk_path
 from raycap.fetch import Fetch
@@ -146,7 +146,7 @@ class ChunkWorker:
         self._rows_begun = self._rows_loaded = self._rows_done = 0
         self._fault: BaseException | None = None
         # Batches that the model has made, while it makes the next one.
-        self._made: queue.Queue[tuple[list[Place], pa.Table] | None] = queue.Queue(2)
+        self._made: queue.Queue[tuple[list[RowPlace], pa.Table] | None] = queue.Queue(2)
         is_open: Future[None] = Future()
         self._thread = self._start(self._run_model, threads, is_open)
         is_open.result()
@@ -216,11 +216,11 @@ class ChunkWorker:
             if (close := getattr(make_rows, "close", None)) is not None:
                 close()
 
-    def _batches(self, patience: float) -> Iterator[tuple[list[Place], pa.Table]]:
+    def _batches(self, patience: float) -> Iterator[tuple[list[RowPlace], pa.Table]]:
         """Loaded rows in batches of the model. A batch is smaller if no other rows are on their
         way, or come in time."""
         batch = self._order.batch
-        places: list[Place] = []
+        places: list[RowPlace] = []
         tables: list[pa.Table] = []
         end: float | None = None  # of the wait for a whole batch
         while True:
@@ -242,13 +242,13 @@ class ChunkWorker:
             if places and end is None:
                 end = time.monotonic() + patience
 
-    def _with_chunks(self, places: list[Place], table: pa.Table) -> pa.Table:
+    def _with_chunks(self, places: list[RowPlace], table: pa.Table) -> pa.Table:
         with self._lock:
             names = {number: str(work.chunk) for number, work in self._works.items()}
         column = pa.array([names[place.work] for place in places], pa.string())
         return table.combine_chunks().append_column(CHUNK, column)
 
-    def _take_answers(self, places: list[Place], finish: Callable[[], pa.Table]) -> None:
+    def _take_answers(self, places: list[RowPlace], finish: Callable[[], pa.Table]) -> None:
         """Waits for the rows of one batch."""
         try:
             self._take_rows(places, finish())
@@ -264,7 +264,7 @@ class ChunkWorker:
             while self._made.get() is not None:
                 pass  # the model's thread must not wait for room
 
-    def _take_rows(self, places: list[Place], made: pa.Table) -> None:
+    def _take_rows(self, places: list[RowPlace], made: pa.Table) -> None:
         """Finished rows go to their chunks."""
         layout = self._order.layout
         by_work: dict[int, list[int]] = {}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from raycap import plainjson
 from raycap.captioners.endpoint.options import Endpoint
-from raycap.captioners.huggingface.options import HuggingFace
+from raycap.captioners.huggingface.options import HuggingFaceModel
 from raycap.captioners.presets import PRESETS
 from raycap.captioners.vllm.options import Vllm
 from raycap.options import choose, from_plain
@@ -42,12 +42,12 @@ class Trained:
 
 CAPTIONERS: dict[str, Any] = {
     "trained": Trained,
-    "huggingface": HuggingFace,
+    "huggingface": HuggingFaceModel,
     "endpoint": Endpoint,
     "vllm": Vllm,
 }
 
-CaptionerChoice = Trained | HuggingFace | Endpoint | Vllm
+CaptionerChoice = Trained | HuggingFaceModel | Endpoint | Vllm
 
 # OWNER/NAME, as models of the Hugging Face hub are called.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -8,7 +8,7 @@ from typing import Any
 from raycap import __version__
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.picture_stream import SelectedRows, load_rows, manifest, notes_of
-from raycap.bulk.pool import decoding_need
+from raycap.bulk.placement import decoding_need
 from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
 from raycap.cluster.nodes import selector
 from raycap.cluster.session import session

@@ -20,7 +20,7 @@ from raycap.bulk.job import in_cache
 from raycap.bulk.machines import Machines
 from raycap.bulk.precision import with_precision
 from raycap.bulk.run import run_job
-from raycap.captioners.trained import Plan
+from raycap.captioners.trained import CaptionerPlan
 from raycap.cluster.nodes import check_visible
 from raycap.cluster.session import session
 from raycap.cluster.train_workers import RAYS_OWN, train_here, train_on_workers
@@ -100,7 +100,7 @@ def run_training(
     """
     config = dataclasses.replace(config, search=config.search or Beam())
     options, words = config.train, config.vocabulary
-    plan = Plan(config.encoder, config.decoder, config.reading, config.search or Beam())
+    plan = CaptionerPlan(config.encoder, config.decoder, config.reading, config.search or Beam())
     check_options(plan.encoder, options)
     identity = run_identity(plan, words, options, config.source)
     out = Path(options.out).expanduser().absolute()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from raycap.sinks.lines import ImageFolder, JsonLines
 from raycap.sinks.sink import Sink, SinkSettings, TextMode, write_part
 from raycap.sinks.text_files import TextFiles
-from raycap.sinks.webdataset import WebDataset
+from raycap.sinks.webdataset import WebDatasetTars
 
 ALL_SINKS: tuple[Sink, ...] = (
     TextFiles(),
     JsonLines(),
-    WebDataset(),
+    WebDatasetTars(),
     ImageFolder(),
 )
 SINKS: dict[str, Sink] = {sink.name: sink for sink in ALL_SINKS}

@@ -35,7 +35,7 @@ FIRST_BYTES = 1024
 ENDINGS = {"jpeg": ".jpg", "tiff": ".tif", "heif": ".heic", "jpeg2000": ".jp2", "jpeg-xl": ".jxl"}
 
 
-class WebDataset(Sink):
+class WebDatasetTars(Sink):
     """A tar of pictures as they are at their source, captions and rows, for the rows that have a
     caption, in their order. A picture that is not the captioned one any more is left out."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raycap.captioners.trained import Plan
+from raycap.captioners.trained import CaptionerPlan
 from raycap.captioners.trained.folder import digest_of, encoder_of, plan_of, words_of
 from raycap.decoders import DECODERS
 from raycap.encoders import ENCODERS, EncoderOptions
@@ -44,7 +44,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = ("weights", "trainable", "embedding_trainable")
 class TrainingSetup:
     """Everything that a worker needs, except the pictures themselves."""
 
-    plan: Plan
+    plan: CaptionerPlan
     options: Train
     vocabulary: Vocabulary
     encoder: Encoder
@@ -91,7 +91,7 @@ def check_options(encoder: EncoderOptions, options: Train) -> None:
 
 
 def run_identity(
-    plan: Plan, words: VocabularyOptions, options: Train, source: Source | None
+    plan: CaptionerPlan, words: VocabularyOptions, options: Train, source: Source | None
 ) -> dict[str, Any]:
     """The options that determine the result of a run."""
     train = to_plain(options)
@@ -155,7 +155,7 @@ def given_features(features: str, listing: str, encoder: Encoder) -> PictureTabl
     return PictureTables((str(folder / TABLE),), listing)
 
 
-def build_encoder(plan: Plan, start_from: str) -> Encoder:
+def build_encoder(plan: CaptionerPlan, start_from: str) -> Encoder:
     """A new encoder, or the encoder of the captioner `start_from`."""
     if not start_from:
         return plan.encoder.build()
@@ -189,7 +189,7 @@ def _options_of_weights(part: object, kinds: Mapping[str, Any]) -> dict[str, Any
 
 
 def gather_setup(
-    plan: Plan,
+    plan: CaptionerPlan,
     words: VocabularyOptions,
     options: Train,
     encoder: Encoder,

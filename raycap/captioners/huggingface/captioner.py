@@ -39,7 +39,7 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Generated:
     text: str
     score: float
     tokens_in: int | None
@@ -144,7 +144,7 @@ class HuggingFaceCaptioner(Captioner):
         singles = [self._predict_batch([request]) for request in batch]
         return [single[0] for single in singles if single is not None]
 
-    def _prediction(self, answers: list[_Answer]) -> Prediction:
+    def _prediction(self, answers: list[_Generated]) -> Prediction:
         first, *others = answers
         if not first.text:
             return Prediction(error="no caption: the model's answer is empty")
@@ -159,7 +159,7 @@ class HuggingFaceCaptioner(Captioner):
             },
         )
 
-    def _answers(self, batch: list[_Request]) -> list[list[_Answer]]:
+    def _answers(self, batch: list[_Request]) -> list[list[_Generated]]:
         """For each request its answers, the surest first."""
         if self.options.num_captions == 1 or self.asked.temperature == 0:
             return self._generate(batch, 0, self.asked.max_tokens)
@@ -171,7 +171,7 @@ class HuggingFaceCaptioner(Captioner):
         return [sorted(answers, key=lambda answer: -answer.score) for answers in of_each]
 
     @torch.inference_mode()
-    def _generate(self, batch: list[_Request], number: int, most: int) -> list[list[_Answer]]:
+    def _generate(self, batch: list[_Request], number: int, most: int) -> list[list[_Generated]]:
         """For each request the drawn or likeliest answer; with a beam search several."""
         made = self.inputs([each.picture for each in batch], [each.prompt for each in batch])
         inputs = {name: self._on_device(value) for name, value in made.items()}
@@ -211,7 +211,7 @@ class HuggingFaceCaptioner(Captioner):
         ]
         return [answers[start : start + beams] for start in range(0, len(answers), beams)]
 
-    def _answer(self, row: list[int], logs: list[float], tokens_in: int | None) -> _Answer:
+    def _answer(self, row: list[int], logs: list[float], tokens_in: int | None) -> _Generated:
         tokens = new_tokens(row, self.ends, self.tokenizer.pad_token_id)
         cut = self._cut(tokens)
         stopped = cut is not None or bool(tokens and tokens[-1] in self.ends)
@@ -223,7 +223,7 @@ class HuggingFaceCaptioner(Captioner):
             text = f"{self.options.prompt} {text}".strip()
         kept = logs[: len(tokens)]  # a beam search has one score for all of them
         score = sum(kept) / max(1, len(kept))
-        return _Answer(text, score, tokens_in, len(tokens), "stop" if stopped else "length")
+        return _Generated(text, score, tokens_in, len(tokens), "stop" if stopped else "length")
 
     def _cut(self, tokens: list[int]) -> tuple[str, list[int]] | None:
         """The text before the first stop text, and the tokens up to it; None if there is none."""

@@ -18,7 +18,7 @@ from raycap.captioners.huggingface.dialects import (
     dialect_of,
 )
 from raycap.captioners.huggingface.intakes import intake_of
-from raycap.captioners.huggingface.options import HuggingFace, HuggingFaceOptions
+from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
 from raycap.captioners.presets import Preset
 from raycap.device import Precision, PrecisionName
 from raycap.errors import UserError
@@ -38,7 +38,7 @@ def import_transformers() -> Any:
 
 
 def resolve(
-    asked: HuggingFace,
+    asked: HuggingFaceModel,
     model: str,
     preset: Preset | None,
     num_captions: int,
@@ -106,7 +106,7 @@ def resolve(
     )
 
 
-def load_config(asked: HuggingFace, model: str, revision: str) -> Any:
+def load_config(asked: HuggingFaceModel, model: str, revision: str) -> Any:
     transformers = import_transformers()
     with _explained(model):
         return transformers.AutoConfig.from_pretrained(
@@ -114,7 +114,7 @@ def load_config(asked: HuggingFace, model: str, revision: str) -> Any:
         )
 
 
-def load_processor(asked: HuggingFace, model: str, revision: str) -> Any:
+def load_processor(asked: HuggingFaceModel, model: str, revision: str) -> Any:
     """The processor. Where a model has only a tokenizer and an image processor, both of them."""
     transformers = import_transformers()
     how = {"revision": revision or "main", "trust_remote_code": asked.trust_remote_code}

@@ -33,7 +33,7 @@ _RATES = {"chat": 2.0, "prefix": 8.0, "task": 4.0}
 
 
 @dataclass(frozen=True)
-class HuggingFace(Generation):
+class HuggingFaceModel(Generation):
     """A model that transformers knows, in this process or in Ray workers. --model is the name of
     a preset (blip, smolvlm, qwen-vl, ...), of a model on the Hugging Face hub, or a folder."""
 
@@ -95,7 +95,7 @@ class HuggingFaceOptions(CaptionerOptions):
     """A model with all that determines its captions. The weights do not travel: each worker opens
     the folder, or has the hub's files in its cache."""
 
-    asked: HuggingFace
+    asked: HuggingFaceModel
     model: str
     """Folder, or name on the hub."""
     revision: str

@@ -3,6 +3,6 @@ one folder."""
 
 from raycap.captioners.trained.captioner import Explanation, TrainedCaptioner
 from raycap.captioners.trained.options import TrainedOptions
-from raycap.captioners.trained.plan import Plan
+from raycap.captioners.trained.plan import CaptionerPlan
 
-__all__ = ["Explanation", "Plan", "TrainedCaptioner", "TrainedOptions"]
+__all__ = ["CaptionerPlan", "Explanation", "TrainedCaptioner", "TrainedOptions"]

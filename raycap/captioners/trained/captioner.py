@@ -21,7 +21,7 @@ from raycap.captioners.protocol import (
 )
 from raycap.captioners.trained.batches import FittingBatch
 from raycap.captioners.trained.folder import load_folder, save_folder
-from raycap.captioners.trained.plan import Plan
+from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
 from raycap.device import PrecisionName, choose_precision
@@ -50,7 +50,7 @@ class TrainedCaptioner(Captioner):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: CaptionerPlan,
         vocabulary: Vocabulary,
         encoder: Encoder,
         decoder: Decoder,

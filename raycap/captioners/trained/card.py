@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from raycap.captioners.trained.plan import Plan
+from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.decoders import DECODERS
 from raycap.encoders import ENCODERS
 from raycap.options import kind_of
@@ -32,7 +32,7 @@ print(captioner.caption(["photo.jpg"])[0])
 
 
 def card(
-    plan: Plan, vocabulary: Vocabulary, facts: Mapping[str, Any], encoder_included: bool
+    plan: CaptionerPlan, vocabulary: Vocabulary, facts: Mapping[str, Any], encoder_included: bool
 ) -> str:
     """Markdown. A section without facts says so: a card that is silent looks complete."""
     square = plan.encoder.preprocessing()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raycap import __version__, plainjson
 from raycap.captioners.trained.card import card
-from raycap.captioners.trained.plan import Plan
+from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.decoders import DECODERS
 from raycap.decoders.decoder import Decoder
 from raycap.encoders import ENCODERS, RANDOM, EncoderOptions, Pixels, Torchvision
@@ -66,7 +66,7 @@ Shapes = dict[str, tuple[int, ...]]
 class CaptionerParts(NamedTuple):
     """What a captioner is made of."""
 
-    plan: Plan
+    plan: CaptionerPlan
     vocabulary: Vocabulary
     encoder: Encoder
     decoder: Decoder
@@ -75,7 +75,7 @@ class CaptionerParts(NamedTuple):
 
 def save_folder(
     path: Path,
-    plan: Plan,
+    plan: CaptionerPlan,
     vocabulary: Vocabulary,
     encoder: Encoder,
     decoder: Decoder,
@@ -159,13 +159,13 @@ def read_digests(path: str) -> tuple[str, str]:
     return digest, config["sha256"][WORDS]
 
 
-def plan_of(path: str) -> Plan:
+def plan_of(path: str) -> CaptionerPlan:
     """How the captioner there is made."""
     path = place_of(path)
     return _plan(path, _config(path))
 
 
-def _plan(path: str, config: Mapping[str, Any]) -> Plan:
+def _plan(path: str, config: Mapping[str, Any]) -> CaptionerPlan:
     name = f"{path}/{CONFIG}"
     try:
         parts = {
@@ -184,7 +184,7 @@ def _plan(path: str, config: Mapping[str, Any]) -> Plan:
     limits = ("max_bytes", "max_pixels", "max_side", "max_aspect")
     least = {limit: min(getattr(usual, limit), getattr(theirs, limit)) for limit in limits}
     parts["reading"] = replace(theirs, **least)
-    return Plan(**parts)
+    return CaptionerPlan(**parts)
 
 
 def _check_numbers(section: str, part: Any, name: str) -> None:

@@ -9,7 +9,7 @@ from raycap.search import Beam, SearchChoice
 
 
 @dataclass(frozen=True)
-class Plan:
+class CaptionerPlan:
     """The parts of a captioner."""
 
     encoder: EncoderOptions = field(default_factory=ResNet50)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raycap.captioners.generation import Generation
-from raycap.captioners.huggingface.options import HuggingFace, HuggingFaceOptions
+from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
 from raycap.captioners.presets import PRESETS
 from raycap.captioners.protocol import CaptionerOptions, Placement
 from raycap.device import PrecisionName
@@ -99,7 +99,7 @@ class Vllm(Generation):
                 "same caption each time: give --captioner.temperature 0.7"
             )
         preset = PRESETS.get(model)
-        asked = HuggingFace(
+        asked = HuggingFaceModel(
             prompt=self.prompt,
             system=self.system,
             max_tokens=self.max_tokens,

@@ -14,7 +14,7 @@ import ray
 import torch
 
 from raycap import __version__
-from raycap.captioners.trained import Plan
+from raycap.captioners.trained import CaptionerPlan
 from raycap.cluster import Cluster
 from raycap.cluster.needs import Need, wait_for_nodes
 from raycap.cluster.nodes import capacity, selector
@@ -142,8 +142,8 @@ def tune(config: Config) -> int:
     return 1 if any(trial.status == FAILED for trial in trials) else 0
 
 
-def plan_of(config: Config) -> Plan:
-    return Plan(config.encoder, config.decoder, config.reading, config.search or Beam())
+def plan_of(config: Config) -> CaptionerPlan:
+    return CaptionerPlan(config.encoder, config.decoder, config.reading, config.search or Beam())
 
 
 def listing_of(out: Path, config: Config) -> Path:

@@ -19,19 +19,19 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycap.bulk.crew import MOST_CHUNKS, Answered, Failed, Worker
 from raycap.bulk.fetch_actor import start_fetchers
 from raycap.bulk.job import TableJob
-from raycap.bulk.plan import Chunk
-from raycap.bulk.pool import (
+from raycap.bulk.placement import (
     Place,
     decoding_need,
     gpus_per_worker,
     provide_model_nodes,
     worker_places,
 )
+from raycap.bulk.plan import Chunk
 from raycap.bulk.ray_loader import RETRIES, RayLoader
 from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkerProgress, WorkOrder
+from raycap.bulk.worker_pool import MOST_CHUNKS, Answered, Failed, Worker
 from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
 from raycap.cluster.nodes import capacity, check_visible, has_free, selector
 from raycap.cluster.session import find_user_error, root_cause
@@ -43,7 +43,7 @@ from raycap.uris import is_local
 MOST_CALLS = MOST_CHUNKS + 4
 TASKS_AT_ONCE = 32
 # How often new nodes are looked for.
-SECONDS_BETWEEN_HIRES = 10.0
+SECONDS_BETWEEN_STARTS = 10.0
 # A worker says how far it is when half of what it had is done, or after some time.
 SECONDS_BETWEEN_ANSWERS, SECONDS_BETWEEN_LOOKS = 1.0, 0.05
 # Ray takes some time to end the tasks of workers that have ended.
@@ -60,7 +60,7 @@ def reason_of(error: BaseException) -> str:
     return root_cause(error)
 
 
-class RayCrew:
+class RayPool:
     """Workers in actors."""
 
     def __init__(
@@ -72,7 +72,7 @@ class RayCrew:
         self._nodes = selector(job.cluster.decode_on)
         self._places: dict[Worker, Place] = {}
         self._order = [ray.put(order)]
-        self._hire_after = 0.0
+        self._start_after = 0.0
         options, cluster = job.options, job.cluster
         batches = MOST_PIECES if few is None else -(-few // options.batch)
         # If an autoscaler has to bring the nodes, wait for them.
@@ -87,17 +87,17 @@ class RayCrew:
 
     def close(self) -> None:
         for worker in list(self.workers):
-            self.dismiss(worker)
+            self.stop_worker(worker)
         for fetcher in self._fetchers:
             ray.kill(fetcher)
 
-    def hire(self, rows: int | None) -> None:
+    def start_workers(self, rows: int | None) -> None:
         """Start workers, at first and then wherever a new node has room. `rows` is how many are
         left, if that is known."""
-        if time.monotonic() < self._hire_after:
+        if time.monotonic() < self._start_after:
             return
-        is_first = self._hire_after == 0.0
-        self._hire_after = time.monotonic() + SECONDS_BETWEEN_HIRES
+        is_first = self._start_after == 0.0
+        self._start_after = time.monotonic() + SECONDS_BETWEEN_STARTS
         options, cluster = self._job.options, self._job.cluster
         batches = MOST_PIECES if rows is None else -(-rows // options.batch)
         try:
@@ -136,11 +136,11 @@ class RayCrew:
         self._places[worker] = place
         self._when_done(actor.ready.remote(), worker, None)
 
-    def rest(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Start no worker for some time."""
-        self._hire_after = time.monotonic() + seconds
+        self._start_after = time.monotonic() + seconds
 
-    def dismiss(self, worker: Worker) -> None:
+    def stop_worker(self, worker: Worker) -> None:
         """End a worker. What it was working on is not made."""
         if worker in self.workers:
             self.workers.remove(worker)
@@ -170,7 +170,7 @@ class RayCrew:
 
         answer.future().add_done_callback(done)
 
-    def finds_free_processors(self) -> bool:
+    def has_free_processors(self) -> bool:
         """Whether a task and a model could run now that the workers have ended. If they could,
         they ran and made nothing. If not, the processors are gone, or other work uses them."""
         options, cluster = self._job.options, self._job.cluster

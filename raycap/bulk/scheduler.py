@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 
 from raycap.bulk.counts import RowCounts
-from raycap.bulk.crew import MOST_CHUNKS, Answered, Crew, Failed, PlanFailed, Planned, Worker
 from raycap.bulk.facts import reason_lines
 from raycap.bulk.job import ANSWERS, FACTS, TableJob
 from raycap.bulk.listing import Lister
@@ -20,6 +19,15 @@ from raycap.bulk.machines import Machines
 from raycap.bulk.plan import Chunk, Plan, Shard
 from raycap.bulk.table import OutputTable
 from raycap.bulk.work import FinishedChunk, WorkerProgress
+from raycap.bulk.worker_pool import (
+    MOST_CHUNKS,
+    Answered,
+    Failed,
+    PlanFailed,
+    Planned,
+    Worker,
+    WorkerPool,
+)
 from raycap.errors import UserError
 from raycap.progress import Progress
 from raycap.sources.notes import MOST_EXAMPLES
@@ -29,7 +37,7 @@ log = logging.getLogger(__name__)
 
 # Faults without a finished chunk between them, after which the run ends: a fault that stays is not
 # mended by trying again.
-FRUITLESS_FAULTS = 3
+MOST_FAULTS_IN_A_ROW = 3
 SECONDS_AFTER_A_FAULT = 2.0  # and four times as long after the next one
 # So many batches keep any number of workers busy.
 BATCHES_ARE_MANY = 64
@@ -44,7 +52,7 @@ MOST_ROWS_IDLE = 20_000
 
 
 @dataclass
-class Filling:
+class ChunkScheduler:
     """Makes the chunks of a plan that its table does not have."""
 
     job: TableJob
@@ -71,7 +79,7 @@ class Filling:
     _finished: dict[Chunk, FinishedChunk] = field(default_factory=dict)  # not yet committed
     _counts: RowCounts = field(default_factory=RowCounts)  # of finished and of committed rows
     _schema: pa.Schema | None = None
-    _fruitless: int = 0
+    _faults_in_a_row: int = 0
     _fault_at: float = 0.0  # when the last fault happened that was counted
     _listed_at: float = 0.0
     _events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
@@ -89,13 +97,13 @@ class Filling:
             self.table.begin(self.number)
         order = self.job.order(self.out, self.target.folder)
         rows = self._rows_left if self._is_planned else None
-        crew = self.machines.crew(self.job, order, self._events, rows)
+        pool = self.machines.worker_pool(self.job, order, self._events, rows)
         try:
             with Progress(self.job.command, total=self._rows_to_make) as progress:
-                self._work(crew, progress)
+                self._work(pool, progress)
         finally:
             # Also after an interrupt or a fault: what is finished is kept.
-            crew.close()
+            pool.close()
             self._commit()
 
     @property
@@ -118,13 +126,13 @@ class Filling:
             else:
                 self._plan_again(event.error)
 
-    def _work(self, crew: Crew, progress: Progress) -> None:
+    def _work(self, pool: WorkerPool, progress: Progress) -> None:
         self._progressed_at = time.monotonic()
         while True:
             if self._rows_left:
-                crew.hire(self._rows_left if self._is_planned else None)
-            self._hand_out(crew)
-            is_busy = any(worker.chunks for worker in crew.workers)
+                pool.start_workers(self._rows_left if self._is_planned else None)
+            self._assign_chunks(pool)
+            is_busy = any(worker.chunks for worker in pool.workers)
             is_idle = not (self._rows_left or is_busy)
             is_due = time.monotonic() - self._committed_at > SECONDS_BETWEEN_COMMITS
             if self._finished and (is_idle or is_due or len(self._finished) > FILES_PER_COMMIT):
@@ -132,19 +140,19 @@ class Filling:
             if is_idle and self._is_planned:
                 return
             try:
-                self._handle(crew, self._events.get(timeout=SECONDS_BETWEEN_LOOKS), progress)
+                self._handle(pool, self._events.get(timeout=SECONDS_BETWEEN_LOOKS), progress)
             except queue.Empty:
-                self._check_progress(crew)
+                self._check_progress(pool)
 
-    def _hand_out(self, crew: Crew) -> None:
+    def _assign_chunks(self, pool: WorkerPool) -> None:
         """Give each worker so much that its next pictures are loaded while the model works. Rows
         that only wait for a server do not count."""
-        crew.ask_progress()
+        pool.ask_progress()
         while (chunk := self._peek()) is not None:
             enough = max(2 * chunk.rows, 4 * self.job.options.batch)
             able = [
                 worker
-                for worker in crew.workers
+                for worker in pool.workers
                 if worker.is_ready
                 and worker.rows_to_do < enough
                 and worker.rows < enough + MOST_ROWS_IDLE
@@ -155,7 +163,7 @@ class Filling:
             worker = min(able, key=lambda worker: worker.rows_to_do)
             self._next_chunk = None
             self._rows_left -= chunk.rows
-            crew.make(worker, chunk)
+            pool.make(worker, chunk)
 
     def _peek(self) -> Chunk | None:
         """The next chunk to be made."""
@@ -178,23 +186,23 @@ class Filling:
         held = self.target.chunks()
         return [chunk for chunk in shard.chunks(self.plan.operation) if chunk not in held]
 
-    def _take_back(self, crew: Crew, worker: Worker) -> None:
+    def _stop_and_requeue(self, pool: WorkerPool, worker: Worker) -> None:
         """End a worker; its chunks are made again."""
         self._rows_left += worker.rows
         self._lost.extend(sorted(worker.chunks))
-        crew.dismiss(worker)
+        pool.stop_worker(worker)
 
     # What happens.
 
-    def _handle(self, crew: Crew, event: Any, progress: Progress) -> None:
+    def _handle(self, pool: WorkerPool, event: Any, progress: Progress) -> None:
         if isinstance(event, Planned):
             self._add_shard(event.shard)
         elif isinstance(event, PlanFailed):
             self._plan_again(event.error)
-        elif event.worker not in crew.workers:
+        elif event.worker not in pool.workers:
             pass  # its chunks were given to others already
         elif isinstance(event, Failed):
-            self._lose(crew, event)
+            self._handle_lost_worker(pool, event)
         elif isinstance(event, Answered):
             self._take_answer(event, progress)
 
@@ -242,7 +250,7 @@ class Filling:
             worker.rows_idle = max(0, worker.rows_idle - event.chunk.rows)
             self._finished[event.chunk] = answer
             self._schema = answer.schema
-            self._fruitless = 0
+            self._faults_in_a_row = 0
             progress.add(answer.counts.rows, answer.counts.reasons)
             self._counts.add(answer.counts)
             self._check_failures()
@@ -256,26 +264,26 @@ class Filling:
             worker.is_ready = True
         self._progressed_at = time.monotonic()
 
-    def _lose(self, crew: Crew, event: Failed) -> None:
+    def _handle_lost_worker(self, pool: WorkerPool, event: Failed) -> None:
         """A worker is lost, or could not make a chunk: its chunks are made again."""
-        self._take_back(crew, event.worker)
+        self._stop_and_requeue(pool, event.worker)
         reason = self.machines.reason_of(event.error)
-        crew.rest(self._note_fault(reason, event.worker.hired_at))
+        pool.pause(self._note_fault(reason, event.worker.started_at))
 
     def _note_fault(self, reason: str, began: float) -> float:
         """Returns for how many seconds to wait before the next try. `began` is when began what has
         failed: a node that dies takes all its workers with it, and that is one fault."""
         self.faults.append(reason)
         if began >= self._fault_at:
-            self._fruitless += 1
+            self._faults_in_a_row += 1
             self._fault_at = time.monotonic()
-        if self._fruitless == FRUITLESS_FAULTS:
+        if self._faults_in_a_row == MOST_FAULTS_IN_A_ROW:
             raise UserError(
                 f"the work fails each time it is tried ({reason}); what is made stays in "
                 f"{self.out}, and the same command goes on from there"
             )
         log.warning("some work was lost (%s): it is done again", reason)
-        return SECONDS_AFTER_A_FAULT * 4.0 ** max(0, self._fruitless - 1)
+        return SECONDS_AFTER_A_FAULT * 4.0 ** max(0, self._faults_in_a_row - 1)
 
     def _check_failures(self) -> None:
         counts = self._counts
@@ -287,18 +295,20 @@ class Filling:
                 "with it:\n" + "\n".join(reason_lines(counts))
             )
 
-    def _check_progress(self, crew: Crew) -> None:
+    def _check_progress(self, pool: WorkerPool) -> None:
         """Start over with new workers if nothing is finished for a long time."""
         rows_per_task = self.job.order(self.out, self.target.folder).rows_per_task
         limit = SECONDS_WITHOUT_PROGRESS + rows_per_task * self.job.reading.timeout
         if time.monotonic() - self._progressed_at < limit:
             return
         reason = f"nothing was finished for {limit:,.0f} s"
-        for worker in list(crew.workers):
-            self._take_back(crew, worker)
+        for worker in list(pool.workers):
+            self._stop_and_requeue(pool, worker)
         self._progressed_at = time.monotonic()
-        if crew.finds_free_processors():
-            crew.rest(self._note_fault(f"{reason}, though processors were free", time.monotonic()))
+        if pool.has_free_processors():
+            pool.pause(
+                self._note_fault(f"{reason}, though processors were free", time.monotonic())
+            )
         else:  # waiting for a cluster that is full is no fault, however long it takes
             self.faults.append(f"{reason}: the cluster has no free processor for it")
             log.warning("%s", self.faults[-1])

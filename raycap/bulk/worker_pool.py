@@ -33,7 +33,7 @@ class Worker:
     rows_done: int = 0
     rows_idle: int = 0  # of its chunks: done, or waiting for a server
     chunks: set[Chunk] = field(default_factory=set)  # that it works on
-    hired_at: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
 
     @property
     def rows(self) -> int:
@@ -79,16 +79,16 @@ class Failed:
     error: BaseException
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers, wherever they are."""
 
     workers: list[Worker]
 
-    def hire(self, rows: int | None) -> None:
+    def start_workers(self, rows: int | None) -> None:
         """Start workers where there is room; called again and again. `rows` is how many are left,
         if that is known."""
 
-    def rest(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Start no worker for some time."""
 
     def make(self, worker: Worker, chunk: Chunk) -> None:
@@ -97,10 +97,10 @@ class Crew(Protocol):
     def ask_progress(self) -> None:
         """Ask workers how far they are."""
 
-    def dismiss(self, worker: Worker) -> None:
+    def stop_worker(self, worker: Worker) -> None:
         """End a worker. What it was working on is not made."""
 
-    def finds_free_processors(self) -> bool:
+    def has_free_processors(self) -> bool:
         """Whether work could be done now that the workers have ended."""
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ def list_in_thread(
     threading.Thread(target=forward, daemon=True, name="plan").start()
 
 
-class LocalCrew:
+class LocalPool:
     """One worker in this process, for jobs that are done before Ray would have started."""
 
     def __init__(
@@ -132,7 +132,7 @@ class LocalCrew:
         self._options, self._order, self._events = options, order, events
         self._made: ChunkWorker | None = None
 
-    def hire(self, rows: int | None) -> None:
+    def start_workers(self, rows: int | None) -> None:
         if not self.workers:
             write_err(
                 f"raycap: the model runs in this process, in batches of {self._options.batch}\n"
@@ -153,7 +153,7 @@ class LocalCrew:
         except BaseException as error:  # noqa: BLE001 - the run raises it
             self._events.put(Failed(worker, None, error))
 
-    def rest(self, seconds: float) -> None: ...
+    def pause(self, seconds: float) -> None: ...
 
     def make(self, worker: Worker, chunk: Chunk) -> None:
         worker.chunks.add(chunk)
@@ -171,9 +171,9 @@ class LocalCrew:
             [worker] = self.workers
             worker.rows_idle = self._made.progress().rows_idle
 
-    def dismiss(self, worker: Worker) -> None: ...
+    def stop_worker(self, worker: Worker) -> None: ...
 
-    def finds_free_processors(self) -> bool:
+    def has_free_processors(self) -> bool:
         return True
 
     def close(self) -> None:
