@@ -33,11 +33,11 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         def model(kind: str) -> str:
             if kind == "endpoint":
                 return server.url
-            if kind == "huggingface" and not (folder / kind).exists():
+            if kind == "huggingface":
                 pytest.importorskip("transformers")
                 import tiny_models
 
-                tiny_models.build("blip", folder / kind)
+                return tiny_models.trained()
             return str(folder / kind)
 
         yield model
@@ -127,7 +127,8 @@ def test_tables_are_evaluated_and_shown(tmp_path: Path, flags: list[str]) -> Non
     out, scores, page = tmp_path / "out", tmp_path / "scores.json", tmp_path / "page.html"
     shapes = ["--source", "shapes", "--source.count", "20"]
     assert main(["caption", *shapes, *flags, "--out", str(out)]) == 0
-    references = ["--source", "shapes", "--source.count", "20"]
+    references = ["--config", str(tmp_path / "shapes.yaml")]
+    (tmp_path / "shapes.yaml").write_text("source: {kind: shapes, count: 20}\n")
     table = str(out / "captions")
     assert main(["evaluate", table, *references, "--out", str(scores)]) == 0
     assert "bleu" in scores.read_text().lower()

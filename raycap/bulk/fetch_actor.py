@@ -146,8 +146,9 @@ class FetchActor:
         desk.is_closed = True
         for download in desk.unfinished.values():
             download.is_wanted = False
-        for _, download in desk.arrived:
-            download.release()
+        # A `take` of the lost worker may still wait here. It must find nothing.
+        while desk.arrived:
+            desk.arrived.popleft()[1].release()
         desk.something.set()
 
 
