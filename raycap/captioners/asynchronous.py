@@ -4,8 +4,8 @@ class Echo(AsyncCaptioner):
     async def predict_one(self, picture, row):
         return Prediction(await self.client.ask(picture))
 
-with_answers = [echo.submit(picture, row) for picture, row in zip(pictures, rows)]
-predictions = [answer.result() for answer in with_answers]
+answers = [echo.submit(picture, row) for picture, row in zip(pictures, rows)]
+predictions = [answer.result() for answer in answers]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Answers that are paid for and not yet in the table, in files beside it.
 
-    journal/0001-00000-000000-00000-00064/3f2a-00001.jsonl
+    OUT/_answers/0001-00000-000000-00000-00064/3f2a-00001.jsonl
         {"call": "9c1f...", "choices": [["A dog.", -0.3, "stop", ""]], "counts": [900, 4, 1.2, 1]}
 
 Each worker writes, every second, what has come for each chunk as a new file: stores cannot append,
@@ -8,7 +8,7 @@ and a file that is whole or not there needs no repair. Who makes a chunk again a
 its folder first, so only calls in flight and the answers of the last second are made again.
 
 A chunk has at most some thousand pictures: so much is held in memory, also of 100 million. When
-its rows are committed, nobody asks for its folder again: `clear` removes it.
+its rows are committed, nobody asks for its folder again: the table job removes it.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ import logging
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from raycap.captioners.endpoint.answers import Answer
@@ -117,13 +116,6 @@ class Journal:
         if found:
             log.info("%d answers of an interrupted run are used again", len(found))
         return found
-
-
-def clear(folder: RunFolder, groups: Iterable[str] | None = None) -> None:
-    """Removes the answers of chunks whose rows are committed; None: of all chunks, when an
-    operation is complete and no worker is left."""
-    for group in folder.folders() if groups is None else map(_folder_name, groups):
-        folder.remove(group)
 
 
 def _folder_name(group: str) -> str:

@@ -3,7 +3,7 @@
 Workers are processes on several machines. What they all see is the run folder, so each keeps a
 file there, a beat, whose name changes every few seconds:
 
-    journal/_members/3f2a.17     worker 3f2a, beat 17
+    OUT/_answers/_members/3f2a.17     worker 3f2a, beat 17
 
 Why not a process that hands out permits: it would be one more thing that can be lost, and a
 captioner would need Ray. Why not the limit divided by the number of workers at the start: workers
