@@ -89,7 +89,7 @@ def default_of(option: Any) -> str:
         value = option.default_factory()
     else:
         return "(required)"
-    if value is None or value == "" or value == ():
+    if value is None or value == "" or value in ((), {}):
         return ""
     if isinstance(value, tuple):
         value = " ".join(map(str, value))

@@ -191,7 +191,9 @@ def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, li
         captioner = None if kind == "trained" else CAPTIONERS[kind]()
         config = dataclasses.replace(config, captioner=captioner)
     asked = [
-        flag.partition("=")[0] for flag in flags if re.match(r"--(captioner\.|prompt(=|$))", flag)
+        flag.partition("=")[0]
+        for flag in flags
+        if re.match(r"--(captioner\.|prompt([=.]|$))", flag)
     ]
     if asked and isinstance(config.captioner, Trained | None):
         raise UserError(
@@ -199,8 +201,36 @@ def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, li
             "no such option. Name another model (--model smolvlm, a folder, or the URL of a "
             "server), or its kind (--captioner huggingface)"
         )
-    short = re.compile(r"^--prompt(?==|$)")
-    return config, [short.sub("--captioner.prompt", flag) for flag in flags]
+    if isinstance(config.captioner, Trained | None):
+        return config, flags
+    flags = [re.sub(r"^--prompt(?==|$)", "--captioner.prompt", flag) for flag in flags]
+    flags = [re.sub(r"^--prompt\.", "--captioner.prompts.", flag) for flag in flags]
+    return _with_named_prompts(config, flags)
+
+
+# --captioner.prompts.tags TEXT, --captioner.prompts.tags.max-tokens 40
+_NAMED_PROMPT = re.compile(r"(--captioner\.prompts\.)(\w+)(\.[\w-]+)?(?==|$)")
+
+
+def _with_named_prompts(config: "Config", flags: list[str]) -> "tuple[Config, list[str]]":
+    """Add the prompts that flags name, in their order, so that tyro knows them."""
+    from raycap.captioners.prompts import Prompt
+
+    given: Any = config.captioner
+    prompts = dict(given.prompts)
+    changed = []
+    for flag in flags:
+        found = _NAMED_PROMPT.match(flag)
+        if found is not None:
+            start, name, option = found.groups()
+            present = prompts.get(name, "")
+            prompts[name] = present if isinstance(present, Prompt) else Prompt(text=present)
+            # tyro writes hyphens where a name has underscores.
+            flag = f"{start}{name.replace('_', '-')}{option or '.text'}{flag[found.end() :]}"
+        changed.append(flag)
+    return dataclasses.replace(
+        config, captioner=dataclasses.replace(given, prompts=prompts)
+    ), changed
 
 
 def _value_of_flag(flags: list[str], name: str) -> str:

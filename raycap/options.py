@@ -141,6 +141,13 @@ def _build(part: Any, data: Any, place: str) -> Any:
 def _value(hint: Any, value: Any, dotted: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, dotted)
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):
+        [_, inner] = typing.get_args(hint)
+        return {name: _value(inner, each, f"{dotted}.{name}") for name, each in value.items()}
+    if isinstance(value, Mapping):  # one of several types
+        parts = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
+        if parts:
+            return _build(parts[0], value, dotted)
     try:
         # Strict as JSON is strict: no "5" for 5, no yes for a word, but a list for a tuple and 1
         # for 1.0.

@@ -28,8 +28,12 @@ class ChatRequest:
         self.path, self.headers = path, headers
         self.fields: dict[str, Any] = json.loads(body) if body else {}
         self.picture = b""
-        for part in (self.fields.get("messages") or [{}])[-1].get("content", ()):
-            if part["type"] == "image_url":
+        for message in self.fields.get("messages", ()):
+            if message["role"] != "user":
+                continue
+            for part in message["content"]:
+                if part["type"] != "image_url":
+                    continue
                 kind, _, data = part["image_url"]["url"].partition(";base64,")
                 assert kind.startswith("data:image/")
                 self.picture = base64.b64decode(data, validate=True)

@@ -624,7 +624,8 @@ def test_the_identity_is_what_determines_the_text() -> None:
     relevant |= {"quality": 5, "detail": "low", "body": '{"top_k": 1}'}
 
     def with_option(name: str, value: Any) -> EndpointOptions:
-        return replace(options, endpoint=replace(options.endpoint, **{name: value}))
+        endpoint = replace(options.endpoint, **{name: value})
+        return EndpointOptions(options.urls, endpoint)
 
     assert all(change(options).identity() == options.identity() for change in same)
     for name, value in irrelevant.items():

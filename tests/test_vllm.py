@@ -57,8 +57,13 @@ def test_the_package_takes_what_is_passed_to_it(model: str) -> None:
     )
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     assert set(full.engine_arguments()) | {"revision", "enable_lora"} <= known
-    for chosen in (full, options(model)):
-        SamplingParams(**chosen.sampling_arguments(7), output_kind=RequestOutputKind.FINAL_ONLY)
+    for chosen in (full, options(model), options(model, tags=("dog",))):
+        question = chosen.model.stages[-1].sample_question()
+        SamplingParams(
+            **chosen.sampling_arguments(question, "ab"),
+            **opened._guide(question.stage),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
     call = inspect.signature(AsyncLLM.generate)
     call.bind(None, {"prompt": ""}, SamplingParams(), "0", lora_request=None)
     engine = AsyncEngineArgs(**options(model).engine_arguments())

@@ -17,12 +17,15 @@ from raycap.bulk.options import CaptionOptions
 from raycap.bulk.picture_column import pictures_of
 from raycap.bulk.work import FileLayout
 from raycap.captioners import AsyncCaptioner, Captioner, CaptionerOptions, Prediction
-from raycap.captioners.protocol import caption_row
+from raycap.captioners.protocol import ATTEMPT, caption_row
 from raycap.cluster import Cluster
+from raycap.errors import UserError
 from raycap.fetch import Fetch
 from raycap.images import Reading
 from raycap.schema import CAPTIONS, SUCCESS
 from raycap.sources import Source
+from raycap.sources.own_columns import with_columns
+from raycap.sources.table import reserved_names
 from raycap.storage import output_folder
 
 MARKED = pa.schema([("low_score", pa.bool_())])
@@ -52,10 +55,13 @@ def captions_job(
     in_run = captioner.in_run(folder)
     reading = captioner.reading(reading)
     marked = MARKED if options.min_score is not None else ()
+    columns = pa.schema([*CAPTIONS, *captioner.columns(), *marked])
+    listed = with_columns(source, captioner.columns_read())
+    check_names(columns, captioner, source)
     return TableJob(
         command="caption",
         table="captions",
-        source=source,
+        source=listed,  # prompts may read more columns than the table carries
         options=options,
         fetch=fetch,
         reading=reading,
@@ -68,7 +74,7 @@ def captions_job(
         },
         layout=FileLayout(
             rows=options.part_rows,
-            schema=pa.schema([*CAPTIONS, *captioner.columns(), *marked]),
+            schema=columns,
             carry=source.carried,
             metadata={"raycap": __version__, **captioner.metadata()},
         ),
@@ -80,24 +86,44 @@ def captions_job(
     )
 
 
+def check_names(columns: pa.Schema, captioner: CaptionerOptions, source: Source) -> None:
+    """Raise UserError if two columns, of the table or while it is made, have one name, with or
+    without capitals."""
+    read = set(captioner.columns_read()) - set(source.carried) - {"key", "references"}
+    own = [name for name in columns.names if name not in CAPTIONS.names]
+    seen: set[str] = set()
+    for name in (*reserved_names(), *own, *source.carried, *read):
+        if name.casefold() in seen:
+            raise UserError(
+                f"there would be two columns named {name!r}: rename the prompt, or your column"
+            )
+        seen.add(name.casefold())
+    if repeated := set(captioner.columns().names) & set(CAPTIONS.names):
+        raise UserError(f"a prompt cannot be named {repeated.pop()!r}, a column of every table")
+
+
 def _open_worker(
     captioner: CaptionerOptions, options: CaptionOptions, threads: int
 ) -> "CaptionWorker":
     if captioner.placement().precision is not None:
         captioner = captioner.in_precision(options.precision)
     opened = captioner.open(options.device, threads)
-    if isinstance(opened, AsyncCaptioner):
-        return AsyncCaptionWorker(opened, captioner.columns(), options)
-    return CaptionWorker(opened, captioner.columns(), options)
+    worker = AsyncCaptionWorker if isinstance(opened, AsyncCaptioner) else CaptionWorker
+    return worker(opened, captioner.columns(), options, captioner.columns_read())
 
 
 class CaptionWorker:
     """Loaded pictures in; out the same rows with captions instead of pixels."""
 
     def __init__(
-        self, captioner: Captioner, extra_columns: pa.Schema, options: CaptionOptions
+        self,
+        captioner: Captioner,
+        extra_columns: pa.Schema,
+        options: CaptionOptions,
+        columns_read: Sequence[str] = (),
     ) -> None:
         self._captioner, self._extra_columns = captioner, extra_columns
+        self._columns_read = columns_read
         self._dedup, self._min_score = options.dedup, options.min_score
         self._known: dict[str, Prediction] = {}
 
@@ -116,7 +142,7 @@ class CaptionWorker:
         self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
     ) -> list[Prediction]:
         """As `predict`; pictures with the same bytes are captioned once."""
-        digests = [row["sha256"] for row in rows]
+        digests = [self._same(row) for row in rows]
         new = {digest: place for place, digest in enumerate(digests) if digest not in self._known}
         places = list(new.values())
         predictions = self._captioner.predict(
@@ -126,6 +152,11 @@ class CaptionWorker:
         answers = [fresh[digest] if digest in fresh else self._known[digest] for digest in digests]
         self._remember(fresh)
         return answers
+
+    def _same(self, row: Mapping[str, Any]) -> str:
+        """Rows with the same text have the same caption: its picture, and what prompts read."""
+        read = [row.get(name) for name in (*self._columns_read, ATTEMPT) if name in row]
+        return f"{row['sha256']} {read}" if read else row["sha256"]
 
     def _remember(self, fresh: Mapping[str, Prediction]) -> None:
         # What failed may have failed for lack of memory: it is tried again.
@@ -161,9 +192,13 @@ class AsyncCaptionWorker(CaptionWorker):
     _captioner: AsyncCaptioner
 
     def __init__(
-        self, captioner: AsyncCaptioner, extra_columns: pa.Schema, options: CaptionOptions
+        self,
+        captioner: AsyncCaptioner,
+        extra_columns: pa.Schema,
+        options: CaptionOptions,
+        columns_read: Sequence[str] = (),
     ) -> None:
-        super().__init__(captioner, extra_columns, options)
+        super().__init__(captioner, extra_columns, options, columns_read)
         # By digest, for --dedup: pictures that are asked for, of any batch.
         self._under_way: dict[str, Future[Prediction]] = {}
 
@@ -176,7 +211,7 @@ class AsyncCaptionWorker(CaptionWorker):
         asked: dict[str, Future[Prediction]] = {}
         answers: dict[int, Future[Prediction]] = {}
         for place, picture, row in zip(readable, pictures, rows, strict=True):
-            digest = row["sha256"]
+            digest = self._same(row)
             answer = self._under_way.get(digest)
             if answer is None and digest in self._known:
                 answer = Future()

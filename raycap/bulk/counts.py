@@ -19,6 +19,8 @@ LONGEST_REASON = 200
 _OF_ONE_ROW = re.compile(
     r"(?<![\w.-])\w[\w-]*(?:\.[\w-]+)*\.[a-z]{2,}\b|\b\d+(?:\.\d+){3}\b|\d{4,}|\d+(?:,\d{3})+"
 )
+# How the reason begins where one of several prompts failed.
+_PROMPT = re.compile(r"prompt \w+: ")
 
 
 @dataclass
@@ -76,5 +78,8 @@ def count_rows(rows: Any) -> RowCounts:
 
 def reason_head(reason: str) -> str:
     """What the same fault has in common in all rows: everything up to the first colon, without
-    host names and large numbers."""
-    return _OF_ONE_ROW.sub("...", reason.partition(":")[0])[:LONGEST_REASON]
+    host names and large numbers. The name of a prompt and the fault of it belong together."""
+    prompt = _PROMPT.match(reason)
+    start = prompt[0] if prompt else ""
+    head = start + reason[len(start) :].partition(":")[0]
+    return _OF_ONE_ROW.sub("...", head)[:LONGEST_REASON]

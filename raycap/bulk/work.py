@@ -18,6 +18,7 @@ from raycap.bulk.counts import RowCounts, count_rows
 from raycap.bulk.loading import Loader, RowPlace
 from raycap.bulk.plan import Chunk, read_shard
 from raycap.bulk.table import ChunkFile, chunk_path
+from raycap.captioners.protocol import CHUNK
 from raycap.fetch import Fetch
 from raycap.images import Intake, Reading
 from raycap.schema import fit
@@ -33,9 +34,6 @@ BYTES_THAT_WAIT = 256 * 2**20
 # Keys of the metadata of Parquet files: the counts of their rows, and which rows of which chunks
 # they are.
 COUNTS, ROWS = "raycap.counts", "raycap.rows"
-
-# A column of loaded tables: which chunk they belong to.
-CHUNK = "raycap.chunk"
 
 # From loaded pictures to finished rows, one for each, in their order.
 RowMaker = Callable[[pa.Table], pa.Table]

@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 # uint8.
 AnyPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
+# Columns that a row may have besides those of its table: its chunk, and how often the row was made
+# before. Another attempt draws other words.
+CHUNK, ATTEMPT = "raycap.chunk", "raycap.attempt"
+
 # The modes of PIL pictures that PNG and TIFF files hold as they are.
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 TIFF_MODES = {"CMYK", "YCbCr", "LAB", "I", "F"}
@@ -94,6 +98,10 @@ class Caption:
     attention: NDArray[np.float32] | None = None
     """Where the captioner looked for each word [T, P], if asked for and if the captioner has
     attention."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """The answer to each prompt by its name, the last one `caption`. Empty if it failed."""
+    parsed: Mapping[str, Any] = field(default_factory=dict)
+    """By prompt, the values of answers that have a schema or tags."""
 
     @property
     def succeeded(self) -> bool:
@@ -171,6 +179,11 @@ class CaptionerOptions(ABC):
         `Prediction.extras`."""
         return pa.schema([])
 
+    def columns_read(self) -> tuple[str, ...]:
+        """Columns of rows on which the captions depend, besides the picture: of the source's own
+        table, and `key` and `references`."""
+        return ()
+
     def metadata(self) -> dict[str, str]:
         """What is written into the metadata of each Parquet file."""
         return {}
@@ -192,6 +205,9 @@ class CaptionerOptions(ABC):
 
 class Captioner(ABC):
     """An open captioner: in a worker, in the command for single photos, or in a Python program."""
+
+    prompts: tuple[str, ...] = ("caption",)
+    """The names of its prompts, in order."""
 
     def __init__(self, intake: Intake, reading: Reading | None = None) -> None:
         self.intake, self.reading = intake, reading or Reading()
@@ -232,24 +248,48 @@ class Captioner(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def caption(self, pictures: Sequence[AnyPicture], trust: Sequence[str] = ()) -> list[Caption]:
+    def caption(
+        self,
+        pictures: Sequence[AnyPicture],
+        trust: Sequence[str] = (),
+        *,
+        values: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Caption]:
         """One caption for each picture, in their order. If a picture cannot be read or captioned,
         its caption says why.
+
+        `values` are what prompts say about each picture: {"title": "A blue mug"} for {title}.
 
         Strings often come from data. So they may be local paths, http(s) URLs of public addresses
         and object stores (s3://, gs://, ...). URIs of other kinds and chains
         (zip://a.jpg::s3://b/c.zip) are opened only if every link begins with one of the prefixes
         in `trust`.
         """
-        return self.caption_loaded(self.load_pictures(pictures, trust))
+        return self.caption_loaded(self.load_pictures(pictures, trust), values)
 
-    def caption_loaded(self, loaded: Sequence[LoadedPicture], **how: Any) -> list[Caption]:
-        """One caption for each loaded picture. `how` goes to `predict`."""
-        readable = [picture for picture in loaded if picture.pixels is not None]
-        pictures = [picture.pixels for picture in readable if picture.pixels is not None]
+    def caption_loaded(
+        self,
+        loaded: Sequence[LoadedPicture],
+        values: Sequence[Mapping[str, Any]] = (),
+        **how: Any,
+    ) -> list[Caption]:
+        """One caption for each loaded picture. `values` is as in `caption`, `how` goes to
+        `predict`."""
+        if values and len(values) != len(loaded):
+            raise UserError(
+                f"{len(values)} values for {len(loaded)} pictures: give a mapping for each"
+            )
+        own = values or [{} for _ in loaded]
+        readable = [each for each in zip(loaded, own, strict=True) if each[0].pixels is not None]
+        pictures = [picture.pixels for picture, _ in readable if picture.pixels is not None]
         rows = [
-            {"width": picture.width, "height": picture.height, "sha256": picture.sha256}
-            for picture in readable
+            {
+                **value,
+                "width": picture.width,
+                "height": picture.height,
+                "sha256": picture.sha256,
+            }
+            for picture, value in readable
         ]
         predictions = iter(self.predict(pictures, rows, **how))
         captions = []
@@ -267,6 +307,12 @@ class Captioner(ABC):
                     height=picture.height,
                     words=tuple(row.get("words", ())),
                     attention=row.get("attention"),
+                    answers={name: row.get(name) or "" for name in self.prompts},
+                    parsed={
+                        name: row[f"{name}_parsed"]
+                        for name in self.prompts
+                        if f"{name}_parsed" in row
+                    },
                 )
             )
         return captions

@@ -95,6 +95,15 @@ def _with_columns(source: Source, columns: tuple[str, ...]) -> Source:
     return dataclasses.replace(source, columns=columns)  # type: ignore[type-var]
 
 
+def _check_photos(captioner: "CaptionerOptions") -> None:
+    """Raise UserError if prompts need values that single photos do not have."""
+    if names := captioner.columns_read():
+        raise UserError(
+            f"the prompts need {', '.join(names)}, which rows of a table have and single photos "
+            "do not: give a table and --out DIR, or leave them out"
+        )
+
+
 # What only captioners that raycap trained have.
 OF_TRAINED = ("encoder_weights", "beam", "attention", "true_words")
 
@@ -160,6 +169,7 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
     from raycap.images.loading import load_in_order
 
     captioner = read_captioner(config, fixed_batch=False)
+    _check_photos(captioner)
     # Threads would wait for each other longer than they work on one photo, and on a busy machine
     # for seconds.
     threads = options.threads or (1 if len(photos) == 1 else None)
@@ -194,6 +204,10 @@ def _print_caption(name: str, found: "Caption", config: Config) -> None:
     caption = printable(found.caption)
     if options.min_score is not None and found.score < options.min_score:  # never of NaN
         caption += " (low score)"
+    for prompt, answer in list(found.answers.items())[:-1]:
+        write_out(f"{prefix}{prompt}: {printable(answer)}\n")
+    if len(found.answers) > 1:
+        prefix = f"{prefix}caption: "
     if options.num_captions is None:
         write_out(f"{prefix}{caption}\n")
         return

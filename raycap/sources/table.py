@@ -115,6 +115,10 @@ class Table(SourceDefaults):
     def carried(self) -> tuple[str, ...]:
         return self.columns
 
+    def column_names(self) -> list[str] | None:
+        """The columns of the first file."""
+        return records(self.path, self.format)[0].names()
+
     def check(self) -> None:
         column = self._column(records(self.path, self.format)[0].names())
         notes = Notes()

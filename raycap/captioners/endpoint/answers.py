@@ -62,9 +62,9 @@ def most_bytes(max_tokens: int, captions: int) -> int:
     return BYTES_BESIDE + max_tokens * captions * BYTES_PER_TOKEN
 
 
-def read_answer(body: bytes, name: str, key: ApiKey | None) -> Answer:
+def read_answer(body: bytes, name: str, key: ApiKey | None, start: str = "") -> Answer:
     """The answer in the body of a response with status 200. `name` is the model that was asked;
-    "" takes an answer of any."""
+    "" takes an answer of any. `start` are the first words of the answer, which were sent."""
     data = _object(body, key)
     if name and not _names_match(name, data.get("model")):
         answered = quoted(str(data["model"]), key)
@@ -76,7 +76,7 @@ def read_answer(body: bytes, name: str, key: ApiKey | None) -> Answer:
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Answer(
-        tuple(_choice(choice, key) for choice in choices),
+        tuple(_choice(choice, key, start) for choice in choices),
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
     )
@@ -110,11 +110,12 @@ def _names_match(asked: str, answered: Any) -> bool:
     )
 
 
-def _choice(choice: Any, key: ApiKey | None) -> Choice:
+def _choice(choice: Any, key: ApiKey | None, start: str) -> Choice:
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise Fault(Kind.BAD_ANSWER, f"{UNUSABLE}: a choice without a message")
-    text = _text(message.get("content"))
+    whole = _text(message.get("content"))
+    text = whole.strip()
     finish = choice.get("finish_reason")
     finish = finish if isinstance(finish, str) and _WORD.fullmatch(finish) else ""
     refusal = message.get("refusal")
@@ -128,6 +129,8 @@ def _choice(choice: Any, key: ApiKey | None) -> Choice:
         )
     if not text:
         return Choice("", None, finish, NO_TEXT)
+    if start:
+        text = _joined(start, whole)
     if key is not None:
         text = key.removed_from(text)
     return Choice(text, _score(choice.get("logprobs")), finish)
@@ -143,7 +146,15 @@ def _text(content: Any) -> str:
     if not isinstance(content, str):
         raise Fault(Kind.BAD_ANSWER, f"{UNUSABLE}: its content is no text")
     # Half a character, written as \ud83d, is JSON and no text.
-    return content.encode("utf-8", "replace").decode().strip()
+    return content.encode("utf-8", "replace").decode()
+
+
+def _joined(start: str, rest: str) -> str:
+    """The whole answer. Some servers repeat its start; some leave out the space behind it."""
+    if rest.lstrip().startswith(start.strip()):
+        return rest.strip()
+    is_gap_lost = start[-1].isalnum() and rest[:1].isalnum()
+    return f"{start}{' ' if is_gap_lost else ''}{rest}".strip()
 
 
 def _score(logprobs: Any) -> float | None:

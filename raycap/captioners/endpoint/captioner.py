@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,18 @@ from raycap.captioners.asynchronous import AsyncCaptioner
 from raycap.captioners.endpoint.answers import Answer, Choice
 from raycap.captioners.endpoint.chat_request import ChatRequests
 from raycap.captioners.endpoint.client import ChatClient
-from raycap.captioners.endpoint.faults import Fault
+from raycap.captioners.endpoint.faults import Fault, Kind
 from raycap.captioners.endpoint.journal import Journal, call_digest
 from raycap.captioners.endpoint.key import find_key
 from raycap.captioners.endpoint.limits import Limiter
 from raycap.captioners.endpoint.members import Members
 from raycap.captioners.endpoint.options import EndpointOptions
-from raycap.captioners.generation import picture_seed
-from raycap.captioners.protocol import Alternative, Prediction
+from raycap.captioners.prompts import Unanswerable
+from raycap.captioners.protocol import CHUNK, Alternative, Prediction
+from raycap.captioners.stages import Answer as StageAnswer
+from raycap.captioners.stages import Question, Stage, reason_of, values_of_columns
 from raycap.errors import UserError
 from raycap.storage import RunFolder
-
-# The column of a row that names its chunk. Answers are kept by chunk: see `journal`.
-CHUNK = "raycap.chunk"
 
 
 class EndpointCaptioner(AsyncCaptioner):
@@ -40,6 +40,7 @@ class EndpointCaptioner(AsyncCaptioner):
         self._broken: UserError | None = None
         self._asking: set[asyncio.Task[Any]] = set()
         super().__init__(options.intake(), endpoint.in_flight)
+        self.prompts = tuple(stage.name for stage in options.stages)
         self.run(self._begin())
 
     async def _begin(self) -> None:
@@ -56,7 +57,8 @@ class EndpointCaptioner(AsyncCaptioner):
         self._client = ChatClient(options, requests, limiter, self._key)
 
     async def predict_one(self, picture: NDArray[np.uint8], row: Mapping[str, Any]) -> Prediction:
-        """The captions of one encoded picture. Raises UserError if the servers answer nobody."""
+        """The answers about one encoded picture. Raises UserError if the servers answer
+        nobody."""
         if self._broken is not None:  # not every picture waits as long as the first one
             raise self._broken
         task = asyncio.current_task()
@@ -66,28 +68,88 @@ class EndpointCaptioner(AsyncCaptioner):
         data = picture.tobytes()
         digest = row.get("sha256") or hashlib.sha256(data).hexdigest()
         try:
-            answers = await self._answers(data, digest, row.get(CHUNK) or "")
-        except Fault as fault:
-            return Prediction(error=fault.reason)
+            return await self._predict(data, digest, row)
         except UserError as error:
             self._broken = error
             raise
-        return _prediction(answers, self._options.num_captions)
 
-    async def _answers(self, data: bytes, digest: str, group: str) -> list[Answer]:
+    async def _predict(self, data: bytes, digest: str, row: Mapping[str, Any]) -> Prediction:
+        """All prompts, one after the other."""
+        stages = self._options.stages
+        answers: dict[str, StageAnswer] = {}
+        calls: list[Answer] = []
+        said = _Said("", None, "", ())
+        was_cut = False
+        for stage in stages:
+            try:
+                said, answers[stage.name] = await self._ask(
+                    stage, data, digest, row, answers, calls
+                )
+            except Fault as fault:
+                return Prediction(error=reason_of(stages, stage, fault.reason))
+            except Unanswerable as fault:
+                return Prediction(error=reason_of(stages, stage, str(fault), always=True))
+            was_cut = was_cut or said.finish_reason == "length"
+        return Prediction(
+            answers[stages[-1].name].text,
+            said.score,
+            said.others,
+            extras={
+                **values_of_columns(stages, answers),
+                "tokens_in": _total([call.tokens_in for call in calls]),
+                "tokens_out": _total([call.tokens_out for call in calls]),
+                "finish_reason": "length" if was_cut else said.finish_reason,
+                "seconds": sum(call.seconds for call in calls),
+                "attempts": sum(call.attempts for call in calls),
+            },
+        )
+
+    async def _ask(
+        self,
+        stage: Stage,
+        data: bytes,
+        digest: str,
+        row: Mapping[str, Any],
+        earlier: Mapping[str, StageAnswer],
+        calls: list[Answer],
+    ) -> tuple["_Said", StageAnswer]:
+        """One prompt, until an answer fits. What it cost is added to `calls`."""
+        is_last = stage is self._options.stages[-1]
+        wanted = self._options.num_captions if is_last else 1
+        fault: Unanswerable | None = None
+        for number in range(stage.tries):
+            question = stage.question(row, earlier, number)
+            made = await self._answers(data, question, wanted, digest, row.get(CHUNK) or "")
+            calls += made
+            said = _best(made, wanted, stage)
+            try:
+                return said, stage.answer(said.text, said.finish_reason == "length")
+            except Unanswerable as found:
+                fault = found
+        assert fault is not None
+        raise fault
+
+    async def _answers(
+        self, data: bytes, question: Question, wanted: int, digest: str, group: str
+    ) -> list[Answer]:
         """As many calls as it takes for all captions, mostly one."""
-        endpoint, wanted = self._options.endpoint, self._options.num_captions
+        endpoint = self._options.endpoint
         answers: list[Answer] = []
+        asked = list(question.draw())
+        if asked:
+            asked.append(f"temperature {question.temperature}")
+        if question.stage.names:  # the identity says the prompt without the values
+            asked.append(question.prompt)
         missing = wanted
         for number in range(wanted):
             captions = missing if endpoint.one_request else 1
             answer = None
             if self._journal is not None:
-                call = call_digest(self._identity, digest, number, captions)
+                call = call_digest(self._identity, digest, number, captions, *asked)
                 answer = await self._journal.find(group, call)
             if answer is None:
-                seed = picture_seed(endpoint.seed, digest, number)
-                answer = await self._client.ask(data, seed, captions)
+                seed = question.seed(digest, number)
+                answer = await self._client.ask(data, question, seed, captions)
                 # Without a chunk, a later --retry could not be told from a resumed run.
                 if self._journal is not None and (group or _texts(answer)):
                     self._journal.keep(group, call, answer)
@@ -113,26 +175,29 @@ def _texts(answer: Answer) -> list[Choice]:
     return [choice for choice in answer.choices if not choice.error]
 
 
-def _prediction(answers: list[Answer], wanted: int) -> Prediction:
+@dataclass(frozen=True)
+class _Said:
+    """The best of the texts that were answered to one prompt."""
+
+    text: str
+    score: float | None
+    finish_reason: str
+    others: tuple[Alternative, ...]
+
+
+def _best(answers: list[Answer], wanted: int, stage: Stage) -> _Said:
+    """Texts that fit come before others, and those with a higher score before others. Raises
+    Fault if there is none."""
     texts = [choice for answer in answers for choice in _texts(answer)][:wanted]
     if not texts:
-        return Prediction(error=answers[0].choices[0].error)
-    scores = [choice.score for choice in texts if choice.score is not None]
-    if len(scores) == len(texts):
+        raise Fault(Kind.BAD_ANSWER, answers[0].choices[0].error)
+    if all(choice.score is not None for choice in texts):
         texts.sort(key=lambda choice: -(choice.score or 0.0))
+    if len(texts) > 1:
+        texts = [choice for choice in texts if stage.fits(choice.text)] or texts[:1]
     best, *others = texts
-    return Prediction(
-        best.text,
-        best.score,
-        tuple(Alternative(each.text, each.score) for each in others),
-        extras={
-            "tokens_in": _total([answer.tokens_in for answer in answers]),
-            "tokens_out": _total([answer.tokens_out for answer in answers]),
-            "finish_reason": best.finish_reason,
-            "seconds": sum(answer.seconds for answer in answers),
-            "attempts": sum(answer.attempts for answer in answers),
-        },
-    )
+    alternatives = tuple(Alternative(stage.answer(each.text).text, each.score) for each in others)
+    return _Said(best.text, best.score, best.finish_reason, alternatives)
 
 
 def _total(counts: list[int | None]) -> int | None:

@@ -22,6 +22,7 @@ from raycap.captioners.endpoint.limits import Limiter
 from raycap.captioners.endpoint.options import EndpointOptions
 from raycap.captioners.endpoint.servers import Server, Servers
 from raycap.captioners.endpoint.transport import TIMED_OUT, exchange, new_session
+from raycap.captioners.stages import Question
 from raycap.errors import UserError
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
@@ -57,7 +58,7 @@ class ChatClient:
         self._servers.close()
         await self._session.close()
 
-    async def ask(self, picture: bytes, seed: int, captions: int) -> Answer:
+    async def ask(self, picture: bytes, question: Question, seed: int, captions: int) -> Answer:
         """The answer about a picture. Raises Fault if this picture has none, UserError if the
         others would have none either."""
         endpoint, fault = self._endpoint, None
@@ -73,14 +74,14 @@ class ChatClient:
             if fault is not None and left < LEAST_SHARE * endpoint.deadline:
                 self._servers.release(server)
                 self._limiter.pay_back(expected)
-                await self._raise_if_all_fail(server, fault)
+                await self._raise_if_all_fail(server, fault, question)
                 raise self._too_late(fault)
 
             attempts += 1
-            body = self._requests.body(picture, seed, captions)
+            body = self._requests.body(picture, question, seed, captions)
             try:
                 seconds = min(endpoint.request_timeout, left)
-                answer = await self._post(server, body, captions, seconds, expected)
+                answer = await self._post(server, body, question, captions, seconds, expected)
                 return replace(answer, attempts=attempts)
             except Fault as found:
                 fault = found
@@ -93,14 +94,14 @@ class ChatClient:
             if fault.kind is Kind.REFUSED:
                 if self._requests.adapt(fault.reason, body):
                     continue
-                await self._raise_if_all_fail(server, fault)
+                await self._raise_if_all_fail(server, fault, question)
                 raise fault
             self._servers.failed(server, fault, sent_at)
             counted += fault.kind is Kind.BAD_ANSWER or (
-                fault.kind is Kind.LOST and await self._is_well(server, sent_at)
+                fault.kind is Kind.LOST and await self._is_well(server, sent_at, question)
             )
             if counted > endpoint.retries:
-                await self._raise_if_all_fail(server, fault)
+                await self._raise_if_all_fail(server, fault, question)
                 raise fault
             if fault.kind is not Kind.BUSY:  # the whole server is paused then
                 pause = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(attempts - 1, 10))
@@ -121,14 +122,20 @@ class ChatClient:
             self._limiter.pay_back(expected)
 
     async def _post(
-        self, server: Server, body: bytes, captions: int, seconds: float, expected: float
+        self,
+        server: Server,
+        body: bytes,
+        question: Question,
+        captions: int,
+        seconds: float,
+        expected: float,
     ) -> Answer:
         endpoint, began = self._endpoint, time.monotonic()
-        most = most_bytes(endpoint.max_tokens, captions)
+        most = most_bytes(question.stage.max_tokens, captions)
         url = f"{server.url}/chat/completions"
         content = await exchange(self._session, "POST", url, self._key, seconds, most, body=body)
         name = endpoint.name if endpoint.check_name else ""
-        answer = read_answer(content, name, self._key)
+        answer = read_answer(content, name, self._key, question.stage.start)
         self._servers.succeeded(server)
         self._has_answered, self._failed_in_row = True, 0
         counts = (answer.tokens_in, answer.tokens_out)
@@ -146,23 +153,25 @@ class ChatClient:
             return fault.kind in (Kind.REFUSED, Kind.NO_ACCESS)
         return True
 
-    async def _is_well(self, server: Server, since: float) -> bool:
+    async def _is_well(self, server: Server, since: float, question: Question) -> bool:
         """Whether the server has answered since then, or does so now."""
-        return server.last_success > since or await self._probe(server, since) is None
+        return server.last_success > since or await self._probe(server, since, question) is None
 
-    async def _raise_if_all_fail(self, server: Server, fault: Fault) -> None:
+    async def _raise_if_all_fail(self, server: Server, fault: Fault, question: Question) -> None:
         """Raises UserError if the server answers about no picture at all."""
         self._failed_in_row += 1
         if self._has_answered and self._failed_in_row < FAILURES_UNTIL_PROBE:
             return
-        found = await self._probe(server, time.monotonic())
+        found = await self._probe(server, time.monotonic(), question)
         if found is None:
             self._failed_in_row = 0
         elif found.kind in (Kind.REFUSED, Kind.NO_ACCESS, Kind.BAD_ANSWER):
             raise self._end(server, fault)
 
-    async def _probe(self, server: Server, since: float) -> Fault | None:
-        """Asks about a plain grey picture, which is a paid call; returns why that failed."""
+    async def _probe(self, server: Server, since: float, question: Question) -> Fault | None:
+        """Asks such a question, without the values of a row, about a plain grey picture. This is
+        a paid call. Returns why it failed."""
+        question = question.stage.sample_question()
         fault = Fault(Kind.LOST, "asked a moment ago")
         async with self._probe_lock:
             if server.last_success > since:
@@ -172,9 +181,9 @@ class ChatClient:
             seconds = min(PROBE_SECONDS, self._endpoint.request_timeout)
             for _ in range(PROBES):
                 expected = await self._limiter.wait()
-                body = self._requests.body(self._grey, 0, 1)
+                body = self._requests.body(self._grey, question, 0, 1)
                 try:
-                    await self._post(server, body, 1, seconds, expected)
+                    await self._post(server, body, question, 1, seconds, expected)
                     return None
                 except Fault as found:
                     fault = found

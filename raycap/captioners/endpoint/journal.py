@@ -35,9 +35,12 @@ NO_GROUP = "rest"
 _NAME = re.compile(r"[0-9A-Za-z][\w-]{0,119}", re.ASCII)
 
 
-def call_digest(identity: str, sha256: str, number: int, captions: int) -> str:
-    """Names a call: the same picture, prompts, model and sampling have the same name."""
+def call_digest(identity: str, sha256: str, number: int, captions: int, *asked: str) -> str:
+    """Names a call: the same picture, prompts, model and sampling have the same name. `asked` is
+    what the identity does not say: which prompt, with which values, in which attempt."""
     text = f"{number} {captions} {sha256} {identity}"
+    if asked:
+        text = f"{text} {json.dumps(asked)}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from raycap.captioners.generation import DEFAULT_PROMPT, Generation
 from raycap.captioners.protocol import CaptionerOptions, Placement
+from raycap.captioners.stages import Stage, columns_of, columns_read, identity_of, resolve_stages
 from raycap.errors import UserError
 from raycap.images.intake import Encoded
 
@@ -126,7 +127,8 @@ class Endpoint(Generation):
         self, model: str, num_captions: int | None, precision: PrecisionName | None
     ) -> EndpointOptions:
         """The captioner behind the URLs in `model`. Asks them which model they have."""
-        if num_captions is not None and num_captions > 1 and self.temperature == 0:
+        stages = resolve_stages(self, DEFAULT_PROMPT)
+        if num_captions is not None and num_captions > 1 and stages[-1].temperature == 0:
             raise UserError(
                 f"--num-captions {num_captions} with --captioner.temperature 0 would give the "
                 "same caption each time: give --captioner.temperature 0.7"
@@ -135,7 +137,8 @@ class Endpoint(Generation):
         from raycap.captioners.endpoint.model_name import find_model_name
 
         name = find_model_name(self, urls)
-        return EndpointOptions(urls, replace(self, name=name), num_captions or 1)
+        endpoint = replace(self, name=name)
+        return EndpointOptions(urls, endpoint, num_captions or 1, stages=stages)
 
 
 @dataclass(frozen=True)
@@ -148,26 +151,28 @@ class EndpointOptions(CaptionerOptions):
     journal: str = ""
     """The folder in which answers are kept until their rows are in the table; "": nowhere. It is
     also where workers see how many they are (see `members`)."""
+    stages: tuple[Stage, ...] = ()
+    """The prompts in order. Empty: as the endpoint says."""
 
-    @property
-    def prompt(self) -> str:
-        return self.endpoint.prompt or DEFAULT_PROMPT
+    def __post_init__(self) -> None:
+        if not self.stages:
+            object.__setattr__(self, "stages", resolve_stages(self.endpoint, DEFAULT_PROMPT))
 
     def identity(self) -> dict[str, Any]:
         # Not the URLs: the same model may move to another machine, or to more of them, within a
         # run. Not limits, timeouts, journal and key: they decide when an answer comes, and not
         # which.
-        endpoint = self.endpoint
+        endpoint, last = self.endpoint, self.stages[-1]
         return {
             "captioner": "endpoint",
             "model": endpoint.name,
-            "prompt": self.prompt,
-            "system": endpoint.system,
-            "max_tokens": endpoint.max_tokens,
-            "temperature": endpoint.temperature,
-            "top_p": endpoint.top_p,
+            "prompt": last.text,
+            "system": last.system,
+            "max_tokens": last.max_tokens,
+            "temperature": last.temperature,
+            "top_p": last.top_p,
             "seed": endpoint.seed,
-            "stop": list(endpoint.stop),
+            "stop": list(last.stop),
             "max_side": endpoint.max_side,
             "format": endpoint.format,
             "quality": endpoint.quality if endpoint.format == "jpeg" else None,
@@ -175,6 +180,7 @@ class EndpointOptions(CaptionerOptions):
             "body": endpoint.more_fields(),
             "num_captions": self.num_captions,
             "one_request": endpoint.one_request if self.num_captions > 1 else None,
+            **identity_of(self.stages),
         }
 
     def intake(self) -> Encoded:
@@ -182,13 +188,16 @@ class EndpointOptions(CaptionerOptions):
         return Encoded(endpoint.max_side, endpoint.format, endpoint.quality)
 
     def columns(self) -> pa.Schema:
-        return COLUMNS
+        return pa.schema([*columns_of(self.stages), *COLUMNS])
+
+    def columns_read(self) -> tuple[str, ...]:
+        return columns_read(self.stages)
 
     def placement(self) -> Placement:
         rate = self.endpoint.in_flight / SECONDS_PER_ANSWER
         if self.endpoint.requests_per_minute:
             rate = min(rate, self.endpoint.requests_per_minute / 60)
-        return Placement(gpus=0, pictures_per_second=rate)
+        return Placement(gpus=0, pictures_per_second=rate / len(self.stages))
 
     def in_run(self, folder: str) -> Self:
         return replace(self, journal=folder)

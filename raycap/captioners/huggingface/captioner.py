@@ -11,19 +11,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raycap.captioners.generation import picture_seed
 from raycap.captioners.huggingface.budget import Budget
-from raycap.captioners.huggingface.dialects import RAGGED, Inputs
+from raycap.captioners.huggingface.dialects import RAGGED, Inputs, picture_mark
 from raycap.captioners.huggingface.drawing import BeamNotes, Draw, Forget, Stop, new_tokens
 from raycap.captioners.huggingface.loading import load_model, load_processor
 from raycap.captioners.huggingface.options import HuggingFaceOptions
+from raycap.captioners.prompts import Unanswerable
 from raycap.captioners.protocol import Alternative, Captioner, Prediction
+from raycap.captioners.stages import Answer, Question, Stage, reason_of, values_of_columns
 from raycap.device import choose_precision
 from raycap.errors import UserError
 from raycap.images.intake import Fit, Square
 
-# About so many pixels are one token of a picture, for the size of batches.
+# About so many pixels are one token of a picture, and letters one of a prompt, for the size of
+# batches.
 _PIXELS_PER_TOKEN = 28 * 28
+_LETTERS_PER_TOKEN = 4
+# Tokens before an answer that is decoded with them, so that its first space is not lost.
+_TOKENS_BEFORE = 4
 # A CPU has no exception for memory that runs out: the system ends the process.
 _TOKENS_ON_CPU = 16_384
 _WITHOUT_END = 1e15
@@ -33,7 +38,7 @@ _WITHOUT_END = 1e15
 class _Request:
     number: int  # of its picture, as predict was given it
     picture: NDArray[np.uint8]  # [H, W, 3]
-    prompt: str
+    question: Question
     sha256: str
     cost: float  # tokens, about
 
@@ -47,6 +52,47 @@ class _Generated:
     finish_reason: str
 
 
+@dataclass(frozen=True)
+class _Reply:
+    """What became of a request."""
+
+    answers: tuple[_Generated, ...] = ()
+    """The surest first."""
+    error: str = ""
+
+
+class _Row:
+    """A picture with what it has been asked so far."""
+
+    def __init__(self, picture: NDArray[np.uint8], row: Mapping[str, Any]) -> None:
+        # From Arrow pictures are read-only, and torch warns of that.
+        self.picture, self.row = np.array(picture), row
+        self.sha256 = str(row.get("sha256") or "")
+        self.answers: dict[str, Answer] = {}
+        self.others: tuple[Alternative, ...] = ()
+        self.score = 0.0
+        self.tokens_in: int | None = 0
+        self.tokens_out = 0
+        self.was_cut = False
+        self.error_of_answer = ""  # why the last answer did not fit
+        self.error = ""
+
+    def prediction(self, stages: Sequence[Stage]) -> Prediction:
+        if self.error:
+            return Prediction(error=self.error)
+        return Prediction(
+            self.answers[stages[-1].name].text,
+            self.score,
+            self.others,
+            {
+                **values_of_columns(stages, self.answers),
+                "tokens_in": self.tokens_in,
+                "tokens_out": self.tokens_out,
+                "finish_reason": "length" if self.was_cut else "stop",
+            },
+        )
+
+
 class HuggingFaceCaptioner(Captioner):
     """A model on one device. It raises UserError if it cannot caption an empty picture: then it
     is asked in the wrong way, and every row would fail."""
@@ -55,6 +101,7 @@ class HuggingFaceCaptioner(Captioner):
         self, options: HuggingFaceOptions, device: str = "auto", threads: int | None = None
     ) -> None:
         super().__init__(options.intake())
+        self.prompts = tuple(stage.name for stage in options.stages)
         if threads:
             torch.set_num_threads(threads)
         self.options = options
@@ -68,6 +115,7 @@ class HuggingFaceCaptioner(Captioner):
             self.processor, options.family, options.dialect, options.asked.system, options.resized
         )
         self.tokenizer = self.inputs.tokenizer
+        self._mark = picture_mark(self.processor)
         self.ends = _end_tokens(self.model, self.tokenizer, options.family)
         on_cpu = self.device.type == "cpu"
         most = options.asked.batch_tokens or (_TOKENS_ON_CPU if on_cpu else _WITHOUT_END)
@@ -77,42 +125,97 @@ class HuggingFaceCaptioner(Captioner):
     def predict(
         self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
     ) -> list[Prediction]:
-        requests = [
-            _Request(
-                number,
-                np.array(picture),  # from Arrow they are read-only, and torch warns of that
-                self.options.prompt,
-                str(row.get("sha256") or ""),
-                np.ceil(picture.shape[0] * picture.shape[1] / _PIXELS_PER_TOKEN)
-                + self.asked.max_tokens,
+        asked = [_Row(*each) for each in zip(pictures, rows, strict=True)]
+        for stage in self.options.stages:
+            self._ask(stage, asked)
+        return [row.prediction(self.options.stages) for row in asked]
+
+    def _ask(self, stage: Stage, rows: Sequence[_Row]) -> None:
+        """One prompt about all pictures that have not failed, until their answers fit."""
+        stages = self.options.stages
+        waiting = [number for number, row in enumerate(rows) if not row.error]
+        for number_of_try in range(stage.tries):
+            requests = []
+            for number in waiting:
+                row = rows[number]
+                try:
+                    question = stage.question(row.row, row.answers, number_of_try)
+                    if self._mark and self._mark in question.prompt:
+                        raise Unanswerable(f"it holds {self._mark!r}, the mark of a picture")
+                except Unanswerable as fault:
+                    row.error = reason_of(stages, stage, str(fault), always=True)
+                    continue
+                cost = self._cost(row.picture, question)
+                requests.append(_Request(number, row.picture, question, row.sha256, cost))
+            waiting = []
+            for number, reply in self._replies(requests).items():
+                row = rows[number]
+                row.error = reply.error and reason_of(stages, stage, reply.error)
+                if not row.error and not self._take(stage, row, reply.answers):
+                    waiting.append(number)
+            if not waiting:
+                return
+        for number in waiting:
+            rows[number].error = reason_of(
+                stages, stage, rows[number].error_of_answer, always=True
             )
-            for number, (picture, row) in enumerate(zip(pictures, rows, strict=True))
-        ]
-        predictions: dict[int, Prediction] = {}
+
+    def _take(self, stage: Stage, row: _Row, answers: Sequence[_Generated]) -> bool:
+        """Returns whether an answer fits, which the row then has."""
+        tokens_in = answers[0].tokens_in
+        both_known = row.tokens_in is not None and tokens_in is not None
+        row.tokens_in = (row.tokens_in or 0) + (tokens_in or 0) if both_known else None
+        row.tokens_out += answers[0].tokens_out
+        fitting = [each for each in answers if each.text and stage.fits(each.text)]
+        if not fitting:
+            try:
+                stage.answer(answers[0].text, answers[0].finish_reason == "length")
+            except Unanswerable as fault:
+                row.error_of_answer = str(fault)
+            return False
+        first, *others = fitting
+        row.answers[stage.name] = stage.answer(first.text)
+        row.score = first.score
+        row.others = tuple(Alternative(stage.answer(e.text).text, e.score) for e in others)
+        row.was_cut = row.was_cut or first.finish_reason == "length"
+        return True
+
+    def _cost(self, picture: NDArray[np.uint8], question: Question) -> float:
+        """Tokens of a request, about."""
+        tokens = np.ceil(picture.shape[0] * picture.shape[1] / _PIXELS_PER_TOKEN)
+        # The usual prompt is short beside the rest.
+        letters = len(question.prompt) if question.stage.names or question.stage.structure else 0
+        return float(tokens + letters // _LETTERS_PER_TOKEN + question.stage.max_tokens)
+
+    def _replies(self, requests: list[_Request]) -> dict[int, _Reply]:
+        """By the number of the request."""
+        replies: dict[int, _Reply] = {}
         for group in self._groups(requests):
             waiting = sorted(group, key=lambda request: -request.cost)
             while waiting:
                 count = self.budget.count([request.cost for request in waiting])
                 batch = waiting[:count]
-                made = self._predict_batch(batch)
+                made = self._reply_to(batch)
                 if made is None:
                     continue  # the next batch is smaller
                 waiting = waiting[count:]
-                for request, prediction in zip(batch, made, strict=True):
-                    predictions[request.number] = prediction
-        return [predictions[number] for number in range(len(requests))]
+                for request, reply in zip(batch, made, strict=True):
+                    replies[request.number] = reply
+        return replies
 
     def _groups(self, requests: list[_Request]) -> list[list[_Request]]:
-        """Requests that may go into one batch: all, or those with pictures of one shape."""
-        if self.options.family in RAGGED:
-            return [requests] if requests else []
+        """Requests that may go into one batch: all of one temperature, or those of them with
+        pictures of one shape and one prompt."""
         groups: dict[tuple[Any, ...], list[_Request]] = {}
         for request in requests:
-            groups.setdefault((request.picture.shape, request.prompt), []).append(request)
+            kind: tuple[Any, ...] = (request.question.temperature,)
+            if self.options.family not in RAGGED:
+                kind = (*kind, request.picture.shape, request.question.prompt)
+            groups.setdefault(kind, []).append(request)
         return list(groups.values())
 
-    def _predict_batch(self, batch: list[_Request]) -> list[Prediction] | None:
-        """The predictions; None if memory ran out and a smaller batch may do."""
+    def _reply_to(self, batch: list[_Request]) -> list[_Reply] | None:
+        """The replies; None if memory ran out and a smaller batch may do."""
         cost = batch[0].cost * len(batch)
         try:
             answers = self._answers(batch)
@@ -124,7 +227,10 @@ class HuggingFaceCaptioner(Captioner):
             del error  # its traceback keeps the tensors of the batch
         else:
             self.budget.went_well(cost)
-            return [self._prediction(each) for each in answers]
+            empty = "no caption: the model's answer is empty"
+            return [
+                _Reply(tuple(each)) if each[0].text else _Reply(error=empty) for each in answers
+            ]
         if no_memory:
             gc.collect()
             if torch.cuda.is_available():
@@ -133,60 +239,54 @@ class HuggingFaceCaptioner(Captioner):
                 self.budget.ran_out(cost)
                 return None
             return [
-                Prediction(
+                _Reply(
                     error="too little memory for this picture: give --captioner.max-pixels or "
                     "--captioner.quantize"
                 )
             ]
         if len(batch) == 1:
-            return [Prediction(error=f"the model failed: {reason}")]
+            return [_Reply(error=f"the model failed: {reason}")]
         # One of them may be at fault: each alone.
-        singles = [self._predict_batch([request]) for request in batch]
+        singles = [self._reply_to([request]) for request in batch]
         return [single[0] for single in singles if single is not None]
 
-    def _prediction(self, answers: list[_Generated]) -> Prediction:
-        first, *others = answers
-        if not first.text:
-            return Prediction(error="no caption: the model's answer is empty")
-        return Prediction(
-            first.text,
-            first.score,
-            tuple(Alternative(other.text, other.score) for other in others if other.text),
-            {
-                "tokens_in": first.tokens_in,
-                "tokens_out": first.tokens_out,
-                "finish_reason": first.finish_reason,
-            },
-        )
+    def _captions(self, stage: Stage) -> int:
+        """How many answers are wanted."""
+        return self.options.num_captions if stage is self.options.stages[-1] else 1
 
     def _answers(self, batch: list[_Request]) -> list[list[_Generated]]:
         """For each request its answers, the surest first."""
-        if self.options.num_captions == 1 or self.asked.temperature == 0:
-            return self._generate(batch, 0, self.asked.max_tokens)
-        drawn = [
-            self._generate(batch, number, self.asked.max_tokens)
-            for number in range(self.options.num_captions)
-        ]
+        question = batch[0].question
+        most = question.stage.max_tokens
+        captions = self._captions(question.stage)
+        if captions == 1 or question.temperature == 0:
+            return self._generate(batch, 0, most)
+        drawn = [self._generate(batch, number, most) for number in range(captions)]
         of_each = [[each[0] for each in answers] for answers in zip(*drawn, strict=True)]
         return [sorted(answers, key=lambda answer: -answer.score) for answers in of_each]
 
     @torch.inference_mode()
     def _generate(self, batch: list[_Request], number: int, most: int) -> list[list[_Generated]]:
         """For each request the drawn or likeliest answer; with a beam search several."""
-        made = self.inputs([each.picture for each in batch], [each.prompt for each in batch])
+        question = batch[0].question
+        stage = question.stage
+        made = self.inputs(
+            [each.picture for each in batch],
+            [each.question.prompt for each in batch],
+            stage.system,
+            stage.start,
+        )
         inputs = {name: self._on_device(value) for name, value in made.items()}
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         if mask is not None:
             tokens_in: list[int | None] = list(mask.sum(-1).tolist())
         else:
             tokens_in = [None if ids is None else ids.shape[1]] * len(batch)
-        asked, beams = self.asked, 1
-        if asked.temperature == 0:
-            beams = self.options.num_captions
-        seeds = [picture_seed(asked.seed, each.sha256, number) for each in batch]
-        draw = Draw(asked.temperature, asked.top_p, seeds, most)
+        beams = self._captions(stage) if question.temperature == 0 else 1
+        seeds = [each.question.seed(each.sha256, number) for each in batch]
+        draw = Draw(question.temperature, stage.top_p, seeds, most)
         noted: Draw | BeamNotes = draw if beams == 1 else BeamNotes()
-        stops: list[Any] = [Stop(asked.stop, self.tokenizer, noted)] if asked.stop else []
+        stops: list[Any] = [Stop(stage.stop, self.tokenizer, noted)] if stage.stop else []
         if beams > 1:
             stops.append(Forget())
         output = self.model.generate(
@@ -206,32 +306,46 @@ class HuggingFaceCaptioner(Captioner):
         else:
             scores = torch.stack(draw.logs, 1).tolist()  # [B, T]
         answers = [
-            self._answer(tokens, logs, tokens_in[place // beams])
+            self._answer(batch[place // beams].question, tokens, logs, tokens_in[place // beams])
             for place, (tokens, logs) in enumerate(zip(sequences, scores, strict=True))
         ]
         return [answers[start : start + beams] for start in range(0, len(answers), beams)]
 
-    def _answer(self, row: list[int], logs: list[float], tokens_in: int | None) -> _Generated:
+    def _answer(
+        self, question: Question, row: list[int], logs: list[float], tokens_in: int | None
+    ) -> _Generated:
         tokens = new_tokens(row, self.ends, self.tokenizer.pad_token_id)
-        cut = self._cut(tokens)
+        cut = self._cut(tokens, question.stage.stop)
         stopped = cut is not None or bool(tokens and tokens[-1] in self.ends)
         if cut is None:
             text = self._text(tokens)
         else:
             text, tokens = cut
         if self.options.dialect == "prefix" and self.asked.keep_prompt and text:
-            text = f"{self.options.prompt} {text}".strip()
+            text = f"{question.prompt} {text}".strip()
+        if question.stage.start and text:
+            text = self._continued(question.stage.start, tokens, text)
         kept = logs[: len(tokens)]  # a beam search has one score for all of them
         score = sum(kept) / max(1, len(kept))
         return _Generated(text, score, tokens_in, len(tokens), "stop" if stopped else "length")
 
-    def _cut(self, tokens: list[int]) -> tuple[str, list[int]] | None:
+    def _continued(self, start: str, tokens: list[int], text: str) -> str:
+        """The first words of an answer and the text that continues them, with a space between
+        them if the tokens have one."""
+        before = self.tokenizer(start, add_special_tokens=False)["input_ids"][-_TOKENS_BEFORE:]
+        both = str(self.tokenizer.decode([*before, *tokens], skip_special_tokens=True))
+        alone = str(self.tokenizer.decode(before, skip_special_tokens=True))
+        behind = both[len(alone) :] if both.startswith(alone) else f" {text}"
+        gap = behind[: len(behind) - len(behind.lstrip())]
+        return f"{start}{gap}{text}".strip()
+
+    def _cut(self, tokens: list[int], stops: tuple[str, ...]) -> tuple[str, list[int]] | None:
         """The text before the first stop text, and the tokens up to it; None if there is none."""
-        if not any(stop in self._text(tokens) for stop in self.asked.stop):
+        if not any(stop in self._text(tokens) for stop in stops):
             return None
         for count in range(1, len(tokens) + 1):
             text = self._text(tokens[:count])
-            found = [text.find(stop) for stop in self.asked.stop if stop in text]
+            found = [text.find(stop) for stop in stops if stop in text]
             if found:
                 return text[: min(found)].strip(), tokens[:count]
         return None
@@ -254,7 +368,9 @@ class HuggingFaceCaptioner(Captioner):
             wide = high = intake.size
         empty = np.full((high, wide, 3), 127, np.uint8)
         try:
-            self._generate([_Request(0, empty, self.options.prompt, "", 1.0)], 0, 4)
+            for stage in self.options.stages:
+                request = _Request(0, empty, stage.sample_question(), "", 1.0)
+                self._generate([request], 0, 4)
         except Exception as error:
             if _is_lack_of_memory(error):
                 raise

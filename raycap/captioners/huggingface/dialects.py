@@ -24,6 +24,8 @@ TASK = {
 # Families whose answers in a batch of several shapes are, token for token, those of each picture
 # alone; tests/test_huggingface.py compares them. Others are batched by shape.
 RAGGED = ("qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm")
+# Texts that are kept as the chat template makes them.
+_MOST_TEXTS = 1000
 
 
 def dialect_of(family: str, processor: Any) -> Dialect | None:
@@ -56,35 +58,44 @@ class Inputs:
             for switch in ("do_resize", "do_center_crop"):
                 if getattr(self.images, switch, None):
                     self.pixels[switch] = False  # type: ignore[assignment]
-        self._texts: dict[str, str] = {}
+        self._texts: dict[tuple[str, str], str] = {}
 
-    def __call__(self, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> dict[str, Any]:
+    def __call__(
+        self,
+        pictures: Sequence[np.ndarray],
+        prompts: Sequence[str],
+        system: str | None = None,
+        start: str = "",
+    ) -> dict[str, Any]:
+        """`system` is another system message than the usual one, `start` begins the answers."""
         if self.dialect == "chat":
-            return self._chat(pictures, prompts)
+            return self._chat(pictures, [self.text(each, system) + start for each in prompts])
         if self.dialect == "task":
             return self._task(pictures, prompts)
         return self._prefix(pictures, prompts)
 
-    def text(self, prompt: str) -> str:
+    def text(self, prompt: str, system: str | None = None) -> str:
         """What a prompt becomes in the chat template, up to where the answer begins."""
-        if prompt not in self._texts:
+        system = self.system if system is None else system
+        if (prompt, system) not in self._texts:
+            if len(self._texts) >= _MOST_TEXTS:  # prompts with values of rows
+                self._texts.clear()
             content = [{"type": "image"}, {"type": "text", "text": prompt}]
             messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-            if self.system:
-                said = [{"type": "text", "text": self.system}]
+            if system:
+                said = [{"type": "text", "text": system}]
                 messages.insert(0, {"role": "system", "content": said})
-            self._texts[prompt] = self.processor.apply_chat_template(
+            self._texts[prompt, system] = self.processor.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False
             )
-        return self._texts[prompt]
+        return self._texts[prompt, system]
 
-    def _chat(self, pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> dict[str, Any]:
-        texts = [self.text(prompt) for prompt in prompts]
+    def _chat(self, pictures: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, Any]:
         first = self.tokenizer.bos_token
         begun = bool(first) and texts[0].startswith(first)  # the tokenizer would add it again
         return dict(
             self.processor(
-                text=texts,
+                text=list(texts),
                 images=[[picture] for picture in pictures],
                 padding=True,
                 **({"add_special_tokens": False} if begun else {}),
@@ -121,12 +132,18 @@ class Inputs:
         return {"pixel_values": pixels, "input_ids": torch.tensor(rows)}
 
 
-def check_prompt(prompt: str, system: str, processor: Any) -> None:
-    """Raises UserError if a prompt holds the mark of a picture: there is just one, and the dialect
-    puts it where it belongs."""
+def picture_mark(processor: Any) -> str:
+    """The text that stands for a picture; "" if there is none."""
     mark = getattr(processor, "image_token", None)
     mark = getattr(mark, "content", mark)
-    if isinstance(mark, str) and mark and mark in prompt + system:
+    return mark if isinstance(mark, str) else ""
+
+
+def check_prompt(prompt: str, processor: Any) -> None:
+    """Raises UserError if a prompt holds the mark of a picture: there is just one, and the dialect
+    puts it where it belongs."""
+    mark = picture_mark(processor)
+    if mark and mark in prompt:
         raise UserError(
             f"--captioner.prompt holds {mark!r}, the model's mark for a picture: leave it out, it "
             "is put where it belongs"

@@ -20,11 +20,18 @@ from raycap.captioners.huggingface.dialects import (
 from raycap.captioners.huggingface.intakes import intake_of
 from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
 from raycap.captioners.presets import Preset
+from raycap.captioners.stages import resolve_stages
 from raycap.device import Precision, PrecisionName
 from raycap.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+# What a model can do instead of an option that its dialect lacks.
+_INSTEAD = {
+    ("start", "prefix"): ". Its prompt is the start: --prompt TEXT --captioner.keep-prompt",
+}
 
 
 def import_transformers() -> Any:
@@ -78,16 +85,17 @@ def resolve(
             "Give --captioner.dialect chat, prefix (the prompt begins the caption) or task (the "
             "prompt names a task)"
         )
-    prompt = asked.prompt
-    if not prompt and preset and preset.dialect == dialect:
-        prompt = preset.prompt
-    prompt = prompt or default_prompt(family, dialect)
-    check_prompt(prompt, asked.system, processor)
-    if asked.system and dialect != "chat":
-        raise UserError(
-            f"--captioner.system is for models that chat, and {model} is asked as {dialect!r}: "
-            "leave it out"
-        )
+    default = preset.prompt if preset and preset.dialect == dialect else ""
+    stages = resolve_stages(asked, default or default_prompt(family, dialect))
+    for stage in stages:
+        check_prompt(stage.text + stage.system + stage.start, processor)
+        for option in ("system", "start", "structure"):
+            if getattr(stage, option) and dialect != "chat":
+                flag = {"structure": "schema or tags"}.get(option, option)
+                raise UserError(
+                    f"--captioner.{flag}: that is for models that chat, and {model} is asked as "
+                    f"{dialect!r}: leave it out{_INSTEAD.get((option, dialect), '')}"
+                )
     pixels, resized = intake_of(processor, asked.max_pixels)
     return HuggingFaceOptions(
         asked=asked,
@@ -98,7 +106,7 @@ def resolve(
         adapter=_adapter(asked.adapter),
         family=family,
         dialect=dialect,
-        prompt=prompt,
+        stages=stages,
         pixels=pixels,
         resized=resized,
         num_captions=num_captions,

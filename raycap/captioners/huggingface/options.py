@@ -14,6 +14,7 @@ import pyarrow as pa
 from raycap.captioners.generation import Generation
 from raycap.captioners.presets import PRESETS
 from raycap.captioners.protocol import CaptionerOptions, Placement
+from raycap.captioners.stages import Stage, columns_of, columns_read, identity_of
 from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.images.intake import Intake
@@ -109,46 +110,58 @@ class HuggingFaceOptions(CaptionerOptions):
     family: str
     """`model_type` in its config."""
     dialect: Literal["chat", "prefix", "task"]
-    prompt: str
+    stages: tuple[Stage, ...]
+    """The prompts in order."""
     pixels: Intake
     resized: bool
     """Whether `pixels` are just what its own processor would make. It need not resize then."""
     num_captions: int = 1
     precision: PrecisionName = "auto"
 
+    @property
+    def prompt(self) -> str:
+        """The last prompt, which the caption answers."""
+        return self.stages[-1].text
+
     def identity(self) -> dict[str, Any]:
-        asked = self.asked
-        draws = asked.temperature > 0
+        asked, last = self.asked, self.stages[-1]
+        draws = last.temperature > 0
+        seeded = any(stage.temperature > 0 for stage in self.stages)
         return {
             "captioner": "huggingface",
             "model": self.digest or f"{self.model}@{self.revision}",
             "adapter": self.adapter[1],
             "dialect": self.dialect,
             "prompt": self.prompt,
-            "system": asked.system,
-            "max_tokens": asked.max_tokens,
-            "temperature": asked.temperature,
-            "top_p": asked.top_p if draws else None,
-            "seed": asked.seed if draws else None,
-            "stop": list(asked.stop),
+            "system": last.system,
+            "max_tokens": last.max_tokens,
+            "temperature": last.temperature,
+            "top_p": last.top_p if draws else None,
+            "seed": asked.seed if seeded else None,
+            "stop": list(last.stop),
             "keep_prompt": asked.keep_prompt,
             "num_captions": self.num_captions,
             "quantize": asked.quantize,
             "attention": asked.attention,
             "intake": {"kind": type(self.pixels).__name__, **dataclasses.asdict(self.pixels)},
+            **identity_of(self.stages),
         }
 
     def intake(self) -> Intake:
         return self.pixels
 
     def columns(self) -> pa.Schema:
-        return COLUMNS
+        return pa.schema([*columns_of(self.stages), *COLUMNS])
+
+    def columns_read(self) -> tuple[str, ...]:
+        return columns_read(self.stages)
 
     def metadata(self) -> dict[str, str]:
         return {"captioner": self.digest or f"{self.model}@{self.revision}"}
 
     def placement(self) -> Placement:
-        return Placement(precision=self.precision, pictures_per_second=_RATES[self.dialect])
+        rate = _RATES[self.dialect] / len(self.stages)
+        return Placement(precision=self.precision, pictures_per_second=rate)
 
     def in_precision(self, precision: PrecisionName) -> Self:
         return dataclasses.replace(self, precision=precision)

@@ -114,12 +114,14 @@ class TrainedCaptioner(Captioner):
         beam: int | None = None,
         search: SearchChoice | None = None,
         attention: bool = False,
+        *,
+        values: Sequence[Mapping[str, Any]] = (),
     ) -> list[Caption]:
         """As `Captioner.caption`; with another search or beam width for this call, or with
         attention maps."""
         loaded = self.load_pictures(pictures, trust)
         return self.caption_loaded(
-            loaded, search=self._search(beam, search), attention=attention or None
+            loaded, values, search=self._search(beam, search), attention=attention or None
         )
 
     def predict(

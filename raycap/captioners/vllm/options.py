@@ -6,7 +6,7 @@ raycap caption photos/ --captioner vllm --model qwen-vl --out captions/
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -14,7 +14,9 @@ import pyarrow as pa
 from raycap.captioners.generation import Generation
 from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
 from raycap.captioners.presets import PRESETS
+from raycap.captioners.prompts import CAPTION, Prompt
 from raycap.captioners.protocol import CaptionerOptions, Placement
+from raycap.captioners.stages import Question
 from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.images import Intake
@@ -93,20 +95,19 @@ class Vllm(Generation):
                 f"--precision {precision}: vLLM's number format is --captioner.dtype, such as "
                 "bfloat16"
             )
-        if num_captions is not None and num_captions > 1 and self.temperature == 0:
+        of_caption = self.prompts.get(CAPTION)
+        temperature = self.temperature
+        if isinstance(of_caption, Prompt) and of_caption.temperature is not None:
+            temperature = of_caption.temperature
+        if num_captions is not None and num_captions > 1 and temperature == 0:
             raise UserError(
                 f"--num-captions {num_captions} with --captioner.temperature 0 would give the "
                 "same caption each time: give --captioner.temperature 0.7"
             )
         preset = PRESETS.get(model)
+        shared = {each.name: getattr(self, each.name) for each in fields(Generation)}
         asked = HuggingFaceModel(
-            prompt=self.prompt,
-            system=self.system,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-            stop=self.stop,
+            **shared,
             adapter=self.adapter,
             revision=self.revision,
             max_pixels=self.max_pixels,
@@ -148,11 +149,15 @@ class VllmOptions(CaptionerOptions):
     def columns(self) -> pa.Schema:
         return self.model.columns()
 
+    def columns_read(self) -> tuple[str, ...]:
+        return self.model.columns_read()
+
     def metadata(self) -> dict[str, str]:
         return self.model.metadata()
 
     def placement(self) -> Placement:
-        return Placement(gpus=self.asked.gpus, pictures_per_second=PICTURES_PER_SECOND)
+        rate = PICTURES_PER_SECOND / len(self.model.stages)
+        return Placement(gpus=self.asked.gpus, pictures_per_second=rate)
 
     def open(self, device: str, threads: int | None) -> VllmCaptioner:
         from raycap.captioners.vllm.captioner import VllmCaptioner
@@ -169,12 +174,14 @@ class VllmOptions(CaptionerOptions):
             "gpu_memory_utilization": asked.memory,
             "trust_remote_code": asked.trust_remote_code,
             "limit_mm_per_prompt": {"image": 1},
-            # Each picture is shown once: there is nothing to keep.
-            "mm_processor_cache_gb": 0,
             "seed": asked.seed,
             "max_num_seqs": asked.in_flight,
             "disable_log_stats": True,
         }
+        if len(model.stages) == 1 and model.stages[0].structure is None:
+            # Each picture is shown once: there is nothing to keep. Else the engine keeps what it
+            # made of the picture for the next prompt.
+            arguments["mm_processor_cache_gb"] = 0
         if model.revision:
             arguments["revision"] = model.revision
         if asked.quantization:
@@ -185,16 +192,16 @@ class VllmOptions(CaptionerOptions):
             arguments["enable_lora"] = True
         return {**arguments, **asked.more_arguments()}
 
-    def sampling_arguments(self, seed: int) -> dict[str, Any]:
-        """Arguments of vLLM's SamplingParams for one picture."""
-        asked = self.asked
+    def sampling_arguments(self, question: Question, sha256: str) -> dict[str, Any]:
+        """Arguments of vLLM's SamplingParams for one question about one picture."""
+        stage = question.stage
         arguments: dict[str, Any] = {
-            "n": self.model.num_captions,
-            "temperature": asked.temperature,
-            "max_tokens": asked.max_tokens,
-            "stop": list(asked.stop),
+            "n": self.model.num_captions if stage is self.model.stages[-1] else 1,
+            "temperature": question.temperature,
+            "max_tokens": stage.max_tokens,
+            "stop": list(stage.stop),
             "logprobs": 0,  # of the chosen tokens only: they become the score
         }
-        if asked.temperature > 0:
-            arguments |= {"top_p": asked.top_p, "seed": seed}
+        if question.temperature > 0:
+            arguments |= {"top_p": stage.top_p, "seed": question.seed(sha256, 0)}
         return arguments
