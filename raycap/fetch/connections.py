@@ -1,18 +1,18 @@
 """HTTP connections to permitted addresses, within a picture's deadline and limit of bytes."""
 
+import contextlib
 import http.client
 import re
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 import certifi
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from raycap.fetch.addresses import why_refused
 from raycap.fetch.errors import FetchError, headers_too_large
@@ -20,7 +20,9 @@ from raycap.fetch.timeouts import call_with_timeout
 
 # Bytes of headers, with those of interim responses (103 Early Hints). Browsers allow as many.
 MOST_HEADER_BYTES = 1 << 18
-_LONGEST_LINE = 1 << 16
+_LONGEST_LINE, _MOST_HEADERS = 1 << 16, 100
+# Bytes that are read from a socket at once: a small picture and its headers.
+_BUFFER = 1 << 15
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
 
@@ -87,6 +89,9 @@ class TimedSocket(socket.socket):
 
     limits: RequestLimits
 
+    def makefile(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
+        return super().makefile("rb", buffering=_BUFFER)
+
     def recv_into(self, *args: Any) -> int:
         self.settimeout(self.limits.to_read())
         received = super().recv_into(*args)
@@ -98,6 +103,9 @@ class TimedTLSSocket(ssl.SSLSocket):
     """The same for TLS. (The socket's timeout holds for the handshake as a whole.)"""
 
     limits: RequestLimits
+
+    def makefile(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
+        return super().makefile("rb", buffering=_BUFFER)
 
     def recv_into(self, *args: Any) -> int:
         self.settimeout(self.limits.to_read())
@@ -181,20 +189,98 @@ class Dialer:
         )
 
 
-class CheckedResponse(http.client.HTTPResponse):
-    """Skips interim responses and accepts well-formed chunk sizes only.
+class Headers:
+    """The headers of a response, by their names in any case."""
 
-    The standard library takes 103 Early Hints for the response, and reads to the end of the
-    connection when a chunk has size -1. The two methods are not public. Without them reasons get
-    worse, but nothing becomes less safe: bytes are counted at the socket.
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._values: dict[str, list[str]] = {}
+        last: list[str] = []
+        for line in lines:
+            text = line.decode("latin-1")
+            name, colon, value = text.partition(":")
+            if text[:1] in " \t":  # it goes on with the line before
+                last[-1:] = [f"{each} {text.strip()}" for each in last[-1:]]
+            elif colon:
+                last = self._values.setdefault(name.rstrip().lower(), [])
+                last.append(value.strip())
+
+    def get(self, name: str, default: str = "") -> str:
+        """The value of a header; several values are joined by commas."""
+        return ", ".join(self.getlist(name)) or default
+
+    def getlist(self, name: str) -> list[str]:
+        return self._values.get(name.lower(), [])
+
+
+class CheckedResponse(http.client.HTTPResponse):
+    """The response to a GET. Skips interim responses and accepts well-formed sizes only.
+
+    The standard library takes 103 Early Hints for the response, reads to the end of the
+    connection when a chunk has size -1, and parses headers as those of mail, which takes longer
+    than all else. Some of these methods are not public. Without `_read_status` and
+    `_read_next_chunk_size` reasons get worse, but nothing becomes less safe: bytes are counted at
+    the socket.
     """
+
+    fields: Headers
+    body_bytes = 0  # that were read
+
+    def begin(self) -> None:
+        version, self.status, self.reason = self._read_status()
+        if not version.startswith(("HTTP/1.", "HTTP/0.9")):
+            raise http.client.UnknownProtocol(version)
+        self.fields = Headers(self._header_lines())
+        self.chunked = self.fields.get("Transfer-Encoding").strip().lower() == "chunked"
+        self.chunk_left = None
+        self.length = None if self.chunked else self._declared_length()
+        if self.status in (http.HTTPStatus.NO_CONTENT, http.HTTPStatus.NOT_MODIFIED):
+            self.length = 0
+        options = self.fields.get("Connection").lower()
+        keeps_open = "close" not in options and (version != "HTTP/1.0" or "keep-alive" in options)
+        has_end = self.chunked or self.length is not None
+        self.will_close = not (keeps_open and has_end)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was read to its end, and another one can follow on the connection."""
+        return self.isclosed() and not self.will_close
+
+    def read_some(self, size: int) -> bytes:
+        """Up to so many bytes of the body; b"" at its end."""
+        data = self.read(size)
+        self.body_bytes += len(data)
+        if not data and self.length:
+            raise http.client.IncompleteRead(b"", self.length)
+        return data
+
+    def _declared_length(self) -> int | None:
+        text = self.fields.get("Content-Length")
+        try:
+            lengths = {int(each) for each in text.split(",")}
+        except ValueError:
+            return None
+        if len(lengths) > 1:
+            raise FetchError("a Content-Length that contradicts itself")
+        length = lengths.pop()
+        return length if length >= 0 else None
+
+    def _header_lines(self) -> Iterator[bytes]:
+        for _ in range(_MOST_HEADERS + 1):
+            line = self.fp.readline(_LONGEST_LINE + 1)
+            if len(line) > _LONGEST_LINE:
+                raise headers_too_large()
+            if line in (b"\r\n", b"\n", b""):
+                return
+            yield line
+        raise headers_too_large()
 
     def _read_status(self) -> tuple[str, int, str]:
         while True:
             version, status, reason = super()._read_status()  # type: ignore[misc]
-            if not 100 < status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+            if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
                 return version, status, reason
-            http.client.parse_headers(self.fp)
+            for _ in self._header_lines():
+                pass
 
     def _read_next_chunk_size(self) -> int:
         line = self.fp.readline(_LONGEST_LINE + 1)
@@ -206,67 +292,100 @@ class CheckedResponse(http.client.HTTPResponse):
         return int(size, 16)
 
 
-class _Connection(HTTPConnection):
-    response_class = CheckedResponse
+class Connection:
+    """An open connection to a host."""
 
-    def __init__(self, *args: Any, dialer: Dialer, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, opened: socket.socket) -> None:
+        self._socket = opened
+
+    def get(self, request: bytes) -> CheckedResponse:
+        with contextlib.suppress(BrokenPipeError):  # it may have answered before it closed
+            self._socket.sendall(request)
+        response = CheckedResponse(self._socket)
+        try:
+            response.begin()
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has arrived: neither the end of the connection nor what nobody asked
+        for."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+# The scheme, host and port.
+Server = tuple[str, str, int]
+
+
+class ConnectionPool:
+    """Opens connections, and keeps those that can be used again: at most `idle` for a server, of
+    the `servers` that were used last."""
+
+    def __init__(self, dialer: Dialer, servers: int, idle: int) -> None:
         self._dialer = dialer
+        self._most_servers, self._most_idle = servers, idle
+        self._idle: dict[Server, list[Connection]] = {}
+        self._lock = threading.Lock()
 
-    def _new_conn(self) -> socket.socket:
-        return self._dialer(self.host, self.port)
+    def take(self, server: Server) -> Connection:
+        """A connection to a server, for this thread alone."""
+        while (connection := self._take_idle(server)) is not None:
+            if connection.is_quiet():
+                return connection
+            connection.close()
+        scheme, host, port = server
+        opened = self._dialer(host, port)
+        return Connection(opened if scheme == "http" else self._secured(opened, host))
 
+    def _take_idle(self, server: Server) -> Connection | None:
+        with self._lock:
+            connections = self._idle.get(server)
+            return connections.pop() if connections else None
 
-class _TLSConnection(HTTPSConnection):
-    """Checks the certificate for the host's name; only the socket below is ours."""
+    def give_back(self, server: Server, connection: Connection) -> None:
+        dropped = []
+        with self._lock:
+            connections = self._idle.pop(server, [])
+            connections.append(connection)
+            if len(connections) > self._most_idle:
+                dropped.append(connections.pop(0))
+            self._idle[server] = connections  # the last one to be dropped
+            if len(self._idle) > self._most_servers:
+                dropped += self._idle.pop(next(iter(self._idle)))
+        for each in dropped:
+            each.close()
 
-    response_class = CheckedResponse
+    def close(self) -> None:
+        with self._lock:
+            held, self._idle = self._idle, {}
+        for connections in held.values():
+            for connection in connections:
+                connection.close()
 
-    def __init__(self, *args: Any, dialer: Dialer, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._dialer = dialer
-
-    def _new_conn(self) -> socket.socket:
-        return self._dialer(self.host, self.port)
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock.limits = self._dialer.limits  # type: ignore[union-attr]
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-class ConnectionPools(PoolManager):
-    """Open connections to at most `hosts` hosts, with at most `idle` unused ones to each."""
-
-    def __init__(self, dialer: Dialer, hosts: int, idle: int) -> None:
-        super().__init__(num_pools=hosts)
-        self._dialer = dialer
-        self._idle = idle
-
-    def _new_pool(
-        self, scheme: str, host: str, port: int, request_context: dict[str, Any] | None = None
-    ) -> HTTPConnectionPool:
-        if scheme == "https":
-            return _TLSPool(
-                host,
-                port,
-                maxsize=self._idle,
-                dialer=self._dialer,
-                ssl_context=self._trusted_authorities,
-            )
-        return _Pool(host, port, maxsize=self._idle, dialer=self._dialer)
+    def _secured(self, opened: TimedSocket, host: str) -> TimedTLSSocket:
+        """Checks the certificate for the host's name."""
+        name = host.strip("[]").partition("%")[0].rstrip(".")
+        try:
+            secured = self._trusted_authorities.wrap_socket(opened, server_hostname=name)
+        except BaseException:
+            opened.close()
+            raise
+        assert isinstance(secured, TimedTLSSocket)
+        secured.limits = opened.limits
+        return secured
 
     @cached_property  # 30 ms, which a list without https does not need
     def _trusted_authorities(self) -> ssl.SSLContext:
         """The machine's own certificate authorities (with SSL_CERT_FILE) and Mozilla's list."""
         context = ssl.create_default_context()
         context.load_verify_locations(certifi.where())
+        context.set_alpn_protocols(["http/1.1"])
         context.sslsocket_class = TimedTLSSocket
         return context

@@ -6,9 +6,9 @@ import re
 import threading
 import time
 
-from urllib3 import BaseHTTPResponse
 from urllib3.util import Url
 
+from raycap.fetch.connections import CheckedResponse
 from raycap.fetch.errors import FetchError, framing_too_large
 from raycap.fetch.files import GrowTo
 from raycap.fetch.options import Fetch
@@ -54,9 +54,9 @@ class PartClient(WebClient):
         wanted = f"bytes={self._wanted.start}-{self._wanted.stop - 1}"
         return super()._headers(target) | {"Accept": "*/*", "Range": wanted}
 
-    def _body(self, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes:
-        found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        encoding = response.headers.get("Content-Encoding", "identity")
+    def _body(self, response: CheckedResponse, grow_to: GrowTo | None) -> bytes:
+        found = _RANGE.fullmatch(response.fields.get("Content-Range", ""))
+        encoding = response.fields.get("Content-Encoding", "identity")
         if response.status != 206 or not found or encoding != "identity":
             raise FetchError(
                 "the server does not give parts of files (HTTP ranges): copy the file to a disk "
@@ -70,7 +70,7 @@ class PartClient(WebClient):
         while True:
             received = head + body.tell() + _CHUNK + _MOST_FRAMING_BYTES
             self._limits.allow(received, framing_too_large)
-            chunk = response.read(_CHUNK, decode_content=False)
+            chunk = response.read_some(_CHUNK)
             if not chunk:
                 break
             body.write(chunk)

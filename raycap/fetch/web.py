@@ -2,9 +2,9 @@
 
 import base64
 import contextlib
+import functools
 import http.client
 import io
-import logging
 import re
 import ssl
 import zlib
@@ -14,12 +14,15 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote, urljoin
 
-from urllib3 import BaseHTTPResponse, Timeout
-from urllib3.exceptions import HTTPError, InvalidHeader, ProtocolError, SSLError
-from urllib3.exceptions import TimeoutError as NoAnswer
 from urllib3.util import Url, parse_url
 
-from raycap.fetch.connections import ConnectionPools, Dialer, RequestLimits
+from raycap.fetch.connections import (
+    CheckedResponse,
+    ConnectionPool,
+    Dialer,
+    RequestLimits,
+    Server,
+)
 from raycap.fetch.errors import (
     FetchError,
     framing_too_large,
@@ -38,9 +41,9 @@ _MOST_FRAMING_BYTES = 1 << 20
 # Directives of X-Robots-Tag with a value after a colon; before any other colon is a robot's name.
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 _ROBOT = re.compile(r"\s*([a-z*][\w.*-]*)\s*:(.*)", re.DOTALL)
-
-# urllib3 logs headers that it cannot parse, with the whole URL and the passwords in it.
-logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ZONE = re.compile(r"%.*(?=\])")  # of an IPv6 address, which is no business of the server's
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,13 @@ class WebClient:
     def __init__(self, options: Fetch) -> None:
         self._options = options
         self._limits = RequestLimits(options.connect_timeout, options.read_timeout)
-        self._timeout = Timeout(connect=options.connect_timeout, read=options.read_timeout)
         self._robots = {
             "*",
             "raycap",
             re.split(r"[/\s]", options.user_agent.lower(), maxsplit=1)[0],
         }
         dialer = Dialer(self._limits, options.allow_private)
-        self._pools = ConnectionPools(dialer, hosts=2 * options.threads, idle=options.per_host)
+        self._pool = ConnectionPool(dialer, servers=2 * options.threads, idle=options.per_host)
 
     def get(self, url: str, seconds: float, grow_to: GrowTo | None = None) -> bytes | Redirect:
         """Returns the body at `url`, or a redirect, within `seconds`; raises FetchError.
@@ -75,20 +77,38 @@ class WebClient:
         """
         self._limits.start(seconds)
         target = parse(url)
+        scheme = target.scheme or "http"
+        host = (target.host or "").rstrip(".")
+        server = (scheme, host, target.port or _PORTS[scheme])
+        request = self._request(target, server)
         while True:
-            response: BaseHTTPResponse | None = None
-            self._limits.start_request()
             try:
-                response = self._ask(target)
-                return self._answer(url, response, grow_to)
-            except (HTTPError, TimeoutError, zlib.error) as error:
-                # Each stale connection leaves the pool, so the last try opens a new one.
-                if not self._was_stale(error):
-                    raise self._fault(error, target.host or "", response) from error
-            finally:
-                if response is not None:
-                    # A response read to its end has already given its connection back.
-                    response.close()
+                return self._get(url, server, request, grow_to)
+            except _Stale:  # each of them leaves the pool, so the last try opens a new connection
+                continue
+
+    def _get(
+        self, url: str, server: Server, request: bytes, grow_to: GrowTo | None
+    ) -> bytes | Redirect:
+        response: CheckedResponse | None = None
+        self._limits.start_request()
+        connection = None
+        try:
+            connection = self._pool.take(server)
+            response = connection.get(request)
+            return self._answer(url, response, grow_to)
+        except (http.client.HTTPException, OSError, zlib.error) as error:
+            if self._was_stale(error):
+                raise _Stale from error
+            raise self._fault(error, server[1], response) from error
+        finally:
+            if response is not None:
+                response.close()
+            if connection is not None:
+                if response is not None and response.is_over:
+                    self._pool.give_back(server, connection)
+                else:
+                    connection.close()
 
     def host(self, url: str) -> str:
         """Returns the host of a URL; raises FetchError if it is no URL."""
@@ -96,25 +116,22 @@ class WebClient:
 
     def close(self) -> None:
         """Closes the connections that are kept open."""
-        self._pools.clear()
+        self._pool.close()
 
-    def _ask(self, target: Url) -> BaseHTTPResponse:
-        return self._pools.connection_from_host(target.host, target.port, target.scheme).urlopen(
-            "GET",
-            target.request_uri,
-            headers=self._headers(target),
-            retries=False,
-            redirect=False,
-            timeout=self._timeout,
-            preload_content=False,
-        )
+    def _request(self, target: Url, server: Server) -> bytes:
+        scheme, host, port = server
+        host = _ZONE.sub("", host) + (f":{port}" if port != _PORTS[scheme] else "")
+        headers = {"Host": host, **self._headers(target)}
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        # Controls and spaces in it are percent-encoded.
+        return f"GET {target.request_uri} HTTP/1.1\r\n{''.join(lines)}\r\n".encode("latin-1")
 
     def _was_stale(self, error: Exception) -> bool:
         """Whether the server closed a kept connection before it saw the request.
 
         That is not the picture's fault: the request is repeated at once and costs no retry.
         """
-        closed = isinstance(error, (ProtocolError, SSLError))
+        closed = not isinstance(error, (TimeoutError, zlib.error))
         return closed and not self._limits.connected and not self._limits.received
 
     def _headers(self, target: Url) -> dict[str, str]:
@@ -129,23 +146,23 @@ class WebClient:
         return headers
 
     def _answer(
-        self, url: str, response: BaseHTTPResponse, grow_to: GrowTo | None
+        self, url: str, response: CheckedResponse, grow_to: GrowTo | None
     ) -> bytes | Redirect:
         status = response.status
         if 200 <= status < 300:
             if not self._options.ignore_robots_tag:
-                directive = forbids_ai(response.headers.getlist("X-Robots-Tag"), self._robots)
+                directive = forbids_ai(response.fields.getlist("X-Robots-Tag"), self._robots)
                 if directive:
                     raise FetchError(
                         f"the server forbids it: X-Robots-Tag {directive} "
                         "(--fetch.ignore-robots-tag fetches it)"
                     )
             return self._body(response, grow_to)
-        location = response.headers.get("Location")
-        wait = asked_wait(response.headers.get("Retry-After"))
-        with contextlib.suppress(HTTPError, TimeoutError, FetchError):
+        location = response.fields.get("Location")
+        wait = asked_wait(response.fields.get("Retry-After"))
+        with contextlib.suppress(http.client.HTTPException, OSError, FetchError):
             # After a short page that is read to its end, the connection can be used again.
-            response.read(_CHUNK, decode_content=False)
+            response.read_some(_CHUNK)
         if status in _MOVED and location:
             return Redirect(_next_url(url, location))
         # The standard phrase, not the server's: so that reports count all of a status together.
@@ -153,18 +170,18 @@ class WebClient:
         again = status == 429 or status >= 500
         raise FetchError(f"HTTP {status} {phrase}".rstrip(), again, wait)
 
-    def _body(self, response: BaseHTTPResponse, grow_to: GrowTo | None) -> bytes:
+    def _body(self, response: CheckedResponse, grow_to: GrowTo | None) -> bytes:
         cap = self._options.max_bytes
-        if (response.length_remaining or 0) > cap:
+        if (response.length or 0) > cap:
             raise too_large(cap)
-        encoding = _encoding(response.headers.get("Content-Encoding", ""))
+        encoding = _encoding(response.fields.get("Content-Encoding", ""))
         unpack: zlib._Decompress | None = None
         body = io.BytesIO()
         sent = size = 0  # bytes before and after unpacking; the cap holds for both
         head = self._limits.received
         while True:
             self._limits.allow(head + sent + _CHUNK + _MOST_FRAMING_BYTES, framing_too_large)
-            chunk = response.read(_CHUNK, decode_content=False)
+            chunk = response.read_some(_CHUNK)
             if not chunk:
                 break
             if encoding and not sent:
@@ -183,19 +200,18 @@ class WebClient:
         if unpack and not unpack.eof:
             raise zlib.error("cut short")
         if response.status == http.HTTPStatus.PARTIAL_CONTENT:
-            _check_whole(response.headers.get("Content-Range", ""), sent)
+            _check_whole(response.fields.get("Content-Range", ""), sent)
         return body.getvalue()  # joining chunks would hold all bytes twice for a moment
 
-    def _fault(self, error: Exception, host: str, response: BaseHTTPResponse | None) -> FetchError:
+    def _fault(self, error: Exception, host: str, response: CheckedResponse | None) -> FetchError:
         if self._limits.left() <= 0:
             return too_late(self._options.deadline)
-        inner = error.args[-1] if error.args else error
-        if isinstance(inner, ssl.SSLCertVerificationError):
-            return FetchError(f"the certificate of {host} is not trusted: {inner.verify_message}")
-        if isinstance(error, SSLError):
-            what = getattr(inner, "reason", None) or type(inner).__name__
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return FetchError(f"the certificate of {host} is not trusted: {error.verify_message}")
+        if isinstance(error, ssl.SSLError):
+            what = error.reason or type(error).__name__
             return FetchError(f"TLS with {host} failed: {what}", again=True)
-        if isinstance(error, (NoAnswer, TimeoutError)):
+        if isinstance(error, TimeoutError):
             return FetchError(
                 f"no byte for {self._options.read_timeout:g} s (--fetch.read-timeout)",
                 again=True,
@@ -203,11 +219,11 @@ class WebClient:
             )
         if isinstance(error, zlib.error):
             return FetchError("the body is not what its Content-Encoding says")
-        if isinstance(error, InvalidHeader):
-            return FetchError("a Content-Length that contradicts itself")
-        if isinstance(error, ProtocolError):
-            return _broken(inner, response)
-        raise error
+        return _broken(error, response)
+
+
+class _Stale(Exception):
+    """The server has closed a kept connection before it saw the request."""
 
 
 def host_of(url: str) -> str:
@@ -215,9 +231,10 @@ def host_of(url: str) -> str:
     return parse(url).host or ""
 
 
+@functools.lru_cache(4096)  # it is asked for several times while the picture waits
 def parse(url: str) -> Url:
     """Parses a URL; raises FetchError if it cannot be requested."""
-    if any(ord(character) < 32 or ord(character) == 127 for character in url):
+    if _CONTROL.search(url):
         raise FetchError("a control character in the URL")
     try:
         target = parse_url(url)
@@ -286,7 +303,7 @@ def forbids_ai(headers: Iterable[str], robots: Collection[str]) -> str:
 
 def asked_wait(retry_after: str | None) -> float:
     """Returns the seconds of a Retry-After header (seconds or a date), 0 for none."""
-    if retry_after is None:
+    if not retry_after:
         return 0.0
     if retry_after.strip().isdecimal():
         return float(retry_after)
@@ -315,15 +332,16 @@ def _next_url(url: str, location: str) -> str:
     return target
 
 
-def _broken(inner: object, response: BaseHTTPResponse | None) -> FetchError:
+def _broken(inner: object, response: CheckedResponse | None) -> FetchError:
     if isinstance(inner, http.client.LineTooLong) or type(inner) is http.client.HTTPException:
         return headers_too_large()
     if response is not None:
-        if response.length_remaining is None:
+        read = response.body_bytes
+        if response.length is None:
             return FetchError("the connection was closed before the end of the body", again=True)
-        whole = response.tell() + response.length_remaining
         return FetchError(
-            f"the connection was closed after {response.tell():,} of {whole:,} bytes", again=True
+            f"the connection was closed after {read:,} of {read + response.length:,} bytes",
+            again=True,
         )
     no_http = (http.client.BadStatusLine, http.client.UnknownProtocol)
     if isinstance(inner, no_http) and not isinstance(inner, ConnectionError):
