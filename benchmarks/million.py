@@ -1,62 +1,91 @@
-"""What a run costs that hardly computes: a million rows without pictures through a captioner that
-pretends, and sleeping actors.
+"""What a run costs that hardly computes: millions of rows through a captioner that answers at
+once, so what remains is the work of listing, planning, scheduling, commits and joins.
 
-    python benchmarks/million.py [--rows 1000000] [--scaling]
+    python benchmarks/million.py [--rows 1000000] [--ray]    a run, and the same again
+    python benchmarks/million.py --parts [--rows 1000000]    planning, commits and joins each alone
+    python benchmarks/million.py --parts --s3 [--rows 50000] the same on moto, a stand-in for S3
+    python benchmarks/million.py --scaling                   1, 2 and 4 workers that only sleep
 
-Prints the driver's memory while the table grows, rows per second of all the machinery around the
-model, how long a run takes that finds nothing to do, and (--scaling) how 1, 2 and 4 actors that
-only sleep share the work.
+The whole run prints the memory of the driver while the table grows; without --ray, one process
+also lists the source and makes the rows. The second run finds nothing to do. Times are those of a
+clock, and processor times of the driver, which depend less on what else the machine does.
 """
 
 import argparse
 import functools
-import logging
+import os
 import shutil
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pyarrow as pa
-import ray
 
+from raycap.bulk.counts import RowCounts
+from raycap.bulk.finish import join_part, part_name, parts_of
 from raycap.bulk.job import TableJob
+from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions, CaptionOptions
+from raycap.bulk.plan import Chunk, Plan, write_plan, write_shards
 from raycap.bulk.run import run_job
-from raycap.bulk.work import FileLayout
+from raycap.bulk.table import ChunkFile, OutputTable, chunk_path
+from raycap.bulk.taken_keys import TakenKeys
+from raycap.bulk.work import FileLayout, WorkOrder, write_rows
+from raycap.bulk.worker_pool import LocalPool, WorkerPool
+from raycap.cluster import Cluster
+from raycap.cluster.local_ray import local_ray
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.images import Square
 from raycap.schema import CAPTIONS, SUCCESS
 from raycap.sources import Notes, SourceDefaults
 from raycap.sources.manifest import Row, tables
+from raycap.storage import output_folder
+from raycap.storage.retry import with_retries
 
-ROWS_IN_BATCH = 4096
+ROWS_IN_UNIT = 150_000
+ROWS_IN_CHUNK = 960  # half a minute of a worker that makes 32 captions a second
+ROWS_IN_PART = 10_000
+CHUNKS_PER_COMMIT = 20
 
 
 @dataclass(frozen=True)
 class Numbers(SourceDefaults):
-    """A source of so many rows without pictures. To load some of them takes so many seconds."""
+    """A source of so many rows without pictures, in units."""
 
     rows: int
-    seconds: float = 0.0
     path: str = "numbers"
     trust: Trust = ONLY_WEB
-    names_urls: bool = False
-    carried: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Nothing can be wrong with it."""
 
-    def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
-        names = (f"folder/{number:012d}.jpg" for number in range(self.rows))
+    def units(self) -> tuple[str, ...]:
+        starts = range(0, self.rows, ROWS_IN_UNIT)
+        return tuple(f"{start} {min(start + ROWS_IN_UNIT, self.rows)}" for start in starts)
+
+    def units_tell_changes(self, units: Sequence[str]) -> bool:
+        return True
+
+    def tables_of_unit(self, unit: str, notes: Notes) -> Iterator[pa.Table]:
+        names = (f"folder/{number:012d}.jpg" for number in range(*map(int, unit.split())))
         rows = (Row(name, f"/nowhere/{name}", picture=b"", error="none") for name in names)
-        return tables(rows, lambda: "no rows")
+        return tables(rows, None)
+
+    def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
+        for unit in self.units():
+            yield from self.tables_of_unit(unit, notes or Notes())
 
     def embedded_pictures(self, rows: pa.Table) -> Sequence[bytes | None]:
-        time.sleep(self.seconds)
         return [b""] * len(rows)
 
 
@@ -82,8 +111,10 @@ class Pretends:
         return captioned(table, "a dog on grass")
 
 
-def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> TableJob:
-    options = CaptionOptions(out=str(out), batch=batch, actors=actors, threads=1, part_rows=10_000)
+def job(out: Path, rows: int, batch: int, actors: int, rest: float) -> TableJob:
+    options = CaptionOptions(
+        out=str(out), batch=batch, actors=actors, threads=1, part_rows=ROWS_IN_PART
+    )
     return TableJob(
         command="caption",
         table="captions",
@@ -93,39 +124,165 @@ def work(out: Path, rows: int, batch: int, actors: int, rest: float) -> TableJob
         layout=FileLayout(options.part_rows, CAPTIONS, (), {}),
         intake=Square(1),
         open_model=functools.partial(Pretends, rest),
-        pictures_per_second=batch / max(rest, 0.1),
+        pictures_per_second=batch / 30.0,
     )
 
 
+class Here(Machines):
+    """Runs everything in this process, however much it is."""
+
+    def worker_pool(self, job: TableJob, order: WorkOrder, events: Any, rows: Any) -> WorkerPool:
+        return LocalPool(job.options, order, events)
+
+
 class Memory(threading.Thread):
-    """What this process holds, looked at each second."""
+    """What this process holds, in MiB, looked at each second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.seen: list[int] = []
+        self._is_over = threading.Event()
         self.start()
 
     def run(self) -> None:
         while True:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.seen.append(pages * 4096 // 2**20)
-            time.sleep(1)
+            if self._is_over.wait(1):
+                return
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()
+
+    def tenths(self) -> list[int]:
+        """The most in each tenth of the time."""
+        step = max(1, -(-len(self.seen) // 10))
+        return [max(self.seen[at : at + step]) for at in range(0, len(self.seen), step)]
 
 
-def million(folder: Path, rows: int) -> None:
-    memory = Memory()
-    for count in (rows // 10, rows):
-        memory.seen.clear()
-        began = time.monotonic()
-        run_job(work(folder / "out", count, ROWS_IN_BATCH, 1, 0.0), {})
-        took = time.monotonic() - began
+def whole(folder: Path, rows: int, on_ray: bool) -> None:
+    """A run, and the same command again."""
+    for title in ("made", "again, with nothing to do"):
+        machines = None if on_ray else Here(Cluster())
+        memory, began, used = Memory(), time.monotonic(), time.process_time()
+        run_job(job(folder / "out", rows, ROWS_IN_CHUNK, 1, 0.0), {}, machines)
+        took, used = time.monotonic() - began, time.process_time() - used
+        memory.stop()
         print(
-            f"{count:,} rows in {took:.1f} s; driver {memory.seen[0]} MiB at first, "
-            f"{max(memory.seen)} MiB at most"
+            f"{rows:,} rows {title}: {took:.1f} s, {rows / took:,.0f} rows/s; processor time of "
+            f"the driver {used:.1f} s; its memory {memory.seen[0]} MiB at first, then by tenths "
+            f"{memory.tenths()}",
+            flush=True,
         )
-    began = time.monotonic()
-    run_job(work(folder / "out", rows, ROWS_IN_BATCH, 1, 0.0), {})
-    print(f"again, with nothing to do: {time.monotonic() - began:.1f} s")
+
+
+def parts(uri: str, rows: int) -> None:
+    """Each step in this process, without Ray."""
+    out, source = output_folder(uri), Numbers(rows)
+    layout = FileLayout(ROWS_IN_PART, CAPTIONS, (), {})
+    plan = Plan(1, "first", {}, ROWS_IN_CHUNK, ROWS_IN_CHUNK, units=source.units())
+
+    def measured(step: Callable[[], int], what: str) -> None:
+        began, used = time.monotonic(), time.process_time()
+        count = step()
+        took, used = time.monotonic() - began, time.process_time() - used
+        print(
+            f"{what}: {count:,} in {took:.1f} s, {rows / took:,.0f} rows/s; processor time "
+            f"{used:.1f} s, {1000 * used / count:.2f} ms each",
+            flush=True,
+        )
+
+    def write_down() -> int:
+        write_plan(out, plan)
+        shards = 0
+        for number, unit in enumerate(plan.units):
+            notes = Notes()
+            listed = source.tables_of_unit(unit, notes)
+            shards += len(list(write_shards(out, plan, number, listed, notes, TakenKeys())))
+        return shards
+
+    def find_chunks() -> int:
+        chunks.extend(each for shard in plan.shards(out) for each in shard.chunks(1))
+        return len(chunks)
+
+    def write_chunks() -> int:
+        for chunk in chunks:
+            numbers = range(chunk.shard * 10_000 + chunk.start, chunk.shard * 10_000 + chunk.stop)
+            keys = [f"folder/{number:012d}.jpg" for number in numbers]
+            written = {"key": keys, "uri": keys, "caption": ["a dog on grass"] * chunk.rows}
+            written |= {"status": [SUCCESS] * chunk.rows}
+            content = pa.table(
+                [
+                    pa.array(written.get(field.name, [None] * chunk.rows), field.type)
+                    for field in CAPTIONS
+                ],
+                CAPTIONS,
+            )
+            counts = RowCounts()
+            counts.statuses[SUCCESS] = chunk.rows
+            file = write_rows(table.folder, chunk_path(chunk), content, layout, counts)
+            files.append(ChunkFile(*file, chunk))
+        return len(files)
+
+    def commit() -> int:
+        commits = 0
+        for start in range(0, len(files), CHUNKS_PER_COMMIT):
+            table.commit_chunks(files[start : start + CHUNKS_PER_COMMIT], 1, CAPTIONS)
+            commits += 1
+        return commits
+
+    def look() -> int:
+        held = OutputTable(table.folder).chunks()
+        assert all(each in held for shard in plan.shards(out) for each in shard.chunks(1))
+        return len(held)
+
+    def join() -> int:
+        pieces = enumerate(parts_of(files, ROWS_IN_PART))
+        joined.extend(
+            join_part(table.folder, table.folder, part_name(1, number), some, layout)
+            for number, some in pieces
+        )
+        return len(joined)
+
+    def complete() -> int:
+        table.replace(1, joined, files)
+        return 1
+
+    chunks: list[Chunk] = []
+    files: list[ChunkFile] = []
+    joined: list[object] = []
+    table = OutputTable(out / "captions")
+    measured(write_down, "write the plan, shards")
+    measured(find_chunks, "read the plan, chunks")
+    measured(write_chunks, "write chunks")
+    measured(commit, f"commits of {CHUNKS_PER_COMMIT} chunks")
+    measured(look, "find out what is left after a crash, chunks")
+    measured(join, "join, parts")
+    measured(complete, "the last commit")
+
+
+@contextmanager
+def moto(folder: Path) -> Iterator[str]:
+    """A bucket of a stand-in for S3."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (folder / "moto.log").open("wb") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    try:
+        with_retries(lambda: fsspec.filesystem("s3").mkdir("bucket"), "reach moto")
+        yield "s3://bucket/out"
+    finally:
+        server.terminate()
 
 
 def scaling(folder: Path, rounds: int = 3) -> None:
@@ -138,8 +295,7 @@ def scaling(folder: Path, rounds: int = 3) -> None:
             for batches in (actors, 60 * actors):
                 began = time.monotonic()
                 run_job(
-                    work(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4),
-                    {},
+                    job(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4), {}
                 )
                 seconds.append(time.monotonic() - began)
             found.append(16 * 59 * actors / (seconds[1] - seconds[0]))
@@ -154,15 +310,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--ray", action="store_true", help="the whole run on Ray")
+    parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--s3", action="store_true", help="with --parts: on moto")
     parser.add_argument("--scaling", action="store_true")
-    chosen = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="raycap-million-"))
-    ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
-    try:
-        scaling(folder) if chosen.scaling else million(folder, chosen.rows)
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder)
+    parser.add_argument(
+        "--folder", type=Path, help="where to write; a temporary folder by default"
+    )
+    given = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="raycap-million-", dir=given.folder))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        if given.parts:
+            uri = stack.enter_context(moto(folder)) if given.s3 else str(folder)
+            return parts(uri, given.rows)
+        if given.ray or given.scaling:
+            stack.enter_context(local_ray(None, log_to_driver=False))
+        scaling(folder) if given.scaling else whole(folder, given.rows, given.ray)
 
 
 if __name__ == "__main__":

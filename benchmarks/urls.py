@@ -2,7 +2,7 @@
 a server here, of which some hosts never answer.
 
     python benchmarks/urls.py --peer VENV/bin/img2dataset --photos FOLDER [--rows 3000]
-        [--rounds 3] [--dead 0 1 5] [--keep] [--shard 1000]
+        [--rounds 3] [--dead 0 1 5] [--keep] [--shard 1000] [--floor] [--processes]
 
 Both fetch each address, decode it and bring it to 224 pixels. raycap does so as a captioning job
 does, with all its checks of addresses, sizes and pictures, for a worker that has no model;
@@ -11,13 +11,18 @@ resized pictures as JPEG files (raycap into its table), otherwise neither does. 
 default limits: img2dataset gives a picture 10 seconds, raycap up to 30 with retries.
 
 In turn, each in a process of its own. The steady rate is that of the answers between the first
-half and the last tenth, so without the start and the wait for the last dead hosts. Medians over
-the rounds. --shard is img2dataset's number of rows in a file; by default each of its processes
-has one.
+half and the last tenth, so without the start and the wait for the last dead hosts. Processor time
+is that of all processes of a program over the same stretch, for each answer: it hardly depends on
+what else the machine does. Medians over the rounds. --shard is img2dataset's number of rows in a
+file; by default each of its processes has one. --floor also measures what a plain loop takes that
+fetches with a session of `requests` in threads and resizes with Pillow, without any checks.
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import http.server
+import io
 import multiprocessing
 import os
 import random
@@ -32,7 +37,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions, CaptionOptions
@@ -46,6 +53,7 @@ from raycap.sources import Urls
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOOD_HOSTS, ROWS_OF_DEAD_HOST = 50, 10
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def serve(photos: Path, pipe: Any) -> None:
@@ -159,21 +167,103 @@ def child(urls: Path, out: Path, keep: bool) -> None:
     run_job(job, {})
 
 
-def seconds(command: list[str]) -> float:
+class ProcessorTime(threading.Thread):
+    """Processor seconds of a process and all below it, looked at again and again."""
+
+    def __init__(self, process: int) -> None:
+        super().__init__(daemon=True)
+        self._process = process
+        self._ticks: dict[int, int] = {}
+        self._by_name: dict[str, float] = {}
+        self._seen: list[tuple[float, dict[str, float]]] = []  # seconds so far, by name
+        self._is_over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._is_over.wait(0.1):
+            self._look()
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()
+
+    def between(self, begin: float, end: float) -> dict[str, float]:
+        """Seconds used in that time, by the name of processes."""
+        moments = [moment for moment, _ in self._seen]
+        found = {}
+        for name in self._seen[-1][1]:
+            used = [by_name.get(name, 0.0) for _, by_name in self._seen]
+            found[name] = float(np.diff(np.interp((begin, end), moments, used))[0])
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def _look(self) -> None:
+        parents, ticks = {}, {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            with contextlib.suppress(OSError):
+                # The second field is the name, in parentheses: it may hold anything.
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                process = int(entry.name)
+                parents[process] = int(fields[1])
+                ticks[process] = int(fields[11]) + int(fields[12])
+        ours, waiting = {self._process}, True
+        while waiting:
+            below = {each for each, parent in parents.items() if parent in ours}
+            waiting = not below <= ours
+            ours |= below
+        for process in ours & ticks.keys():
+            name = "idle"  # Ray renames its workers while they work
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+                name = words[0].decode().rpartition("/")[2][:40]
+            more = (ticks[process] - self._ticks.get(process, 0)) / TICKS_PER_SECOND
+            self._by_name[name] = self._by_name.get(name, 0.0) + more
+            self._ticks[process] = ticks[process]
+        self._seen.append((time.monotonic(), dict(self._by_name)))
+
+
+def run(command: list[str]) -> tuple[float, ProcessorTime]:
+    """Run a program; the seconds that it took, and its processor time."""
     start = time.perf_counter()
     # Ray gives its workers a low priority: beside other work they would hardly run.
     environment = {**os.environ, "RAY_worker_niceness": "0"}
     with Path(os.devnull).open("wb") as nothing:
-        subprocess.run(
-            command, check=True, cwd=REPOSITORY, env=environment, stdout=nothing, stderr=nothing
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=nothing, stderr=nothing
         )
-    return time.perf_counter() - start
+        used = ProcessorTime(process.pid)
+        if process.wait():
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    used.stop()
+    return time.perf_counter() - start, used
+
+
+def floor(urls: Path) -> None:
+    """Fetches and resizes in one process, with no checks at all."""
+    import requests
+
+    local = threading.local()
+
+    def fetch(url: str) -> bytes:
+        if not hasattr(local, "session"):
+            local.session = requests.Session()
+        content: bytes = local.session.get(url, timeout=10).content
+        return content
+
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        for body in pool.map(fetch, urls.read_text().split()):
+            picture = Image.open(io.BytesIO(body))
+            picture.draft("RGB", (224, 224))
+            picture.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
 
 
 def measure(given: argparse.Namespace, home: Path, pipe: Any, port: int, dead: float) -> None:
     """All rounds with that share of dead rows."""
-    whole: dict[str, list[float]] = {"raycap": [], "img2dataset": []}
-    steady: dict[str, list[float]] = {"raycap": [], "img2dataset": []}
+    programs = ["raycap", "img2dataset", *(["floor"] if given.floor and not dead else [])]
+    whole: dict[str, list[float]] = {name: [] for name in programs}
+    steady: dict[str, list[float]] = {name: [] for name in programs}
+    cost: dict[str, list[float]] = {name: [] for name in programs}
     urls = home / "urls.txt"
     urls.write_text("\n".join(addresses(given.rows, dead, port)) + "\n")
     for turn in range(given.rounds):
@@ -182,26 +272,35 @@ def measure(given: argparse.Namespace, home: Path, pipe: Any, port: int, dead: f
             command = ours(urls, out, given.keep)
             if name == "img2dataset":
                 command = theirs(given.peer, urls, out, given.keep, given.shard)
-            whole[name].append(given.rows / seconds(command))
+            elif name == "floor":
+                command = [sys.executable, __file__, "--floor-child", str(urls)]
+            seconds, used = run(command)
+            whole[name].append(given.rows / seconds)
             pipe.send("answers")
             answers = pipe.recv()
             first, last = len(answers) // 2, len(answers) * 9 // 10
             steady[name].append((last - first) / (answers[last] - answers[first]))
+            spent = used.between(answers[first], answers[last])
+            spent = {each: 1000 * took / (last - first) for each, took in spent.items()}
+            cost[name].append(sum(spent.values()))
             shutil.rmtree(out, ignore_errors=True)
             print(
                 f"{turn} {name}: {len(answers):,} answers, whole run {whole[name][-1]:.1f}/s, "
-                f"steady {steady[name][-1]:.1f}/s",
+                f"steady {steady[name][-1]:.1f}/s, {cost[name][-1]:.2f} ms of a processor each",
                 flush=True,
             )
-    for title, rates in (("whole run", whole), ("steady", steady)):
+            if given.processes:
+                for title, milliseconds in spent.items():
+                    print(f"    {milliseconds:7.2f} ms  {title}")
+    for title, unit, rates in (
+        ("whole run", "/s", whole),
+        ("steady", "/s", steady),
+        ("processor time", " ms", cost),
+    ):
         pairs = zip(rates["raycap"], rates["img2dataset"], strict=True)
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        medians = {name: statistics.median(each) for name, each in rates.items()}
-        print(
-            f"{dead:.0%} dead, {title}: raycap {medians['raycap']:.1f}/s, img2dataset "
-            f"{medians['img2dataset']:.1f}/s, ratio {ratio:.2f}",
-            flush=True,
-        )
+        medians = (f"{name} {statistics.median(each):.2f}{unit}" for name, each in rates.items())
+        print(f"{dead:.0%} dead, {title}: {', '.join(medians)}, ratio {ratio:.2f}", flush=True)
 
 
 def main() -> None:
@@ -215,10 +314,16 @@ def main() -> None:
     parser.add_argument("--dead", type=float, nargs="+", default=[0, 1, 5], help="percent of rows")
     parser.add_argument("--keep", action="store_true", help="write the resized pictures")
     parser.add_argument("--shard", type=int, default=0)
+    parser.add_argument("--floor", action="store_true", help="measure a plain loop too")
+    parser.add_argument("--processes", action="store_true", help="print time of each process")
+    parser.add_argument("--floor-child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         child(given.child[0], given.child[1], given.keep)
+        return
+    if given.floor_child:
+        floor(given.floor_child)
         return
     if not (given.photos and given.peer):
         parser.error("give --photos FOLDER and --peer VENV/bin/img2dataset")

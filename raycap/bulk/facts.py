@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,15 @@ def update_facts(folder: RunFolder, result: RunResult) -> None:
     now = {"left_out": list(result.left_out), "notes": list(result.notes)}
     if {name: facts.get(name, []) for name in now} != now:
         folder.write_json(FACTS, facts | now)
+
+
+def counts_in(facts: dict[str, Any] | None, version: int) -> RowCounts | None:
+    """The counts in facts.json, if it describes this version of the table. Of the reasons it has
+    the commonest."""
+    if facts is None or facts.get("table_version") != version:
+        return None
+    reasons = {(each["status"], each["reason"]): each["rows"] for each in facts["reasons"]}
+    return RowCounts(Counter(facts["statuses"]), Counter(reasons))
 
 
 def summary(job: TableJob, folder: RunFolder, result: RunResult) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raycap.bulk.counts import RowCounts
-from raycap.bulk.facts import note_lines, summary, update_facts, write_facts
+from raycap.bulk.facts import counts_in, note_lines, summary, update_facts, write_facts
 from raycap.bulk.finish import (
     counts_of_files,
     join_part,
@@ -169,10 +169,32 @@ class _Run:
 
     def add_rows(self) -> None:
         """Make the rows of the source that no plan has yet."""
-        kind: Kind = "append" if plans_of_table(self.out, self.table.completed) else "first"
+        plans = plans_of_table(self.out, self.table.completed)
         if not self.out.exists(RUN):
             write_record(self.job, self.out, origin(self.job))
-        self._run_operation(self._new_plan(kind))
+        units = chosen_units(self.job.source, self.job.options)
+        if not self._is_listed(units, plans):
+            self._run_operation(self._new_plan("append" if plans else "first", units))
+
+    def _is_listed(self, units: tuple[str, ...], plans: list[Plan]) -> bool:
+        """Whether the table has all rows of these units. Then the source is not listed again."""
+        if not self.job.source.units_tell_changes(units):
+            return False
+        if not self.notes:  # of the run that has listed it
+            facts = self.out.read_json(FACTS)
+            if facts is None:
+                return False
+            self.notes = {"left_out": facts.get("left_out", []), "notes": facts.get("notes", [])}
+        return any(
+            plan.units == units
+            and plan.selection == self._selection
+            and plan.operation <= self.table.completed
+            for plan in plans
+        )
+
+    @property
+    def _selection(self) -> dict[str, Any]:
+        return {"limit": self.job.options.limit, "sample": self.job.options.sample}
 
     def retry(self, statuses: tuple[str, ...]) -> None:
         """Make the rows with one of these statuses again, and replace them."""
@@ -221,7 +243,7 @@ class _Run:
             identity=origin(self.job),
             batch=options.batch,
             chunk_rows=max(1, round(batches)) * options.batch,
-            selection={"limit": options.limit, "sample": options.sample},
+            selection=self._selection,
             units=units,
             statuses=statuses,
             keys="unique" if kind == "retry" else self.job.source.unit_keys,
@@ -326,9 +348,11 @@ class _Run:
         return dict(zip(paths, [counts for group in answers for counts in group], strict=True))
 
     def result(self) -> RunResult:
-        held = RowCounts()
-        for counts in self._counts_by_file().values():
-            held.add(counts)
+        held = counts_in(self.out.read_json(FACTS), self.table.version)
+        if held is None:
+            held = RowCounts()
+            for counts in self._counts_by_file().values():
+                held.add(counts)
         seconds = time.monotonic() - self.began
         return RunResult(self.made, held, seconds, self.faults, **self.notes)
 

@@ -16,7 +16,7 @@ from raycap.sources.listing import walk
 from raycap.sources.manifest import FIRST_ROWS, Row, tables
 from raycap.sources.notes import UNUSABLE_FILE, Notes, nothing
 from raycap.sources.parquet import rows_of_parquet
-from raycap.sources.pieces import Unit, unchanged, units_of_files
+from raycap.sources.pieces import Unit, tell_changes, unchanged, units_of_files
 from raycap.sources.records import CUTS, Records, RowBatch, format_of, references_of, texts
 from raycap.sources.source import SourceDefaults, UnitKeys
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_in, split_word
@@ -107,6 +107,9 @@ class HuggingFace(SourceDefaults):
         files = self._files(notes)
         found = units_of_files(files, [CUTS[format_of(file.name)] for file in files])
         return (*found, "") if len(found) > 1 and notes.lines() else found
+
+    def units_tell_changes(self, units: Sequence[str]) -> bool:
+        return tell_changes(units)
 
     def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
         if not unit:

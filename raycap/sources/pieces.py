@@ -93,6 +93,12 @@ def units_of_files(files: Sequence[Location], cut: Sequence[Cut]) -> tuple[str, 
     return tuple(str(Unit(files[0].uri, pieces)) for pieces in units)
 
 
+def tell_changes(units: Sequence[str]) -> bool:
+    """Whether these units of files name a version of each file. Not all stores have one."""
+    stamps = [piece.stamp for unit in units if unit for piece in Unit.parse(unit).pieces]
+    return bool(stamps) and all(stamp.partition(" ")[2] for stamp in stamps)
+
+
 def lines_before(units: Sequence[str], lines: Sequence[int], number: int) -> int:
     """How many lines its file has before a unit, of which `lines` has those of each unit."""
     pieces = Unit.parse(units[number]).pieces if units[number] else []

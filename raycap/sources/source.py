@@ -52,6 +52,9 @@ class Source(Protocol):
         """Names of parts that are listed at the same time, in the order of their rows; `("",)` if
         the source is listed as a whole."""
 
+    def units_tell_changes(self, units: Sequence[str]) -> bool:
+        """Whether the names of these units would be others if their rows were."""
+
     @property
     def unit_keys(self) -> UnitKeys:
         """What the keys of units are."""
@@ -102,6 +105,9 @@ class SourceDefaults:
 
     def units(self) -> tuple[str, ...]:
         return ("",)
+
+    def units_tell_changes(self, units: Sequence[str]) -> bool:
+        return False
 
     @property
     def unit_keys(self) -> UnitKeys:

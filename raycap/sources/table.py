@@ -10,7 +10,7 @@ from raycap.sources.keys import NumberedKeys, SeenKeys
 from raycap.sources.lines import Span, first_line, name_unpacked
 from raycap.sources.manifest import FIRST_ROWS
 from raycap.sources.notes import Notes, nothing
-from raycap.sources.pieces import Unit, unchanged, units_of_files
+from raycap.sources.pieces import Unit, tell_changes, unchanged, units_of_files
 from raycap.sources.records import (
     CUTS,
     Records,
@@ -168,6 +168,9 @@ class Table(SourceDefaults):
             [file.file for file in files], [CUTS[file.format] for file in files]
         )
         return (*found, "") if len(found) > 1 and notes.lines() else found
+
+    def units_tell_changes(self, units: Sequence[str]) -> bool:
+        return tell_changes(units)
 
     def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
         if not unit:

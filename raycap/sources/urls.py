@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from raycap.sources.keys import NumberedKeys
 from raycap.sources.lines import LONGEST_URL, Lines, LongLine, Span, name_unpacked
 from raycap.sources.manifest import Row, batched, tables
 from raycap.sources.notes import MALFORMED_LINE, Notes, nothing
-from raycap.sources.pieces import Unit, cut_lines, unchanged, units_of_files
+from raycap.sources.pieces import Unit, cut_lines, tell_changes, unchanged, units_of_files
 from raycap.sources.source import SourceDefaults, UnitKeys
 from raycap.storage.location import Location, existing, locate
 from raycap.uris import has_scheme, is_web
@@ -91,6 +91,9 @@ class Urls(SourceDefaults):
 
     def units(self) -> tuple[str, ...]:
         return ("",) if is_web(self.path) else units_of_files([existing(self.path)], [cut_lines])
+
+    def units_tell_changes(self, units: Sequence[str]) -> bool:
+        return tell_changes(units)
 
     def tables_of_unit(self, unit: str, notes: Notes) -> "Iterator[pa.Table]":
         folder = locate(self.path).parent
