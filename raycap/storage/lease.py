@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 LEASE = "_lease.json"
 SECONDS_BETWEEN_RENEWALS = 10.0
 # A lease from another machine counts as dead after this time without a renewal. Clocks may differ
-# by some seconds.
+# by some seconds. If they differ by more, a live lease may look dead, and two runs share the work.
 SECONDS_TILL_DEAD = 90.0
+# Another process may have been suspended while it holds the lock. Then this one goes on without.
+SECONDS_FOR_LOCK, SECONDS_BETWEEN_TRIES = 20.0, 0.05
 # An object store has no lock. If two runs write a lease at the same time, the first one sees after
 # this time that its lease was overwritten.
 SECONDS_TO_SETTLE = 2.0
@@ -109,7 +111,8 @@ def _is_alive(lease: dict[str, Any]) -> bool:
     pid = int(lease.get("pid", 0))
     if lease.get("host") == socket.gethostname() and lease.get("space") == _pid_scope():
         return _process_exists(pid) and _start_time(pid) == lease.get("started")
-    return bool(time.time() - float(lease.get("beat", 0)) < SECONDS_TILL_DEAD)
+    # A time far in the future comes from a wrong clock. It must not refuse runs until then.
+    return bool(abs(time.time() - float(lease.get("beat", 0))) < SECONDS_TILL_DEAD)
 
 
 def _pid_scope() -> str:
@@ -160,9 +163,17 @@ def _lock(folder: RunFolder) -> TextIO:
     """Open and lock the lock file. It is locked until it is closed."""
     Path(folder.path()).mkdir(parents=True, exist_ok=True)
     file = Path(folder.path("_lease.lock")).open("w")  # noqa: SIM115 - the caller closes it
+    end = time.monotonic() + SECONDS_FOR_LOCK
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    log.warning("the lock file of %s is held by another process", folder)
+                    return file
+            time.sleep(SECONDS_BETWEEN_TRIES)
     except OSError:
         file.close()
         raise
-    return file
