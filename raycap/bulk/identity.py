@@ -6,12 +6,18 @@ from typing import Any
 
 from raycap import __version__
 from raycap.bulk.job import RUN, TableJob
+from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.images import Reading
+from raycap.options import from_plain, to_plain
+from raycap.search import SEARCHES
+from raycap.sources import SOURCES
 from raycap.storage import RunFolder, differences
 
 # The defaults of --reading.formats in versions that accepted fewer.
 FORMATS_OF_OLDER_VERSIONS = (("jpeg", "png", "webp", "gif", "bmp", "tiff", "heif", "avif"),)
+# Versions that did not record a precision had this one.
+ONLY_PRECISION_OF_OLDER_VERSIONS: PrecisionName = "fp32"
 
 
 def write_record(job: TableJob, out: RunFolder, identity: Mapping[str, Any]) -> None:
@@ -49,7 +55,29 @@ def differences_from(job: TableJob, record: Mapping[str, Any] | None) -> list[st
     had_default = tuple(reading.get("formats", ())) in FORMATS_OF_OLDER_VERSIONS
     if had_default and formats == list(Reading().formats):
         identity = {**identity, "reading": {**reading, "formats": formats}}
-    return differences({"act": record.get("act"), **identity}, origin(job))
+    now = origin(job)
+    return differences(_with_added_options({"act": record.get("act"), **identity}, now), now)
+
+
+def _with_added_options(earlier: dict[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of an earlier run, with the options that its version of raycap did not have.
+    They had the values that change nothing: their defaults, or none."""
+    filled = {name: value for name, value in now.items() if value in (None, False, "", [], {})}
+    if "precision" in now:
+        filled["precision"] = ONLY_PRECISION_OF_OLDER_VERSIONS
+    filled |= earlier
+    for name, kinds in (("source", SOURCES), ("reading", Reading), ("search", SEARCHES)):
+        if not isinstance(given := earlier.get(name), dict) or name not in now:
+            continue
+        try:
+            known = {key: value for key, value in given.items() if key != "of_split"}
+            options = from_plain(kinds, known, name)
+        except UserError:  # of an option that is not there any more
+            continue
+        with_defaults = to_plain(options, None if kinds is Reading else kinds)
+        added = {key: with_defaults[key] for key in now[name] if key in with_defaults}
+        filled[name] = {**added, **given}
+    return filled
 
 
 def origin(job: TableJob) -> dict[str, Any]:

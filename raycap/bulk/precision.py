@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from raycap.bulk.identity import check_same
+from raycap.bulk.identity import ONLY_PRECISION_OF_OLDER_VERSIONS, check_same
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.cluster import Cluster
@@ -48,8 +48,10 @@ def resolve_precision(
         return job
     asked, recorded = job.options.precision, _recorded(record)
     if record is not None and not recorded:
-        # A run of another kind: report the differences before anything is chosen.
+        # A run of another kind: report the differences before anything is chosen. If there are
+        # none, it is one of an older version.
         check_same(job, record, out)
+        recorded = ONLY_PRECISION_OF_OLDER_VERSIONS
     if asked == "auto":
         asked = recorded or choose(job.options)
     return with_precision(job, asked)

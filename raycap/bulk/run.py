@@ -170,7 +170,7 @@ class _Run:
     def add_rows(self) -> None:
         """Make the rows of the source that no plan has yet."""
         plans = plans_of_table(self.out, self.table.completed)
-        if not self.out.exists(RUN):
+        if not plans:
             write_record(self.job, self.out, origin(self.job))
         units = chosen_units(self.job.source, self.job.options)
         if not self._is_listed(units, plans):
