@@ -1,7 +1,7 @@
 """Kill -9 a captioning run at random moments, over and over, resume it, and compare the table with
 the source.
 
-    python benchmarks/faults.py --kills 40 --pictures 2000
+    python benchmarks/faults_on_ray.py --kills 40 --pictures 2000
 
 In turn the driver, a captioning actor, a decode worker and a whole node of a cluster on this
 machine are killed. During the run the table is read as any reader of Delta tables would, and must

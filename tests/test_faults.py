@@ -21,7 +21,7 @@ from raycap.cli import main
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
-import faults  # noqa: E402 - the long version of these tests
+import faults_on_ray as faults  # noqa: E402 - the long version of these tests
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("no_ray")]
 
