@@ -18,6 +18,7 @@ import ray
 from feature_tables import features, source_config, source_flags, source_rows, write
 
 from raycap import Captioner
+from raycap.captioners.trained import TrainedCaptioner
 from raycap.cli import main
 from raycap.storage.training_log import read_epochs, read_log
 from raycap.training.store import unpack_table
@@ -91,7 +92,12 @@ def test_in_this_process_and_from_the_command_line(config: Path, tmp_path: Path)
     assert facts["epochs"] == 3 == len(curve(out))
     assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     captioner = Captioner.load(out / "captioner")
+    assert isinstance(captioner, TrainedCaptioner) and captioner.neighbours is not None
     assert captioner.facts["training"]["epoch"] == facts["kept"]["epoch"]
+    remembered = captioner.neighbours
+    learned_from = int(captioner.facts["data"]["learned from"].split()[0])
+    assert len(remembered.vectors) == len(remembered.captions) == learned_from
+    assert len(remembered.likeness) == int(captioner.facts["data"]["judged by"].split()[0])
 
 
 def test_a_finished_run_reports_it_and_does_nothing(

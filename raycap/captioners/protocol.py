@@ -78,6 +78,8 @@ class Prediction:
     """Values of the captioner's own columns (see `CaptionerOptions.columns`)."""
     error: str = ""
     """Why this picture has no caption; "" if it has one."""
+    flags: tuple[str, ...] = ()
+    """What the captioner itself doubts about the caption, such as `unfamiliar`."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def run_training(
     config = dataclasses.replace(config, search=config.search or Beam())
     options, words = config.train, config.vocabulary
     plan = CaptionerPlan(config.encoder, config.decoder, config.reading, config.search or Beam())
-    check_options(plan.encoder, options)
+    check_options(plan, options)
     identity = run_identity(plan, words, options, config.source)
     out = Path(options.out).expanduser().absolute()
     folder = output_folder(str(out))

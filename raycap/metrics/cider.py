@@ -66,7 +66,7 @@ class CiderD:
 
 
 def _per_picture(corpus: Corpus, sigma: float | None) -> Floats:
-    similarity = _TfIdfSimilarity(corpus.reference_grams, sigma)
+    similarity = TfIdfSimilarity(corpus.reference_grams, sigma)
     pictures = np.arange(len(corpus.captions))
     return similarity.to_references(corpus.grams, corpus.numbers.lengths, pictures)
 
@@ -94,7 +94,7 @@ class CiderReward:
         self._grams = ReferenceGrams(
             [[self._counted(caption) for caption in captions] for captions in references]
         )
-        self._similarity = _TfIdfSimilarity(self._grams, sigma)
+        self._similarity = TfIdfSimilarity(self._grams, sigma)
 
     def _counted(self, caption: Sequence[int]) -> list[int]:
         dropped = (PAD, START) if self.count_end else (PAD, START, END)
@@ -119,38 +119,38 @@ class CiderReward:
         return rewards.astype(np.float32)
 
 
-class _TfIdfSimilarity:
+class TfIdfSimilarity:
     """TF-IDF cosine similarity between captions and the references of their pictures."""
 
     def __init__(self, references: ReferenceGrams, sigma: float | None) -> None:
         """`sigma` is None for CIDEr: no length penalty, and counts are not clipped."""
         self._references, self._sigma = references, sigma
         # For each n: [table + 1], [n-grams of the references], [R].
-        self._rarity: list[Floats] = []
-        self._weights: list[Floats] = []
-        self._norms: list[Floats] = []
+        self.rarity: list[Floats] = []
+        self.weights: list[Floats] = []
+        self.norms: list[Floats] = []
         for n, grams in enumerate(references.grams, start=1):
             # One more, for n-grams that no reference has (place -1).
             documents = np.append(references.documents(n), 1)
             rarity = np.log(len(references.per_picture)) - np.log(documents)
             weights = grams.count * rarity[grams.place]
             squares = np.bincount(grams.caption, weights**2, len(references.picture))
-            self._rarity.append(rarity)
-            self._weights.append(weights)
-            self._norms.append(np.sqrt(squares))
+            self.rarity.append(rarity)
+            self.weights.append(weights)
+            self.norms.append(np.sqrt(squares))
 
     def to_references(self, grams: list[Grams], lengths: Ints, pictures: Ints) -> Floats:
         """The score of each caption. `grams` has the n-grams for each n."""
         references = self._references
         total = np.zeros(len(lengths))
         for n, ours in enumerate(grams, start=1):
-            weights = ours.count * self._rarity[n - 1][ours.place]
+            weights = ours.count * self.rarity[n - 1][ours.place]
             norms = np.sqrt(np.bincount(ours.caption, weights**2, len(lengths)))
             rows, theirs = references.matches(n, ours, pictures)
             caption, reference = ours.caption[rows], references.grams[n - 1].caption[theirs]
-            mine, other = weights[rows], self._weights[n - 1][theirs]
+            mine, other = weights[rows], self.weights[n - 1][theirs]
             clipped = mine if self._sigma is None else np.minimum(mine, other)
-            both_norms = norms[caption] * self._norms[n - 1][reference]
+            both_norms = norms[caption] * self.norms[n - 1][reference]
             cosine = clipped * other / np.maximum(both_norms, np.finfo(float).tiny)
             if self._sigma is not None:
                 # The reference implementation counts length in pairs of tokens, so 0 and 1 token

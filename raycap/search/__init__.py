@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raycap.errors import UserError
+from raycap.options import to_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,8 @@ class SearchOptions:
     """Never write the same word twice in a row."""
     allow_unknown: bool = False
     """Allow `<unk>` in captions."""
+    mirror: bool = False
+    """Average the features of the picture and its mirror image: twice the encoder's time."""
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -103,6 +106,13 @@ class Beam(SearchOptions):
     length_penalty: float = 1.0
     """Rank by log-probability / length ** this: 0 favours short captions, 1 is the mean, more
     favours long ones."""
+    consensus: float = 0.0
+    """Weight of the agreement with the captions of the most similar training photos (CIDEr-D),
+    which is added to the log-probability per word; 0 for none."""
+    drawn: int = 20
+    """With consensus: captions drawn at random that are candidates besides the beams."""
+    drawn_temperature: float = 0.7
+    """With consensus: temperature at which they are drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +124,18 @@ class Beam(SearchOptions):
             )
         if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
             raise UserError(f"search.length_penalty is {self.length_penalty}: give 0 or more")
+        if not (math.isfinite(self.consensus) and self.consensus >= 0):
+            raise UserError(
+                f"search.consensus is {self.consensus}: give a weight such as 4, or 0 for none"
+            )
+        if self.drawn < 0:
+            raise UserError(
+                f"search.drawn is {self.drawn}: give a number of captions, or 0 for none"
+            )
+        if not (math.isfinite(self.drawn_temperature) and self.drawn_temperature > 0):
+            raise UserError(
+                f"search.drawn_temperature is {self.drawn_temperature}: give more than 0"
+            )
 
     def search(
         self,
@@ -175,3 +197,13 @@ class Sample(SearchOptions):
 SearchChoice = Greedy | Beam | Sample
 
 SEARCHES: dict[str, type[SearchChoice]] = {"greedy": Greedy, "beam": Beam, "sample": Sample}
+
+
+def search_identity(search: SearchChoice) -> dict[str, Any]:
+    """The options that decide captions. Newer ones are left out where they have no effect: tables
+    and runs of earlier versions know nothing of them."""
+    plain = to_plain(search, SEARCHES)
+    newer = [] if plain["mirror"] else ["mirror"]
+    if not plain.get("consensus"):
+        newer += ["consensus", "drawn", "drawn_temperature"]
+    return {name: value for name, value in plain.items() if name not in newer}

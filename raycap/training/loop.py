@@ -23,6 +23,7 @@ from raycap.storage.training_log import RunLog
 from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
+from raycap.training.neighbours import remember_photos
 from raycap.training.network import Network, load_weights
 from raycap.training.options import Train
 from raycap.training.run_files import CAPTIONER, STOP, EpochLimit
@@ -108,6 +109,10 @@ def train_captioner(
             save(run, learner, state)
             if report is not None:
                 report({name: value for name, value in line.items() if name != "samples"})
+    if group.leads and options.neighbours:
+        remember_photos(
+            out / CAPTIONER, network, training, validation, options.neighbours, precision
+        )
     return True
 
 

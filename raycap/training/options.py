@@ -230,6 +230,9 @@ class Train:
     epochs."""
     log_steps: int = 50
     """Write a line to metrics.jsonl every this many steps."""
+    neighbours: int = 100_000
+    """Most training photos that the captioner remembers, with their captions, for
+    search.consensus and the column unfamiliar; 0 for none."""
     trackers: tuple[Tracker, ...] = ("tensorboard",)
     """Where figures go besides metrics.jsonl; mlflow and wandb need the extras of that name."""
     data_name: str = ""
@@ -254,6 +257,10 @@ class Train:
             raise UserError(
                 "train.epochs is 0, and self-critical training needs a captioner: give "
                 "train.start_from"
+            )
+        if self.neighbours < 0:
+            raise UserError(
+                f"train.neighbours is {self.neighbours}: give a number of photos, or 0 for none"
             )
         if self.batch < 1:
             raise UserError(f"train.batch is {self.batch}: give at least 1 picture")

@@ -16,7 +16,7 @@ from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.images.reading import LIMITS
 from raycap.options import to_plain, without_removed
-from raycap.search import SEARCHES, SearchChoice
+from raycap.search import Beam, SearchChoice, search_identity
 from raycap.sources import SOURCES, Source
 from raycap.storage import RunFolder, differences
 from raycap.training.options import Train
@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "workers",
     "log_steps",
     "checkpoint_minutes",
+    "neighbours",
     "trackers",
     "data_name",
     "data_licence",
@@ -64,8 +65,14 @@ def needs_pixels(encoder: EncoderOptions, options: Train) -> bool:
     return is_trained or is_augmented
 
 
-def check_options(encoder: EncoderOptions, options: Train) -> None:
+def check_options(plan: CaptionerPlan, options: Train) -> None:
     """Raise UserError for options that contradict each other. Reads nothing."""
+    encoder, search = plan.encoder, plan.search
+    if isinstance(search, Beam) and search.consensus and not options.neighbours:
+        raise UserError(
+            f"search.consensus is {search.consensus:g}, and train.neighbours is 0: a captioner "
+            "needs remembered photos for it, so leave out one of the two"
+        )
     if not RunFolder(options.out).is_local:
         raise UserError(
             f"train.out is {options.out}: train into a folder that all machines share, then copy "
@@ -101,7 +108,7 @@ def run_identity(
         "vocabulary": to_plain(words),
         "encoder": to_plain(plan.encoder, ENCODERS),
         "decoder": to_plain(plan.decoder, DECODERS),
-        "search": to_plain(plan.search, SEARCHES),
+        "search": search_identity(plan.search),
         "train": {name: value for name, value in train.items() if name not in MAY_CHANGE},
     }
     if source is not None:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from raycap.captioners.generation import picture_seed
 from raycap.captioners.protocol import (
     Alternative,
     AnyPicture,
@@ -20,16 +22,30 @@ from raycap.captioners.protocol import (
     Prediction,
 )
 from raycap.captioners.trained.batches import FittingBatch
-from raycap.captioners.trained.folder import load_folder, save_folder
+from raycap.captioners.trained.consensus import find_candidates, rank_by_consensus
+from raycap.captioners.trained.folder import check_consensus, load_folder, save_folder
+from raycap.captioners.trained.neighbours import Neighbours
 from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
 from raycap.device import PrecisionName, choose_precision
-from raycap.encoders.encoder import Encoder
+from raycap.encoders.encoder import Encoder, Features
 from raycap.errors import UserError
 from raycap.search import Beam, Hypothesis, SearchChoice
 from raycap.shipped import NAME as SHIPPED
 from raycap.vocabulary import Vocabulary
+
+UNFAMILIAR = "unfamiliar"  # a flag
+# From this share of validation pictures that are more familiar, a picture has the flag.
+MOST_UNFAMILIAR = 0.98
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The training photos most similar to the pictures of a batch."""
+
+    rows: NDArray[np.intp]  # [B, K]
+    unfamiliar: list[float]  # [B]
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class TrainedCaptioner(Captioner):
         fixed_batch: bool = False,
         attention: bool = False,
         true_words: bool = False,
+        neighbours: Neighbours | None = None,
     ) -> None:
         """With `fixed_batch` every batch has this size: black pictures fill it up.
 
@@ -68,7 +85,7 @@ class TrainedCaptioner(Captioner):
         """
         super().__init__(encoder.preprocessing, plan.reading)
         self.plan, self.vocabulary, self.facts = plan, vocabulary, dict(facts or {})
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.neighbours = encoder, decoder, neighbours
         self.precision = choose_precision(device, precision)
         self.batch, self.fixed_batch = batch, fixed_batch
         self.attention, self.true_words = attention, true_words
@@ -91,7 +108,13 @@ class TrainedCaptioner(Captioner):
         them.
         """
         parts = load_folder(str(path), encoder_weights)
-        return TrainedCaptioner(*parts, device=device, precision=precision, batch=batch)
+        return TrainedCaptioner(
+            *parts[:-1],
+            neighbours=parts.neighbours,
+            device=device,
+            precision=precision,
+            batch=batch,
+        )
 
     def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
         """Write the folder. An encoder with weights of its own is always in it, another one if
@@ -105,6 +128,7 @@ class TrainedCaptioner(Captioner):
             self.facts,
             include_encoder,
             half,
+            self.neighbours,
         )
 
     def caption(
@@ -131,9 +155,12 @@ class TrainedCaptioner(Captioner):
         search: SearchChoice | None = None,
         attention: bool | None = None,
     ) -> list[Prediction]:
+        search = search or self.plan.search
+        check_consensus(search, self.neighbours)
         if not len(pictures):
             return []
         references = [row["references"] for row in rows] if self.true_words else None
+        seeds = [picture_seed(0, row.get("sha256", ""), 0) for row in rows]
         squares = list(pictures)
         if self.fixed_batch:
             # Arithmetic rounds by the size of the batch. With one size, a caption does not depend
@@ -141,10 +168,9 @@ class TrainedCaptioner(Captioner):
             missing = -len(squares) % self.batch
             squares += [np.zeros_like(squares[0])] * missing
             references = None if references is None else references + [()] * missing
+            seeds += [0] * missing
         attention = self.attention if attention is None else attention
-        answers = self._search_in_batches(
-            squares, search or self.plan.search, attention, references
-        )
+        answers = self._search_in_batches(squares, search, seeds, attention, references)
         if self.fixed_batch and self.precision.name != "fp32" and self._fitting.size < self.batch:
             raise UserError(
                 f"the device's memory is too small for batches of {self.batch}, and in "
@@ -157,19 +183,26 @@ class TrainedCaptioner(Captioner):
         self,
         squares: Sequence[NDArray[np.uint8]],
         search: SearchChoice,
+        seeds: Sequence[int],
         attention: bool,
         references: Sequence[Sequence[str]] | None,
     ) -> list[Prediction]:
         def predict_batch(numbers: Sequence[int]) -> list[Prediction]:
             with torch.inference_mode():
-                batch = torch.from_numpy(np.stack([squares[number] for number in numbers]))
-                memory = self._decode.prepare(*self._encode(batch.permute(0, 3, 1, 2)))
-                found = search.search(self._decode, memory, attention=attention).hypotheses()
+                pixels = torch.from_numpy(np.stack([squares[number] for number in numbers]))
+                features = self._features(pixels.permute(0, 3, 1, 2), search.mirror)
+                memory = self._decode.prepare(*features)
+                nearest = self._nearest(features.vector)
+                own_seeds = [seeds[number] for number in numbers]
+                found = self._find(search, memory, nearest, own_seeds, attention)
                 true_words: Sequence[TrueWords | None] = [None] * len(numbers)
                 if references is not None:
                     own = [references[number] for number in numbers]
                     true_words = self._score_true_words(memory, own)
-            return [self._in_words(*each) for each in zip(found, true_words, strict=True)]
+            unfamiliar = [None] * len(numbers) if nearest is None else nearest.unfamiliar
+            return [
+                self._in_words(*each) for each in zip(found, true_words, unfamiliar, strict=True)
+            ]
 
         answers = self._fitting.run(range(len(squares)), predict_batch)
         return [
@@ -177,10 +210,50 @@ class TrainedCaptioner(Captioner):
             for answer in answers
         ]
 
+    def _features(self, pixels: Tensor, mirror: bool) -> Features:
+        """Of pixels [B, 3, S, S]; with `mirror` the mean of theirs and their mirror images'."""
+        features: Features = self._encode(pixels)
+        if not mirror:
+            return features
+        mirrored: Features = self._encode(pixels.flip(3))
+        side = self.encoder.side
+        turned = mirrored.grid.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+        return Features((features.grid + turned) / 2, (features.vector + mirrored.vector) / 2)
+
+    def _nearest(self, vectors: Tensor) -> "Nearest | None":
+        if self.neighbours is None:
+            return None
+        rows, likeness = self.neighbours.nearest(vectors.float().cpu().numpy())
+        return Nearest(rows, self.neighbours.unfamiliar(likeness).tolist())
+
+    def _find(
+        self,
+        search: SearchChoice,
+        memory: Tensors,
+        nearest: "Nearest | None",
+        seeds: Sequence[int],
+        attention: bool,
+    ) -> list[list[Hypothesis]]:
+        """The captions of each picture, best first."""
+        if not (isinstance(search, Beam) and search.consensus):
+            found = search.search(self._decode, memory, attention=attention)
+            return found.hypotheses()
+        assert nearest is not None and self.neighbours is not None
+        candidates = find_candidates(search, self._decode, memory, seeds, attention)
+        return [
+            rank_by_consensus(search, each, self.neighbours, rows)
+            for each, rows in zip(candidates, nearest.rows, strict=True)
+        ]
+
     def _in_words(
-        self, hypotheses: Sequence[Hypothesis], true_words: TrueWords | None
+        self,
+        hypotheses: Sequence[Hypothesis],
+        true_words: TrueWords | None,
+        unfamiliar: float | None,
     ) -> Prediction:
         extras: dict[str, Any] = {}
+        if unfamiliar is not None:
+            extras["unfamiliar"] = unfamiliar
         if true_words is not None:
             extras["true_surprise"] = true_words.surprise
             extras["true_right"] = true_words.right
@@ -199,6 +272,7 @@ class TrainedCaptioner(Captioner):
             score=best.score,
             alternatives=tuple(Alternative(decode(other.words), other.score) for other in others),
             extras=extras,
+            flags=(UNFAMILIAR,) if (unfamiliar or 0.0) >= MOST_UNFAMILIAR else (),
         )
 
     def _score_true_words(

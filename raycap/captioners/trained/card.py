@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from raycap.captioners.trained.neighbours import Neighbours
 from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.decoders import DECODERS
 from raycap.encoders import ENCODERS
@@ -32,7 +33,11 @@ print(captioner.caption(["photo.jpg"])[0])
 
 
 def card(
-    plan: CaptionerPlan, vocabulary: Vocabulary, facts: Mapping[str, Any], encoder_included: bool
+    plan: CaptionerPlan,
+    vocabulary: Vocabulary,
+    facts: Mapping[str, Any],
+    encoder_included: bool,
+    neighbours: Neighbours | None = None,
 ) -> str:
     """Markdown. A section without facts says so: a card that is silent looks complete."""
     square = plan.encoder.preprocessing()
@@ -49,12 +54,23 @@ def card(
         f"- decoder: {kind_of(plan.decoder, DECODERS)}",
         f"- vocabulary: {len(vocabulary):,} words",
         f"- search: {kind_of(plan.search, SEARCHES)}",
+        *_remembered(neighbours),
         "",
         USE,
     ]
     for name, title in SECTIONS.items():
         lines += [f"## {title}", "", *_said(facts.get(name, "not recorded")), ""]
     return "\n".join(lines)
+
+
+def _remembered(neighbours: Neighbours | None) -> list[str]:
+    if neighbours is None:
+        return []
+    return [
+        f"- it remembers {len(neighbours.vectors):,} training photos: a vector of "
+        f"{neighbours.vectors.shape[1]} small numbers and {len(neighbours.lengths):,} captions, "
+        "as numbers of words"
+    ]
 
 
 def _said(fact: Any) -> list[str]:

@@ -1,5 +1,5 @@
-"""The captioner folder: config.json, model.safetensors, vocabulary.json and a model card; read
-with suspicion."""
+"""The captioner folder: config.json, model.safetensors, vocabulary.json, a model card and, where
+training photos are remembered, neighbours.safetensors; read with suspicion."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raycap import __version__, plainjson
 from raycap.captioners.trained.card import card
+from raycap.captioners.trained.neighbours import Neighbours, from_file, to_file
 from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.decoders import DECODERS
 from raycap.decoders.decoder import Decoder
@@ -24,13 +25,14 @@ from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.images import Reading
 from raycap.options import from_plain, to_plain
-from raycap.search import SEARCHES
+from raycap.search import SEARCHES, Beam, SearchChoice
 from raycap.shipped import place_of
 from raycap.storage import read_uri, whole_path
 from raycap.vocabulary import Vocabulary
 
 FORMAT = 1  # of the folder; raise it when the meaning of its files changes
 CONFIG, MODEL, WORDS, CARD = "config.json", "model.safetensors", "vocabulary.json", "README.md"
+NEIGHBOURS = "neighbours.safetensors"
 # Its sections in config.json, and their options.
 PARTS: dict[str, Any] = {
     "encoder": ENCODERS,
@@ -48,7 +50,7 @@ WANTED = {
 }
 
 # The most that is read of each file, in bytes.
-MOST_BYTES = {CONFIG: 2**24, WORDS: 2**26, MODEL: 16 * 2**30}
+MOST_BYTES = {CONFIG: 2**24, WORDS: 2**26, MODEL: 16 * 2**30, NEIGHBOURS: 2**31}
 MOST_WORDS = 1_000_000
 LONGEST_WORD = 200
 MOST_POSITIONS = 128 * 128  # of an encoder's grid
@@ -57,7 +59,14 @@ USUAL_SIZE = 512
 # The largest numbers that a folder may ask for: it may be from anybody, and each of them costs
 # memory or time.
 MOST = {"size": 2048, "patch": 2048, "grid": 128, "layers": 256, "heads": 1024}
-MOST |= {"width": 256, "best": 256, "samples": 256, "max_length": 1000, "min_length": 1000}
+MOST |= {
+    "width": 256,
+    "best": 256,
+    "samples": 256,
+    "drawn": 256,
+    "max_length": 1000,
+    "min_length": 1000,
+}
 MOST_OTHERWISE = 1_000_000
 
 Shapes = dict[str, tuple[int, ...]]
@@ -71,6 +80,7 @@ class CaptionerParts(NamedTuple):
     encoder: Encoder
     decoder: Decoder
     facts: dict[str, Any]
+    neighbours: Neighbours | None = None
 
 
 def save_folder(
@@ -82,6 +92,7 @@ def save_folder(
     facts: Mapping[str, Any],
     include_encoder: bool,
     half: bool,
+    neighbours: Neighbours | None = None,
 ) -> None:
     """Write a new folder beside `path`, then rename it there: no reader sees half of one."""
     include_encoder = include_encoder or encoder.is_own
@@ -98,6 +109,8 @@ def save_folder(
         ),
         WORDS: vocabulary.to_json().encode(),
     }
+    if neighbours is not None:
+        files[NEIGHBOURS] = to_file(neighbours)
     config: dict[str, Any] = {
         "format": FORMAT,
         "raycap": __version__,
@@ -114,7 +127,21 @@ def save_folder(
     }
     config["sha256"][CONFIG] = _digest_of_config(config)
     files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
-    files[CARD] = card(plan, vocabulary, facts, include_encoder).encode()
+    files[CARD] = card(plan, vocabulary, facts, include_encoder, neighbours).encode()
+    _put(path, files)
+
+
+def add_neighbours(path: Path, neighbours: Neighbours) -> None:
+    """Give the captioner folder at `path` these neighbours, in place of those that it has."""
+    place = str(path)
+    config = _config(place)
+    files = {name: _checked(place, name, config["sha256"]) for name in (MODEL, WORDS)}
+    files[NEIGHBOURS] = to_file(neighbours)
+    config["sha256"][NEIGHBOURS] = hashlib.sha256(files[NEIGHBOURS]).hexdigest()
+    files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    plan, vocabulary = _plan(place, config), _words(place, config)
+    about = card(plan, vocabulary, config["facts"], config["encoder_included"], neighbours)
+    files[CARD] = about.encode()
     _put(path, files)
 
 
@@ -147,7 +174,28 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     _complete(encoder, path, config, options, state)
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
     _fill(decoder, state, "decoder.", path)
-    return CaptionerParts(plan, vocabulary, encoder, decoder, config["facts"])
+    neighbours = _neighbours(path, config, encoder.width, len(vocabulary))
+    check_consensus(plan.search, neighbours, path)
+    return CaptionerParts(plan, vocabulary, encoder, decoder, config["facts"], neighbours)
+
+
+def _neighbours(path: str, config: Mapping[str, Any], width: int, words: int) -> Neighbours | None:
+    if NEIGHBOURS not in config["sha256"]:
+        return None
+    content = _checked(path, NEIGHBOURS, config["sha256"])
+    return from_file(content, width, words, f"{path}/{NEIGHBOURS}")
+
+
+def check_consensus(
+    search: SearchChoice, neighbours: Neighbours | None, captioner: str = "this captioner"
+) -> None:
+    """Raise UserError if the search needs neighbours and there are none."""
+    if isinstance(search, Beam) and search.consensus and neighbours is None:
+        raise UserError(
+            f"search.consensus is {search.consensus:g}, and {captioner} remembers no training "
+            f"photos (it has no {NEIGHBOURS}): leave search.consensus out, or train it again with "
+            "train.neighbours above 0"
+        )
 
 
 def read_digests(path: str) -> tuple[str, str]:

@@ -10,12 +10,16 @@ import torch
 
 from raycap.captioners.protocol import CaptionerOptions, Placement
 from raycap.captioners.trained.captioner import TrainedCaptioner
-from raycap.captioners.trained.folder import CaptionerParts, load_folder, read_digests
+from raycap.captioners.trained.folder import (
+    CaptionerParts,
+    check_consensus,
+    load_folder,
+    read_digests,
+)
 from raycap.device import PrecisionName
 from raycap.images import Reading, Square
-from raycap.options import to_plain
 from raycap.schema import TRUE_WORDS
-from raycap.search import SEARCHES, SearchChoice
+from raycap.search import SearchChoice, search_identity
 
 ATTENTION = pa.schema(
     [
@@ -23,6 +27,7 @@ ATTENTION = pa.schema(
         ("attention", pa.list_(pa.list_(pa.float32()))),  # [T, P]
     ]
 )
+FAMILIARITY = pa.schema([("unfamiliar", pa.float32())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,8 @@ class TrainedOptions(CaptionerOptions):
         """The captioner in a folder. Without `search`, it searches as it was made to."""
         parts = load_folder(path, encoder_weights)
         digest, vocabulary = read_digests(path)
+        if search is not None:
+            check_consensus(search, parts.neighbours, path)
         return cls(parts, digest, vocabulary, search or parts.plan.search, **how)
 
     def identity(self) -> dict[str, Any]:
@@ -54,7 +61,7 @@ class TrainedOptions(CaptionerOptions):
         true_words = {"true_words": True} if self.true_words else {}
         return {
             "captioner": self.digest,
-            "search": to_plain(self.search, SEARCHES),
+            "search": search_identity(self.search),
             "attention": self.attention,
             **true_words,
         }
@@ -70,7 +77,11 @@ class TrainedOptions(CaptionerOptions):
 
     def columns(self) -> pa.Schema:
         return pa.schema(
-            [*(ATTENTION if self.attention else ()), *(TRUE_WORDS if self.true_words else ())]
+            [
+                *(ATTENTION if self.attention else ()),
+                *(TRUE_WORDS if self.true_words else ()),
+                *(FAMILIARITY if self.parts.neighbours is not None else ()),
+            ]
         )
 
     def metadata(self) -> dict[str, str]:
@@ -87,7 +98,8 @@ class TrainedOptions(CaptionerOptions):
             torch.set_num_threads(threads)
         plan = dataclasses.replace(self.parts.plan, search=self.search)
         return TrainedCaptioner(
-            *self.parts._replace(plan=plan),
+            *self.parts._replace(plan=plan)[:-1],
+            neighbours=self.parts.neighbours,
             device=device,
             precision=self.precision,
             batch=self.batch,

@@ -73,7 +73,7 @@ def tune(config: Config) -> int:
 
     # What is searched? What cannot work is refused before anything is started.
     space = read_space(options.space, functools.partial(with_parameters, config))
-    check_options(config.encoder, config.train)
+    check_options(plan_of(config), config.train)
     if not folder.is_local:
         raise UserError(
             f"tune.out is {options.out}: sweep into a folder that all machines share, then copy it"
