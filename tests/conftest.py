@@ -50,22 +50,48 @@ LARGE = 64 * 2**20
 if LIBC:
     LIBC.mallopt(M_ARENA_MAX, 2)
 
-# No deadlines: tests check what is right, never how fast.
-settings.register_profile("raycap", deadline=None, max_examples=50)
+# No deadlines: tests check what is right, never how fast. `.ci/run` asks for more examples, with
+# `--hypothesis-profile thorough`.
+settings.register_profile("thorough", deadline=None, max_examples=60)
+settings.register_profile("raycap", deadline=None, max_examples=20)
 settings.load_profile("raycap")
 
 
 # Files that take long. They start first, so that all workers end at about the same time.
 LONG = (
     "report",
-    "training",
-    "captioner",
-    "recipes",
-    "guard",
-    "kill_points",
-    "caption",
     "encoders",
+    "training",
+    "guard",
+    "recipes",
+    "kill_points",
+    "captioner",
+    "search",
+    "decoders",
+    "captioner_folders",
+    "captioner_kinds",
+    "sources_s3",
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One worker more than processors: the one with the tests on Ray mostly waits."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is loaded until the first test stays. Python's garbage collector need not look at it
+    again and again: there are a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -147,7 +147,8 @@ def stored(picture: Image.Image, orientation: int) -> Image.Image:
 def inked(picture: Image.Image) -> Image.Image:
     """To CMYK with as much black ink as there can be."""
     ink = 255 - np.asarray(picture).astype(float)
-    black = ink.min(2, keepdims=True)
+    red, green, blue = np.moveaxis(ink, 2, 0)
+    black = np.minimum(np.minimum(red, green), blue)[:, :, None]
     colours = (ink - black) * 255 / np.maximum(255 - black, 1)
     return Image.fromarray(np.concatenate([colours, black], 2).round().astype(np.uint8), "CMYK")
 

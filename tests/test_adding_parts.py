@@ -154,6 +154,7 @@ def test_a_metric(tmp_path: Path) -> None:
     assert "Articles of good</option>" in text, "pictures are sorted by it"
 
 
+@pytest.mark.thorough
 def test_a_sink(tmp_path: Path) -> None:
     add(tmp_path, "sinks/__init__.py", SINK, "ALL_SINKS: tuple[Sink, ...] = (\n", "Markdown(),")
     save_captioner(tmp_path / "captioner")

@@ -476,6 +476,7 @@ def test_the_same_table_in_this_process_and_in_actors_on_ray(
     assert tables[0] == tables[1] == tables[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_ray")
 def test_a_model_that_cannot_start_in_an_actor_ends_the_run_in_words(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]

@@ -54,6 +54,7 @@ def test_from_a_bucket_into_a_bucket(tmp_path: Path, model: Path, s3: Any, s3_se
     assert captions().keys() == first.keys() and captions() != first
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
 def test_actors_read_from_a_bucket_and_write_into_it(tmp_path: Path, model: Path, s3: Any) -> None:

@@ -7,8 +7,6 @@ import os
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from small_captioner import SENTENCES, save_captioner
 from raycap import Captioner
 from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
 from raycap.captioners.trained.folder import _digest_of_config
+from raycap.cli import main
 from raycap.decoders import Recurrent
 from raycap.encoders import ENCODERS, Pixels, ResNet18
 from raycap.encoders.weights import read_weights
@@ -471,10 +470,16 @@ def test_weights_are_regular_files_of_tensors(
         read_weights(str(tmp_path / "large.safetensors"))
 
 
-def test_the_command_names_the_remedy(captioner: Path, tmp_path: Path) -> None:
+def test_the_command_names_the_remedy(
+    captioner: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     apart(captioner, "/etc/passwd\x1b[31m")
-    Image.new("RGB", (9, 9)).save(tmp_path / "photo.jpg")
-    command = [sys.executable, "-m", "raycap", "caption", "photo.jpg", "--model", str(captioner)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert answer.returncode == 2 and "--encoder-weights" in answer.stderr
-    assert "\x1b" not in answer.stderr and SECRET not in answer.stderr
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (9, 9)).save("photo.jpg")
+    assert main(["caption", "photo.jpg", "--model", str(captioner)]) == 2
+    shown = capsys.readouterr().err
+    assert "--encoder-weights" in shown
+    assert "\x1b" not in shown and SECRET not in shown

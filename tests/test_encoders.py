@@ -45,6 +45,8 @@ WIDTHS |= {
     "efficientnet_b0": 1280,
     "vit_b_16": 768,
 }
+# Others of the same make are smaller: ResNets, and timm's vision transformers.
+LARGE = ("resnet101", "vit_b_16")
 # ImageNet's classes of photos that leave no doubt
 EVIDENT = {
     285: 294,
@@ -105,7 +107,13 @@ def test_resnet50_at_224_is_49_cells_of_2048() -> None:
     assert (encoder.size, encoder.resize, encoder.interpolation) == (224, "squash", "bilinear")
 
 
-@pytest.mark.parametrize("kind", TORCHVISION)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.thorough if kind in LARGE else ())
+        for kind in TORCHVISION
+    ],
+)
 def test_the_cut_network_is_torchvisions(kind: str) -> None:
     """The vector is what torchvision's own network hands to its classifier."""
     size = 64
@@ -288,6 +296,7 @@ def chance_of_truth(
     return scores.argmax(1) == classes, scores.softmax(1)[torch.arange(len(classes)), classes]
 
 
+@pytest.mark.thorough
 def test_the_he_layout_of_real_weights(shared_data: Path, shared_weights: Path) -> None:
     file = str(shared_weights / "resnet50_he.safetensors")
     head = load_file(file)
@@ -510,9 +519,15 @@ def test_a_fine_tuned_encoder_trains_under_autocast() -> None:
     ("model", "positions", "width", "class_token"),
     [
         ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", 196, 192, True),
-        ("vit_xsmall_patch16_clip_224.tinyclip_yfcc15m", 196, 256, True),
+        pytest.param(
+            *("vit_xsmall_patch16_clip_224.tinyclip_yfcc15m", 196, 256, True),
+            marks=pytest.mark.thorough,
+        ),
         ("convnext_atto.d2_in1k", 49, 320, False),
-        ("swin_tiny_patch4_window7_224.ms_in1k", 49, 768, False),
+        pytest.param(
+            *("swin_tiny_patch4_window7_224.ms_in1k", 49, 768, False),
+            marks=pytest.mark.thorough,
+        ),
         ("mobilenetv3_small_050.lamb_in1k", 49, 288, False),
     ],
 )

@@ -40,6 +40,7 @@ def test_a_good_folder(tmp_path: Path) -> None:
     assert [sorted(group) for group in report["copies"]["examples"]] == [["0.png", "copy.png"]]
 
 
+@pytest.mark.thorough
 def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     files = write(corpus, mutants=60)

@@ -78,7 +78,7 @@ def measured(program: str, argument: Path) -> tuple[int, int, dict[str, int]]:
     return peak, budget, statuses
 
 
-@pytest.mark.parametrize("where", ["web", "disk"])
+@pytest.mark.parametrize("where", [pytest.param("web", marks=pytest.mark.thorough), "disk"])
 def test_a_worker_holds_a_few_bodies_however_many_rows_it_opens(
     where: str, large: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +90,7 @@ def test_a_worker_holds_a_few_bodies_however_many_rows_it_opens(
     assert peak < 2 * (budget + BODY) + REST < ROWS * BODY
 
 
+@pytest.mark.thorough
 def test_the_webdataset_sink_holds_a_few_bodies(large: Path, tmp_path: Path) -> None:
     with serving({"/0.png": large.read_bytes()}) as server:
         row = {

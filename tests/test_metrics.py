@@ -11,7 +11,7 @@ from random import Random
 import nltk
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from plain_cider import plain_cider
 
@@ -76,7 +76,6 @@ def test_the_reference_scores_are_reproduced(
     np.testing.assert_allclose(answer.per_picture, scores["per_image"][theirs], rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
 @given(pictures)
 def test_scores_equal_pycocoevalcap(rows: Pictures) -> None:
     reason = "needs pycocoevalcap: pip install 'raycap[coco-metrics]'"

@@ -55,13 +55,13 @@ TRIALS = [
     ("recipe-resnet101-attention-lstm-flickr8k", "", "flickr", []),
 ]
 # One for each kind of encoder, decoder, data and training; the others are slow tests.
-QUICK = [
-    ("smoke", ""),
-    ("flickr8k", ""),
-    ("coco", ""),
-    ("recipe-resnet50-gru-glove", "fine_tuned"),
-    ("recipe-resnet50-bahdanau-gru-coco", ""),
-]
+MARKS: dict[tuple[str, str], Any] = {
+    ("smoke", ""): (),
+    ("flickr8k", ""): (),
+    ("coco", ""): (),
+    ("recipe-resnet50-gru-glove", "fine_tuned"): pytest.mark.thorough,
+    ("recipe-resnet50-bahdanau-gru-coco", ""): pytest.mark.thorough,
+}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def _write_karpathy(root: Path, captions: dict[str, list[str]]) -> None:
         pytest.param(
             *trial,
             id=" ".join(trial[:2]).strip(),
-            marks=() if trial[:2] in QUICK else pytest.mark.slow,
+            marks=MARKS.get(trial[:2], pytest.mark.slow),
         )
         for trial in TRIALS
     ],

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from server import serving
@@ -693,7 +693,6 @@ rows_of_tables = st.lists(
 )
 
 
-@settings(max_examples=40)
 @given(st.lists(rows_of_tables, min_size=1, max_size=3), st.integers(1, 12))
 def test_the_choice_of_pictures(drawn: list[list[Any]], most: int) -> None:
     tables = []

@@ -164,6 +164,7 @@ def test_a_device_that_cannot_compute_so_is_refused() -> None:
         device.check_supported(Precision(torch.device("cpu"), torch.float8_e4m3fn, ""))
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
 def test_a_node_is_asked_where_the_model_does_not_run_here(

@@ -77,7 +77,7 @@ beams = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(beams, st.integers(0, 10_000), st.integers(5, 24), st.floats(-4, 4))
 def test_beam_is_the_plain_one(options, seed, vocabulary, end):
     # In float64: in one of some thousands of cases two captions are too close for float32.
@@ -92,7 +92,7 @@ def test_beam_is_the_plain_one(options, seed, vocabulary, end):
         )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(beams, st.integers(0, 10_000))
 def test_stopping_when_nothing_can_be_overtaken_changes_nothing(options, seed):
     decoder = opinionated(seed=seed).double()
@@ -231,7 +231,7 @@ def test_finished_captions_stand_before_cut_ones_and_each_before_a_worse_one():
     assert mixed
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     st.sampled_from(list(SEARCHES)),
     st.integers(0, 4),

@@ -1,9 +1,6 @@
 """The captioner that comes with raycap: small, whole by itself, and sensible of the samples."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -75,19 +72,22 @@ def test_one_photo_needs_nothing_but_its_name(
     assert capsys.readouterr().out.strip() == captions["beach.jpg"]
 
 
-def test_a_folder_needs_nothing_but_its_name(captions: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "raycap", "caption", str(SAMPLES)]
-    environment = os.environ | {"PYTHONPATH": str(SAMPLES.parent)}
-    run = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert "raycap: the model runs in this process" in run.stderr, "for so few, Ray is not started"
+def test_a_folder_needs_nothing_but_its_name(
+    captions: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_ray: None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", str(SAMPLES)]) == 0
+    run = capsys.readouterr()
+    assert "raycap: the model runs in this process" in run.err, "for so few, Ray is not started"
     table = pq.read_table(tmp_path / "captions" / "samples" / "captions").sort_by("key")
     # Arithmetic may round another way in a batch of another size.
     found = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
     assert sum(found[name] == captions[name] for name in captions) >= len(captions) - 1
     page = (tmp_path / "captions" / "samples" / "gallery.html").read_text()
     for name, caption in found.items():
-        assert f"{name}: {caption}\n" in run.stdout
+        assert f"{name}: {caption}\n" in run.out
         assert caption in page

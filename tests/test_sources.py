@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from source_rows import column, noted, read, rows, write
 
@@ -346,7 +346,6 @@ def test_keys_are_unique_and_contain_name_and_occurrence(batches: list[list[str]
         assert NumberedKeys().of([name] * times)[-1] == key
 
 
-@settings(max_examples=50)
 @given(st.lists(st.lists(st.integers(0, 400), max_size=60), max_size=60))
 def test_seen_is_a_set(batches: list[list[int]]) -> None:
     seen, reference = SeenKeys(), set[int]()

@@ -162,7 +162,7 @@ words = st.text(
 ).map(str.strip)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(words.filter(bool), min_size=1, max_size=5))
 def test_flickr_captions_survive_the_round_trip(tmp_path: Path, said: list[str]) -> None:
     pictures(tmp_path / "Images", ["a.jpg"])

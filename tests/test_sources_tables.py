@@ -267,7 +267,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
 cell = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(cell, cell), min_size=1, max_size=8))
 def test_whatever_csv_holds_comes_out(tmp_path: Path, cells: list[tuple[str, str]]) -> None:
     text = io.StringIO()

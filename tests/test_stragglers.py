@@ -275,6 +275,7 @@ def test_a_dead_host_has_a_reason_and_a_retry_asks_it_again(
     assert {row["status"] for row in rows(tmp_path).values()} == {"success"}
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_with_toy")
 def test_the_limit_of_a_host_holds_over_all_workers_and_redirects(
@@ -300,6 +301,7 @@ def test_the_limit_of_a_host_holds_over_all_workers_and_redirects(
     assert {row["status"] for row in rows(tmp_path).values()} == {"failed_to_decode"}
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.parametrize("lost", ["ray::ChunkActor", "ray::FetchActor"])
 def test_a_process_that_is_lost_while_a_row_waits_costs_no_row_and_doubles_none(

@@ -324,7 +324,13 @@ def test_a_killed_run_continues_and_its_curve_is_that_of_an_undisturbed_run(
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param("0", marks=pytest.mark.thorough),
+        pytest.param("1", marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_saves_in_the_middle_of_an_epoch(
     workers: str, config: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
 ) -> None:
@@ -361,6 +367,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.thorough
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
     """The deadline only ends what hangs: for the step, it would be an hour."""
     assert (
@@ -386,6 +393,7 @@ def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: Non
     assert not (tmp_path / "2" / "_ray").exists()
 
 
+@pytest.mark.thorough
 def test_features_are_made_in_actors_where_ray_runs(
     tmp_path: Path, one_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

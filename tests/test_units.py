@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_captioner import photos, save_captioner
 from tables import keys
@@ -30,7 +30,6 @@ def listed(source: Source, unit: str | None = None) -> list[tuple[str, str]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.sets(PATHS, min_size=1, max_size=12), st.booleans())
 def test_the_parts_of_a_folder_are_the_whole(
     tmp_path_factory: pytest.TempPathFactory, paths: set[str], has_link: bool

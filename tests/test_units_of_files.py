@@ -158,7 +158,7 @@ def test_a_list_in_units_is_the_list(
 TEXT = st.text(st.sampled_from("ab#1ä😀\n\r\t ,"), max_size=30)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TEXT, min_size=1, max_size=40), st.integers(20, 200))
 def test_any_list_in_units_of_any_size(
     tmp_path_factory: pytest.TempPathFactory,
