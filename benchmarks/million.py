@@ -46,9 +46,9 @@ from raycap.cluster import Cluster
 from raycap.cluster.local_ray import local_ray
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.images import Square
-from raycap.schema import CAPTIONS, SUCCESS
+from raycap.schema import CAPTIONS, MANIFEST, SUCCESS
 from raycap.sources import Notes, SourceDefaults
-from raycap.sources.manifest import Row, tables
+from raycap.sources.manifest import MOST_ROWS
 from raycap.storage import output_folder
 from raycap.storage.retry import with_retries
 
@@ -77,9 +77,18 @@ class Numbers(SourceDefaults):
         return True
 
     def tables_of_unit(self, unit: str, notes: Notes) -> Iterator[pa.Table]:
-        names = (f"folder/{number:012d}.jpg" for number in range(*map(int, unit.split())))
-        rows = (Row(name, f"/nowhere/{name}", picture=b"", error="none") for name in names)
-        return tables(rows, None)
+        start, stop = map(int, unit.split())
+        for first in range(start, stop, MOST_ROWS):
+            numbers = range(first, min(first + MOST_ROWS, stop))
+            names = pa.array([f"folder/{number:012d}.jpg" for number in numbers])
+            same = {"split": "", "references": [], "bytes": b"", "error": "none"}
+            columns = [
+                names
+                if name in ("key", "uri")
+                else pa.repeat(pa.scalar(same[name], kind), len(names))
+                for name, kind in zip(MANIFEST.names, MANIFEST.types, strict=True)
+            ]
+            yield pa.table(columns, MANIFEST)
 
     def tables(self, notes: Notes | None = None) -> Iterator[pa.Table]:
         for unit in self.units():

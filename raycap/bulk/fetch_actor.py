@@ -6,11 +6,12 @@ take what has arrived (`take`).
 """
 
 import asyncio
+import contextlib
 import functools
+import threading
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -27,10 +28,11 @@ from raycap.fetch.budget import MemoryBudget
 CPUS_PER_FETCHER = 4
 MOST_FETCHERS = 64
 FETCHERS_OF_GROWING_CLUSTERS = 8
-# Pictures that have arrived are given out when there are enough of them, or after a short time.
+# Pictures that have arrived are given out when there are enough of them, or after a short time:
+# a task that decodes few of them costs as much as its pictures.
 BYTES_PER_TAKE = 16 * 2**20
-SECONDS_TO_GATHER, SECONDS_BETWEEN_LOOKS = 0.1, 0.01
-SECONDS_TO_BE_ASKED = 5.0
+SECONDS_TO_GATHER = 0.5
+SECONDS_TO_BE_ASKED, SECONDS_BETWEEN_LOOKS = 5.0, 0.01
 
 
 def start_fetchers(fetch: Fetch, trust: Trust, label: str, nodes: dict[str, str] | None) -> Any:
@@ -51,27 +53,90 @@ def start_fetchers(fetch: Fetch, trust: Trust, label: str, nodes: dict[str, str]
     return [options.remote(fetch, trust, number, count) for number in range(count)]
 
 
-@dataclass
 class _Desk:
-    """What one worker wants and has not taken."""
+    """What one worker wants and has not taken. Threads that fetch bring it here, and wake the
+    event loop only when there is something to give out: else it would wake for each picture."""
 
-    unfinished: dict[int, Download] = field(default_factory=dict)
-    arrived: deque[tuple[int, Download]] = field(default_factory=deque)
-    bytes: int = 0  # that have arrived
-    something: asyncio.Event = field(default_factory=asyncio.Event)
-    is_closed: bool = False
+    def __init__(self) -> None:
+        self.unfinished: dict[int, Download | None] = {}
+        self.arrived: deque[tuple[int, Download]] = deque()
+        self.bytes = 0  # that have arrived
+        self.is_closed = False
+        self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        # Set when so many rows have arrived, or as many as a `take` can have.
+        self._rows_awaited = 0
+        self._is_enough = asyncio.Event()
+
+    def want(
+        self, wanted: list[tuple[int, Unfinished]], fetcher: Fetcher, budget: MemoryBudget
+    ) -> None:
+        """Begin to fetch. What is on its way already is not begun again."""
+        with self._lock:
+            known = {*self.unfinished, *(number for number, _ in self.arrived)}
+            new = [(number, start) for number, start in wanted if number not in known]
+            self.unfinished.update(dict.fromkeys(number for number, _ in new))
+
+        def done(index: int, download: Download) -> None:
+            self.arrive(new[index][0], download)
+
+        begun = fetcher.begin([start for _, start in new], budget, done)
+        with self._lock:
+            for (number, _), download in zip(new, begun, strict=True):
+                if number in self.unfinished:  # it may have arrived already
+                    self.unfinished[number] = download
 
     def arrive(self, number: int, download: Download) -> None:
-        if self.is_closed:
-            download.release()
-            return
-        self.arrived.append((number, download))
-        self.bytes += len(download.result.result().data)
-        self.unfinished.pop(number, None)
-        self.something.set()
+        """Called by the threads that fetch."""
+        with self._lock:
+            if self.is_closed:
+                download.release()
+                return
+            self.arrived.append((number, download))
+            self.bytes += len(download.result.result().data)
+            self.unfinished.pop(number, None)
+            wakes = bool(self._rows_awaited) and self._has(self._rows_awaited)
+            if wakes:
+                self._rows_awaited = 0
+        if wakes:
+            self._loop.call_soon_threadsafe(self._is_enough.set)
 
-    def is_enough(self, rows: int) -> bool:
-        return len(self.arrived) >= rows or self.bytes >= BYTES_PER_TAKE or not self.unfinished
+    async def wait_for(self, rows: int, seconds: float | None) -> None:
+        """Wait until so many rows have arrived, or 16 MB, or all there are."""
+        with self._lock:
+            self._is_enough.clear()
+            if self.is_closed or self._has(rows):
+                return
+            self._rows_awaited = rows
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_enough.wait(), seconds)
+
+    def _has(self, rows: int) -> bool:
+        if self.arrived and not self.unfinished:
+            return True
+        return len(self.arrived) >= rows or self.bytes >= BYTES_PER_TAKE
+
+    def give_out(self, rows: int) -> list[tuple[int, Download]]:
+        """Up to so many of what has arrived, and about 16 MB."""
+        given: list[tuple[int, Download]] = []
+        size = 0
+        with self._lock:
+            while self.arrived and len(given) < rows and size < BYTES_PER_TAKE:
+                given.append(self.arrived.popleft())
+                size += len(given[-1][1].result.result().data)
+            self.bytes -= size
+        return given
+
+    def close(self) -> None:
+        with self._lock:
+            self.is_closed = True
+            for download in self.unfinished.values():
+                if download is not None:
+                    download.is_wanted = False
+            # A `take` of the lost worker may still wait here. It must find nothing.
+            while self.arrived:
+                self.arrived.popleft()[1].release()
+        self._is_enough.set()
 
 
 class FetchActor:
@@ -87,18 +152,11 @@ class FetchActor:
         self._life = uuid.uuid4().hex
 
     async def add(self, worker: str, wanted: list[tuple[int, Unfinished]]) -> None:
-        """Begin to fetch. What is on its way already is not begun again."""
-        desk = self._desks.setdefault(worker, _Desk())
-        known = {*desk.unfinished, *(number for number, _ in desk.arrived)}
-        new = [(number, start) for number, start in wanted if number not in known]
-        loop = asyncio.get_running_loop()
-
-        def done(index: int, download: Download) -> None:
-            loop.call_soon_threadsafe(desk.arrive, new[index][0], download)
-
-        downloads = self._fetcher.begin([start for _, start in new], self._budget, done)
-        numbers = (number for number, _ in new)
-        desk.unfinished.update(zip(numbers, downloads, strict=True))
+        """Begin to fetch."""
+        desk = self._desks.get(worker)
+        if desk is None:
+            desk = self._desks[worker] = _Desk()
+        desk.want(wanted, self._fetcher, self._budget)
 
     async def take(
         self, worker: str, rows: int
@@ -111,45 +169,29 @@ class FetchActor:
         desk = self._desks.get(worker)
         if desk is None:  # this process is new, and knows nothing of what the worker wants
             raise LookupError(worker)
-        desk.something.clear()
-        if not desk.arrived:
-            await desk.something.wait()
-        end = time.monotonic() + SECONDS_TO_GATHER
-        while not desk.is_enough(rows) and time.monotonic() < end:
-            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        await desk.wait_for(1, None)
+        await desk.wait_for(rows, SECONDS_TO_GATHER)
         numbers: list[int] = []
         pictures: list[Fetched] = []
         elsewhere: list[tuple[int, Unfinished]] = []
-        taken: list[Download] = []
-        size = 0
-        while desk.arrived and len(numbers) < rows and size < BYTES_PER_TAKE:
-            number, download = desk.arrived.popleft()
+        given = desk.give_out(rows)
+        for number, download in given:
             picture = download.result.result()
-            size += len(picture.data)
-            taken.append(download)
             if picture.rest:
                 elsewhere.append((number, picture.rest))
             else:
                 numbers.append(number)
                 pictures.append(picture)
-        desk.bytes -= size
         bodies = pack(numbers, pictures)
-        for download in taken:
+        for _, download in given:
             download.release()
         return (self._life, numbers, elsewhere), bodies
 
     async def forget(self, worker: str) -> None:
         """A worker has ended."""
         desk = self._desks.pop(worker, None)
-        if desk is None:
-            return
-        desk.is_closed = True
-        for download in desk.unfinished.values():
-            download.is_wanted = False
-        # A `take` of the lost worker may still wait here. It must find nothing.
-        while desk.arrived:
-            desk.arrived.popleft()[1].release()
-        desk.something.set()
+        if desk is not None:
+            desk.close()
 
 
 def _is_owner(owner_of_host: Any, number: int, count: int, host: str) -> bool:

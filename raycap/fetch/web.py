@@ -41,6 +41,7 @@ _MOST_FRAMING_BYTES = 1 << 20
 # Directives of X-Robots-Tag with a value after a colon; before any other colon is a robot's name.
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 _ROBOT = re.compile(r"\s*([a-z*][\w.*-]*)\s*:(.*)", re.DOTALL)
+_ORDINARY = re.compile(r"https?://([a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63}){0,3})(?::[0-9]{2,4})?[/?]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ZONE = re.compile(r"%.*(?=\])")  # of an IPv6 address, which is no business of the server's
 _PORTS = {"http": 80, "https": 443}
@@ -228,6 +229,8 @@ class _Stale(Exception):
 
 def host_of(url: str) -> str:
     """Returns the host of a URL; raises FetchError if it is no URL."""
+    if (ordinary := _ORDINARY.match(url)) and not _CONTROL.search(url):
+        return ordinary[1]  # as `parse` would find it, in a tenth of the time
     return parse(url).host or ""
 
 
