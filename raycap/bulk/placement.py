@@ -7,7 +7,7 @@ from typing import NamedTuple
 from raycap.bulk.options import BulkOptions
 from raycap.cluster import Cluster
 from raycap.cluster.needs import Need, wait_for_nodes
-from raycap.cluster.nodes import capacity, nodes_with_label
+from raycap.cluster.nodes import capacity, draining_nodes, nodes_with_label
 from raycap.errors import UserError
 
 # Memory of one worker without a GPU: torch, the weights and a batch.
@@ -28,7 +28,10 @@ def worker_places(wanted: BulkOptions, cluster: Cluster, batches: int) -> list[P
     The number of workers is `wanted.actors`, by default as many as fit on the GPUs, or without
     GPUs one per CPU, limited by memory. It is never higher than `batches`.
     """
-    nodes = nodes_with_label(cluster.model_on)
+    draining = draining_nodes()
+    nodes = [
+        node for node in nodes_with_label(cluster.model_on) if node["NodeID"] not in draining
+    ]
     if not nodes:
         raise UserError("the cluster has no processor to offer: start Ray with at least one CPU")
     share = gpus_per_worker(wanted, cluster.model_on)

@@ -33,7 +33,7 @@ from raycap.bulk.ray_loader import RETRIES, RayLoader
 from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkerProgress, WorkOrder
 from raycap.bulk.worker_pool import MOST_CHUNKS, Answered, Failed, Worker
 from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
-from raycap.cluster.nodes import capacity, check_visible, has_free, selector
+from raycap.cluster.nodes import capacity, check_visible, draining_nodes, has_free, selector
 from raycap.cluster.session import find_user_error, root_cause
 from raycap.errors import UserError
 from raycap.terminal import write_err
@@ -46,6 +46,8 @@ TASKS_AT_ONCE = 32
 SECONDS_BETWEEN_STARTS = 10.0
 # A worker says how far it is when half of what it had is done, or after some time.
 SECONDS_BETWEEN_ANSWERS, SECONDS_BETWEEN_LOOKS = 1.0, 0.05
+# How often nodes are looked for that will be taken away. A notice may be 30 seconds long.
+SECONDS_BETWEEN_NOTICES = 1.0
 # Ray takes some time to end the tasks of workers that have ended.
 SECONDS_TO_FREE = 20.0
 
@@ -72,7 +74,7 @@ class RayPool:
         self._nodes = selector(job.cluster.decode_on)
         self._places: dict[Worker, Place] = {}
         self._order = [ray.put(order)]
-        self._start_after = 0.0
+        self._start_after = self._notices_after = 0.0
         options, cluster = job.options, job.cluster
         batches = MOST_PIECES if few is None else -(-few // options.batch)
         # If an autoscaler has to bring the nodes, wait for them.
@@ -94,6 +96,7 @@ class RayPool:
     def start_workers(self, rows: int | None) -> None:
         """Start workers, at first and then wherever a new node has room. `rows` is how many are
         left, if that is known."""
+        self._leave_draining_nodes()
         if time.monotonic() < self._start_after:
             return
         is_first = self._start_after == 0.0
@@ -109,7 +112,8 @@ class RayPool:
         missing = Counter(places)
         missing.subtract(self._places.values())
         new = [place for place, count in missing.items() for _ in range(max(0, count))]
-        new = new[: max(0, len(places) - len(self.workers))]
+        staying = sum(not worker.is_leaving for worker in self.workers)
+        new = new[: max(0, len(places) - staying)]
         if is_first:
             gpu = f", {new[0].gpus:g} GPU each" if new[0].gpus else ", on the processor"
             write_err(
@@ -135,6 +139,20 @@ class RayPool:
         self.workers.append(worker)
         self._places[worker] = place
         self._when_done(actor.ready.remote(), worker, None)
+
+    def _leave_draining_nodes(self) -> None:
+        """Workers on nodes that will be taken away get no new chunks. They finish those that they
+        have, if there is time, and end; new ones are started elsewhere."""
+        if time.monotonic() < self._notices_after:
+            return
+        self._notices_after = time.monotonic() + SECONDS_BETWEEN_NOTICES
+        draining = draining_nodes()
+        for worker in list(self.workers):
+            if not worker.is_leaving and self._places[worker].node in draining:
+                worker.is_leaving = True
+                self._start_after = time.monotonic()  # without a wait
+            if worker.is_leaving and not worker.chunks:
+                self.stop_worker(worker)
 
     def pause(self, seconds: float) -> None:
         """Start no worker for some time."""

@@ -154,6 +154,7 @@ class ChunkScheduler:
                 worker
                 for worker in pool.workers
                 if worker.is_ready
+                and not worker.is_leaving
                 and worker.rows_to_do < enough
                 and worker.rows < enough + MOST_ROWS_IDLE
                 and len(worker.chunks) < MOST_CHUNKS
@@ -268,6 +269,10 @@ class ChunkScheduler:
         """A worker is lost, or could not make a chunk: its chunks are made again."""
         self._stop_and_requeue(pool, event.worker)
         reason = self.machines.reason_of(event.error)
+        if event.worker.is_leaving:  # the notice was too short for its chunks
+            self.faults.append(reason)
+            log.warning("a node was taken away (%s): its work is done again", reason)
+            return
         pool.pause(self._note_fault(reason, event.worker.started_at))
 
     def _note_fault(self, reason: str, began: float) -> float:

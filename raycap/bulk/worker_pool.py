@@ -29,6 +29,7 @@ class Worker:
     actor: Any = None
     name: str = ""
     is_ready: bool = False
+    is_leaving: bool = False  # its node will be taken away: it gets no new chunks
     is_asked: bool = False  # how far it is, and has not answered yet
     rows_done: int = 0
     rows_idle: int = 0  # of its chunks: done, or waiting for a server

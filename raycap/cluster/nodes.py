@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node
+from ray._private.state import state as cluster_state
 from ray.exceptions import RayError, RaySystemError, RpcError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -30,6 +31,15 @@ def alive_nodes() -> list[dict[str, Any]]:
             return [node for node in ask() if node["Alive"]]
         time.sleep(seconds)
     return [node for node in ask() if node["Alive"]]
+
+
+def draining_nodes() -> set[str]:
+    """The ids of nodes that will be taken away soon, such as preempted ones. Ray starts nothing
+    on them any more, and what runs there goes on until then."""
+    ask: Callable[[], dict[str, int]] = cluster_state.get_draining_nodes
+    with contextlib.suppress(RpcError, RaySystemError, ConnectionError, TimeoutError):
+        return set(ask())
+    return set()
 
 
 def nodes_with_label(label: str) -> list[dict[str, Any]]:
