@@ -13,6 +13,7 @@ from raycap.bulk.counts import RowCounts, count_rows
 from raycap.bulk.plan import read_shard
 from raycap.bulk.table import DataFile, chunk_of
 from raycap.bulk.work import COUNTS, ROWS, FileLayout, write_rows
+from raycap.row_filter import RowFilter
 from raycap.schema import SUCCESS
 from raycap.storage import RunFolder
 
@@ -89,11 +90,16 @@ def counts_of_files(table: RunFolder, paths: Sequence[str]) -> list[RowCounts]:
 
 
 def failed_rows(
-    out: RunFolder, table: RunFolder, path: str, statuses: Sequence[str]
+    out: RunFolder, table: RunFolder, path: str, statuses: Sequence[str], only: str = ""
 ) -> Iterator[pa.Table]:
-    """For the rows of a file that have one of the statuses: their rows in the plan."""
-    read = table.reading(path, lambda file: pq.read_table(file, columns=["status"]))
+    """For the rows of a file that have one of the statuses, and that --only chooses: their rows in
+    the plan."""
+    chosen = RowFilter(only, table.reading(path, pq.read_schema)) if only else None
+    columns = dict.fromkeys(["status", *(chosen.columns if chosen else ())])
+    read = table.reading(path, lambda file: pq.read_table(file, columns=list(columns)))
     again = pc.is_in(read["status"], pa.array(statuses, pa.string())).to_numpy()
+    if chosen:
+        again = again & chosen.mask(read)
     offset = 0
     for operation, unit, shard, start, stop in json.loads(_metadata(table, path)[ROWS.encode()]):
         wanted = again[offset : offset + stop - start]

@@ -34,7 +34,13 @@ from raycap.bulk.repeated_keys import (
     names_of_keys,
     with_keys,
 )
-from raycap.bulk.selection import chosen_rows, sampled
+from raycap.bulk.selection import (
+    chosen_rows,
+    filter_of_source,
+    narrowed,
+    sampled,
+    with_compared,
+)
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.sources import Notes, Source
@@ -63,6 +69,8 @@ def lister(
     """What lists a source. `earlier` are the plans of the table's rows."""
     if plan.keys == "unique" or len(plan.units) == 1:
         return UnitLister(functools.partial(list_source, source, options, out, plan, earlier))
+    if (only := filter_of_source(source, options.only)) is not None:
+        source = with_compared(source, only)
     return NamedUnitLister(source, options, out, plan, tuple(earlier))
 
 
@@ -89,7 +97,8 @@ def list_failed(
 ) -> Iterator[Shard]:
     """Write down the rows of some files of the table that are to be made again."""
     for unit in units:
-        rows = failed_rows(out, table, plan.units[unit], plan.statuses)
+        only = plan.selection.get("only", "")
+        rows = failed_rows(out, table, plan.units[unit], plan.statuses, only)
         yield from write_shards(out, plan, unit, rows, Notes(), TakenKeys())
 
 
@@ -145,8 +154,9 @@ class NamedUnitLister:
         return self.plan.keys == "named"
 
     def _starts_at_once(self, unit: int) -> bool:
-        # Rows that a sample leaves out count as occurrences.
-        return unit == 0 and not self.earlier and self.options.sample == 1
+        # Rows that --sample and --only leave out count as occurrences.
+        is_narrowed = self.options.sample < 1 or self.options.only
+        return unit == 0 and not self.earlier and not is_narrowed
 
     # The first round.
 
@@ -257,11 +267,13 @@ class NamedUnitLister:
 
     def _write_units(self, units: Sequence[int]) -> Iterator[Shard]:
         search = RepeatSearch(self._listed)
+        only = filter_of_source(self.source, self.options.only)
         for unit in units:
             if self._starts_at_once(unit):
                 continue
             notes = self._notes(search, unit)
-            rows = sampled(self._rows_with_keys(search, unit), self.options.sample)
+            rows = narrowed(self._rows_with_keys(search, unit), only)
+            rows = sampled(rows, self.options.sample)
             yield from write_shards(self.out, self.plan, unit, rows, notes, TakenKeys())
 
     def _notes(self, search: RepeatSearch, unit: int) -> Notes:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from raycap.device import PrecisionName
 from raycap.errors import UserError
+from raycap.expressions import parse
 from raycap.search import Beam, SearchChoice
 from raycap.sinks import SinkName, TextMode
 
@@ -18,6 +19,10 @@ class BulkOptions:
     """Folder of the run, local or in an object store (s3://...). The same command resumes it."""
     split: str = ""
     """Only the rows of this split of the source: train, dev or test. Empty: all splits."""
+    only: str = ""
+    """Only the rows whose columns fit, such as 'width > 500 and not (title is empty)': columns of
+    the source's table, or key, uri, split and references. With --retry: only these rows of the
+    output table."""
     limit: int | None = None
     """Only the first N rows of the source."""
     sample: float = 1.0
@@ -59,6 +64,8 @@ class BulkOptions:
             raise UserError(
                 f"--sample is {self.sample}: give a share of the rows, above 0 and at most 1"
             )
+        if self.only:
+            parse(self.only)  # refuses what is no expression
         self.failures_allowed(0)
 
     def failures_allowed(self, done: int) -> float:
@@ -127,6 +134,9 @@ class CaptionOptions(BulkOptions):
     also: tuple[SinkName, ...] = ()
     """Write these forms too: a text file for each picture (OUT/txt/KEY.txt), JSON lines, tars for
     WebDataset, a metadata.jsonl. Later runs keep them up with the table."""
+    also_only: str = ""
+    """Write only these rows of the finished table into the forms of --also, such as
+    'not (flags has refusal)'."""
     txt_beside: bool = False
     """Put text files beside the pictures, not into OUT/txt: a.txt beside a.jpg; a.jpg.txt if there
     is an a.png too."""
@@ -141,6 +151,10 @@ class CaptionOptions(BulkOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give at least 1")
+        if self.also_only:
+            parse(self.also_only, "--also-only")
+            if not self.also:
+                raise UserError("--also-only narrows what --also writes: give --also too")
         if self.true_words and self.dedup:
             raise UserError(
                 "--true-words and --dedup do not go together: equal pictures may have different "

@@ -15,7 +15,7 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raycap.bulk.counts import RowCounts
@@ -43,10 +43,12 @@ from raycap.bulk.plan import (
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.repeated_keys import LISTED
 from raycap.bulk.scheduler import ChunkScheduler
-from raycap.bulk.selection import chosen_rows, chosen_units
+from raycap.bulk.selection import chosen_rows, chosen_units, filter_of_source
 from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of, operation_of
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
+from raycap.expressions import parse
+from raycap.row_filter import RowFilter
 from raycap.schema import FAILURES
 from raycap.sources import Notes
 from raycap.storage import Lease, RunFolder, output_folder
@@ -71,6 +73,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
     `more_facts` are added to facts.json. `machines` is given by a caller that runs several jobs.
     """
     out = output_folder(job.options.out)
+    check_only(job, out)
     if job.options.dry_run:
         write_out(_forecast(job, out))
         return 0
@@ -78,6 +81,9 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
     with context as machines, Lease(out):
         machines.check_visible(_local_paths(job, out))
         run = _Run(job, out, OutputTable(out / job.table), machines)
+        if chooses_retried_rows(job.options):
+            facts = out.read_json(FACTS) or {}
+            run.notes = {name: facts.get(name, []) for name in ("left_out", "notes")}
         run.refuse_other_formats()
         if not run.table.exists:
             out.check_creates()
@@ -86,7 +92,8 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
             run.overwrite()
         else:
             run.complete_earlier_work()
-            run.add_rows()
+            if not chooses_retried_rows(job.options):
+                run.add_rows()
             if job.options.retry:
                 run.retry(FAILURES if job.options.retry == "failed" else (job.options.retry,))
         clean_up(out, run.table)
@@ -136,8 +143,10 @@ class _Run:
         is_resumed = plan is not None and plan.kind == "overwrite"
         earlier = {"identity": plan.identity} if plan is not None and is_resumed else None
         job = as_recorded(self.job, earlier)
-        if earlier is not None and differences_from(job, earlier):
-            earlier = None  # the interrupted --overwrite was for other rows
+        if plan is not None and earlier is not None:
+            # The interrupted --overwrite may have been for other rows.
+            is_same = _is_same_only(plan, job.options) and not differences_from(job, earlier)
+            earlier = earlier if is_same else None
         self.job = resolve_precision(self.job, earlier, self.out, self.machines.choose_precision)
         if earlier is None:
             is_new = not self.table.exists and not self.out.names(self.job.table)
@@ -194,7 +203,8 @@ class _Run:
 
     @property
     def _selection(self) -> dict[str, Any]:
-        return {"limit": self.job.options.limit, "sample": self.job.options.sample}
+        options = self.job.options
+        return {"limit": options.limit, "sample": options.sample, "only": options.only}
 
     def retry(self, statuses: tuple[str, ...]) -> None:
         """Make the rows with one of these statuses again, and replace them."""
@@ -283,6 +293,10 @@ class _Run:
             self.out.remove(plan.folder)
             if plan.kind in ("first", "overwrite"):
                 next(self.job.source.tables(Notes()), None)  # raises UserError if it knows why
+                if self.job.options.only:
+                    raise UserError(
+                        f"no row of {self.job.source.path} fits --only {self.job.options.only}"
+                    )
                 raise UserError(f"{self.job.source.path} holds no rows")
         elif plan.kind == "retry":
             self._replace_retried(plan, number, target)
@@ -298,8 +312,10 @@ class _Run:
             return UnitLister(failed)
         known = () if plan.kind != "append" else plans_of_table(self.out, self.table.completed)
         earlier = [each for each in known if each.operation < plan.operation]
-        job = self.job
-        return lister(job.source, job.options, self.out, plan, earlier)
+        options = self.job.options
+        if chooses_retried_rows(options):
+            options = replace(options, only=plan.selection.get("only", ""), retry="")
+        return lister(self.job.source, options, self.out, plan, earlier)
 
     def _join_chunks(self, number: int) -> None:
         """Replace the files of chunks by parts, which readers of plain Parquet folders see too."""
@@ -394,19 +410,52 @@ def clean_up(out: RunFolder, table: OutputTable) -> None:
     out.remove(ANSWERS)
 
 
+def chooses_retried_rows(options: BulkOptions) -> bool:
+    """Whether --only is about rows of the output table that are made again. Then the source is not
+    listed: its rows do not have these columns."""
+    return bool(options.only and options.retry and not options.overwrite)
+
+
+def check_only(job: TableJob, out: RunFolder) -> None:
+    """Raise UserError if --only does not fit the rows that it is about."""
+    if not chooses_retried_rows(job.options):
+        filter_of_source(job.source, job.options.only)
+        return
+    table = OutputTable(out / job.table)
+    if not table.exists:
+        raise UserError(
+            f"--retry {job.options.retry} --only is about rows of {out / job.table}, and there "
+            "are none yet: run without --retry first"
+        )
+    RowFilter(job.options.only, table.schema())
+
+
 def _check_selection(plan: Plan, options: BulkOptions, out: RunFolder) -> None:
     """Raise UserError if this run selects fewer rows than the interrupted run had planned."""
+    if chooses_retried_rows(options):
+        return  # the interrupted run is completed with the rows that it has planned
     planned = plan.selection
     is_smaller_sample = options.sample < planned["sample"]
     is_lower_limit = options.limit is not None and (
         planned["limit"] is None or options.limit < planned["limit"]
     )
-    if is_smaller_sample or is_lower_limit:
+    is_other_only = bool(options.only) and not _is_same_only(plan, options)
+    if is_smaller_sample or is_lower_limit or is_other_only:
+        only = planned.get("only")
+        had = f"--limit {planned['limit']}, --sample {planned['sample']}"
+        had += f", --only {only!r}" if only else ", no --only"
         raise UserError(
-            f"an interrupted run in {out} is about more rows than this one (it had --limit "
-            f"{planned['limit']}, --sample {planned['sample']}): run it again with those options, "
-            "or give another --out"
+            f"an interrupted run in {out} is about more or other rows than this one (it had "
+            f"{had}): run it again with those options, or give another --out"
         )
+
+
+def _is_same_only(plan: Plan, options: BulkOptions) -> bool:
+    """Whether a plan has the --only of this run."""
+    only = plan.selection.get("only", "")  # older versions had none
+    if not (only and options.only):
+        return bool(only) == bool(options.only)
+    return parse(only) == parse(options.only)
 
 
 def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raycap import __version__
+from raycap.bulk.selection import filter_of_source
 from raycap.captioners.kinds import Trained
 from raycap.commands.source import checked_source
 from raycap.config import Config, dumps
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 OUT = "captions"  # in the working folder, for tables without --out
 # What only a table can have.
-OF_TABLES = ("also", "columns", "retry", "overwrite", "dry_run", "true_words")
+OF_TABLES = (
+    *("also", "columns", "only", "also_only", "retry", "overwrite", "dry_run", "estimate"),
+    "true_words",
+)
 
 
 def caption(config: Config) -> int:
@@ -58,6 +62,8 @@ def caption(config: Config) -> int:
 def _caption_table(config: Config) -> int:
     options = config.caption
     source = _with_columns(checked_source(config.source, "caption"), options.columns)
+    if not options.retry:
+        filter_of_source(source, options.only)  # refuses what does not fit
 
     # These load Ray and torch, which takes seconds.
     write_err("raycap: loading the captioner\n")

@@ -54,7 +54,7 @@ def evaluate(config: Config) -> int:
     if captioners:
         table_paths |= _write_captions(config, captioners, references)
     tables = [
-        read_captions(path, name, options.key_column, options.caption_column)
+        read_captions(path, name, options.key_column, options.caption_column, options.only)
         for name, path in table_paths.items()
     ]
     alignment = align(tables, references, options)
@@ -114,7 +114,9 @@ def _write_captions(
         true_words=True,
         dedup=False,
         also=(),
+        also_only="",
         columns=(),
+        only="",
         dry_run=False,
     )
     tables = {}

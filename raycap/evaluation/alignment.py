@@ -19,6 +19,7 @@ MISSING = "missing"  # a picture with references that the table has no row for
 EXTRA = "extra"  # a row whose picture the references do not have
 WITHOUT_REFERENCES = "without_references"  # a row whose picture has no human caption
 NOT_IN_ALL_TABLES = "not_in_all_tables"  # captioned here, but not in every table
+NOT_CHOSEN = "not_chosen"  # a picture that --only leaves out, here or in another table
 OTHER_SPLIT = "other_split"  # a row whose picture is of a split that was not asked for
 
 
@@ -50,7 +51,7 @@ class Alignment:
     def complete(self) -> bool:
         """Whether all pictures that were asked for are scored, and all rows except those of other
         splits."""
-        complete = (JUDGED, OTHER_SPLIT)
+        complete = (JUDGED, NOT_CHOSEN, OTHER_SPLIT)
         return all(one.outcome in complete for own in self.outcomes for one in own)
 
 
@@ -116,12 +117,15 @@ class _MatchedRows:
                 found[key] = row_outcome
         self._pictures: dict[str, Outcome] = {}
         self.captions: dict[str, str] = {}
+        absent, reason = MISSING, "the table has no row of it"
+        if table.is_narrowed:
+            absent, reason = NOT_CHOSEN, "the table has no row of it that --only chooses"
         for key in wanted:
-            outcome = found.get(key) or Outcome(key, MISSING, "", "the table has no row of it")
+            outcome = found.get(key) or Outcome(key, absent, "", reason)
             self._pictures[key] = outcome
             if outcome.outcome == JUDGED:
                 self.captions[key] = outcome.caption
-            elif absent_as_empty:
+            elif absent_as_empty and outcome.outcome != NOT_CHOSEN:
                 self.captions[key] = ""
 
     def outcomes(self, scored: set[str]) -> Iterator[Outcome]:
@@ -129,7 +133,8 @@ class _MatchedRows:
         for key, outcome in self._pictures.items():
             if outcome.outcome == JUDGED and key not in scored:
                 reason = "another table has no caption of it"
-                outcome = outcome._replace(outcome=NOT_IN_ALL_TABLES, reason=reason)
+                missed = NOT_CHOSEN if self.table.is_narrowed else NOT_IN_ALL_TABLES
+                outcome = outcome._replace(outcome=missed, reason=reason)
             yield outcome
         yield from self._others
 

@@ -1,6 +1,7 @@
 """Reads caption tables of all formats (raycap's Parquet, COCO results, CSV, JSON lines) into one
 schema."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from raycap.errors import UserError
+from raycap.row_filter import RowFilter
 from raycap.schema import CAPTIONS, SUCCESS, TRUE_WORDS
 from raycap.sources.lines import first_line
 from raycap.sources.manifest import batched, brief, utf8
@@ -51,6 +53,7 @@ class CaptionTable:
     notes: tuple[str, ...] = ()  # about lines that could not be read
     # A digest of the captioner's vocabulary, if the table has the columns of TRUE_WORDS.
     vocabulary: str = ""
+    is_narrowed: bool = False  # by --only: other rows of the table are not looked at
 
 
 def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
@@ -79,15 +82,17 @@ def names_and_paths(tables: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def read_captions(
-    path: str, name: str, key_column: str = "", caption_column: str = ""
+    path: str, name: str, key_column: str = "", caption_column: str = "", only: str = ""
 ) -> CaptionTable:
-    """Read the table at a path, glob or URI. Raises UserError if it is not a caption table, or has
-    a key twice."""
-    columns = Columns(key_column, caption_column)
+    """Read the table at a path, glob or URI, or the rows of it that --only chooses. Raises
+    UserError if it is not a caption table, or has a key twice."""
+    columns = Columns(key_column, caption_column, only)
     parts, notes = _all_rows(path, columns)
     if not parts:
         raise UserError(nothing(f"{path} holds no rows", notes))
     rows = pa.concat_tables(parts)
+    if only and not len(rows):
+        raise UserError(f"no row of {path} fits --only {only}")
     seen: set[str] = set()
     repeated = []
     for key in rows["key"].to_pylist():
@@ -106,7 +111,7 @@ def read_captions(
         parquet = next((file for file in files if file.format == "parquet"), None)
         metadata: dict[bytes, bytes] = (parquet.schema().metadata or {}) if parquet else {}
         vocabulary = metadata.get(b"vocabulary", b"unknown").decode()[:8]
-    return CaptionTable(name, path, rows, tuple(notes.lines()), vocabulary)
+    return CaptionTable(name, path, rows, tuple(notes.lines()), vocabulary, bool(only))
 
 
 def table_files(path: str) -> list[Records]:
@@ -117,10 +122,12 @@ def table_files(path: str) -> list[Records]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of keys and captions that the user named; "" to look for the usual names."""
+    """The columns of keys and captions that the user named; "" to look for the usual names. And
+    the rows that are read."""
 
     key: str
     caption: str
+    only: str = ""
 
     def find(self, names: Sequence[str], uri: str) -> tuple[str, str]:
         """The two columns among those of a file."""
@@ -128,6 +135,18 @@ class Columns:
             _find_column(names, self.key, KEY_NAMES, "keys", "--key-column", uri),
             _find_column(names, self.caption, CAPTION_NAMES, "captions", "--caption-column", uri),
         )
+
+    def filter_of(self, file: Records) -> RowFilter | None:
+        """What chooses the rows of a file; None for all."""
+        if not self.only:
+            return None
+        if file.format == "parquet":
+            return RowFilter(self.only, file.schema())
+        return self.filter_of_names(file.names())
+
+    def filter_of_names(self, names: Sequence[str]) -> RowFilter:
+        """What chooses the rows of a file without types."""
+        return RowFilter(self.only, pa.schema([(name, pa.string()) for name in names]), names)
 
 
 def _find_column(
@@ -151,7 +170,9 @@ def _all_rows(path: str, columns: Columns) -> tuple[list[pa.Table], Notes]:
     if path.lower().endswith(".json"):
         place, notes = existing(path), Notes()
         if first_line(place).lstrip().startswith(("[", "{")):
-            return [_as_rows(piece, columns) for piece in _json_pieces(place, notes)], notes
+            return [
+                _as_rows(piece, columns) for piece in _json_pieces(place, columns, notes)
+            ], notes
     files = table_files(path)
     for _ in range(MOST_READS):
         notes = Notes()
@@ -170,10 +191,25 @@ def _pieces(files: list[Records], columns: Columns, notes: Notes) -> Iterator[Ro
         names = records_file.names()
         wanted = [name for name in ROWS.names if name in names]
         wanted += columns.find(names, records_file.file.uri)
-        yield from records_file.batches(list(dict.fromkeys(wanted)), [], notes)
+        only = columns.filter_of(records_file)
+        wanted += only.columns if only else ()
+        superset = only.for_parquet() if only and records_file.format == "parquet" else None
+        for piece in records_file.batches(
+            list(dict.fromkeys(wanted)), [], notes, superset=superset
+        ):
+            yield _chosen(piece, only)
 
 
-def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
+def _chosen(piece: RowBatch, only: RowFilter | None) -> RowBatch:
+    """The rows of a piece that --only chooses."""
+    if only is None:
+        return piece
+    mask = only.mask(piece.columns)
+    where = list(itertools.compress(piece.where, mask.tolist()))
+    return RowBatch(piece.columns.filter(pa.array(mask)), where, piece.file)
+
+
+def _json_pieces(place: Location, columns: Columns, notes: Notes) -> Iterator[RowBatch]:
     """Read COCO results, which are one JSON list, or JSON lines in a file with the ending
     .json."""
     with place.open() as file:
@@ -182,7 +218,9 @@ def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
         except ValueError as error:
             if first_line(place).rstrip().endswith("}"):
                 lines = Records(place, "jsonl")
-                yield from lines.batches(lines.names(), [], notes)
+                only = columns.filter_of(lines)
+                for piece in lines.batches(lines.names(), [], notes):
+                    yield _chosen(piece, only)
                 return
             raise UserError(f"{place.uri} is not JSON: {error}") from error
     if isinstance(rows, dict) and "caption" in rows:
@@ -197,11 +235,12 @@ def _json_pieces(place: Location, notes: Notes) -> Iterator[RowBatch]:
             notes.add(MALFORMED_LINE, f"{place.name}: {brief(row)!r}")
     for piece in batched(enumerate((row for row in rows if isinstance(row, dict)), 1)):
         names = list(dict.fromkeys(name for _, row in piece for name in row))
-        columns = {}
-        for name in names:
-            texts = [_text(row.get(name)) for _, row in piece]
-            columns[name] = pa.array(texts, pa.string())
-        yield RowBatch(pa.table(columns), [f"row {number}" for number, _ in piece], place)
+        texts = {
+            name: pa.array([_text(row.get(name)) for _, row in piece], pa.string())
+            for name in names
+        }
+        batch = RowBatch(pa.table(texts), [f"row {number}" for number, _ in piece], place)
+        yield _chosen(batch, columns.filter_of_names(names) if columns.only else None)
 
 
 def _as_rows(piece: RowBatch, columns: Columns) -> pa.Table:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from raycap.errors import UserError
+from raycap.expressions import parse
 from raycap.metrics import METRICS
 from raycap.options import nearest
 
@@ -41,6 +42,9 @@ class Evaluate:
     split: str = ""
     """Score the pictures of this split of the references only (train, dev, test), and let
     captioners caption no others; empty: all splits."""
+    only: str = ""
+    """Score only rows of the tables whose columns fit, such as 'caption contains dog' or
+    'width > 500 and not (flags has cut_off)'. Pictures without such a row are left out."""
     cache: str = ""
     """Folder for the captions of captioners, which later evaluations use again; empty:
     ~/.cache/raycap."""
@@ -62,6 +66,8 @@ class Evaluate:
     """Seed of the resamples."""
 
     def __post_init__(self) -> None:
+        if self.only:
+            parse(self.only)  # refuses what is no expression
         for name in self.metrics:
             if name not in METRICS:
                 raise UserError(f"there is no metric '{name}'{nearest(name, METRICS)}")

@@ -11,6 +11,7 @@ from raycap.evaluation.alignment import (
     FAILED,
     JUDGED,
     MISSING,
+    NOT_CHOSEN,
     NOT_IN_ALL_TABLES,
     OTHER_SPLIT,
     WITHOUT_REFERENCES,
@@ -27,6 +28,7 @@ _OUTCOMES = {
     EXTRA: "extra: a row whose picture the references do not have",
     WITHOUT_REFERENCES: "without references: a row whose picture has no human caption",
     NOT_IN_ALL_TABLES: "not in all tables: captioned here only",
+    NOT_CHOSEN: "left out by --only, here or in another table",
     OTHER_SPLIT: "of another split",
 }
 

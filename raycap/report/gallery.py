@@ -13,6 +13,7 @@ from raycap.evaluation.alignment import (
     EXTRA,
     FAILED,
     MISSING,
+    NOT_CHOSEN,
     OTHER_SPLIT,
     Outcome,
     unmatched_outcomes,
@@ -22,6 +23,8 @@ from raycap.evaluation.references import References
 from raycap.evaluation.scoring import Evaluation
 from raycap.metrics import ScoreFacts
 from raycap.schema import FAILED_TO_DECODE, SUCCESS
+
+LEFT_OUT = (NOT_CHOSEN, OTHER_SPLIT)  # of a page
 
 Floats = npt.NDArray[np.float64]
 
@@ -119,7 +122,7 @@ class GalleryMaker:
             outcomes = tuple(tuple(unmatched_outcomes(table)) for table in tables)
         # For each table, its outcomes. A row without a picture may have the same key as a picture.
         self._by_key = [
-            {(one.outcome == EXTRA, one.key): one for one in own if one.outcome != OTHER_SPLIT}
+            {(one.outcome == EXTRA, one.key): one for one in own if one.outcome not in LEFT_OUT}
             for own in outcomes
         ]
         self._keys = list(dict.fromkeys(key for own in self._by_key for key in own))

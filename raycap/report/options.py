@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from raycap.errors import UserError
+from raycap.expressions import parse
 from raycap.uris import has_scheme
 
 
@@ -17,6 +18,9 @@ class Report:
     """The page, one HTML file that needs nothing else."""
     title: str = ""
     """Its heading; empty: the names of what it shows."""
+    only: str = ""
+    """Only rows of the caption tables whose columns fit, such as 'flags has cut_off and width >
+    500'."""
     pictures: int = 300
     """Pictures shown: failed ones, the best, the worst, those that the tables differ most about,
     and random others. Counts, scores and histograms are always of all."""
@@ -29,6 +33,8 @@ class Report:
     """The captioner that wrote those tables; empty: the one named in facts.json beside them."""
 
     def __post_init__(self) -> None:
+        if self.only:
+            parse(self.only)  # refuses what is no expression
         if not self.out.endswith((".html", ".htm")):
             raise UserError(
                 f"out is {self.out!r}: the report is a page, so give a name that ends in .html"

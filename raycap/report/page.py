@@ -69,6 +69,9 @@ def write_page(
                 runs.append(read_run(name, path))
             else:
                 table_paths.append((name, path))
+    only = options.only or evaluate.only
+    if only and not table_paths:
+        raise UserError("--only chooses rows of caption tables, and none is given: leave it out")
     references = read_references(source) if source else None
     trust = trust.also(*(Trust.below(root_of(path).uri) for _, path in table_paths))
     if source:
@@ -91,7 +94,7 @@ def write_page(
 
         # Caption tables: scored if there are references.
         tables = [
-            read_captions(path, name, evaluate.key_column, evaluate.caption_column)
+            read_captions(path, name, evaluate.key_column, evaluate.caption_column, only)
             for name, path in table_paths
         ]
         evaluation = None

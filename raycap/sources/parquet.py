@@ -13,6 +13,7 @@ from raycap.storage.location import Location
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
 # Pictures that are held in memory at a time.
 ROWS_AT_ONCE = 64
@@ -52,9 +53,11 @@ def read_parquet(
     most_rows: int,
     notes: Notes,
     groups: tuple[int, int] | None = None,
+    superset: "pc.Expression | None" = None,
 ) -> "Iterator[tuple[int, pa.Table]]":
     """Yields tables of the wanted columns, each with the number of its first row in the file. Of
-    `groups`, the first row group and the one behind the last, no other is read.
+    `groups`, the first row group and the one behind the last, no other is read. With a `superset`,
+    row groups are left out whose statistics say that no row fits it.
 
     Rows of a damaged row group are noted, and reading goes on after it. Raises UserError if the
     file does not say how many rows it has.
@@ -75,14 +78,23 @@ def read_parquet(
         group, stop = groups or (0, len(sizes))
         stop = min(stop, len(sizes))
         done = sum(sizes[:group])
+        fitting = None if superset is None else _fitting_groups(stream, superset)
         while group < stop:
             # All groups at once, which is quick if they are small.
             rest = list(range(group, stop))
+            if fitting is not None:
+                if group not in fitting:
+                    done = ends[group]
+                    group += 1
+                    continue
+                skipped = (each for each in rest if each not in fitting)
+                rest = list(range(group, next(skipped, stop)))
             done, fault = yield from _rows(
                 file, parquet, rest, ends[group] - sizes[group], done, wanted, most_rows
             )
-            if done >= ends[stop - 1]:
-                return
+            if done >= ends[rest[-1]]:
+                group = rest[-1] + 1
+                continue
             # After a fault read the group in which it stopped alone, then all groups after it.
             group = bisect.bisect_right(ends, done)
             first = ends[group] - sizes[group]
@@ -96,6 +108,16 @@ def read_parquet(
                 )
             done = ends[group]
             group += 1
+
+
+def _fitting_groups(stream: Any, superset: "pc.Expression") -> set[int]:
+    """The row groups that may have a row which fits."""
+    import pyarrow.dataset as ds
+
+    fragment = ds.ParquetFileFormat().make_fragment(stream)
+    found = {group.id for group in fragment.subset(superset).row_groups}
+    stream.seek(0)
+    return found
 
 
 def rows_of_parquet(file: Location, column: str, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:

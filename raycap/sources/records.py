@@ -20,6 +20,7 @@ from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
 Format = Literal["csv", "jsonl", "parquet"]
 # Endings before that of a compression count too: pictures.csv.gz.
@@ -68,9 +69,15 @@ class Records:
         return schema_of(self.file)
 
     def batches(
-        self, wanted: Sequence[str], lists: Sequence[str], notes: Notes, most_rows: int = MOST_ROWS
+        self,
+        wanted: Sequence[str],
+        lists: Sequence[str],
+        notes: Notes,
+        most_rows: int = MOST_ROWS,
+        superset: "pc.Expression | None" = None,
     ) -> Iterator[RowBatch]:
-        """Yields the wanted columns; rows that cannot be read are left out and noted.
+        """Yields the wanted columns; rows that cannot be read are left out and noted. Of Parquet,
+        row groups may be left out that have no row of the `superset`.
 
         Text formats give text (other JSON values as JSON), and lists of text for the columns
         `lists`. Parquet gives what it holds.
@@ -87,7 +94,8 @@ class Records:
                 f"{self.file.uri} has several columns {repeated[0]!r}: rename all but one"
             )
         if self.format == "parquet":
-            for row, table in read_parquet(self.file, wanted, most_rows, notes, self.part):
+            tables = read_parquet(self.file, wanted, most_rows, notes, self.part, superset)
+            for row, table in tables:
                 where = [f"row {row + index}" for index in range(len(table))]
                 yield RowBatch(table, where, self.file)
             return

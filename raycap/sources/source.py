@@ -1,8 +1,8 @@
 """What a source is: options that say where pictures are, and the manifest rows that it gives."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Protocol
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
@@ -40,6 +40,14 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises UserError early for what cannot be read; cheap."""
 
+    def own_columns(self) -> "Mapping[str, pa.DataType | None]":
+        """The columns of the user's own table that --only may compare, carried or not, with their
+        types; None in formats without types."""
+
+    def comparing(self, names: Sequence[str], lists: Sequence[str]) -> "Source":
+        """The source with these own columns behind those of its manifest, under the names that
+        `compared` gives them. `lists` are those that hold lists."""
+
     def tables(self, notes: Notes | None = None) -> "Iterator[pa.Table]":
         """Yields manifest rows (with the carried columns): first 64, then up to 1,000 at a time.
 
@@ -74,6 +82,11 @@ class Source(Protocol):
         without them."""
 
 
+def compared(name: str) -> str:
+    """The name of a user's own column while --only looks at it."""
+    return f"only:{name}"
+
+
 class SourceDefaults:
     """What most sources have in common. A source overrides what differs."""
 
@@ -102,6 +115,12 @@ class SourceDefaults:
     @property
     def carried(self) -> tuple[str, ...]:
         return ()
+
+    def own_columns(self) -> "Mapping[str, pa.DataType | None]":
+        return dict.fromkeys(self.carried)
+
+    def comparing(self, names: Sequence[str], lists: Sequence[str]) -> Any:
+        return self
 
     def units(self) -> tuple[str, ...]:
         return ("",)

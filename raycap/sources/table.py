@@ -1,8 +1,9 @@
 """A table with a column of URLs or paths: CSV, TSV, JSON lines or Parquet."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
@@ -22,7 +23,7 @@ from raycap.sources.records import (
     root_of,
     texts,
 )
-from raycap.sources.source import SourceDefaults, UnitKeys
+from raycap.sources.source import SourceDefaults, UnitKeys, compared
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.urls import resolved
 from raycap.storage.location import Location, locate
@@ -73,6 +74,10 @@ class Table(SourceDefaults):
     format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
     """The format, if file names do not tell it; csv is any delimited text."""
 
+    # Columns that are read for --only: see `comparing`.
+    _others: ClassVar[tuple[str, ...]] = ()
+    _lists: ClassVar[tuple[str, ...]] = ()
+
     @classmethod
     def accepts(cls, path: str) -> bool:
         if not is_glob(path):
@@ -118,6 +123,18 @@ class Table(SourceDefaults):
     def column_names(self) -> list[str] | None:
         """The columns of the first file."""
         return records(self.path, self.format)[0].names()
+
+    def own_columns(self) -> "dict[str, pa.DataType | None]":
+        from raycap.schema import storable  # here, so that `raycap --help` stays quick
+
+        first = records(self.path, self.format)[0]
+        if first.format != "parquet":
+            return dict.fromkeys(first.names())
+        return {field.name: storable(field.type) or field.type for field in first.schema()}
+
+    def comparing(self, names: Sequence[str], lists: Sequence[str]) -> "Table":
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return _TableWithOthers(**options, _others=tuple(names), _lists=tuple(lists))
 
     def check(self) -> None:
         column = self._column(records(self.path, self.format)[0].names())
@@ -197,20 +214,25 @@ class Table(SourceDefaults):
         wanted, references = self._wanted(names)
         types: pa.Schema | None = None
         for file in files:
-            for batch in file.batches(wanted, references, notes):
+            for batch in file.batches(wanted, [*references, *self._lists], notes):
                 if types is None:
                     types = _types_of(first, self.columns)
+                    other_types = _types_of(first, self._others, self._lists)
                 uris = texts(batch, column)
                 keys = texts(batch, self.key_column) if self.key_column else uris
                 splits = drawn_splits(uris, self.fractions)
                 if not splits and self.split_column:
                     splits = [split_word(word) for word in texts(batch, self.split_column)]
+                own = _carried(batch, self.columns, types)
+                if self._others:
+                    others = _carried(batch, self._others, other_types)
+                    own = _with_others(own, others)
                 table = _manifest(
                     keys,
                     [resolved(uri, batch.file.parent) for uri in uris] if holds_paths else uris,
                     splits or [""] * len(uris),
                     references_of(batch, references),
-                    _carried(batch, self.columns, types),
+                    own,
                 )
                 yield batch, keys, table
 
@@ -241,7 +263,7 @@ class Table(SourceDefaults):
             references = [name for name in _REFERENCE_NAMES if name in names] + references
         references = list(dict.fromkeys(references))
         single = [self._column(names), self.key_column, self.split_column]
-        wanted = [*filter(None, single), *references, *self.columns]
+        wanted = [*filter(None, single), *references, *self.columns, *self._others]
         return list(dict.fromkeys(wanted)), references
 
     def _unique_keys(self, batch: RowBatch, keys: list[str], seen: SeenKeys) -> list[str]:
@@ -279,6 +301,14 @@ class Table(SourceDefaults):
         return places[:2]
 
 
+@dataclass(frozen=True)
+class _TableWithOthers(Table):
+    """The same table with columns that are read for --only. They are no options."""
+
+    _others: tuple[str, ...] = ()  # type: ignore[misc]
+    _lists: tuple[str, ...] = ()  # type: ignore[misc]
+
+
 def reserved_names() -> set[str]:
     """Returns the names of columns that raycap makes: in its tables, and while it loads them."""
     from raycap.schema import CAPTIONS, MANIFEST  # here, so that `raycap --help` stays quick
@@ -290,12 +320,14 @@ def _plain(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _types_of(first: Records, names: Sequence[str]) -> "pa.Schema":
-    """The types of the user's own columns: a stream has one schema."""
+def _types_of(first: Records, names: Sequence[str], lists: Sequence[str] = ()) -> "pa.Schema":
+    """The types of the user's own columns: a stream has one schema. `lists` are lists of text in
+    formats without types."""
     import pyarrow as pa
 
     if first.format != "parquet":
-        return pa.schema([pa.field(name, pa.string()) for name in names])
+        texts, many = pa.string(), pa.list_(pa.string())
+        return pa.schema([pa.field(name, many if name in lists else texts) for name in names])
     types = [first.schema().field(name).type for name in names]
     return pa.schema(
         [
@@ -315,6 +347,15 @@ def _carried(batch: RowBatch, names: Sequence[str], types: "pa.Schema") -> "pa.T
         raise UserError(
             f"columns of {batch.file.uri} are of other types than in the files before: {error}"
         ) from error
+
+
+def _with_others(own: "pa.Table", others: "pa.Table") -> "pa.Table":
+    """Both, the others under the names that --only looks for."""
+    import pyarrow as pa
+
+    columns = dict(zip(own.column_names, own.columns, strict=True))
+    names = [compared(name) for name in others.column_names]
+    return pa.table(columns | dict(zip(names, others.columns, strict=True)))
 
 
 def _with_keys(table: "pa.Table", keys: list[str]) -> "pa.Table":
