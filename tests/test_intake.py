@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from raycap.errors import UserError
-from raycap.images import Encoded, Fit, Intake, Reading, Square, read_picture
+from raycap.images import Encoded, Fit, Intake, Reading, Square, read_picture, reading
 from raycap.images.guard import read_in_child
 from raycap.images.loading import load_pictures
 
@@ -199,6 +199,17 @@ def test_children_answer_the_same(intake: Intake) -> None:
     here, there = read_picture(data, PLAIN, intake), read_in_child(data, PLAIN, intake)
     assert here.pixels is not None and here.pixels.dtype == np.uint8
     assert np.array_equal(here.pixels, there.pixels)
+
+
+@pytest.mark.parametrize("intake", INTAKES, ids=NAMES)
+def test_most_photos_go_a_shorter_way_to_the_same_pixels(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = saved(gradient(70, 50))
+    short = read_picture(data, PLAIN, intake).pixels
+    monkeypatch.setattr(reading, "stays_as_it_is", lambda colours: False)
+    long = read_picture(data, PLAIN, intake).pixels
+    assert short is not None and long is not None and np.array_equal(short, long)
 
 
 def test_memory_is_checked_for_the_picture_that_is_made() -> None:

@@ -10,7 +10,7 @@ import pytest
 from forging import P3, SRGB, chunk, jpeg, linear, saved, textured, tiff_of
 from PIL import Image, ImageCms
 
-from raycap.images import Reading, Square, read_picture, read_whole
+from raycap.images import Reading, Square, pixels, read_picture, read_whole
 from raycap.images.colours import Colours, coded_profile, to_srgb
 
 PLAIN = Reading()
@@ -352,3 +352,39 @@ def test_transparent_edges_keep_their_colour() -> None:
             saved(picture, kind, lossless=True), Reading(background="#c82828"), Square(size=64)
         ).pixels
         assert np.abs(shown.astype(int) - (200, 40, 40)).max() <= 4
+
+
+def shown(mode: str, levels: np.ndarray) -> np.ndarray:
+    """The levels on black: colours that are hardly seen are rounded more."""
+    if mode in ("LA", "RGBA"):
+        return levels[:, :, :-1] * (levels[:, :, -1:] / 255)
+    return levels.astype(float)
+
+
+@pytest.mark.skipif(pixels.fast is None, reason="no fast resizer on this platform")
+@pytest.mark.parametrize(
+    ("mode", "kernel"),
+    [
+        *(("L", "lanczos"), ("LA", "bicubic"), ("RGB", "bicubic"), ("RGB", "lanczos")),
+        *(("RGBA", "bilinear"), ("CMYK", "bicubic")),
+    ],
+)
+@pytest.mark.parametrize("size", [(64, 40), (301, 17), (400, 390)], ids=["less", "flat", "more"])
+def test_bands_show_what_the_whole_shows(
+    mode: str, kernel: pixels.Kernel, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    chance = np.random.default_rng(3)
+    coarse = chance.integers(0, 255, (31, 43, channels), np.uint8)
+    bands = [Image.fromarray(coarse[:, :, each]) for each in range(channels)]
+    picture = Image.merge(mode, bands).resize((301, 203), Image.Resampling.NEAREST)
+    for box in ((0, 0, 301, 203), (3.5, 2.25, 290.0, 190.5)):
+        whole = np.asarray(pixels.scale_to(picture, size, box, kernel))
+        with monkeypatch.context() as patch:
+            patch.setattr(pixels, "_BANDS_FROM", 0)
+            patch.setattr(pixels, "_BAND_PIXELS", 301 * 9)
+            scaled = np.asarray(pixels.scale_to(picture, size, box, kernel))
+            off = np.abs(shown(mode, scaled) - shown(mode, whole))
+            assert off.max() <= 3 and off.mean() < 0.02, "the filter's numbers are rounded"
+            if mode == "RGB":
+                assert np.array_equal(pixels.scaled_rgb(picture, size, box, kernel), scaled)

@@ -58,6 +58,14 @@ def to_srgb(picture: Image.Image, colours: Colours) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
+def stays_as_it_is(colours: Colours) -> bool:
+    """Whether `to_srgb` changes nothing in an RGB picture with these colours."""
+    if colours.profile and len(colours.profile) <= _LARGEST_PROFILE:
+        build = _small_transform if len(colours.profile) <= 2**16 else _large_transform
+        return build(colours.profile, "RGB") is None
+    return not colours.gamma
+
+
 def _brightened(picture: Image.Image, gamma: float) -> Image.Image:
     """Correct the gamma for 2.2, unless it differs by less than 5%: libpng does so in browsers."""
     exponent = 1 / (gamma * 2.2)

@@ -22,6 +22,10 @@ _PILLOW_FILTERS = {
 # whole picture would take several times its memory.
 _LARGE_PIXELS = 2**23
 _BAND_PIXELS = 2**20
+# From this size on, pictures are resized in bands: the bytes of the whole would be copied twice.
+_BANDS_FROM = 2**21
+# The widest filter looks at so many pixels to each side, or as many rows of the result.
+_REACH = 3
 # Whole factors shrink a picture to at least this many times the size wanted; the antialiasing
 # filter does the rest.
 _GAP = 3
@@ -170,28 +174,80 @@ def scale_to(
 ) -> Image.Image:
     """The box of an L, LA, RGB, RGBA or CMYK picture, resized with antialiasing; alpha weighs
     colours."""
-    if picture.size == size and list(box) == [0, 0, *size]:
+    if _is_whole(picture, size, box):
         return picture
-    if fast is None or picture.width * picture.height > _LARGE_PIXELS:
+    if _is_for_pillow(picture, size, box):
         kernel = _PILLOW_FILTERS[interpolation]
         return picture.resize(size, kernel, box=box, reducing_gap=float(_GAP))
+    return Image.frombuffer(picture.mode, size, _scaled(picture, size, box, interpolation))
+
+
+def scaled_rgb(
+    picture: Image.Image, size: tuple[int, int], box: Box, interpolation: Kernel
+) -> np.ndarray:
+    """The same of an RGB picture as uint8 [H, W, 3]. A Pillow picture between would take copies
+    that cost as much as the resize."""
+    if _is_whole(picture, size, box) or _is_for_pillow(picture, size, box):
+        return np.array(scale_to(picture, size, box, interpolation))
+    scaled = _scaled(picture, size, box, interpolation)
+    return np.frombuffer(scaled, np.uint8).reshape(size[1], size[0], 3)
+
+
+def _is_whole(picture: Image.Image, size: tuple[int, int], box: Box) -> bool:
+    return picture.size == size and list(box) == [0, 0, *size]
+
+
+def _is_for_pillow(picture: Image.Image, size: tuple[int, int], box: Box) -> bool:
+    """Whether whole factors shrink it first, which only Pillow does, or nothing else is there."""
+    is_large = picture.width * picture.height > _LARGE_PIXELS
+    fits = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    return fast is None or (is_large and fits >= 2 * _GAP)
+
+
+def _scaled(
+    picture: Image.Image, size: tuple[int, int], box: Box, interpolation: Kernel
+) -> bytes | bytearray:
+    """The levels of the resized picture. A large one is resized in bands, with the rows around
+    each that the filter looks at: the result is the same but for rounding, and the same memory is
+    used again."""
     filters = {
         "bilinear": fast.FilterType.bilinear,
         "bicubic": fast.FilterType.catmull_rom,
         "lanczos": fast.FilterType.lanczos3,
     }
-    left, top, right, bottom = box
-    options = fast.ResizeOptions(
-        resize_alg=fast.ResizeAlg.convolution(filters[interpolation]),
-        use_alpha=picture.mode in ("LA", "RGBA"),  # the fourth channel of CMYK is ink
-        crop_box=fast.CropBox(left, top, right - left, bottom - top),
-    )
     kinds = {"L": "U8", "LA": "U8x2", "RGB": "U8x3"}
     kind = getattr(fast.PixelType, kinds.get(picture.mode, "U8x4"))
-    # Through bytes: its functions for Pillow's own objects read their private memory layout.
-    scaled = fast.ImageData(*size, kind)
-    fast.Resizer().resize(fast.ImageData(*picture.size, kind, picture.tobytes()), scaled, options)
-    return Image.frombytes(picture.mode, size, scaled.get_buffer())
+    algorithm = fast.ResizeAlg.convolution(filters[interpolation])
+    resizer = fast.Resizer()
+
+    def resize(source: Image.Image, rows: int, top: float, bottom: float) -> bytes:
+        options = fast.ResizeOptions(
+            resize_alg=algorithm,
+            use_alpha=picture.mode in ("LA", "RGBA"),  # the fourth channel of CMYK is ink
+            crop_box=fast.CropBox(box[0], top, box[2] - box[0], bottom - top),
+        )
+        # Through bytes: its functions for Pillow's own objects read their private memory layout.
+        levels = fast.ImageData(*source.size, kind, source.tobytes())
+        scaled = fast.ImageData(size[0], rows, kind)
+        resizer.resize(levels, scaled, options)
+        buffer: bytes = scaled.get_buffer()
+        return buffer
+
+    if picture.width * picture.height <= _BANDS_FROM:
+        return resize(picture, size[1], box[1], box[3])
+    scale = (box[3] - box[1]) / size[1]  # rows of the picture for one row of the result
+    around = _REACH * max(1.0, scale) + 1
+    rows = max(1, int(_BAND_PIXELS / picture.width / scale))
+    whole = bytearray()
+    for row in range(0, size[1], rows):
+        count = min(rows, size[1] - row)
+        top, bottom = box[1] + row * scale, box[1] + (row + count) * scale
+        first = max(0, math.floor(top - around))
+        end = min(picture.height, math.ceil(bottom + around))
+        band = picture.crop((0, first, picture.width, end))
+        # Rounding must not lead out of it.
+        whole += resize(band, count, top - first, min(bottom - first, end - first))
+    return whole
 
 
 def pad_to_square(

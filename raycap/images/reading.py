@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from raycap.errors import UserError
-from raycap.images.colours import to_srgb
+from raycap.images.colours import stays_as_it_is, to_srgb
 from raycap.images.formats import READERS, describe_unknown, picture_format
 from raycap.images.intake import Encoded, Fit, Intake, Square
 from raycap.images.picture_file import PictureError, PictureFile, PictureLimits
@@ -20,6 +20,7 @@ from raycap.images.pixels import (
     pad_to_square,
     resize_plan,
     scale_to,
+    scaled_rgb,
     to_eight_bits,
 )
 
@@ -143,13 +144,18 @@ def _read(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
         if is_sideways:
             wanted = wanted_sideways
         eight_bit, box = to_eight_bits(decoded, file.levels, wanted, box)
-        scaled = scale_to(eight_bit, wanted, box, interpolation)
-        background = ImageColor.getrgb(reading.background)[:3]
-        upright = _flatten(scaled, file, background)
-        if turn is not None:
-            upright = upright.transpose(turn)
+        is_padded = side is not None and wanted != (side, side)
+        is_srgb = eight_bit.mode == "RGB" and stays_as_it_is(file.profile())
+        if is_srgb and turn is None and not is_padded:
+            pixels = scaled_rgb(eight_bit, wanted, box, interpolation)
+        else:
+            scaled = scale_to(eight_bit, wanted, box, interpolation)
+            background = ImageColor.getrgb(reading.background)[:3]
+            upright = _flatten(scaled, file, background)
+            if turn is not None:
+                upright = upright.transpose(turn)
+            pixels = np.array(pad_to_square(upright, side, background))
         shown = file.size[::-1] if is_sideways else file.size
-        pixels = np.array(pad_to_square(upright, side, background))
         if isinstance(intake, Encoded):
             pixels = _encode(pixels, intake)
         return Picture(pixels, kind, *shown, "")
