@@ -55,6 +55,7 @@ class ChatServer:
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
         self.models: list[str] | None = [MODEL]
+        self.lists_models = True  # or fails to, as `transformers serve` with an empty cache
         self.key = ""  # that requests must have; "": any
         self.always: Behaviour | None = None  # instead of what pictures say
         self.logprob: float | None = -0.5
@@ -94,6 +95,8 @@ class ChatServer:
             sent = request.headers.get("authorization", "nothing")
             return await self.send(writer, error(f"wrong key: {sent}"), 401)
         if request.path.endswith("/models"):
+            if not self.lists_models:
+                return await self.send(writer, b"Internal Server Error", 500)
             if self.models is None:
                 return await self.send(writer, error("no such page"), 404)
             data = {"data": [{"id": name} for name in self.models]}

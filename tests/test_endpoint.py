@@ -550,6 +550,26 @@ def test_the_model_is_found_by_asking() -> None:
             Endpoint().captioner(server.url, None, None)
 
 
+def test_a_server_that_fails_to_list_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raycap.captioners.endpoint import model_name
+
+    monkeypatch.setattr(model_name, "SECONDS_TO_START", 0.2)
+    with serving_again() as held:
+        held.server.lists_models = False
+        with pytest.raises(UserError, match=r"lists no models: give --captioner.name"):
+            Endpoint().captioner(held.server.url, None, None)
+        before = held.server.paths["/v1/models"]
+        options = Endpoint(name=MODEL, in_flight=2).captioner(held.server.url, None, None)
+        assert held.server.paths["/v1/models"] == before + 1, "the name is known: nothing to wait for"
+        with options.open("", 1) as captioner:
+            assert ask(captioner, "fine")[0].caption
+            held.stop()
+            answer = captioner.submit(np.frombuffer(b"later", np.uint8), {})
+            asyncio.run(asyncio.sleep(0.3))
+            held.start()
+            assert answer.result().caption, "a server without a list is up again too"
+
+
 def test_a_server_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     from raycap.captioners.endpoint import model_name
 

@@ -150,7 +150,7 @@ class ChatClient:
                 self._session, "GET", f"{url}/models", self._key, CHECK_SECONDS, 1 << 24
             )
         except Fault as fault:
-            return fault.kind in (Kind.REFUSED, Kind.NO_ACCESS)
+            return fault.kind in (Kind.REFUSED, Kind.NO_ACCESS, Kind.BAD_ANSWER)
         return True
 
     async def _is_well(self, server: Server, since: float, question: Question) -> bool:

@@ -29,7 +29,7 @@ def find_model_name(endpoint: Endpoint, urls: tuple[str, ...]) -> str:
     key = find_key(endpoint.key_env, endpoint.key_file, urls)
     # In a thread of its own: the caller's thread may run an event loop (a notebook's does).
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(asyncio.run, _model_lists(urls, key)).result()
+        found = pool.submit(asyncio.run, _model_lists(urls, key, bool(endpoint.name))).result()
     lists = {url: models for url, models in found.items() if isinstance(models, list)}
     reached = {url: models for url, models in found.items() if not isinstance(models, Fault)}
     for url in urls:
@@ -64,14 +64,17 @@ def _only_name(lists: dict[str, list[str]], url: str) -> str:
 
 
 async def _model_lists(
-    urls: tuple[str, ...], key: ApiKey | None
+    urls: tuple[str, ...], key: ApiKey | None, name_is_known: bool
 ) -> dict[str, list[str] | Fault | None]:
     async with new_session(len(urls)) as session:
-        answers = await asyncio.gather(*(_models(session, url, key) for url in urls))
+        lists = (_models(session, url, key, name_is_known) for url in urls)
+        answers = await asyncio.gather(*lists)
     return dict(zip(urls, answers, strict=True))
 
 
-async def _models(session: Any, url: str, key: ApiKey | None) -> list[str] | Fault | None:
+async def _models(
+    session: Any, url: str, key: ApiKey | None, name_is_known: bool
+) -> list[str] | Fault | None:
     """The models of one server; None if it has no list, a Fault if it cannot be reached."""
     until, pause = time.monotonic() + SECONDS_TO_START, 0.5
     while True:
@@ -85,8 +88,12 @@ async def _models(session: Any, url: str, key: ApiKey | None) -> list[str] | Fau
                 raise UserError(f"{url}/models: {fault.reason}") from None
             if fault.kind is Kind.REFUSED:
                 return None
+            # `transformers serve` fails to list its models when the hub's cache is empty.
+            list_failed = fault.kind is Kind.BAD_ANSWER
+            if list_failed and name_is_known:
+                return None
             if time.monotonic() + pause > until:
-                return fault
+                return None if list_failed else fault
             if pause == 0.5:
                 log.warning("%s: %s; trying again for %g s", url, fault.reason, SECONDS_TO_START)
         await asyncio.sleep(pause)
