@@ -8,7 +8,7 @@ KEPT is the folder of features.py. The candidates are a line for each photo.
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,37 +22,29 @@ from raycap.search import Beam, Hypothesis
 BATCH = 64
 
 
-@dataclass(frozen=True)
-class Found:
-    """Candidates of all photos of a set, and how long the search took."""
-
-    hypotheses: list[list[Hypothesis]]
-    seconds_per_photo: float
-
-
 def candidates_of(
     kept: Path, name: str, captioner: TrainedCaptioner, search: Beam, mirror: bool = False
-) -> Found:
+) -> list[list[Hypothesis]]:
     """Of a kept file, or searched now and kept. `search.drawn` 0 draws none."""
     view = "mirror" if mirror else "plain"
     file = kept / f"{name}.candidates-{search.width}-{search.drawn}-{view}.jsonl"
     if not file.exists():
-        photos = read_set(kept, name)
-        started = time.perf_counter()
-        found = _search(photos, captioner, search, mirror)
-        seconds = (time.perf_counter() - started) / len(found)
+        found = _search(read_set(kept, name), captioner, search, mirror)
         plain = [
             [(one.words, one.log_probability, one.score, one.finished) for one in each]
             for each in found
         ]
-        lines = [json.dumps(line) for line in ({"seconds": seconds}, *plain)]
-        file.write_text("\n".join(lines))
-    first, *lines = map(json.loads, file.read_text().splitlines())
-    hypotheses = [
-        [Hypothesis(tuple(words), *rest) for words, *rest in each]  # type: ignore[arg-type]
-        for each in lines
-    ]
-    return Found(hypotheses, first["seconds"])
+        file.write_text("\n".join(json.dumps(line) for line in plain))
+    lines = map(json.loads, file.read_text().splitlines())
+    return [[Hypothesis(tuple(words), *rest) for words, *rest in each] for each in lines]
+
+
+def processor_ms(kept: Path, captioner: TrainedCaptioner, search: Beam) -> float:
+    """Processor time of the search for a photo of dev, in a batch."""
+    photos = read_set(kept, "dev", BATCH)
+    started = time.process_time()
+    _search(photos, captioner, search, mirror=False)
+    return 1000 * (time.process_time() - started) / len(photos.keys)
 
 
 @torch.inference_mode()
@@ -94,8 +86,7 @@ def main() -> None:
     search = captioner.plan.search
     assert isinstance(search, Beam)
     search = replace(search, width=options.width, drawn=options.drawn)
-    found = candidates_of(options.kept, options.name, captioner, search, options.mirror)
-    print(f"{options.name}: {1000 * found.seconds_per_photo:.1f} ms a photo")
+    candidates_of(options.kept, options.name, captioner, search, options.mirror)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/quality/features.py KEPT
     python benchmarks/quality/consensus.py KEPT [--captioner shipped] [--candidates 10,20 5,8 5,0]
-        [--neighbours texts own] [--width 128] [--meteor]
+        [--neighbours texts own] [--width 128] [--mirror] [--meteor]
 
 For each set of candidates (beams, drawn captions) the weight of consensus is chosen by CIDEr-D on
 one half of dev, and the other half is scored with it, in both directions: `held out`. `all` has
@@ -15,19 +15,21 @@ that the captioner wrote for them, as what ships does (ship.py).
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from candidates import candidates_of
+from candidates import candidates_of, processor_ms
 from features import PhotoSet, read_set
 from own_captions import own_captions
 
 from raycap.captioners.trained import TrainedCaptioner
 from raycap.captioners.trained.consensus import per_word
 from raycap.captioners.trained.neighbours import Floats, Neighbours, build_neighbours
-from raycap.metrics import METRICS, Corpus, Score, compare
+from raycap.metrics import METRICS, Corpus, Score, compare, tokenise
+from raycap.metrics.consensus import CiderConsensus
+from raycap.metrics.corpus import to_numbers
 from raycap.search import Beam, Hypothesis
 from raycap.vocabulary import Vocabulary
 
@@ -49,13 +51,29 @@ def agreements(candidates: Each, neighbours: Neighbours, vectors: Floats) -> lis
     ]
 
 
-def choose(candidates: Each, agreement: Sequence[Floats], weight: float) -> list[Hypothesis]:
-    """The candidate of each photo that ranks first."""
+def values(
+    candidates: Each, photos: PhotoSet, decode: Callable[[Sequence[int]], str]
+) -> list[Floats]:
+    """The CIDEr-D of each photo's candidates, by its references."""
+    numbers: dict[str, int] = {}
+
+    def tokens(texts: Sequence[str]) -> list[list[int]]:
+        return [to_numbers(text.split(), numbers) for text in tokenise(texts)]
+
+    reward = CiderConsensus([tokens(texts) for texts in photos.references])
+    return [
+        reward(tokens([decode(one.words) for one in each]), np.array([photo]))
+        for photo, each in enumerate(candidates)
+    ]
+
+
+def choose(candidates: Each, agreement: Sequence[Floats], weight: float) -> list[int]:
+    """Which candidate of each photo ranks first."""
     chosen = []
     for each, own in zip(candidates, agreement, strict=True):
         ranks = per_word(each) + weight * own
         ranks[[not one.finished for one in each]] -= 1e6
-        chosen.append(each[int(np.argmax(ranks))])
+        chosen.append(int(np.argmax(ranks)))
     return chosen
 
 
@@ -97,6 +115,7 @@ def main() -> None:
     parser.add_argument("--neighbours", nargs="*", default=["texts"], choices=("texts", "own"))
     parser.add_argument("--width", nargs="*", type=int, default=[128])
     parser.add_argument("--own-captions", type=int, default=5, help="of each training photo")
+    parser.add_argument("--mirror", action="store_true", help="also the mean of both features")
     parser.add_argument("--meteor", action="store_true", help="takes Java")
     options = parser.parse_args()
     captioner = TrainedCaptioner.read(
@@ -110,9 +129,14 @@ def main() -> None:
     dev, training = read_set(options.kept, "dev"), read_set(options.kept, "train")
 
     plain = candidates_of(options.kept, "dev", captioner, search)
-    texts = [decode(each[0].words) for each in plain.hypotheses]
-    print(f"the captioner's own search: {1000 * plain.seconds_per_photo:.1f} ms a photo")
+    texts = [decode(each[0].words) for each in plain]
+    before_ms = processor_ms(options.kept, captioner, search)
+    print(f"the captioner's own search: {before_ms:.1f} ms of processor time a photo")
     before = line("without consensus", texts, dev, {}, metrics)
+    if options.mirror:
+        averaged = candidates_of(options.kept, "dev", captioner, search, mirror=True)
+        texts = [decode(each[0].words) for each in averaged]
+        line("picture and mirror averaged", texts, dev, before, metrics)
     half = np.arange(len(dev.keys)) % 2 == 0
 
     for kind in options.neighbours:
@@ -120,31 +144,31 @@ def main() -> None:
         if kind == "own":
             captions = own_captions(options.kept, captioner, captions, options.own_captions)
         for width in options.width:
-            started = time.perf_counter()
+            started = time.process_time()
             neighbours = build_neighbours(training.vectors, captions, width)
-            built = time.perf_counter()
+            built = time.process_time()
             neighbours.consensus, neighbours.nearest(dev.vectors[:1])
             print(
                 f"\nneighbours: {kind}, {width} numbers a photo; built in "
-                f"{built - started:.1f} s, counted in {time.perf_counter() - built:.2f} s"
+                f"{built - started:.1f} s, counted in {time.process_time() - built:.2f} s"
             )
             for counts in options.candidates:
                 beams, drawn = map(int, counts.split(","))
-                found = candidates_of(
-                    options.kept, "dev", captioner, replace(search, width=beams, drawn=drawn)
-                )
-                started = time.perf_counter()
-                agreement = agreements(found.hypotheses, neighbours, dev.vectors)
-                ranking = (time.perf_counter() - started) / len(agreement)
-                captions_by_weight = {
-                    weight: [
-                        decode(one.words) for one in choose(found.hypotheses, agreement, weight)
-                    ]
-                    for weight in WEIGHTS
-                }
+                own_search = replace(search, width=beams, drawn=drawn)
+                found = candidates_of(options.kept, "dev", captioner, own_search)
+                search_ms = processor_ms(options.kept, captioner, own_search)
+                started = time.process_time()
+                agreement = agreements(found, neighbours, dev.vectors)
+                ranking = (time.process_time() - started) / len(agreement)
+                value = values(found, dev, decode)
+                chosen = {weight: choose(found, agreement, weight) for weight in WEIGHTS}
                 cider = {
-                    weight: score(own, dev, "cider_d")["cider_d"].per_picture
-                    for weight, own in captions_by_weight.items()
+                    weight: np.array([of[number] for of, number in zip(value, own, strict=True)])
+                    for weight, own in chosen.items()
+                }
+                captions_by_weight = {
+                    weight: [decode(each[n].words) for each, n in zip(found, own, strict=True)]
+                    for weight, own in chosen.items()
                 }
                 first = max(WEIGHTS, key=lambda weight: cider[weight][half].mean())
                 second = max(WEIGHTS, key=lambda weight: cider[weight][~half].mean())
@@ -153,10 +177,11 @@ def main() -> None:
                 )
                 name = f"{beams} beams, {drawn} drawn"
                 print(
-                    f"{name}: search {1000 * found.seconds_per_photo:.1f} ms, ranking "
+                    f"{name}: search {search_ms:.1f} ms, ranking "
                     f"{1000 * ranking:.1f} ms a photo; weights by halves {first:g}, {second:g}; "
                     "CIDEr-D by weight: "
                     + ", ".join(f"{weight:g} {of.mean():.4f}" for weight, of in cider.items())
+                    + f"; of the best candidates {np.mean([max(of) for of in value]):.4f}"
                 )
                 line(
                     f"  {name}, held out",

@@ -38,12 +38,12 @@ class PhotoSet:
     mirror_vectors: np.ndarray | None
 
 
-def read_set(kept: Path, name: str) -> PhotoSet:
-    """What `main` wrote."""
-    lines = [json.loads(line) for line in (kept / f"{name}.jsonl").read_text().splitlines()]
+def read_set(kept: Path, name: str, most: int | None = None) -> PhotoSet:
+    """What `main` wrote; of the first `most` photos."""
+    lines = [json.loads(line) for line in (kept / f"{name}.jsonl").read_text().splitlines()][:most]
 
     def array(part: str) -> np.ndarray:
-        found: np.ndarray = np.load(kept / f"{name}.{part}.npy", mmap_mode="r")
+        found: np.ndarray = np.load(kept / f"{name}.{part}.npy", mmap_mode="r")[:most]
         return found
 
     has_grids = (kept / f"{name}.grids.npy").exists()

@@ -28,7 +28,7 @@ def own_captions(
     search = captioner.plan.search
     assert isinstance(search, Beam)
     search = replace(search, consensus=0.0, width=width, drawn=drawn)
-    found = candidates_of(kept, "train", captioner, search).hypotheses
+    found = candidates_of(kept, "train", captioner, search)
     reward = CiderConsensus(references)
     chosen = []
     for photo, each in enumerate(found):

@@ -71,7 +71,7 @@ def main() -> None:
     signs, captions, references, in_domain = [], [], [], []
     for name in ("dev", "coco"):
         photos = read_set(options.kept, name)
-        found = candidates_of(options.kept, name, captioner, search).hypotheses
+        found = candidates_of(options.kept, name, captioner, search)
         agreement = agreements(found, neighbours, photos.vectors)
         likeness = neighbours.nearest(photos.vectors)[1][:, :FAMILIAR].mean(1)
         for each, own, like in zip(found, agreement, likeness, strict=True):

@@ -76,4 +76,5 @@ def _ranges(starts: Ints, ends: Ints) -> Ints:
     """The numbers from each start to before its end, one range after the other."""
     lengths = ends - starts
     before = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+    numbers: Ints = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
+    return numbers

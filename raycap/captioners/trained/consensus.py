@@ -45,7 +45,8 @@ def rank_by_consensus(
     Captions that were cut off come last."""
     agreement = neighbours.consensus([one.words for one in candidates], nearest)
     ranks = per_word(candidates) + search.consensus * agreement
-    order = np.lexsort((-ranks, [not one.finished for one in candidates]))
+    is_cut_off = np.array([not one.finished for one in candidates])
+    order = np.lexsort((-ranks, is_cut_off))
     return [candidates[number] for number in order[: search.best]]
 
 

@@ -84,7 +84,8 @@ class Neighbours:
         cosines [B, K] of the nearest photos."""
         own = likeness[:, :FAMILIAR].mean(1)
         lower = np.searchsorted(self.likeness, own)
-        return 1 - lower / max(len(self.likeness), 1)
+        share: Floats = 1 - lower / max(len(self.likeness), 1)
+        return share
 
     def calibrated(self, vectors: Floats) -> "Neighbours":
         """The same, with `unfamiliar` measured by the pictures with these features [M, D]. They
@@ -140,7 +141,8 @@ def _quantised(vectors: Floats) -> NDArray[np.int8]:
     """Vectors of length 1, in int8."""
     length = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     scaled = np.rint(vectors / length * _scale(vectors.shape[1]))
-    return np.clip(scaled, -127, 127).astype(np.int8)
+    numbers: NDArray[np.int8] = np.clip(scaled, -127, 127).astype(np.int8)
+    return numbers
 
 
 def to_file(neighbours: Neighbours) -> bytes:
