@@ -22,6 +22,10 @@ from sessions import start_ray, stop_ray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Where the environment says that Python shall not keep what it has compiled, each test worker,
+# each worker of Ray and each `raycap` that a test starts would compile hundreds of files again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # The tensors here are tiny: more threads would only wait for each other, and on a busy machine for
 # very long. PASSIVE is what the command line sets too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -240,6 +244,7 @@ def _resident() -> int:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process that outlives the tests fails the run."""
+    gc.unfreeze()  # libraries report what is still there when Python ends
     stop_ray()
     import ray  # noqa: F401 - psutil comes with it
 

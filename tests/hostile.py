@@ -128,7 +128,8 @@ def jpegs() -> Iterator[Hostile]:
     yield Hostile(
         "large-turned.jpg", jpeg(stored(large, 6), exif=exif_of(6)), "jpeg", (1920, 1280)
     )
-    yield Hostile("large-cmyk.jpg", jpeg(inked(large)), "jpeg", (1920, 1280))
+    large_inked = inked(picture).resize(large.size, Image.Resampling.NEAREST)
+    yield Hostile("large-cmyk.jpg", jpeg(large_inked), "jpeg", (1920, 1280))
     yield Hostile("no-such-orientation.jpg", jpeg(picture, exif=exif_of(77)), "jpeg")
     yield Hostile(
         "broken-exif.jpg",
