@@ -23,6 +23,7 @@ from PIL import Image
 
 from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
 from raycap.captioners.presets import HEADER, PRESETS, preset_rows
+from raycap.captioners.protocol import ATTEMPT
 from raycap.errors import UserError
 from raycap.images import Fit, Reading, Square, read_picture
 from raycap.sources import Shapes
@@ -628,6 +629,120 @@ def test_presets_are_one_table() -> None:
     for preset in PRESETS.values():
         assert preset.model.count("/") == 1 and preset.licence
         assert preset.prompt or preset.dialect == "prefix"
+
+
+# Prompts.
+
+
+ASKED = {
+    "qwen2-vl": ("What is it ?", "Describe the top . {first}"),
+    "llava": ("What is it ?", "Describe the top . {first}"),
+    "blip": ("a red", "a blue {first}"),
+    "git": ("a red", "a blue"),
+    "florence2": ("<CAPTION>", "<DETAILED_CAPTION>"),
+}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen2-vl",
+        "blip",
+        "florence2",
+        pytest.param("llava", marks=pytest.mark.slow),
+        pytest.param("git", marks=pytest.mark.slow),
+    ],
+)
+def test_each_of_several_prompts_is_answered_as_if_it_were_the_only_one(
+    family: str, folder_of: Callable[[str], str]
+) -> None:
+    folder, (one, two) = folder_of(family), ASKED[family]
+    both = opened(folder, prompts={"first": one, "caption": two})
+    found = predict(both, pictures())
+    first = predict(opened(folder, prompt=one), pictures())
+    alone = opened(folder, prompt=two)
+    loaded = alone.load_pictures(pictures())
+    answered = set()
+    for each, before, picture in zip(found, first, loaded, strict=True):
+        if before.error:  # random weights may have nothing to say
+            assert each.error == f"prompt first: {before.error}"
+            continue
+        value = {"sha256": picture.sha256, "first": before.caption}
+        [expected] = alone.predict([picture.pixels], [value])
+        if expected.error:
+            assert each.error == f"prompt caption: {expected.error}"
+            continue
+        assert (each.extras["first"], each.caption) == (before.caption, expected.caption)
+        assert each.score == pytest.approx(expected.score, abs=1e-4)
+        counts = before.extras["tokens_out"] + expected.extras["tokens_out"]
+        assert each.extras["tokens_out"] == counts
+        answered.add((each.extras["first"], each.caption))
+    assert len(answered) > 1
+
+
+def test_a_row_whose_value_is_missing_fails_alone(folder_of: Callable[[str], str]) -> None:
+    captioner = opened(folder_of("qwen2-vl"), prompt="What is {title} ?")
+    loaded = captioner.load_pictures(pictures())
+    values = [{"title": f"{row} red"} for row in range(len(loaded))]
+    values[1], values[2] = {}, {"title": "a <|image_pad|>"}
+    found = captioner.caption_loaded(loaded, values)
+    assert sum(each.succeeded for each in found) > 1
+    assert found[1].error_message == "prompt caption: column title is empty"
+    assert "the mark of a picture" in found[2].error_message
+
+
+@pytest.mark.skipif(not tiny_models.TRAINED.is_dir(), reason="python tests/train_tiny.py makes it")
+def test_the_first_words_are_continued(
+    shapes: tuple[list[bytes], list[str]], folder_of: Callable[[str], str]
+) -> None:
+    picked = sorted(zip(shapes[1], shapes[0], strict=True), key=lambda each: each[0])[-40::5]
+    expected, files = [text for text, _ in picked], [data for _, data in picked]
+    for start in ("a", "a red"):
+        captioner = opened(tiny_models.trained(), start=start, max_tokens=16)
+        found = [each.caption for each in captioner.caption(files)]
+        begun = [text for text in expected if text.startswith(f"{start} ")]
+        assert set(begun) <= set(found) and begun, "the likeliest words behind the likeliest"
+        assert all(text.startswith(f"{start} ") for text in found)
+    with pytest.raises(UserError, match=r"--captioner.start.*--captioner.keep-prompt"):
+        opened(folder_of("blip"), start="a")
+    with pytest.raises(UserError, match=r"--captioner.schema or tags: that is for models that"):
+        opened(folder_of("florence2"), tags=("dog",))
+
+
+def test_another_attempt_draws_other_words(folder_of: Callable[[str], str]) -> None:
+    captioner = opened(folder_of("qwen2-vl"), retry_temperature=5.0)
+    loaded = captioner.load_pictures(pictures())
+    pixels, given = [each.pixels for each in loaded], rows_of(loaded)
+
+    def attempt(numbers: list[int]) -> list[str]:
+        asked = [{**row, ATTEMPT: n} for row, n in zip(given, numbers, strict=True)]
+        return [each.caption for each in captioner.predict(pixels, asked)]
+
+    count = len(given)
+    usual, one, two = attempt([0] * count), attempt([1] * count), attempt([2] * count)
+    assert usual == [each.caption for each in captioner.predict(pixels, given)]
+    assert usual != one and one != two and one == attempt([1] * count)
+    mixed = attempt([0, 1, 2] * (count // 3) + [0] * (count % 3))
+    expected = [each[row % 3] for row, each in enumerate(zip(usual, one, two, strict=True))]
+    assert mixed[: count // 3 * 3] == expected[: count // 3 * 3]
+
+
+def test_answers_that_never_fit_are_tried_and_fail(
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = opened(folder_of("qwen2-vl"), tags=("dog",), tries=3, retry_temperature=5.0)
+    seeds: list[int] = []
+    generate = captioner._generate
+
+    def noted(batch: list[Any], number: int, most: int) -> Any:
+        seeds.extend(each.question.seed(each.sha256, number) for each in batch)
+        return generate(batch, number, most)
+
+    monkeypatch.setattr(captioner, "_generate", noted)
+    found = predict(captioner, pictures()[:2])
+    assert len(set(seeds)) == 6
+    for each in found:
+        assert each.error.startswith("prompt caption: the answer ") and not each.caption
 
 
 # The trained one.

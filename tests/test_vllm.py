@@ -8,6 +8,7 @@ that has vLLM's interface.
 import asyncio
 import dataclasses
 import inspect
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 
 from raycap.captioners.kinds import CAPTIONERS, kind_of_model
+from raycap.captioners.prompts import Prompt
 from raycap.captioners.vllm.options import Vllm, VllmOptions
 from raycap.errors import UserError
 
@@ -120,6 +122,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     package, sampling = ModuleType("vllm"), ModuleType("vllm.sampling_params")
     package.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]
     sampling.RequestOutputKind = SimpleNamespace(FINAL_ONLY="final")  # type: ignore[attr-defined]
+    sampling.StructuredOutputsParams = SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
     monkeypatch.setattr(opened, "_start_engine", start)
@@ -142,6 +145,25 @@ def test_answers_are_in_order_with_their_scores(model: str, engine: StandIn) -> 
     seeds = {request[1].seed for request in engine.requests}
     assert len(seeds) == 6, "each picture has its own"
     assert len({request[2] for request in engine.requests}) == 6, "and its own number"
+
+
+def test_prompts_are_asked_in_order_and_guided(model: str, engine: StandIn) -> None:
+    prompts = {"size": "What is {title} ?", "caption": Prompt("Is it {size} ?", start="It is")}
+    picture = np.full((56, 112, 3), 9, np.uint8)
+    with options(model, prompts=prompts).open("auto", None) as captioner:
+        [found, missing] = captioner.caption([picture, picture], values=[{"title": "a"}, {}])
+    size = found.answers["size"]
+    assert size and found.caption == f"It is {size}"
+    assert missing.error_message == "prompt size: column title is empty"
+    [one, two] = [request[0]["prompt"] for request in engine.requests]
+    assert "What is a ?" in one and f"Is it {size} ?" in two and two.endswith("It is")
+
+    with options(model, tags=("dog",), tries=2).open("auto", None) as captioner:
+        [failed] = captioner.caption([picture])
+    assert failed.error_message.startswith("prompt caption: the answer holds none of the tags")
+    [first, second] = [request[1] for request in engine.requests[2:]]
+    assert json.loads(first.structured_outputs.json)["items"]["enum"] == ["dog"]
+    assert (first.temperature, second.temperature) == (0, 0.7) and second.seed
 
 
 def test_a_dead_engine_is_no_fault_of_a_picture(model: str, engine: StandIn) -> None:

@@ -108,8 +108,10 @@ def _open_worker(
     if captioner.placement().precision is not None:
         captioner = captioner.in_precision(options.precision)
     opened = captioner.open(options.device, threads)
-    worker = AsyncCaptionWorker if isinstance(opened, AsyncCaptioner) else CaptionWorker
-    return worker(opened, captioner.columns(), options, captioner.columns_read())
+    columns, read = captioner.columns(), captioner.columns_read()
+    if isinstance(opened, AsyncCaptioner):
+        return AsyncCaptionWorker(opened, columns, options, read)
+    return CaptionWorker(opened, columns, options, read)
 
 
 class CaptionWorker:

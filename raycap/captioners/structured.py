@@ -120,7 +120,7 @@ def _by_casefold(tags: tuple[str, ...]) -> dict[str, str]:
 
 def read_schema(path: str) -> Structure:
     """The structure that a file describes. Raises UserError if it cannot become a column."""
-    import jsonschema  # type: ignore[import-untyped, unused-ignore]
+    import jsonschema
 
     file = locate(path)
     if not file.is_file():
@@ -162,8 +162,11 @@ def read_tags(tags: Sequence[str]) -> Structure:
             tags = text.splitlines()
         elif name.endswith(".txt"):
             raise UserError(f"there is no list of tags {name}")
-    stripped = [" ".join(tag.split()) for tag in tags]
-    found = tuple({tag.casefold(): tag for tag in reversed(stripped) if tag}.values())[::-1]
+    by_casefold: dict[str, str] = {}
+    for tag in tags:
+        text = " ".join(tag.split())
+        by_casefold.setdefault(text.casefold(), text)
+    found = tuple(filter(None, by_casefold.values()))
     if not found:
         raise UserError("the list of tags is empty: give words, or a file with one on each line")
     if len(found) > MOST_TAGS:
@@ -300,10 +303,10 @@ def _json_in(answer: str) -> Any:
 def _candidates(answer: str) -> Iterator[str]:
     yield answer
     yield from _FENCE.findall(answer)
-    for first, last in ("{}", "[]"):
-        start, end = answer.find(first), answer.rfind(last)
-        if 0 <= start < end:
-            yield answer[start : end + 1]
+    opening = re.search(r"[{\[]", answer)  # not one within it: the rest may be cut off
+    if opening is not None:
+        end = answer.rfind("}" if opening[0] == "{" else "]")
+        yield answer[opening.start() : end + 1]
 
 
 def _conformed(value: Any, kind: pa.DataType) -> Any:

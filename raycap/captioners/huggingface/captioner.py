@@ -150,8 +150,12 @@ class HuggingFaceCaptioner(Captioner):
             waiting = []
             for number, reply in self._replies(requests).items():
                 row = rows[number]
-                row.error = reply.error and reason_of(stages, stage, reply.error)
-                if not row.error and not self._take(stage, row, reply.answers):
+                error = reply.error
+                if not error and stage.structure is None and not reply.answers[0].text:
+                    error = "no caption: the model's answer is empty"
+                if error:
+                    row.error = reason_of(stages, stage, error)
+                elif not self._take(stage, row, reply.answers):
                     waiting.append(number)
             if not waiting:
                 return
@@ -168,10 +172,7 @@ class HuggingFaceCaptioner(Captioner):
         row.tokens_out += answers[0].tokens_out
         fitting = [each for each in answers if each.text and stage.fits(each.text)]
         if not fitting:
-            try:
-                stage.answer(answers[0].text, answers[0].finish_reason == "length")
-            except Unanswerable as fault:
-                row.error_of_answer = str(fault)
+            row.error_of_answer = _misfit(stage, answers[0])
             return False
         first, *others = fitting
         row.answers[stage.name] = stage.answer(first.text)
@@ -227,10 +228,7 @@ class HuggingFaceCaptioner(Captioner):
             del error  # its traceback keeps the tensors of the batch
         else:
             self.budget.went_well(cost)
-            empty = "no caption: the model's answer is empty"
-            return [
-                _Reply(tuple(each)) if each[0].text else _Reply(error=empty) for each in answers
-            ]
+            return [_Reply(tuple(each)) for each in answers]
         if no_memory:
             gc.collect()
             if torch.cuda.is_available():
@@ -382,6 +380,15 @@ class HuggingFaceCaptioner(Captioner):
                 "--captioner.dialect (chat, prefix or task), or serve the model and give its URL "
                 "as --model"
             ) from error
+
+
+def _misfit(stage: Stage, answer: _Generated) -> str:
+    """Why an answer does not fit."""
+    try:
+        stage.answer(answer.text, answer.finish_reason == "length")
+    except Unanswerable as fault:
+        return str(fault)
+    return "the answer is empty"
 
 
 def _end_tokens(model: Any, tokenizer: Any, family: str) -> set[int]:
