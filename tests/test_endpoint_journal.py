@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,26 @@ def test_a_folder_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with serving() as server, pytest.raises(UserError, match=r"cannot (write|read)"):
         ask(server, tmp_path / "file" / "_answers", {CHUNK: "a"})
+
+
+@pytest.mark.parametrize("step", ["stage", "rename"])
+def test_a_chunk_may_be_committed_while_its_last_answers_are_written(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its folder is removed, at any moment."""
+    method, removed = getattr(RunFolder, step), []
+
+    def remove_first(self: RunFolder, *arguments: Any) -> Any:
+        if not removed and (tmp_path / "a").exists():
+            removed.append(shutil.rmtree(tmp_path / "a"))
+        return method(self, *arguments)
+
+    monkeypatch.setattr(RunFolder, step, remove_first)
+    with serving() as server:
+        (tmp_path / "a").mkdir()
+        assert ask(server, tmp_path, {CHUNK: "a"}).caption
+        assert removed and ask(server, tmp_path, {CHUNK: "a"}).caption
+        assert server.asked.total() == 1
 
 
 def test_the_files_hold_no_picture_and_no_key(

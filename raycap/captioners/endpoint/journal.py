@@ -22,6 +22,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 from raycap.captioners.endpoint.answers import Answer
+from raycap.errors import UserError
 from raycap.storage import RunFolder
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ SECONDS_BETWEEN_WRITES = 1.0
 # Chunks whose earlier answers are held in memory.
 MOST_GROUPS = 64
 FILES_AT_ONCE = 16
+# A folder may be removed while a file is written into it.
+WRITES = 3
 # The folder of answers whose rows say no chunk.
 NO_GROUP = "rest"
 _NAME = re.compile(r"[0-9A-Za-z][\w-]{0,119}", re.ASCII)
@@ -102,8 +105,18 @@ class Journal:
             self._written += 1
             name = f"{group}/{self._worker}-{self._written:05}.jsonl"
             content = "".join(f"{line}\n" for line in lines).encode()
-            writes.append(loop.run_in_executor(self._threads, self._folder.write, name, content))
+            writes.append(loop.run_in_executor(self._threads, self._write_file, name, content))
         await asyncio.gather(*writes)
+
+    def _write_file(self, name: str, content: bytes) -> None:
+        for remaining in reversed(range(WRITES)):
+            try:
+                return self._folder.write(name, content)
+            except UserError as error:
+                # The rows of its chunk were committed meanwhile, and its folder was removed.
+                is_removed = isinstance(error.__cause__, FileNotFoundError)
+                if not is_removed or not remaining:
+                    raise
 
     async def _read(self, group: str) -> dict[str, Answer]:
         loop = asyncio.get_running_loop()
