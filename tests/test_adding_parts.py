@@ -41,7 +41,7 @@ class Markdown(Sink):
     name, ending, joined = "markdown", ".md", "captions.md"
 
     def write(self, part, settings):
-        rows = captioned_rows(part, settings.folder)
+        rows = captioned_rows(part, settings)
         text = "".join(f"- {row['key']}: {row['caption']}\\n" for row in rows)
         settings.folder.write(self.target(part), text.encode())
         return 0

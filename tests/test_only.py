@@ -2,6 +2,7 @@
 run with another expression does. What an expression chooses is in test_expressions.py."""
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,23 @@ from small_captioner import photos
 from toy_captioner import SizeOptions
 
 from raycap.bulk.captions import captions_job
+from raycap.bulk.exports import write_exports
 from raycap.bulk.job import TableJob
+from raycap.bulk.machines import Machines
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.run import run_job
 from raycap.bulk.selection import chosen_rows
 from raycap.bulk.table import OutputTable
 from raycap.cluster import Cluster
 from raycap.errors import UserError
+from raycap.evaluation import Evaluate
+from raycap.evaluation.alignment import align
+from raycap.evaluation.captions import read_captions
+from raycap.evaluation.references import References
 from raycap.fetch import Fetch
+from raycap.fetch.trust import ANYTHING
 from raycap.images import Reading
+from raycap.sinks import SINKS, SinkSettings
 from raycap.sources import Folder, Notes, Source, Table
 from raycap.storage import output_folder
 
@@ -111,7 +120,7 @@ def test_a_run_makes_the_chosen_rows_and_another_expression_adds_its_own(
     assert len(rows_of(out)) == 6
     assert run_job(job_of(source, out, only="width == 300", overwrite=True), {}) == 0
     assert sorted(rows_of(out)) == ["00002.png"]
-    with pytest.raises(UserError, match="no row of .* fits --only width > 9000"):
+    with pytest.raises(UserError, match=r"no row of .* fits --only width > 9000"):
         run_job(job_of(source, tmp_path / "none", only="width > 9000"), {})
 
 
@@ -140,7 +149,7 @@ def test_sources_without_columns_are_narrowed_by_key_and_split(
     assert run_job(job_of(source, out, only=only, limit=2), {}) == 0
     assert sorted(rows_of(out)) == ["00001.png", "00002.png"]
     with pytest.raises(
-        UserError, match="there is no column 'width'; .*--only is about the source"
+        UserError, match=r"there is no column 'width'; .*--only is about the source"
     ):
         run_job(job_of(source, out, only="width > 5"), {})
 
@@ -181,7 +190,7 @@ def test_an_interrupted_run_is_completed_with_its_own_expression(
         patched.setattr("raycap.bulk.run._Run._join_chunks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_job(job_of(source, out, only="width > 250"), {})
-    with pytest.raises(UserError, match="it had .*--only 'width > 250'"):
+    with pytest.raises(UserError, match=r"it had .*--only 'width > 250'"):
         run_job(job_of(source, out, only="width > 300"), {})
     assert run_job(job_of(source, out, only=" width  >250"), {}) == 0  # the same in other words
     assert len(rows_of(out)) == 3
@@ -192,3 +201,93 @@ def test_an_interrupted_run_is_completed_with_its_own_expression(
             run_job(job_of(source, out, only="width < 250"), {})
     assert run_job(job_of(source, out), {}) == 0  # the whole source holds these rows too
     assert len(rows_of(out)) == 6
+
+
+def export(out: Path, also: tuple[str, ...], only: str = "") -> None:
+    folder = output_folder(str(out))
+    settings = SinkSettings(folder, "skip", False, Fetch(), ANYTHING, only=only)
+    write_exports(folder, Machines(Cluster()).run, "captions", also, settings)
+
+
+def exported_keys(out: Path) -> dict[str, list[str]]:
+    lines = [json.loads(line) for file in (out / "jsonl").glob("*.jsonl") for line in file.open()]
+    metadata = [json.loads(line) for line in (out / "metadata.jsonl").open()]
+    with tarfile.open(next((out / "webdataset").glob("*.tar"))) as tar:
+        rows = [tar.extractfile(each) for each in tar if each.name.endswith(".json")]
+        samples = [json.load(row) for row in rows if row is not None]
+    return {
+        "jsonl": sorted(line["key"] for line in lines),
+        "imagefolder": sorted(line["file_name"] for line in metadata),
+        "webdataset": sorted(sample["key"] for sample in samples),
+        "txt": sorted(path.name.removesuffix(".txt") for path in (out / "txt").glob("*.txt")),
+    }
+
+
+def test_other_forms_of_the_chosen_rows(pictures: Path, tmp_path: Path) -> None:
+    """A narrowed form stays narrowed when the table grows, until another one is asked for."""
+    source, out = Folder(str(pictures)), tmp_path / "out"
+    (pictures / "00000.png").write_bytes(b"no picture")
+    assert run_job(job_of(source, out), {}) == 1
+    also = tuple(SINKS)
+    export(out, also, "width > 61 or key contains 00000")
+    wide = [f"{number:05}.png" for number in (2, 3, 4, 5)]
+    expected = dict.fromkeys(also, wide)
+    assert exported_keys(out) == expected | {"jsonl": ["00000.png", *wide]}
+
+    photos(pictures, range(6, 11))  # of which three are wide
+    assert run_job(job_of(source, out), {}) == 1
+    export(out, ())
+    wide += ["00006.png", "00009.png", "00010.png"]
+    grown = exported_keys(out)
+    assert grown["txt"] == grown["imagefolder"] == wide
+    export(out, also, "key == 00001.png")
+    assert exported_keys(out)["txt"] == exported_keys(out)["imagefolder"] == ["00001.png"]
+    export(out, ("jsonl", "txt"))
+    assert len(exported_keys(out)["jsonl"]) == 11
+    assert len(exported_keys(out)["txt"]) == 10
+
+
+def test_tables_are_evaluated_and_reported_by_chosen_rows(tmp_path: Path) -> None:
+    keys = [f"{number}.jpg" for number in range(4)]
+    captions = ["a dog", "a cat", "two dogs", ""]
+    table = pa.table(
+        {
+            "key": keys,
+            "caption": captions,
+            "status": ["success"] * 3 + ["failed_to_fetch"],
+            "width": [100, 200, 300, 0],
+            "flags": [["cut_off"], [], ["cut_off", "echo"], []],
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    rows = [{"image_id": key, "caption": text} for key, text in zip(keys, captions, strict=True)]
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    (tmp_path / "c.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def chosen(name: str, only: str) -> list[str]:
+        found = read_captions(str(tmp_path / name), "t", only=only)
+        assert found.is_narrowed == bool(only)
+        return list(found.rows["key"].to_pylist())
+
+    assert chosen("a.parquet", "") == keys
+    assert chosen("a.parquet", "flags has cut_off and width > 100") == ["2.jpg"]
+    assert chosen("a.parquet", "status != success or width < 150") == ["0.jpg", "3.jpg"]
+    for name in ("b.json", "c.jsonl"):
+        assert chosen(name, "caption contains dog") == ["0.jpg", "2.jpg"]
+        assert chosen(name, "not (caption is empty)") == keys[:3]
+    with pytest.raises(UserError, match="there is no column 'flag'; did you mean 'flags'"):
+        chosen("a.parquet", "flag has cut_off")
+    with pytest.raises(UserError, match=r"no row of .* fits --only width > 999"):
+        chosen("a.parquet", "width > 999")
+
+    references = {key: [f"a picture of {number}"] for number, key in enumerate(keys)}
+    known = References(
+        references, dict.fromkeys(keys, ""), dict.fromkeys(keys, ""), {}, frozenset()
+    )
+    tables = [
+        read_captions(str(tmp_path / name), name, only="caption contains dog")
+        for name in ("a.parquet", "b.json")
+    ]
+    alignment = align(tables, known, Evaluate())
+    assert alignment.keys == ("0.jpg", "2.jpg")
+    assert alignment.complete  # what --only leaves out is not missing

@@ -204,6 +204,11 @@ class AsyncCaptionWorker(CaptionWorker):
         # By digest, for --dedup: pictures that are asked for, of any batch.
         self._under_way: dict[str, Future[Prediction]] = {}
 
+    @property
+    def in_flight(self) -> int:
+        """Pictures that are under way at most."""
+        return self._captioner.in_flight
+
     def __call__(self, table: pa.Table) -> pa.Table:
         return self.submit(table)()
 

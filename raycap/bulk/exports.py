@@ -4,6 +4,9 @@ A format is written part by part. For each part that is written there is a small
 mark. One more file, _complete.json, says from which parts the whole format was made. If a run is
 killed, the marks tell the next run which parts are missing. Formats that an earlier run has made
 are updated by every run, whether it asks for them or not.
+
+_only.json holds the --also-only of a format. A run that asks for the format with another one
+removes what was written, and writes it again.
 """
 
 import hashlib
@@ -27,6 +30,8 @@ from raycap.terminal import write_err
 
 # The file that says that a format is complete, and from which parts it was made.
 COMPLETE = "_complete.json"
+# The file that says which rows a format has, if not all.
+ONLY = "_only.json"
 PART = "part-"  # how the names of a table's files begin
 READ_AT_ONCE = 16
 
@@ -74,14 +79,27 @@ class _Format:
     def update(self, parts: dict[str, str], run: Run) -> None:
         """Remove what was written for parts that are not in the table any more, and write what is
         missing. `parts` are the files of the table, by their names without the extension."""
-        sink, settings, folder = self.sink, self.settings, self.settings.folder
+        sink, folder = self.sink, self.settings.folder
+        recorded = (folder.read_json(self._only) or {}).get("only", "")
+        settings = self.settings
+        is_other = self.is_requested and settings.only != recorded
+        if not self.is_requested:
+            settings = replace(settings, only=recorded)
         marks, targets = self._existing_files()
         known = {PurePosixPath(name).stem for name in (*marks, *targets)}
-        stale = sorted(name for name in known - parts.keys() if name.startswith(PART))
+        stale = sorted(
+            name for name in known if name.startswith(PART) and (is_other or name not in parts)
+        )
         if stale:
             if sink.joined:
                 folder.remove(sink.joined)
             list(run(sink.forget, [(name, settings) for name in stale]))
+        if is_other:  # after what had other rows is gone
+            folder.remove(self._complete)
+            folder.remove(self._only)
+            if settings.only:
+                folder.write_json(self._only, {"only": settings.only})
+            marks, targets = set(), set()
         complete = folder.read_json(self._complete)
         if not self.is_requested and complete is None:
             return
@@ -120,6 +138,10 @@ class _Format:
     @property
     def _complete(self) -> str:
         return f"{self.sink.marks(self.settings)}/{COMPLETE}"
+
+    @property
+    def _only(self) -> str:
+        return f"{self.sink.marks(self.settings)}/{ONLY}"
 
     def _existing_files(self) -> tuple[set[str], set[str]]:
         """The files in the folder of marks, and the files that hold parts."""

@@ -22,6 +22,9 @@ from raycap.device import PrecisionName
 from raycap.terminal import write_err
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from raycap.bulk.estimate import Deployment, Measured
     from raycap.bulk.job import TableJob
 
 
@@ -106,6 +109,21 @@ class Machines:
         from raycap.bulk.ray_pool import run_in_tasks
 
         return run_in_tasks(function, arguments)
+
+    def on_worker(
+        self, job: "TableJob", rows: "pa.Table", total: int
+    ) -> "tuple[Deployment, Measured]":
+        """Measure what some rows take one worker of a job of `total` rows, where such a worker
+        will be."""
+        from raycap.bulk.estimate import deployment_here, measure, on_cluster
+
+        options = job.options
+        if options.gpus or self._cluster.decode_on or self._cluster.model_on:
+            self._use_ray()
+        if self._on_ray:
+            return on_cluster(job, rows, total)
+        deployment = deployment_here(job, total)
+        return deployment, measure(job, rows, deployment.threads)
 
     def reason_of(self, error: BaseException) -> str:
         """One line that says which worker or node was lost. Any other error is raised."""

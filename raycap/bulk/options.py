@@ -1,6 +1,7 @@
 """The options of table jobs: which rows, where to, on how much of the cluster."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,8 @@ class BulkOptions:
     sample: float = 1.0
     """Only this share of the rows, drawn by their keys: the same ones each time."""
     dry_run: bool = False
-    """Print how many rows would be made, and make none."""
+    """Print how many rows would be made, and make none. If an earlier run with the same captioner
+    is there, also what they will take."""
     overwrite: bool = False
     """Make the whole table again. The old one stays until the new one is complete."""
     retry: Literal["", "failed", "failed_to_fetch", "failed_to_decode", "failed_to_caption"] = ""
@@ -142,6 +144,15 @@ class CaptionOptions(BulkOptions):
     is an a.png too."""
     txt_mode: TextMode = "skip"
     """What to do where a text file of your own, or one that you changed, is there already."""
+    estimate: bool = False
+    """Caption 200 pictures of the whole source, write nothing, and say what all of them will take:
+    hours, tokens, money and failures, with intervals."""
+    price_in: float | None = None
+    """For --estimate and --dry-run: the price of a million tokens of pictures and prompts."""
+    price_out: float | None = None
+    """The price of a million tokens of captions."""
+    price_hour: float | None = None
+    """The price of a GPU for an hour; without GPUs, of a machine."""
     dedup: bool = False
     """Caption pictures with the same bytes only once. Each of them still has its row."""
 
@@ -151,6 +162,11 @@ class CaptionOptions(BulkOptions):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give at least 1")
+        for name in ("price_in", "price_out", "price_hour"):
+            price = getattr(self, name)
+            if price is not None and not 0 <= price < math.inf:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is {price}: give a number such as 0.15")
         if self.also_only:
             parse(self.also_only, "--also-only")
             if not self.also:
@@ -160,6 +176,10 @@ class CaptionOptions(BulkOptions):
                 "--true-words and --dedup do not go together: equal pictures may have different "
                 "captions"
             )
+
+    @property
+    def has_prices(self) -> bool:
+        return not (self.price_in is None and self.price_out is None and self.price_hour is None)
 
     def search(self, given: SearchChoice | None, trained: SearchChoice) -> SearchChoice:
         """The search to use: the one in the config, else the captioner's own, changed by --beam

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raycap.bulk.counts import RowCounts
+from raycap.bulk.estimate import estimate_of_facts
 from raycap.bulk.facts import counts_in, note_lines, summary, update_facts, write_facts
 from raycap.bulk.finish import (
     counts_of_files,
@@ -31,7 +32,7 @@ from raycap.bulk.identity import check_same, differences_from, origin, write_rec
 from raycap.bulk.job import ANSWERS, FACTS, RUN, RunResult, TableJob
 from raycap.bulk.listing import Lister, UnitLister, list_failed, lister
 from raycap.bulk.machines import Machines
-from raycap.bulk.options import BulkOptions
+from raycap.bulk.options import BulkOptions, CaptionOptions
 from raycap.bulk.plan import (
     PLANS,
     Kind,
@@ -75,7 +76,11 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
     out = output_folder(job.options.out)
     check_only(job, out)
     if job.options.dry_run:
-        write_out(_forecast(job, out))
+        text, rows = _forecast(job, out)
+        write_out(text)
+        if isinstance(job.options, CaptionOptions):
+            lines = estimate_of_facts(job, out, rows, job.options)
+            write_out("\n".join(lines) + "\n")
         return 0
     context = Machines(job.cluster) if machines is None else contextlib.nullcontext(machines)
     with context as machines, Lease(out):
@@ -469,8 +474,9 @@ def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
     return paths
 
 
-def _forecast(job: TableJob, out: RunFolder) -> str:
-    """The text of --dry-run: what a run would do. Writes nothing."""
+def _forecast(job: TableJob, out: RunFolder) -> tuple[str, int]:
+    """The text of --dry-run: what a run would do; and how many rows it would make. Writes
+    nothing."""
     record = out.read_json(RUN)
     table = OutputTable(out / job.table)
     taken, lines = TakenKeys(), []
@@ -498,4 +504,5 @@ def _forecast(job: TableJob, out: RunFolder) -> str:
         pending += sum(taken.lacks(found["key"]).to_pylist())
     noted = json.loads(notes.to_json())
     first = [f"{rows:,} rows in {job.source.path}", *note_lines(**noted)]
-    return "\n".join([*first, *lines, f"{pending:,} rows would be made"]) + "\n"
+    text = "\n".join([*first, *lines, f"{pending:,} rows would be made"]) + "\n"
+    return text, pending

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from raycap import __version__
 from raycap.bulk.selection import filter_of_source
 from raycap.captioners.kinds import Trained
@@ -17,6 +19,7 @@ from raycap.config import Config, dumps
 from raycap.errors import UserError
 from raycap.fetch import Fetcher
 from raycap.fetch.trust import ANYTHING
+from raycap.row_filter import RowFilter
 from raycap.schema import SUCCESS
 from raycap.sources import Folder, Source, Urls
 from raycap.storage import RunFolder, check_stays, output_folder
@@ -74,10 +77,24 @@ def _caption_table(config: Config) -> int:
     from raycap.sinks import SinkSettings
 
     captioner = read_captioner(config)
+    if options.estimate:
+        write_out(_estimate(config, captioner, source))
+        return 0
     job = captions_job(captioner, source, options, config.fetch, config.reading, config.cluster)
     out = RunFolder(options.out)
     beside = options.txt_beside
-    settings = SinkSettings(out, options.txt_mode, beside, config.fetch, source.trust, source)
+    if options.also_only:
+        columns = _columns_of(job.layout.schema, source)
+        RowFilter(options.also_only, columns, option="--also-only")  # refuses what does not fit
+    settings = SinkSettings(
+        out,
+        options.txt_mode,
+        beside,
+        config.fetch,
+        source.trust,
+        source,
+        only=options.also_only,
+    )
     job = dataclasses.replace(
         job,
         config=dumps(dataclasses.replace(config, source=source, reading=job.reading)),
@@ -89,6 +106,29 @@ def _caption_table(config: Config) -> int:
     if not options.dry_run:
         show_table(config)
     return code
+
+
+def _estimate(config: Config, captioner: "CaptionerOptions", source: Source) -> str:
+    """The text of --estimate. Without --out the captioner keeps no answers: nothing is written."""
+    from raycap.bulk.captions import captions_job
+    from raycap.bulk.estimate import estimate_job
+
+    options = dataclasses.replace(config.caption, out="")
+    job = captions_job(captioner, source, options, config.fetch, config.reading, config.cluster)
+    kind = config.captioner
+    limits = (
+        getattr(kind, "requests_per_minute", 0.0),
+        getattr(kind, "tokens_per_minute", 0.0),
+    )
+    return estimate_job(job, RunFolder(config.caption.out), options, limits)
+
+
+def _columns_of(schema: "pa.Schema", source: Source) -> "pa.Schema":
+    """The columns of the finished table: these, and those that are carried."""
+    own = source.own_columns()
+    for name in source.carried:
+        schema = schema.append(pa.field(name, own[name] or pa.string()))
+    return schema
 
 
 def _with_columns(source: Source, columns: tuple[str, ...]) -> Source:

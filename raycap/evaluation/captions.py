@@ -88,11 +88,11 @@ def read_captions(
     UserError if it is not a caption table, or has a key twice."""
     columns = Columns(key_column, caption_column, only)
     parts, notes = _all_rows(path, columns)
+    if only and not any(map(len, parts)):
+        raise UserError(nothing(f"no row of {path} fits --only {only}", notes))
     if not parts:
         raise UserError(nothing(f"{path} holds no rows", notes))
     rows = pa.concat_tables(parts)
-    if only and not len(rows):
-        raise UserError(f"no row of {path} fits --only {only}")
     seen: set[str] = set()
     repeated = []
     for key in rows["key"].to_pylist():

@@ -17,7 +17,7 @@ class JsonLines(Sink):
     name, ending = "jsonl", ".jsonl"
 
     def write(self, part: str, settings: SinkSettings) -> None:
-        rows = rows_of(part, settings.folder)
+        rows = rows_of(part, settings)
         write_lines(settings.folder, self.target(part), (json_line(row) for row in rows))
 
 
@@ -28,7 +28,7 @@ class ImageFolder(Sink):
     name, ending, joined = "imagefolder", ".jsonl", "metadata.jsonl"
 
     def write(self, part: str, settings: SinkSettings) -> None:
-        rows = captioned_rows(part, settings.folder)
+        rows = captioned_rows(part, settings)
         lines = ({"file_name": row["key"], "text": row["caption"]} for row in rows)
         write_lines(
             settings.folder,

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raycap.row_filter import RowFilter
 from raycap.schema import SUCCESS
 from raycap.sinks.sink import SinkSettings
-from raycap.storage import RunFolder
 
 # A line of JSON has numbers and texts; attention maps stay in Parquet.
 LEFT_OUT = ("attention",)
@@ -21,26 +21,46 @@ LEFT_OUT = ("attention",)
 Row = dict[str, Any]
 
 
-def rows_of(part: str, folder: RunFolder) -> Iterator[Row]:
-    """The rows of a part, without the columns that stay in Parquet."""
-    with folder.open(part) as file, pq.ParquetFile(file) as parquet:
+def rows_of(part: str, settings: SinkSettings) -> Iterator[Row]:
+    """The rows of a part that are to be written, without the columns that stay in Parquet."""
+    mask = chosen_mask(part, settings)
+    start = 0
+    with settings.folder.open(part) as file, pq.ParquetFile(file) as parquet:
         columns = [name for name in parquet.schema_arrow.names if name not in LEFT_OUT]
         for batch in parquet.iter_batches(batch_size=1000, columns=columns):
-            values_of_columns = [_python_values(column) for column in batch.columns]
+            chosen = batch
+            if mask is not None:
+                chosen = batch.filter(mask.slice(start, len(batch)))
+            start += len(batch)
+            values_of_columns = [_python_values(column) for column in chosen.columns]
             for values in zip(*values_of_columns, strict=True):
                 yield dict(zip(batch.schema.names, values, strict=True))
 
 
-def captioned_rows(part: str, folder: RunFolder) -> Iterator[Row]:
-    """The rows of a part that have a caption."""
-    return (row for row in rows_of(part, folder) if row["status"] == SUCCESS)
+def captioned_rows(part: str, settings: SinkSettings) -> Iterator[Row]:
+    """The rows of a part that are to be written and have a caption."""
+    return (row for row in rows_of(part, settings) if row["status"] == SUCCESS)
+
+
+def chosen_mask(part: str, settings: SinkSettings) -> "pa.BooleanArray | None":
+    """Which rows of a part --also-only chooses; None for all."""
+    if not settings.only:
+        return None
+    schema = settings.folder.reading(part, pq.read_schema)
+    only = RowFilter(settings.only, schema, option="--also-only")
+    columns = list(only.columns)
+    table = settings.folder.reading(part, lambda file: pq.read_table(file, columns=columns))
+    return pa.array(only.mask(table))
 
 
 def planned_table(part: str, settings: SinkSettings) -> pa.Table | None:
-    """The rows of the plan that a part is made of."""
+    """The rows of the plan that the rows to be written are made of."""
     if settings.planned is None:
         return None
-    return pa.concat_tables(settings.planned(settings.folder, part), promote_options="default")
+    tables = settings.planned(settings.folder, part)
+    planned = pa.concat_tables(tables, promote_options="default")
+    mask = chosen_mask(part, settings)
+    return planned if mask is None else planned.filter(mask)
 
 
 def _python_values(column: pa.Array) -> list[Any]:

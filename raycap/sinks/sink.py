@@ -28,6 +28,7 @@ class SinkSettings:
     # The rows of the plan that a part is made of, in its order. They say which pictures the source
     # holds itself. None: none.
     planned: Callable[[RunFolder, str], Iterator[pa.Table]] | None = None
+    only: str = ""  # --also-only: which rows of the table are written
 
 
 class Sink:

@@ -94,7 +94,7 @@ class TextFiles(Sink):
         self, part: str, settings: SinkSettings, counts: Counter[str]
     ) -> "Iterator[tuple[_Place, str]]":
         """Each caption with the place of its file in the run's folder."""
-        for row in captioned_rows(part, settings.folder):
+        for row in captioned_rows(part, settings):
             yield _Place("", f"{self.name}/{text_name(row['key'])}"), row["caption"]
 
     def _beside(
@@ -104,7 +104,7 @@ class TextFiles(Sink):
         planned = planned_table(part, settings)
         embedded = None if planned is None else planned["embedded"].to_pylist()
         there = _Neighbours()
-        for number, row in enumerate(rows_of(part, settings.folder)):
+        for number, row in enumerate(rows_of(part, settings)):
             if row["status"] != SUCCESS:
                 continue
             uri = row["uri"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from raycap.errors import UserError
 from raycap.fetch import Fetcher
 from raycap.schema import SUCCESS
-from raycap.sinks.rows import Row, captioned_rows, json_line, planned_table
+from raycap.sinks.rows import Row, captioned_rows, chosen_mask, json_line, planned_table
 from raycap.sinks.sink import Sink, SinkSettings
 from raycap.sources import Source
 from raycap.sources.folder import PICTURE_ENDINGS
@@ -45,6 +45,8 @@ class WebDatasetTars(Sink):
         table = settings.folder.reading(
             part, lambda file: pq.read_table(file, columns=["uri", "sha256", "status"])
         )
+        mask = chosen_mask(part, settings)
+        table = table if mask is None else table.filter(mask)
         is_captioned = pc.equal(table["status"], SUCCESS)
         planned = planned_table(part, settings)
         uris, digests = (
@@ -61,7 +63,7 @@ class WebDatasetTars(Sink):
                 tarfile.open(file, mode="w") as tar,
                 Fetcher(settings.fetch, settings.trust) as fetcher,
             ):
-                samples = _SamplesInOrder(tar, captioned_rows(part, settings.folder), waiting)
+                samples = _SamplesInOrder(tar, captioned_rows(part, settings), waiting)
                 known = None if planned is None else planned.filter(is_captioned)
                 for number, data in _pictures(uris, known, settings.source, fetcher):
                     if data is None:
