@@ -34,6 +34,7 @@ from raycap.fetch.hosts import FETCHED
 from raycap.schema import SUCCESS
 from raycap.storage import RunFolder, output_folder
 from raycap.terminal import write_err
+from raycap.uris import is_web
 
 PICTURES = 200
 # Pictures that are loaded together while their time is taken.
@@ -134,8 +135,8 @@ def measure(job: TableJob, rows: pa.Table, threads: int) -> Measured:
         loaded.append(load_table(some, **order.loading()))
         load_seconds += [(time.monotonic() - began) / len(some)] * len(some)
     table = pa.concat_tables(loaded, promote_options="permissive")
-    transfers = table[FETCHED.name].to_pylist() if FETCHED.name in table.column_names else []
-    fetch_seconds = [each["seconds"] for each in transfers if each]
+    transfers = zip(table["uri"].to_pylist(), table[FETCHED.name].to_pylist(), strict=True)
+    fetch_seconds = [each["seconds"] for uri, each in transfers if each and is_web(uri)]
     table = table.append_column(CHUNK, pa.array([""] * len(table), pa.string()))
 
     began = time.monotonic()
@@ -357,8 +358,8 @@ def estimate_of_facts(
     plural = "s" * (workers != 1)
     return [
         f"as the run in {folder} ({facts['made_in_this_run']:,} rows in "
-        f"{facts['seconds']:,.0f} s, {workers} worker{plural}) they will take, with 95% intervals "
-        "but for the time:",
+        f"{facts['seconds']:,.0f} s, {workers} worker{plural}) they will take, with 95% "
+        "intervals:",
         *estimate_lines(estimate, prices),
     ]
 
@@ -403,7 +404,9 @@ def _some_rows(table: RunFolder) -> pa.Table:
 
 def estimate_lines(estimate: Estimate, prices: CaptionOptions) -> list[str]:
     """The lines about each quantity."""
-    lines = [f"  time      {_hours(estimate.hours)}"]
+    is_single = estimate.hours.low == estimate.hours.high
+    remark = " (measured once: no interval)" if is_single else ""
+    lines = [f"  time      {_hours(estimate.hours)}{remark}"]
     if estimate.tokens_in is not None and estimate.tokens_out is not None:
         lines.append(f"  tokens    in  {_between(estimate.tokens_in, '{:,.0f}')}")
         lines.append(f"            out {_between(estimate.tokens_out, '{:,.0f}')}")
