@@ -1,5 +1,6 @@
 """Fetching, with a real server that misbehaves, real files, and addresses of every kind."""
 
+import contextlib
 import gc
 import ipaddress
 import os
@@ -1008,3 +1009,35 @@ def test_objects_of_a_store_are_whole_whatever_their_size(size):
         [(_, fetched)] = fetcher.fetch_each(["memory://pieces/a.jpg"])
         assert fetched == fetcher.fetch("memory://pieces/a.jpg")
     assert fetched.data == (body[:size] if size <= 6_000_000 else b"")
+
+
+def test_bytes_that_nobody_asked_for_are_not_the_next_answer():
+    """A server that sends a second answer to one request, when the connection is kept already."""
+
+    def answer(body: bytes) -> bytes:
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    sent = threading.Semaphore(0)
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(ConnectionError):
+            while request := connection.recv(65536):
+                connection.sendall(answer(request.split()[1]))
+                time.sleep(0.05)
+                connection.sendall(answer(b"forged"))
+                sent.release()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        with Fetcher(quick(), ONLY_WEB) as fetcher:
+            for name in ("/first", "/second", "/third"):
+                url = f"http://127.0.0.1:{listening.getsockname()[1]}{name}"
+                assert fetcher.fetch(url) == Fetched(name.encode(), "")
+                sent.acquire()
