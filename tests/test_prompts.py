@@ -301,10 +301,12 @@ def test_ten_thousand_rows_hold_their_own_answers_after_kills(tmp_path: Path) ->
         server.always = failing_now_and_then()
         command = [sys.executable, "-c", RUN, str(server.port), str(table), str(out)]
         for kill in range(3):
-            run = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-            wanted = 5000 * (kill + 1)
+            log = tmp_path / f"{kill}.log"
+            with log.open("w") as errors:
+                run = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
+            wanted = count // 2 * (kill + 1)
             while server.answered.total() < wanted:
-                assert run.poll() is None
+                assert run.poll() is None, log.read_text()[-2000:]
                 time.sleep(0.05)
             run.send_signal(signal.SIGKILL)
             run.wait()
