@@ -44,6 +44,7 @@ QUANTILE = 1.96  # of the normal distribution, for 95%
 SATURATED = 0.7
 # Where --dry-run looks for an earlier run with the same captioner, and what it reads of it.
 FOLDERS_BESIDE, FILES_READ = 200, 8
+LEAST_ROWS = 50  # of a run whose rate says something
 
 
 class Interval(NamedTuple):
@@ -379,7 +380,8 @@ def _earlier_runs(job: TableJob, out: RunFolder) -> Iterator[tuple[RunFolder, di
         identity = facts.get("identity", {})
         recorded = as_recorded(job, {"identity": identity})
         is_same = _captioner_of(identity) == _captioner_of(origin(recorded))
-        if is_same and facts.get("made_in_this_run") and facts.get("rows_per_second"):
+        is_long = facts.get("made_in_this_run", 0) >= LEAST_ROWS
+        if is_same and is_long and facts.get("rows_per_second"):
             yield folder, facts
 
 
