@@ -1,7 +1,8 @@
 """Stores for the fault campaign: a local disk, S3 as moto serves it, and Azure as Azurite does.
 
     python benchmarks/fault_stores.py 5000              # moto; two writers of one key take turns
-    python benchmarks/fault_stores.py 5000 --ignore     # a store that does not know If-None-Match
+    python benchmarks/fault_stores.py 5000 --ignore     # a store that does not look at If-None-Match
+    python benchmarks/fault_stores.py 5000 --refuse     # one that refuses requests that have it
 
 moto checks If-None-Match and writes the object in two steps, so two writers may both succeed. A
 lock around each request that writes makes it one step, as it is on Amazon S3.
@@ -113,7 +114,7 @@ def _answers(port: int) -> bool:
     return False
 
 
-def serve(port: int, ignores_conditions: bool) -> None:
+def serve(port: int, ignores_conditions: bool, refuses_conditions: bool) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import run_simple
 
@@ -121,6 +122,9 @@ def serve(port: int, ignores_conditions: bool) -> None:
     writing = threading.Lock()
 
     def answer(request: dict[str, Any], start: Any) -> Any:
+        if refuses_conditions and "HTTP_IF_NONE_MATCH" in request:
+            start("501 Not Implemented", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>NotImplemented</Code><Message>A header</Message></Error>"]
         if ignores_conditions:
             request.pop("HTTP_IF_NONE_MATCH", None)
         if request["REQUEST_METHOD"] in ("GET", "HEAD"):
@@ -137,8 +141,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("port", type=int)
     parser.add_argument("--ignore", action="store_true", help="ignore If-None-Match")
+    parser.add_argument("--refuse", action="store_true", help="refuse If-None-Match")
     chosen = parser.parse_args(arguments)
-    serve(chosen.port, chosen.ignore)
+    serve(chosen.port, chosen.ignore, chosen.refuse)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import ray
 
+from raycap.cluster.nodes import draining_nodes
+
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 
@@ -24,6 +26,13 @@ def test_a_task_knows_how_often_it_was_tried() -> None:
     assert ray.get(attempts.remote()) == 1
     driver: Any = ray._private.worker.global_worker
     assert driver.mode != ray.WORKER_MODE
+
+
+def test_nodes_that_will_be_taken_away() -> None:
+    """`cluster.nodes.draining_nodes`: they get no new work."""
+    from ray._private.state import state
+
+    assert state.get_draining_nodes() == {} and draining_nodes() == set()
 
 
 def test_what_is_free_on_each_node() -> None:

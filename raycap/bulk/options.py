@@ -52,6 +52,14 @@ class BulkOptions:
     """Number format of the model: auto (the fastest that the device has), fp32, bf16 or fp16."""
     part_rows: int = 10_000
     """Rows in one Parquet file of the finished table."""
+    commit: Literal["safe", "unsafe-single-driver"] = "safe"
+    """How the table is changed. safe: with conditional writes, so that any number of runs may write
+    to one output. unsafe-single-driver: for stores without them; you make sure that never more
+    than one run writes to --out, or rows may be lost or doubled."""
+
+    @property
+    def has_one_writer(self) -> bool:
+        return self.commit == "unsafe-single-driver"
 
     def __post_init__(self) -> None:
         for name in ("batch", "part_rows", "actors", "threads", "limit"):

@@ -29,9 +29,7 @@ def worker_places(wanted: BulkOptions, cluster: Cluster, batches: int) -> list[P
     GPUs one per CPU, limited by memory. It is never higher than `batches`.
     """
     draining = draining_nodes()
-    nodes = [
-        node for node in nodes_with_label(cluster.model_on) if node["NodeID"] not in draining
-    ]
+    nodes = [node for node in nodes_with_label(cluster.model_on) if node["NodeID"] not in draining]
     if not nodes:
         raise UserError("the cluster has no processor to offer: start Ray with at least one CPU")
     share = gpus_per_worker(wanted, cluster.model_on)

@@ -73,7 +73,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
 
     `more_facts` are added to facts.json. `machines` is given by a caller that runs several jobs.
     """
-    out = output_folder(job.options.out)
+    out = output_folder(job.options.out, job.options.has_one_writer)
     check_only(job, out)
     if job.options.dry_run:
         text, rows = _forecast(job, out)
@@ -90,8 +90,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
             facts = out.read_json(FACTS) or {}
             run.notes = {name: facts.get(name, []) for name in ("left_out", "notes")}
         run.refuse_other_formats()
-        if not run.table.exists:
-            out.check_creates()
+        out.check_creates()
         run.repair_record()
         if job.options.overwrite:
             run.overwrite()

@@ -37,6 +37,9 @@ class RunFolder:
     """
 
     uri: str
+    # The store cannot write a file on the condition that it is not there, and the user says that
+    # one process writes at a time: see --commit.
+    has_one_writer: bool = False
 
     def __post_init__(self) -> None:
         if not self.uri:
@@ -54,7 +57,7 @@ class RunFolder:
         _ = self._filesystem  # raises UserError if there is none
 
     def __truediv__(self, name: str) -> "RunFolder":
-        return RunFolder(f"{self.uri.rstrip('/')}/{name}")
+        return RunFolder(f"{self.uri.rstrip('/')}/{name}", self.has_one_writer)
 
     def __str__(self) -> str:
         return self.uri
@@ -201,7 +204,12 @@ class RunFolder:
 
     def create(self, name: str, content: bytes) -> bool:
         """Writes a file if it does not exist. Returns whether it was written: if several processes
-        try it at the same time, one of them gets True."""
+        try it at the same time, one of them gets True; unless the folder `has_one_writer`."""
+        if self.has_one_writer and not self.is_local:
+            found = self.read(name)
+            if found is None:
+                self.write(name, content)
+            return found is None or found == content
         part = Path(self.path(name)).with_name(f".{uuid.uuid4().hex}.part")
 
         def create() -> bool:
@@ -219,22 +227,32 @@ class RunFolder:
         return self._retry("write", create)
 
     def check_creates(self) -> None:
-        """Raises UserError if `create` replaces existing files in this store."""
+        """Raises UserError if this store cannot `create` files safely."""
         if self.is_local:
             return
         name = f"_probe-{uuid.uuid4().hex}"
+        self.write(name, b"first")  # raises UserError if nothing can be written
         try:
-            self.create(name, b"first")
-            has_replaced = self.create(name, b"second")
-        except (NotImplementedError, TypeError, ValueError):  # clients without this mode
+            has_replaced = RunFolder(self.uri).create(name, b"second")
+        except (
+            NotImplementedError,
+            UserError,
+        ) as error:  # the library for tables cannot do without it
+            raise UserError(
+                f"the store of {self} refuses to write a file on the condition that it is not "
+                f"there, which tables need ({error}): give a folder that all machines share, or "
+                "another store"
+            ) from error
+        except (TypeError, ValueError):  # clients without this mode
             has_replaced = True
         finally:
             self.remove(name)
-        if has_replaced:
+        if has_replaced and not self.has_one_writer:
             raise UserError(
                 f"the store of {self} cannot write a file on the condition that it is not there, "
                 "which keeps two runs from mixing their rows: give a folder that all machines "
-                "share, or a store that can (Amazon S3, Google Cloud Storage, Azure)"
+                "share, or a store that can (Amazon S3, Google Cloud Storage, Azure). If never "
+                "more than one run writes there, give --commit unsafe-single-driver"
             )
 
     def folders(self, under: str = "") -> list[str]:
@@ -307,9 +325,9 @@ def _create_local(path: str, part: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def output_folder(uri: str) -> RunFolder:
+def output_folder(uri: str, has_one_writer: bool = False) -> RunFolder:
     """The output folder of a command. Raises UserError for a folder that Ray would delete."""
-    folder = RunFolder(uri)
+    folder = RunFolder(uri, has_one_writer)
     if folder.is_local:
         check_stays(folder.path(), "an absolute path, or a URI such as s3://bucket/folder")
     return folder
