@@ -1,15 +1,25 @@
 """What every kind of captioner must do: one set of tests for all of them, through the commands."""
 
+import gc
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+import os
+import shutil
+import sys
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import hostile
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from chat_server import serving
 from PIL import Image
 from small_captioner import photos, save_captioner
+from test_kill_points import killed_everywhere
 
 from raycap.captioners import Captioner
 from raycap.captioners.kinds import CAPTIONERS, kind_of_model
@@ -20,7 +30,39 @@ from raycap.schema import CAPTIONS
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
-KINDS = ("trained", "huggingface", "endpoint")  # vllm needs a GPU: see test_vllm.py
+KINDS = ("trained", "huggingface", "endpoint", "vllm")
+
+
+class Engine:
+    """Stands for vLLM's, which needs a GPU: answers with the digest of the picture."""
+
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None
+    ) -> AsyncIterator[Any]:
+        picture = prompt["multi_modal_data"]["image"]
+        text = f"picture {hashlib.sha256(picture.tobytes()).hexdigest()[:8]}"
+        output = SimpleNamespace(
+            text=text, token_ids=[1, 2], cumulative_logprob=-4.0, finish_reason="stop"
+        )
+        yield SimpleNamespace(outputs=[output], prompt_token_ids=[1, 2, 3])
+
+    def shutdown(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in, wherever a captioner starts vLLM's engine."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    package, sampling = ModuleType("vllm"), ModuleType("vllm.sampling_params")
+    package.SamplingParams = SimpleNamespace  # type: ignore[attr-defined]
+    sampling.RequestOutputKind = SimpleNamespace(FINAL_ONLY="final")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+
+    async def start(options: Any) -> Engine:
+        return Engine()
+
+    monkeypatch.setattr("raycap.captioners.vllm.captioner._start_engine", start)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +75,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         def model(kind: str) -> str:
             if kind == "endpoint":
                 return server.url
-            if kind == "huggingface":
+            if kind in ("huggingface", "vllm"):
                 pytest.importorskip("transformers")
                 import tiny_models
 
@@ -44,17 +86,15 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
 
 @pytest.fixture(params=KINDS)
-def flags(
-    request: pytest.FixtureRequest,
-    model_of: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> list[str]:
+def flags(request: pytest.FixtureRequest, model_of: Callable[[str], str]) -> list[str]:
     """The options of the command that choose a captioner."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = model_of(request.param)
-    assert kind_of_model(model) == request.param, "the kind is found from the model"
-    few = ["--captioner.max-tokens", "6"] if request.param != "trained" else []
-    return ["--model", model, "--batch", "4", "--precision", "fp32", "--device", "cpu", *few]
+    chosen = ["--model", model, "--batch", "4", "--precision", "fp32", "--device", "cpu"]
+    if request.param == "vllm":  # the stand-in works without a GPU
+        chosen += ["--captioner", "vllm", "--gpus", "0"]
+    else:
+        assert kind_of_model(model) == request.param, "the kind is found from the model"
+    return chosen if request.param == "trained" else [*chosen, "--captioner.max-tokens", "6"]
 
 
 def rows(out: Path) -> dict[str, dict[str, Any]]:
@@ -101,6 +141,122 @@ def test_a_table_is_made_resumed_retried_and_exported(tmp_path: Path, flags: lis
     assert not (out / "_answers").exists()
 
 
+# These take seconds: one kind in each run of the tests, all of them with `-m slow`.
+SLOWLY = pytest.mark.parametrize(
+    "flags",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "endpoint")) for kind in KINDS],
+    indirect=True,
+)
+
+
+class Captions:
+    """The command, as `killed_everywhere` takes it."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = ["caption", *words]
+
+    def run(self, out: Path) -> int:
+        return main([*self.words, "--out", str(out)])
+
+
+@SLOWLY
+def test_a_run_killed_between_its_steps_is_finished_by_the_next(
+    tmp_path: Path, flags: list[str]
+) -> None:
+    folder, out = photos(tmp_path / "photos", range(9)), tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"<html>")
+    command = Captions(str(folder), *flags)
+    steps = killed_everywhere(command, out, tmp_path / "copies")  # type: ignore[arg-type]
+    expected = rows(out)
+    assert len(expected) == 10 and len(steps) > 10
+    for step in steps[:: len(steps) // 3]:
+        again = shutil.copytree(step, tmp_path / "again")
+        assert command.run(again) == 1
+        found = rows(again)
+        assert found.keys() == expected.keys()
+        for key, row in found.items():
+            wanted = expected[key]
+            assert row["score"] == pytest.approx(wanted["score"], abs=1e-4)
+            # Scores are rounded by batches; seconds are from a request to its answer.
+            measured = {"score": None, "seconds": None}
+            assert row | measured == wanted | measured
+        left = {path.name for path in again.iterdir() if path.name[0] == "_"}
+        assert left == {"_lease.lock", "_plan"}
+        shutil.rmtree(again)
+
+
+@SLOWLY
+def test_every_bad_picture_has_a_row_with_its_reason(tmp_path: Path, flags: list[str]) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    # Of each reason one, and some that can be read.
+    files = {file.error: file for file in hostile.hostile() if file.data and not file.options}
+    files |= {str(number): file for number, file in enumerate(hostile.plain())}
+    expected = {file.name: file.error for file in files.values()}
+    for file in files.values():
+        (corpus / file.name).write_bytes(file.data)
+    (corpus / "gone.png").symlink_to("nowhere")
+    command = ["caption", str(corpus), *flags, "--out", str(out), "--source.glob", "*"]
+    assert main(command) == 1
+    found = rows(out)
+    assert found.pop("gone.png")["status"] == "failed_to_fetch"
+    assert found.keys() == expected.keys() and len(set(expected.values())) > 5
+    for key, row in found.items():
+        assert row["status"] == ("failed_to_decode" if expected[key] else "success"), key
+        assert row["error_message"].startswith(expected[key]), key
+        assert bool(row["caption"]) != bool(expected[key])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_are_not_kept(kind: str, model_of: Callable[[str], str]) -> None:
+    with opened(kind, model_of(kind)) as captioner:
+        [sample] = captioner.load_pictures([np.zeros((40, 60, 3), np.uint8)])
+        assert sample.pixels is not None
+        seen: list[weakref.ref[Any]] = []
+        counts = []
+        for start in range(0, 48, 4):
+            pictures = [np.roll(sample.pixels, number) for number in range(start, start + 4)]
+            seen += [weakref.ref(picture) for picture in pictures]
+            names = [f"{number:064x}" for number in range(start, start + 4)]
+            made = captioner.predict(
+                pictures, [{"sha256": name, "width": 60, "height": 40} for name in names]
+            )
+            assert len(made) == 4
+            del pictures, made
+            gc.collect()
+            counts.append(len(gc.get_objects()))
+        assert not [each for each in seen if each() is not None]
+        assert counts[-1] - counts[5] < 4 * 6, "nothing is kept of each picture"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_does_not_grow_with_the_pictures(kind: str, model_of: Callable[[str], str]) -> None:
+    with opened(kind, model_of(kind)) as captioner:
+        chance = np.random.default_rng(0)
+        used = []
+        for _ in range(3):
+            for _ in range(25):
+                noise = chance.integers(0, 255, (16, 96, 128, 3), np.uint8)
+                loaded = captioner.load_pictures(list(noise))
+                assert len(captioner.caption_loaded(loaded)) == 16
+            used.append(resident())
+        # 400 pictures between: so many that were kept would take more.
+        assert used[2] - used[1] < 8 * 2**20
+
+
+def resident() -> int:
+    """Memory of this process in bytes."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def opened(kind: str, model: str) -> Captioner:
+    few = {} if kind == "trained" else {"max_tokens": 6}
+    return Captioner.load(model, kind, precision="fp32", device="cpu", **few)
+
+
 def test_a_caption_does_not_depend_on_its_neighbours(
     tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,12 +295,10 @@ def test_tables_are_evaluated_and_shown(tmp_path: Path, flags: list[str]) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_lines_of_python_open_every_kind(
-    kind: str, tmp_path: Path, model_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, model_of: Callable[[str], str]
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = photos(tmp_path / "photos", range(2))
-    few = {} if kind == "trained" else {"max_tokens": 6}
-    with Captioner.load(model_of(kind), precision="fp32", device="cpu", **few) as captioner:
+    with opened(kind, model_of(kind)) as captioner:
         good, bad, other = captioner.caption(
             [folder / "00000.png", b"nonsense", (folder / "00001.png").read_bytes()]
         )

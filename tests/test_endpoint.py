@@ -560,7 +560,7 @@ def test_a_server_that_fails_to_list_its_models(monkeypatch: pytest.MonkeyPatch)
             Endpoint().captioner(held.server.url, None, None)
         before = held.server.paths["/v1/models"]
         options = Endpoint(name=MODEL, in_flight=2).captioner(held.server.url, None, None)
-        assert held.server.paths["/v1/models"] == before + 1, "the name is known: nothing to wait for"
+        assert held.server.paths["/v1/models"] == before + 1, "the name is known"
         with options.open("", 1) as captioner:
             assert ask(captioner, "fine")[0].caption
             held.stop()

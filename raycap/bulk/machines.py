@@ -94,7 +94,7 @@ class Machines:
         # GPUs and nodes with a label are known to Ray only.
         asks_for_nodes = job.options.gpus or self._cluster.decode_on or self._cluster.model_on
         if is_small and not (self._on_ray or asks_for_nodes):
-            return LocalPool(job.options, order, events)
+            return LocalPool(job.options, order, events, job.runs_model)
         self._use_ray()
         from raycap.bulk.ray_pool import RayPool
 

@@ -127,17 +127,24 @@ class LocalPool:
     """One worker in this process, for jobs that are done before Ray would have started."""
 
     def __init__(
-        self, options: BulkOptions, order: WorkOrder, events: "queue.SimpleQueue[Any]"
+        self,
+        options: BulkOptions,
+        order: WorkOrder,
+        events: "queue.SimpleQueue[Any]",
+        runs_model: bool,
     ) -> None:
         self.workers: list[Worker] = []
         self._options, self._order, self._events = options, order, events
+        self._runs_model = runs_model
         self._made: ChunkWorker | None = None
 
     def start_workers(self, rows: int | None) -> None:
         if not self.workers:
-            write_err(
-                f"raycap: the model runs in this process, in batches of {self._options.batch}\n"
-            )
+            if self._runs_model:
+                batch = self._options.batch
+                write_err(f"raycap: the model runs in this process, in batches of {batch}\n")
+            else:  # a server's has no batches that were chosen here
+                write_err("raycap: the captioner works in this process, without Ray\n")
             self.workers.append(Worker())
             self._in_thread(self._open)
 
