@@ -59,7 +59,9 @@ def test_tokens_money_and_failures_of_a_server(
 
     with serving() as server:
         server.always = every_tenth
-        command = ["caption", str(folder), "--model", server.url, "--out", str(tmp_path / "out")]
+        patient = ("--reading.timeout", "300")  # on a busy machine
+        command = ["caption", str(folder), "--model", server.url, *patient]
+        command += ["--out", str(tmp_path / "out")]
         prices = ["--price-in", "1000", "--price-out", "20000"]
         assert main([*command, "--estimate", *prices]) == 0
         assert len(server.asked) == 200  # each once
@@ -87,7 +89,7 @@ def test_tokens_money_and_failures_of_a_server(
         assert found["money"][0] == pytest.approx(140 * (90 * 1000 + 4 * 20000) / 1e6)
         assert found["failures"][0] == 0
         # In another folder beside it too, and not for another prompt.
-        other = ["caption", str(folder), "--model", server.url, "--out", str(tmp_path / "other")]
+        other = [*command[:-1], str(tmp_path / "other")]
         assert main([*other, "--dry-run"]) == 0
         assert f"as the run in {tmp_path / 'out'}" in capsys.readouterr().out
         assert main([*other, "--dry-run", "--prompt", "Say more."]) == 0

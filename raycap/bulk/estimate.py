@@ -28,7 +28,8 @@ from raycap.bulk.pictures import load_table
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.sampling import DrawnRows, draw_rows
 from raycap.bulk.table import OutputTable
-from raycap.bulk.work import CHUNK, AsyncRowMaker
+from raycap.bulk.work import AsyncRowMaker
+from raycap.captioners.protocol import CHUNK
 from raycap.errors import UserError
 from raycap.fetch.hosts import FETCHED
 from raycap.schema import SUCCESS
@@ -213,10 +214,11 @@ def estimated(
         seconds = Interval(*map(max, seconds, least))
     hours = seconds.times(rows / 3600)
     failed = sum(status != SUCCESS for status in measured.made["status"].to_pylist())
-    of_all = [None if each is None else each.times(rows) for each in per_row]
+    tokens_in, tokens_out = (None if each is None else each.times(rows) for each in per_row)
     units = deployment.workers * deployment.gpus or deployment.machines
-    money = _money(hours.times(units), of_all[0], of_all[1], prices)
-    return Estimate(rows, hours, *of_all, wilson_interval(failed, len(measured.made)), money)
+    money = _money(hours.times(units), tokens_in, tokens_out, prices)
+    share = wilson_interval(failed, len(measured.made))
+    return Estimate(rows, hours, tokens_in, tokens_out, share, money)
 
 
 def _is_waiting(made: pa.Table) -> bool:
@@ -269,7 +271,7 @@ def t_quantile(freedom: int) -> float:
     )
     if freedom == 1:
         return 12.71
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return float(sum(term / freedom**power for power, term in enumerate(terms)))
 
 
 def wilson_interval(hits: int, count: int) -> Interval:
@@ -345,16 +347,19 @@ def estimate_of_facts(
     seconds = Interval(*[1 / facts["rows_per_second"]] * 3)
     hours = seconds.times(rows / 3600)
     per_row = [_tokens(table, name) for name in ("tokens_in", "tokens_out")]
-    tokens = [None if each is None else mean_interval(each).times(rows) for each in per_row]
+    tokens_in, tokens_out = (
+        None if each is None else mean_interval(each).times(rows) for each in per_row
+    )
     workers = sum(node.get("processes", 1) for node in facts["nodes"].values())
     options = facts.get("options", {})
     units = workers * (options.get("gpus") or 0) or max(1, len(facts["nodes"]))
     estimate = Estimate(
         rows,
         hours,
-        *tokens,
+        tokens_in,
+        tokens_out,
         wilson_interval(facts["failed"], facts["rows"]),
-        _money(hours.times(units), *tokens, prices),
+        _money(hours.times(units), tokens_in, tokens_out, prices),
     )
     plural = "s" * (workers != 1)
     return [

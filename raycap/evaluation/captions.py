@@ -219,8 +219,8 @@ def _json_pieces(place: Location, columns: Columns, notes: Notes) -> Iterator[Ro
             if first_line(place).rstrip().endswith("}"):
                 lines = Records(place, "jsonl")
                 only = columns.filter_of(lines)
-                for piece in lines.batches(lines.names(), [], notes):
-                    yield _chosen(piece, only)
+                for batch in lines.batches(lines.names(), [], notes):
+                    yield _chosen(batch, only)
                 return
             raise UserError(f"{place.uri} is not JSON: {error}") from error
     if isinstance(rows, dict) and "caption" in rows:
