@@ -398,6 +398,15 @@ def test_the_first_words_are_a_part_of_the_caption() -> None:
             ask(server, {}, start="A photo")
 
 
+def test_a_column_may_hold_the_prompt_of_each_picture() -> None:
+    with serving() as server:
+        server.always = choice({"content": "yes"})
+        assert ask(server, {"question": "Is it {red}?"}, prompt_column="question").caption == "yes"
+        assert prompt_of(server.requests[-1]) == "Is it {red}?", "a value is no template"
+        found = ask(server, {"question": None}, prompt_column="question")
+        assert found.error == "prompt caption: column question is empty"
+
+
 def test_another_attempt_draws_other_words() -> None:
     with serving() as server:
         for row in ({}, {ATTEMPT: 0}, {ATTEMPT: 1}, {ATTEMPT: 2}):
@@ -414,13 +423,22 @@ def test_another_attempt_draws_other_words() -> None:
 
 def test_kept_answers_are_those_of_the_prompt_the_values_and_the_attempt(tmp_path: Path) -> None:
     rows = [{CHUNK: "a", "title": title, ATTEMPT: attempt} for title in "xy" for attempt in (0, 1)]
+
+    async def says_what_it_was_asked(server: ChatServer, request: ChatRequest, w: Any) -> None:
+        asked = f"{prompt_of(request)} {request.fields.get('seed')}"
+        await choice({"content": hashlib.sha256(asked.encode()).hexdigest()})(server, request, w)
+
     with serving() as server:
+        server.always = says_what_it_was_asked
         endpoint = Endpoint(name=MODEL, prompts=TWO)
         made = EndpointOptions((server.url,), endpoint, journal=str(tmp_path))
-        for again in (False, True):
+        found = []
+        for _ in range(2):
             with made.open("", 1) as opened:
-                opened.predict([np.frombuffer(b"x", np.uint8)] * 4, rows)
-            assert server.asked.total() == 8, again
+                answers = opened.predict([np.frombuffer(b"x", np.uint8)] * 4, rows)
+            found.append([(each.extras["tags"], each.caption) for each in answers])
+            assert server.asked.total() == 8
+        assert found[0] == found[1] and len(set(found[0])) == 4
 
 
 def test_the_reason_names_the_prompt_that_failed() -> None:
