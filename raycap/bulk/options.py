@@ -162,7 +162,8 @@ class CaptionOptions(BulkOptions):
     price_hour: float | None = None
     """The price of a GPU for an hour; without GPUs, of a machine."""
     dedup: bool = False
-    """Caption pictures with the same bytes only once. Each of them still has its row."""
+    """Caption pictures with the same bytes only once in each worker, which remembers its last
+    captions. Each of them still has its row."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
