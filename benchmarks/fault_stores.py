@@ -1,7 +1,7 @@
 """Stores for the fault campaign: a local disk, S3 as moto serves it, and Azure as Azurite does.
 
     python benchmarks/fault_stores.py 5000              # moto; two writers of one key take turns
-    python benchmarks/fault_stores.py 5000 --ignore     # a store that does not look at If-None-Match
+    python benchmarks/fault_stores.py 5000 --ignore     # a store that ignores If-None-Match
     python benchmarks/fault_stores.py 5000 --refuse     # one that refuses requests that have it
 
 moto checks If-None-Match and writes the object in two steps, so two writers may both succeed. A

@@ -16,11 +16,13 @@ import pytest
 from raycap.bulk.counts import count_rows
 from raycap.bulk.finish import join_part, parts_of, replace_failed
 from raycap.bulk.job import TableJob
+from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Chunk, Plan, write_plan
 from raycap.bulk.run import clean_up, run_job
 from raycap.bulk.table import ChunkFile, DataFile, OutputTable, TakenOverError, chunk_path
 from raycap.bulk.work import ROWS, FileLayout, write_rows
+from raycap.bulk.worker_pool import LocalPool
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.images import Square
 from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
@@ -158,7 +160,14 @@ def open_model(options: BulkOptions, threads: int) -> Callable[[pa.Table], pa.Ta
     return lambda table: captions(dict.fromkeys(table["key"].to_pylist(), "A"))
 
 
-def test_an_operation_ends_when_the_source_is_listed(tmp_path: Path) -> None:
+def test_an_operation_ends_when_the_source_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(  # without Ray, though nobody knows how many rows come
+        Machines,
+        "worker_pool",
+        lambda self, job, order, events, rows: LocalPool(job.options, order, events),
+    )
     out = tmp_path / "out"
     job = TableJob(
         command="caption",
