@@ -28,7 +28,7 @@ from raycap.storage.delta import storage_options
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from fault_stores import moto_bucket  # noqa: E402 - a server that can be told what it cannot do
+from fault_stores import moto_bucket  # a server that can be told what it cannot do
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 PICTURES = 5
@@ -84,7 +84,7 @@ def test_a_store_that_ignores_conditions_needs_a_word_of_the_user(
 ) -> None:
     source, out = photos(tmp_path / "photos", range(PICTURES)), f"{careless}/out"
     for _ in range(2):
-        with pytest.raises(UserError, match="cannot write a file on the condition.*--commit"):
+        with pytest.raises(UserError, match=r"cannot write a file on the condition.*--commit"):
             run(source, out)
         assert RunFolder(out).names(hidden=True) == [], "nothing is left there"
     with monkeypatch.context() as killed:  # between the last commit of chunks and the join

@@ -53,9 +53,9 @@ class BulkOptions:
     part_rows: int = 10_000
     """Rows in one Parquet file of the finished table."""
     commit: Literal["safe", "unsafe-single-driver"] = "safe"
-    """How the table is changed. safe: with conditional writes, so that any number of runs may write
-    to one output. unsafe-single-driver: for stores without them; you make sure that never more
-    than one run writes to --out, or rows may be lost or doubled."""
+    """How the table is changed. safe: with conditional writes, so that any number of runs may
+    write to one output. unsafe-single-driver: for stores without them; you make sure that never
+    more than one run writes to --out, or rows may be lost or doubled."""
 
     @property
     def has_one_writer(self) -> bool:
