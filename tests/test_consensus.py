@@ -171,13 +171,19 @@ def test_mirrored_pictures_have_the_same_caption_with_mirror(
     assert captions != [one.caption for one in captioner.predict(pixels, rows, search=BEAM)]
 
 
-def test_pictures_have_the_column_unfamiliar(folder: Path, pictures: list[Path]) -> None:
-    options = TrainedOptions.read(str(folder), "", None, batch=4)
-    assert "unfamiliar" in options.columns().names
+def test_pictures_have_the_columns_unfamiliar_and_agreement(
+    folder: Path, pictures: list[Path]
+) -> None:
+    plain = TrainedOptions.read(str(folder), "", None, batch=4)
+    assert plain.columns().names == ["unfamiliar"]
+    search = dataclasses.replace(BEAM, consensus=4.0)
+    options = TrainedOptions.read(str(folder), "", search, batch=4)
+    assert options.columns().names == ["unfamiliar", "agreement"]
     captioner = options.open("cpu", 1)
     loaded = captioner.load_pictures(pictures)
     predictions = captioner.predict([one.pixels for one in loaded], [{}] * len(loaded))  # type: ignore[misc]
     assert all(0 <= one.extras["unfamiliar"] <= 1 for one in predictions)
+    assert all(one.extras["agreement"] >= 0 for one in predictions)
 
 
 def test_a_captioner_without_photos_refuses_consensus_with_the_remedy(

@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--neighbours", nargs="*", default=["texts"], choices=("texts", "own"))
     parser.add_argument("--width", nargs="*", type=int, default=[128])
     parser.add_argument("--own-captions", type=int, default=5, help="of each training photo")
+    parser.add_argument("--own-candidates", default="10,20", help="beams, drawn")
     parser.add_argument("--mirror", action="store_true", help="also the mean of both features")
     parser.add_argument("--meteor", action="store_true", help="takes Java")
     options = parser.parse_args()
@@ -142,7 +143,10 @@ def main() -> None:
     for kind in options.neighbours:
         captions = encoded(captioner.vocabulary, training)
         if kind == "own":
-            captions = own_captions(options.kept, captioner, captions, options.own_captions)
+            beams, drawn = map(int, options.own_candidates.split(","))
+            captions = own_captions(
+                options.kept, captioner, captions, options.own_captions, beams, drawn
+            )
         for width in options.width:
             started = time.process_time()
             neighbours = build_neighbours(training.vectors, captions, width)

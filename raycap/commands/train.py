@@ -79,6 +79,10 @@ def train(config: Config) -> int:
     best = [line for line in read_epochs(out / METRICS) if line["best"]][-1]
     names = (*headline_scores(best), "validation_loss", "accuracy")
     scores = ", ".join(f"{name} {best[name]:.4f}" for name in names)
+    if "vocabulary" in best:
+        scores += (
+            f"; distinct captions {best['distinct']:.0%}, words used {best['vocabulary']:,.0f}"
+        )
     captioner = f"{config.train.out}/{CAPTIONER}"
     write_out(
         f"kept: epoch {best['epoch']} ({scores})\n"

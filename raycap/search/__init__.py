@@ -109,7 +109,7 @@ class Beam(SearchOptions):
     consensus: float = 0.0
     """Weight of the agreement with the captions of the most similar training photos (CIDEr-D),
     which is added to the log-probability per word; 0 for none."""
-    drawn: int = 20
+    drawn: int = 0
     """With consensus: captions drawn at random that are candidates besides the beams."""
     drawn_temperature: float = 0.7
     """With consensus: temperature at which they are drawn."""

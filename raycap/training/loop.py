@@ -31,7 +31,13 @@ from raycap.training.self_critical import CaptionReward
 from raycap.training.setup import TrainingSetup
 from raycap.training.step import COUNTED, Learner, Phase, train_step
 from raycap.training.store import PictureStore
-from raycap.training.validation import CAPTION_SCORES, attention_maps, validate, write_samples
+from raycap.training.validation import (
+    CAPTION_SCORES,
+    HEALTH_SCORES,
+    attention_maps,
+    validate,
+    write_samples,
+)
 
 
 @dataclass(frozen=True)
@@ -312,7 +318,7 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
         "training": about_training,
         "scores": {
             f"{name} on {options.validation_split}": round(line[name], 4)
-            for name in (*CAPTION_SCORES, "validation_loss", "accuracy")
+            for name in (*CAPTION_SCORES, *HEALTH_SCORES, "validation_loss", "accuracy")
         },
     }
     save_folder(

@@ -18,7 +18,7 @@ from raycap.vocabulary import Vocabulary
 
 USED_METRICS = ("bleu", "rouge_l", "cider_d")
 CAPTION_SCORES = tuple(facts.name for name in USED_METRICS for facts in METRICS[name].scores)
-HEALTH_SCORES = ("cut_off", "distinct")
+HEALTH_SCORES = ("cut_off", "distinct", "vocabulary")
 ATTENTION_PICTURES = 12  # pictures whose attention maps are kept for the report
 
 

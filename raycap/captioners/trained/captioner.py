@@ -37,7 +37,7 @@ from raycap.vocabulary import Vocabulary
 
 UNFAMILIAR = "unfamiliar"  # a flag
 # From this share of validation pictures that are more familiar, a picture has the flag.
-MOST_UNFAMILIAR = 0.98
+MOST_UNFAMILIAR = 0.95
 
 
 @dataclass(frozen=True)
@@ -233,11 +233,12 @@ class TrainedCaptioner(Captioner):
         nearest: "Nearest | None",
         seeds: Sequence[int],
         attention: bool,
-    ) -> list[list[Hypothesis]]:
-        """The captions of each picture, best first."""
+    ) -> "list[tuple[list[Hypothesis], float | None]]":
+        """The captions of each picture, best first, and the agreement of the first one, where it
+        was chosen by consensus."""
         if not (isinstance(search, Beam) and search.consensus):
             found = search.search(self._decode, memory, attention=attention)
-            return found.hypotheses()
+            return [(captions, None) for captions in found.hypotheses()]
         assert nearest is not None and self.neighbours is not None
         candidates = find_candidates(search, self._decode, memory, seeds, attention)
         return [
@@ -247,11 +248,14 @@ class TrainedCaptioner(Captioner):
 
     def _in_words(
         self,
-        hypotheses: Sequence[Hypothesis],
+        found: tuple[Sequence[Hypothesis], float | None],
         true_words: TrueWords | None,
         unfamiliar: float | None,
     ) -> Prediction:
+        hypotheses, agreement = found
         extras: dict[str, Any] = {}
+        if agreement is not None:
+            extras["agreement"] = agreement
         if unfamiliar is not None:
             extras["unfamiliar"] = unfamiliar
         if true_words is not None:

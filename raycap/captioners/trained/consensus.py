@@ -40,14 +40,16 @@ def find_candidates(
 
 def rank_by_consensus(
     search: Beam, candidates: Sequence[Hypothesis], neighbours: Neighbours, nearest: Ints
-) -> list[Hypothesis]:
-    """The `best` candidates of a picture whose most similar training photos are `nearest`.
-    Captions that were cut off come last."""
+) -> tuple[list[Hypothesis], float]:
+    """The `best` candidates of a picture whose most similar training photos are `nearest`, and the
+    agreement of the first one. Captions that were cut off come last."""
     agreement = neighbours.consensus([one.words for one in candidates], nearest)
     ranks = per_word(candidates) + search.consensus * agreement
     is_cut_off = np.array([not one.finished for one in candidates])
     order = np.lexsort((-ranks, is_cut_off))
-    return [candidates[number] for number in order[: search.best]]
+    if not len(order):
+        return [], 0.0
+    return [candidates[number] for number in order[: search.best]], float(agreement[order[0]])
 
 
 def per_word(candidates: Sequence[Hypothesis]) -> Floats:

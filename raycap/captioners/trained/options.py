@@ -28,6 +28,7 @@ ATTENTION = pa.schema(
     ]
 )
 FAMILIARITY = pa.schema([("unfamiliar", pa.float32())])
+AGREEMENT = pa.schema([("agreement", pa.float32())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,7 @@ class TrainedOptions(CaptionerOptions):
                 *(ATTENTION if self.attention else ()),
                 *(TRUE_WORDS if self.true_words else ()),
                 *(FAMILIARITY if self.parts.neighbours is not None else ()),
+                *(AGREEMENT if getattr(self.search, "consensus", 0.0) else ()),
             ]
         )
 
