@@ -217,7 +217,8 @@ class TrainedCaptioner(Captioner):
             return features
         mirrored: Features = self._encode(pixels.flip(3))
         side = self.encoder.side
-        turned = mirrored.grid.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+        rows = mirrored.grid.reshape(len(pixels), side, side, -1)
+        turned = rows.flip(2).flatten(1, 2)
         return Features((features.grid + turned) / 2, (features.vector + mirrored.vector) / 2)
 
     def _nearest(self, vectors: Tensor) -> "Nearest | None":
