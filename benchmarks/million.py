@@ -105,6 +105,7 @@ def captioned(table: pa.Table, caption: str) -> pa.Table:
     """The rows with the same caption for each, as if they had pictures."""
     said = {"caption": caption, "score": -1.0, "alternatives": []}
     said |= {"status": SUCCESS, "error_message": ""}
+    said |= {"flags": [], "raw_caption": None, "attempt": 0}
     table = table.drop_columns(["pixels", "status", "error_message"])
     for name, value in said.items():
         column = pa.array([value] * len(table), CAPTIONS.field(name).type)

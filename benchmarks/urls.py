@@ -134,6 +134,9 @@ def theirs(peer: str, urls: Path, out: Path, keep: bool, shard: int) -> list[str
     ]
 
 
+SAID = {"score": -1.0, "flags": [], "raw_caption": None, "attempt": 0}
+
+
 class NoModel:
     """In the place of a model."""
 
@@ -142,7 +145,7 @@ class NoModel:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         table = table.append_column("caption", table["format"])
-        for name, value in {"score": -1.0, "alternatives": []}.items():
+        for name, value in {**SAID, "alternatives": []}.items():
             kind = CAPTIONS.field(name).type
             table = table.append_column(name, pa.array([value] * len(table), kind))
         return table.rename_columns({"pixels": "picture"})

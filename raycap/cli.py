@@ -20,6 +20,13 @@ from raycap.terminal import log_to_stderr, print_crash, write_err, write_out
 if TYPE_CHECKING:
     from raycap.config import Config
 
+# Short names of options that many use.
+SHORT_NAMES = {
+    "--prompt": "--captioner.prompt",
+    "--min-score": "--flags.min-score",
+    "--language": "--flags.language",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. The exit code is 0 if all went well, 1 if rows failed, 2 after a
@@ -181,8 +188,8 @@ def _choose(config: "Config", section: str, kind: str | None, path: str | None) 
 
 
 def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, list[str]]":
-    """Where the kind of the captioner is not given, it is found from the model. `--prompt` is
-    short for `--captioner.prompt`."""
+    """Where the kind of the captioner is not given, it is found from the model. Short names become
+    long ones."""
     from raycap.captioners.kinds import CAPTIONERS, Trained, kind_of_model
 
     if config.captioner is None:
@@ -203,7 +210,6 @@ def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, li
         )
     if isinstance(config.captioner, Trained | None):
         return config, flags
-    flags = [re.sub(r"^--prompt(?==|$)", "--captioner.prompt", flag) for flag in flags]
     flags = [re.sub(r"^--prompt\.", "--captioner.prompts.", flag) for flag in flags]
     return _with_named_prompts(config, flags)
 
@@ -231,6 +237,11 @@ def _with_named_prompts(config: "Config", flags: list[str]) -> "tuple[Config, li
     return dataclasses.replace(
         config, captioner=dataclasses.replace(given, prompts=prompts)
     ), changed
+
+
+def _long_name(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    return f"{SHORT_NAMES.get(name, name)}{equals}{value}"
 
 
 def _value_of_flag(flags: list[str], name: str) -> str:
@@ -312,8 +323,9 @@ def _short_names(command: Command) -> list[str]:
     ]
     return [
         "",
-        "--prompt TEXT is short for --captioner.prompt. Short names for --model (huggingface, "
-        "vllm):",
+        "--prompt TEXT is short for --captioner.prompt, --min-score and --language for the "
+        "options of",
+        "--flags. Short names for --model (huggingface, vllm):",
         *shown,
     ]
 

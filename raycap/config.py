@@ -24,6 +24,8 @@ from raycap.encoders import ENCODERS, EncoderOptions, ResNet50
 from raycap.errors import UserError
 from raycap.evaluation import Evaluate, MetricOptions
 from raycap.fetch import Fetch
+from raycap.finishing import Finish
+from raycap.flags import Flags
 from raycap.images import Reading
 from raycap.report import Report
 from raycap.search import SEARCHES, SearchChoice
@@ -82,6 +84,8 @@ class Config:
     caption: CaptionOptions = field(default_factory=CaptionOptions)
     # None: found from the model.
     captioner: CaptionerChoice | None = None
+    finish: Finish = field(default_factory=Finish)
+    flags: Flags = field(default_factory=Flags)
     evaluate: Evaluate = field(default_factory=Evaluate)
     metric: MetricOptions = field(default_factory=MetricOptions)
     report: Report = field(default_factory=Report)

@@ -32,6 +32,7 @@ REMOVED: dict[str, tuple[Any, str]] = {
         f"{command}.part_seconds": (30.0, "every chunk is committed as soon as it is finished")
         for command in ("caption", "extract")
     },
+    "caption.min_score": (None, "it is flags.min_score, which sets the flag low_score"),
     "caption.shuffle_seed": (None, "every run makes all rows, so their order changes nothing"),
 }
 

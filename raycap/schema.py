@@ -21,6 +21,37 @@ FAILED_TO_DECODE = "failed_to_decode"
 FAILED_TO_CAPTION = "failed_to_caption"
 FAILURES = (FAILED_TO_FETCH, FAILED_TO_DECODE, FAILED_TO_CAPTION)
 
+# A column that a row has while it is captioned again by `--retry flagged`: which attempt it is,
+# 1, 2, ... Another attempt draws other words.
+ATTEMPT = "raycap.attempt"
+
+# What may be wrong with the caption of a row whose status is success: the words of the column
+# `flags`. A captioner may add words of its own.
+CUT_OFF = "cut_off"  # the length limit was reached
+REPEATS = "repeats"  # words or sentences again and again
+REFUSAL = "refusal"
+EMPTY = "empty"
+ECHO = "echo"  # of the prompt
+SAME_AS_MANY = "same_as_many"  # many different pictures have this caption
+LOW_SCORE = "low_score"
+WRONG_LANGUAGE = "wrong_language"
+THINKING = "thinking"  # the model's reasoning was in the answer, and was cut out
+UNFAMILIAR = "unfamiliar"  # pictures unlike those of the training, said by the captioner
+FLAGS = (
+    CUT_OFF,
+    REPEATS,
+    REFUSAL,
+    EMPTY,
+    ECHO,
+    SAME_AS_MANY,
+    LOW_SCORE,
+    WRONG_LANGUAGE,
+    THINKING,
+    UNFAMILIAR,
+)
+# In the place of a flag: any of them.
+ANY_FLAG = "*"
+
 MANIFEST = pa.schema(
     [
         ("key", pa.string()),  # stable between runs, unique in the source
@@ -65,6 +96,9 @@ CAPTIONS = pa.schema(
         ("width", pa.int32()),  # as a viewer shows the picture, 0 where it could not be read
         ("height", pa.int32()),
         ("sha256", pa.string()),  # of the picture's bytes, "" where they could not be fetched
+        ("flags", pa.list_(pa.string())),  # what may be wrong with the caption, sorted
+        ("raw_caption", pa.string()),  # what the model wrote; null where the caption is just that
+        ("attempt", pa.int32()),  # which attempt it is, with --retry flagged; the first one is 0
     ]
 )
 

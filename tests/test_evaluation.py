@@ -66,12 +66,16 @@ def spoilt(text: str, share: float, seed: int) -> str:
 
 
 def caption_row(key: str, caption: str, status: str = SUCCESS, reason: str = "") -> dict[str, Any]:
-    row = dict.fromkeys(CAPTIONS.names, "") | {
-        "key": key,
-        "uri": f"/p/{key}",
-        "caption": caption,
-        "status": status,
-    }
+    row = (
+        dict.fromkeys(CAPTIONS.names, "")
+        | {"flags": [], "attempt": 0}
+        | {
+            "key": key,
+            "uri": f"/p/{key}",
+            "caption": caption,
+            "status": status,
+        }
+    )
     alternatives = [{"caption": f"{caption} again", "score": -2.0}]
     return row | {
         "error_message": reason,

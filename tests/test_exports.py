@@ -44,7 +44,7 @@ def open_model(model: str, options: BulkOptions, threads: int) -> Callable[[pa.T
         for row in table.drop_columns(["pixels"]).to_pylist():
             text = f"{model} {row['key']}" if row["status"] == SUCCESS else ""
             rows.append({**row, "caption": text, "score": None, "alternatives": []})
-        return pa.Table.from_pylist(rows).select(CAPTIONS.names).cast(CAPTIONS)
+        return pa.Table.from_pylist(rows, CAPTIONS)
 
     return caption
 

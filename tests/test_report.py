@@ -667,6 +667,28 @@ def test_a_page_without_references_is_still_made(made: Path, tmp_path: Path) -> 
     assert main(["report", str(made / "first.parquet"), "--out", "page.pdf"]) == 2
 
 
+def test_flags_are_shown_and_can_be_chosen(made: Path, tmp_path: Path) -> None:
+    flags = {0: ["cut_off", "repeats"], 3: ["repeats"], 5: ['"><b> x', " "]}
+    rows = [
+        {**row(f"{place}", "a dog", place, ""), "flags": flags.get(place, [])}
+        for place in range(8)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, CAPTIONS), tmp_path / "table.parquet")
+    out = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "table.parquet"), "--out", str(out)]) == 0
+    page = out.read_text()
+    assert page.count('data-flags=""') == 5
+    assert 'data-flags="cut_off repeats "' in page and 'data-flags="repeats "' in page
+    assert '<option value="cut_off">cut off</option>' in page
+    assert 'data-flags="&#34;&gt;&lt;b&gt;_x "' in page and "<b> x" not in page
+    # Tables without the column have no choice of flags.
+    old = CAPTIONS.names[: CAPTIONS.names.index("flags")]
+    rows = [{name: each[name] for name in old} for each in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "old.parquet")
+    assert main(["report", str(tmp_path / "old.parquet"), "--out", str(out)]) == 0
+    assert 'name="flag"' not in out.read_text()
+
+
 def test_the_pictures_come_first_and_histograms_only_for_many(made: Path, tmp_path: Path) -> None:
     table = pq.read_table(made / "first.parquet")
     for rows in (49, 50):

@@ -12,23 +12,35 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raycap import __version__
+from raycap.bulk.finishing import with_finishing
 from raycap.bulk.job import ANSWERS, TableJob, reading_identity, source_identity
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.picture_column import pictures_of
-from raycap.bulk.work import FileLayout
+from raycap.bulk.work import FINISHING, FileLayout
 from raycap.captioners import AsyncCaptioner, Captioner, CaptionerOptions, Prediction
-from raycap.captioners.protocol import ATTEMPT, caption_row
+from raycap.captioners.protocol import caption_row
 from raycap.cluster import Cluster
 from raycap.errors import UserError
 from raycap.fetch import Fetch
+from raycap.finishing import Finish, Finishing
+from raycap.flags import Flags
 from raycap.images import Reading
-from raycap.schema import CAPTIONS, SUCCESS
+from raycap.schema import ATTEMPT, CAPTIONS, SUCCESS
 from raycap.sources import Source
 from raycap.sources.own_columns import with_columns
 from raycap.sources.table import reserved_names
 from raycap.storage import output_folder
 
-MARKED = pa.schema([("low_score", pa.bool_())])
+# The columns of CAPTIONS that a captioner's answer decides.
+DECIDED = (
+    "caption",
+    "score",
+    "alternatives",
+    "status",
+    "error_message",
+    "flags",
+    "raw_caption",
+)
 # Captions that a worker remembers by the digest of their pictures, for --dedup.
 REMEMBERED = 100_000
 
@@ -40,8 +52,12 @@ def captions_job(
     fetch: Fetch,
     reading: Reading,
     cluster: Cluster,
+    finish: Finish | None = None,
+    flags: Flags | None = None,
 ) -> TableJob:
-    """The captions that a captioner writes for the pictures of a source."""
+    """The captions that a captioner writes for the pictures of a source, finished and with
+    flags."""
+    finishing = Finishing(finish or Finish(), flags or Flags(), captioner.prompt_texts())
     placement = captioner.placement()
     # The rows of a run that has a precision of its own depend on it: see `precision`.
     precision = placement.precision
@@ -54,8 +70,7 @@ def captions_job(
     folder = str(output_folder(options.out) / ANSWERS) if options.out else ""
     in_run = captioner.in_run(folder)
     reading = captioner.reading(reading)
-    marked = MARKED if options.min_score is not None else ()
-    columns = pa.schema([*CAPTIONS, *captioner.columns(), *marked])
+    columns = pa.schema([*CAPTIONS, *captioner.columns()])
     listed = with_columns(source, captioner.columns_read())
     check_names(columns, captioner, source)
     return TableJob(
@@ -69,17 +84,22 @@ def captions_job(
         identity={
             "source": source_identity(source, options.split),
             "reading": reading_identity(reading),
-            "min_score": options.min_score,
             **captioner.identity(),
         },
         layout=FileLayout(
             rows=options.part_rows,
             schema=columns,
             carry=source.carried,
-            metadata={"raycap": __version__, **captioner.metadata()},
+            metadata={
+                "raycap": __version__,
+                FINISHING: finishing.digest(),
+                **captioner.metadata(),
+            },
+            finish=functools.partial(with_finishing, finishing=finishing),
         ),
+        finishing=finishing,
         intake=captioner.intake(),
-        open_model=functools.partial(_open_worker, in_run),
+        open_model=functools.partial(_open_worker, in_run, finishing),
         keeps_answers=in_run is not captioner,
         runs_model=precision is not None,
         pictures_per_second=placement.pictures_per_second,
@@ -103,15 +123,15 @@ def check_names(columns: pa.Schema, captioner: CaptionerOptions, source: Source)
 
 
 def _open_worker(
-    captioner: CaptionerOptions, options: CaptionOptions, threads: int
+    captioner: CaptionerOptions, finishing: Finishing, options: CaptionOptions, threads: int
 ) -> "CaptionWorker":
     if captioner.placement().precision is not None:
         captioner = captioner.in_precision(options.precision)
     opened = captioner.open(options.device, threads)
     columns, read = captioner.columns(), captioner.columns_read()
     if isinstance(opened, AsyncCaptioner):
-        return AsyncCaptionWorker(opened, columns, options, read)
-    return CaptionWorker(opened, columns, options, read)
+        return AsyncCaptionWorker(opened, columns, finishing, options.dedup, read)
+    return CaptionWorker(opened, columns, finishing, options.dedup, read)
 
 
 class CaptionWorker:
@@ -121,12 +141,13 @@ class CaptionWorker:
         self,
         captioner: Captioner,
         extra_columns: pa.Schema,
-        options: CaptionOptions,
+        finishing: Finishing,
+        dedup: bool,
         columns_read: Sequence[str] = (),
     ) -> None:
         self._captioner, self._extra_columns = captioner, extra_columns
+        self._finishing, self._dedup = finishing, dedup
         self._columns_read = columns_read
-        self._dedup, self._min_score = options.dedup, options.min_score
         self._known: dict[str, Prediction] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -172,19 +193,17 @@ class CaptionWorker:
     ) -> pa.Table:
         loaded = zip(table["status"].to_pylist(), table["error_message"].to_pylist(), strict=True)
         rows = [
-            caption_row(status, error, prediction)
+            caption_row(status, error, prediction, self._finishing)
             for (status, error), prediction in zip(loaded, predictions, strict=True)
         ]
         table = table.drop_columns(["status", "error_message"])
-        decided = ("caption", "score", "alternatives", "status", "error_message")
-        for column in (*(CAPTIONS.field(name) for name in decided), *self._extra_columns):
+        for column in (*(CAPTIONS.field(name) for name in DECIDED), *self._extra_columns):
             values = [_arrow_value(row.get(column.name), column.type) for row in rows]
             table = table.append_column(column.name, pa.array(values, column.type))
-        if self._min_score is not None:
-            scores = [row["score"] for row in rows]
-            low = [score is not None and score < self._min_score for score in scores]
-            table = table.append_column(MARKED.field(0).name, pa.array(low, MARKED.field(0).type))
-        return table
+        attempts = table[ATTEMPT] if ATTEMPT in table.column_names else pa.nulls(len(table))
+        return table.append_column(
+            CAPTIONS.field("attempt"), attempts.cast(pa.int32()).fill_null(0)
+        )
 
 
 class AsyncCaptionWorker(CaptionWorker):
@@ -197,10 +216,11 @@ class AsyncCaptionWorker(CaptionWorker):
         self,
         captioner: AsyncCaptioner,
         extra_columns: pa.Schema,
-        options: CaptionOptions,
+        finishing: Finishing,
+        dedup: bool,
         columns_read: Sequence[str] = (),
     ) -> None:
-        super().__init__(captioner, extra_columns, options, columns_read)
+        super().__init__(captioner, extra_columns, finishing, dedup, columns_read)
         # By digest, for --dedup: pictures that are asked for, of any batch.
         self._under_way: dict[str, Future[Prediction]] = {}
 

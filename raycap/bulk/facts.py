@@ -11,6 +11,7 @@ from raycap.bulk.counts import RowCounts
 from raycap.bulk.job import FACTS, RunResult, TableJob
 from raycap.fetch.hosts import host_lines
 from raycap.options import to_plain
+from raycap.sources.manifest import counted
 from raycap.sources.notes import line_of
 from raycap.storage import RunFolder
 from raycap.terminal import printable
@@ -36,6 +37,8 @@ def write_facts(
         "failed": held.failed,
         "statuses": dict(held.statuses.most_common()),
         "reasons": reasons,
+        "flagged": held.flagged,
+        "flags": dict(held.flags.most_common()),
         "left_out": list(result.left_out),
         "notes": list(result.notes),
         "made_in_this_run": made.rows,
@@ -46,6 +49,7 @@ def write_facts(
         "passes_lost": list(result.faults),
         **more,
         "identity": job.identity,
+        "finishing": job.finishing.identity() if job.finishing else {},
         "options": to_plain(job.options),
         "config": job.config,
         "versions": {
@@ -71,7 +75,9 @@ def counts_in(facts: dict[str, Any] | None, version: int) -> RowCounts | None:
     if facts is None or facts.get("table_version") != version:
         return None
     reasons = {(each["status"], each["reason"]): each["rows"] for each in facts["reasons"]}
-    return RowCounts(Counter(facts["statuses"]), Counter(reasons))
+    flags = Counter(facts.get("flags", {}))
+    statuses, flagged = Counter(facts["statuses"]), facts.get("flagged", 0)
+    return RowCounts(statuses, Counter(reasons), flags=flags, flagged=flagged)
 
 
 def summary(job: TableJob, folder: RunFolder, result: RunResult) -> str:
@@ -82,6 +88,7 @@ def summary(job: TableJob, folder: RunFolder, result: RunResult) -> str:
         f"{held.rows:,} rows, {held.failed:,} failed; {made.rows:,} made now, in "
         f"{result.seconds:,.1f} s ({rate:,.1f} rows/s)",
         *reason_lines(held),
+        *flag_lines(held),
         *note_lines(result.left_out, result.notes),
         *host_lines(made.hosts.report(), HOSTS_IN_SUMMARY),
         f"written: {folder / job.table}",
@@ -110,6 +117,15 @@ def reason_lines(counts: RowCounts) -> list[str]:
         f"  {rows:>9,}  {status}: {printable(reason)}"
         for (status, reason), rows in counts.reasons.most_common(COMMONEST_REASONS)
     ]
+
+
+def flag_lines(counts: RowCounts) -> list[str]:
+    """How many captions have a flag, and which ones."""
+    if not counts.flagged:
+        return []
+    flags = ", ".join(f"{printable(flag)} {rows:,}" for flag, rows in counts.flags.most_common())
+    captions = counted(counts.flagged, "caption has a flag", "captions have flags")
+    return [f"{captions} ({flags}); --retry flagged tries again"]
 
 
 def rows_by_node(rows: Mapping[str, int], seconds: float) -> dict[str, dict[str, float]]:

@@ -47,7 +47,9 @@ def differences_from(job: TableJob, record: Mapping[str, Any] | None) -> list[st
     """What differs between the run with this record and this one, a line for each option."""
     if record is None:
         return []
-    identity = record.get("identity", {})
+    # A flag is no part of the identity. Earlier versions had one option for one of them there.
+    identity = dict(record.get("identity", {}))
+    identity.pop("min_score", None)
     # More formats are accepted by default than in older versions. If a run had the default then,
     # it takes today's.
     reading = identity.get("reading", {})

@@ -14,6 +14,7 @@ from raycap.bulk.work import FileLayout, RowMaker, WorkOrder
 from raycap.cluster import Cluster
 from raycap.errors import UserError
 from raycap.fetch import Fetch
+from raycap.finishing import Finishing
 from raycap.images import Intake, Reading
 from raycap.images.reading import LIMITS
 from raycap.options import to_plain
@@ -55,6 +56,7 @@ class TableJob:
     runs_model: bool = False  # then the precision determines the rows too: see `precision`
     pictures_per_second: float = 30.0  # of one worker, roughly
     export: Callable[[RunFolder, Run], None] = no_exports  # other forms of the whole table
+    finishing: Finishing | None = None  # of captions
     config: str = ""  # all options as YAML, for facts.json
 
     def order(self, out: RunFolder, table: RunFolder) -> WorkOrder:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raycap.bulk.finish import failed_rows
+from raycap.bulk.finish import rows_to_retry
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import (
     Plan,
@@ -98,7 +98,7 @@ def list_failed(
     """Write down the rows of some files of the table that are to be made again."""
     for unit in units:
         only = plan.selection.get("only", "")
-        rows = failed_rows(out, table, plan.units[unit], plan.statuses, only)
+        rows = rows_to_retry(out, table, plan.units[unit], plan.statuses, plan.flags, only)
         yield from write_shards(out, plan, unit, rows, Notes(), TakenKeys())
 
 

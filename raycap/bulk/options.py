@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.expressions import parse
+from raycap.options import nearest
+from raycap.schema import ANY_FLAG, FAILURES
 from raycap.search import Beam, SearchChoice
 from raycap.sinks import SinkName, TextMode
 
@@ -33,8 +35,10 @@ class BulkOptions:
     is there, also what they will take."""
     overwrite: bool = False
     """Make the whole table again. The old one stays until the new one is complete."""
-    retry: Literal["", "failed", "failed_to_fetch", "failed_to_decode", "failed_to_caption"] = ""
-    """Make failed rows again, all of them or those of one status, and replace them."""
+    retry: str = ""
+    """Make failed rows again, all of them (failed) or those of one status (failed_to_fetch), and
+    replace them; of captions also flagged ones, all of them (flagged) or those with one flag
+    (flagged:repeats)."""
     max_failed: str = ""
     """Stop when more rows than this fail: a count such as 500, or a share such as 10%."""
     batch: int = 64
@@ -61,6 +65,8 @@ class BulkOptions:
     def has_one_writer(self) -> bool:
         return self.commit == "unsafe-single-driver"
 
+    has_flags: ClassVar[bool] = False  # whether the rows have a column of flags
+
     def __post_init__(self) -> None:
         for name in ("batch", "part_rows", "actors", "threads", "limit"):
             value = getattr(self, name)
@@ -77,6 +83,23 @@ class BulkOptions:
         if self.only:
             parse(self.only)  # refuses what is no expression
         self.failures_allowed(0)
+        self.to_retry()
+
+    def to_retry(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The statuses and the flags of the rows that --retry makes again."""
+        if self.retry in ("", "failed"):
+            return (FAILURES if self.retry else ()), ()
+        if self.retry in FAILURES:
+            return (self.retry,), ()
+        kind, colon, flag = self.retry.partition(":")
+        is_flag = kind == "flagged" and bool(flag or not colon)
+        if not is_flag or not self.has_flags:
+            known = ["failed", *FAILURES, *(["flagged"] if self.has_flags else [])]
+            raise UserError(
+                f"--retry is {self.retry!r}{nearest(self.retry, known)}: give one of "
+                f"{', '.join(known)}" + (" or flagged:NAME" if self.has_flags else "")
+            )
+        return (), (flag or ANY_FLAG,)
 
     def failures_allowed(self, done: int) -> float:
         """How many of so many rows may have failed."""
@@ -124,9 +147,6 @@ class CaptionOptions(BulkOptions):
     """Width of the beam search. None: as the captioner was trained."""
     num_captions: int | None = None
     """Captions of each picture: the best one, and the next best as alternatives."""
-    min_score: float | None = None
-    """Mark rows whose caption scores less than this, in a column low_score. They stay in the
-    table."""
     attention: bool = False
     """Store where the captioner looked for each word, in the columns words and attention. For
     single photos, draw it: NAME.attention.png."""
@@ -185,6 +205,8 @@ class CaptionOptions(BulkOptions):
                 "--true-words and --dedup do not go together: equal pictures may have different "
                 "captions"
             )
+
+    has_flags: ClassVar[bool] = True
 
     @property
     def has_prices(self) -> bool:

@@ -36,7 +36,7 @@ SECONDS_PER_SHARD = 2.0
 # Chunks grow with the rows before them: a small job is spread evenly over its workers.
 SMALLEST_SHARE = 32
 
-Kind = Literal["first", "append", "retry", "overwrite"]
+Kind = Literal["first", "append", "retry", "overwrite", "finish"]
 
 # The columns of a shard, before the user's own ones. `embedded` says that the source holds the
 # picture's bytes: they are read again where the row is worked on.
@@ -97,9 +97,14 @@ class Plan:
     batch: int
     chunk_rows: int  # the most rows of a chunk
     selection: dict[str, Any] = field(default_factory=dict)  # --limit, --sample
-    # What is listed on its own: parts of the source, or of a retry the table's files.
+    # What is listed on its own: parts of the source; of a retry and of finishing, the table's
+    # files.
     units: tuple[str, ...] = ("",)
     statuses: tuple[str, ...] = ()  # of a retry: which rows are made again
+    flags: tuple[str, ...] = ()  # the same, of captioned rows; ANY_FLAG: with whatever flag
+    # Of finishing: the digest of its options, and the digests of captions that many pictures have.
+    finishing: str = ""
+    many: tuple[str, ...] = ()
     keys: UnitKeys = "unique"  # what the source says of the keys of its units
 
     @property
@@ -151,7 +156,7 @@ def plans_of_table(out: RunFolder, completed: int) -> list[Plan]:
     found: list[Plan] = []
     for number in numbers:
         plan = read_plan(out, number)
-        if plan is None or plan.kind == "retry":
+        if plan is None or plan.kind in ("retry", "finish"):
             continue
         if plan.kind != "overwrite":
             found.append(plan)
@@ -164,7 +169,8 @@ def read_plan(out: RunFolder, operation: int) -> Plan | None:
     data = out.read_json(f"{folder_of(operation)}/plan.json")
     if data is None:
         return None
-    return Plan(**data | {name: tuple(data[name]) for name in ("units", "statuses")})
+    lists = ("units", "statuses", "flags", "many")
+    return Plan(**data | {name: tuple(data.get(name, ())) for name in lists})
 
 
 def write_plan(out: RunFolder, plan: Plan) -> None:

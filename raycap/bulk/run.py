@@ -5,8 +5,9 @@ the work starts:
 
     first      all rows of the source
     append     the rows that the source has in addition to those of earlier plans
-    retry      failed rows, which are made again and replaced
+    retry      failed or flagged rows, which are made again and replaced
     overwrite  all rows, which replace the table
+    finish     captions and flags of files, which are made again without the model
 """
 
 import contextlib
@@ -14,19 +15,32 @@ import functools
 import json
 import logging
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.estimate import estimate_of_facts
 from raycap.bulk.facts import counts_in, note_lines, summary, update_facts, write_facts
 from raycap.bulk.finish import (
     counts_of_files,
+    finish_file,
     join_part,
     part_name,
     parts_of,
-    replace_failed,
+    replace_retried,
+)
+from raycap.bulk.finishing import (
+    CommonCaptions,
+    add_digests,
+    common_captions,
+    different_pictures,
+    files_with_other_flags,
+    finishings_of_files,
+    pictures_of_captions,
 )
 from raycap.bulk.identity import check_same, differences_from, origin, write_record
 from raycap.bulk.job import ANSWERS, FACTS, RUN, RunResult, TableJob
@@ -49,8 +63,9 @@ from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of, operation
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.expressions import parse
+from raycap.options import nearest
 from raycap.row_filter import RowFilter
-from raycap.schema import FAILURES
+from raycap.schema import ANY_FLAG, FLAGS, SAME_AS_MANY
 from raycap.sources import Notes
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.filesystem import REMOVED_AT_ONCE
@@ -98,8 +113,13 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
             run.complete_earlier_work()
             if not chooses_retried_rows(job.options):
                 run.add_rows()
-            if job.options.retry:
-                run.retry(FAILURES if job.options.retry == "failed" else (job.options.retry,))
+            statuses, flags = job.options.to_retry()
+            if flags:
+                run.finish_captions()
+                run.check_flags(flags)
+            if statuses or flags:
+                run.retry(statuses, flags)
+        run.finish_captions()
         clean_up(out, run.table)
         result = run.result()
         job.export(out, machines.run)
@@ -176,6 +196,12 @@ class _Run:
             check_same(self.job, record, self.out)
         if plan is None:
             return
+        if plan.kind == "finish":
+            if self.job.finishing is not None and plan.finishing == self.job.finishing.digest():
+                self._finish(plan)
+            else:
+                self._remove_operation(plan)
+            return
         if plan.kind != "retry":
             _check_selection(plan, self.job.options, self.out)
         self._run_operation(plan)
@@ -210,17 +236,114 @@ class _Run:
         options = self.job.options
         return {"limit": options.limit, "sample": options.sample, "only": options.only}
 
-    def retry(self, statuses: tuple[str, ...]) -> None:
-        """Make the rows with one of these statuses again, and replace them."""
+    def check_flags(self, flags: tuple[str, ...]) -> None:
+        """Raise UserError for a flag that nobody knows."""
+        held = RowCounts()
+        for counts in self._counts_by_file().values():
+            held.add(counts)
+        known = dict.fromkeys([*FLAGS, *held.flags])
+        for flag in flags:
+            if flag != ANY_FLAG and flag not in known:
+                raise UserError(
+                    f"--retry flagged:{flag}: there is no flag '{flag}'{nearest(flag, known)}"
+                )
+
+    def retry(self, statuses: tuple[str, ...], flags: tuple[str, ...]) -> None:
+        """Make the rows with one of these statuses or flags again, and replace them."""
         counts = self._counts_by_file()
         # The units of a retry are the files of the table with such rows.
         units = [
             path
             for path, found in counts.items()
             if any(found.statuses[status] for status in statuses)
+            or any(found.flags[flag] for flag in flags)
+            or (ANY_FLAG in flags and found.flagged)
         ]
         if units:
-            self._run_operation(self._new_plan("retry", tuple(units), statuses))
+            self._run_operation(self._new_plan("retry", tuple(units), statuses, flags))
+
+    def finish_captions(self) -> None:
+        """Make captions and flags again in files whose captions were finished with other options,
+        and the flag of captions that many pictures have."""
+        finishing = self.job.finishing
+        if finishing is None or self._is_finished():
+            return
+        paths = [file.path for file in self.table.files()]
+        stale = {
+            path
+            for path, digest in zip(paths, self._of_files(finishings_of_files, paths), strict=True)
+            if digest != finishing.digest()
+        }
+        many = self._captions_of_many(paths)
+        counts = self._counts_by_file()
+        to_look_at = [
+            path
+            for path in paths
+            if path not in stale and (many or counts[path].flags[SAME_AS_MANY])
+        ]
+        stale |= set(self._of_files(files_with_other_flags, to_look_at, many))
+        if stale and self._lacks_columns():
+            stale = set(paths)
+        if stale:
+            self._finish(
+                self._new_plan(
+                    "finish",
+                    tuple(sorted(stale)),
+                    finishing=finishing.digest(),
+                    many=tuple(sorted(many)),
+                )
+            )
+
+    def _is_finished(self) -> bool:
+        """Whether facts.json says that this version of the table is finished as this run does
+        it."""
+        facts = self.out.read_json(FACTS) or {}
+        assert self.job.finishing is not None
+        is_same = facts.get("finishing") == self.job.finishing.identity()
+        return is_same and facts.get("table_version") == self.table.version
+
+    def _captions_of_many(self, paths: list[str]) -> set[str]:
+        """The digests of captions that many different pictures have."""
+        assert self.job.finishing is not None
+        flags = self.job.finishing.flags
+        if not flags.many:
+            return set()
+        most = round(4 / flags.many_share)
+        common = CommonCaptions(most)
+        for some in self._of_groups(common_captions, paths, most):
+            common.add(some)
+        least = max(flags.many, flags.many_share * common.rows)
+        possible = {key for key, rows in common.counts.items() if rows + common.error >= least}
+        if not possible:
+            return set()
+        pictures: dict[str, set[int]] = {}
+        for found in self._of_groups(pictures_of_captions, paths, possible):
+            for key, digests in found.items():
+                add_digests(pictures.setdefault(key, set()), digests)
+        return {key for key, digests in pictures.items() if different_pictures(digests) >= least}
+
+    def _lacks_columns(self) -> bool:
+        """Whether an earlier version of raycap created the table, without columns of today."""
+        return not set(self.job.layout.schema.names) <= set(self.table.schema().names)
+
+    def _finish(self, plan: Plan) -> None:
+        """Carry out an operation that makes captions and flags of some files again."""
+        number = max(plan.operation, self.table.operation)
+        if self.table.operation > plan.operation:
+            number += 1
+        self.out.remove(FACTS)
+        self.table.begin(number)
+        old = {file.path: file for file in self.table.files()}
+        finish = functools.partial(finish_file, layout=self.job.layout, many=frozenset(plan.many))
+        arguments = [
+            (self.table.folder, path, part_name(number, index))
+            for index, path in enumerate(plan.units)
+        ]
+        new = list(self.machines.run(finish, arguments))
+        schema = None
+        if self._lacks_columns():
+            schema = self.table.folder.reading(new[0].path, pq.read_schema).remove_metadata()
+        self.table.replace(number, new, [old[path] for path in plan.units if path in old], schema)
 
     def _unfinished_plan(self) -> Plan | None:
         """The plan of an operation that has begun and is not complete."""
@@ -228,10 +351,9 @@ class _Run:
         return plan if plan is not None and plan.operation > self.table.completed else None
 
     def _remove_pending_replacements(self) -> None:
-        """Remove interrupted overwrites and retries. They have changed nothing in the table
-        yet."""
+        """Remove interrupted operations that have changed nothing in the table yet."""
         while (plan := self._unfinished_plan()) is not None:
-            if plan.kind not in ("overwrite", "retry"):
+            if plan.kind not in ("overwrite", "retry", "finish"):
                 return
             self._remove_operation(plan)
 
@@ -242,7 +364,13 @@ class _Run:
         self.out.remove(plan.folder)
 
     def _new_plan(
-        self, kind: Kind, units: tuple[str, ...] | None = None, statuses: tuple[str, ...] = ()
+        self,
+        kind: Kind,
+        units: tuple[str, ...] | None = None,
+        statuses: tuple[str, ...] = (),
+        flags: tuple[str, ...] = (),
+        finishing: str = "",
+        many: tuple[str, ...] = (),
     ) -> Plan:
         """Write a new plan. `units` are those of the source by default."""
         newest = newest_plan(self.out)
@@ -260,7 +388,10 @@ class _Run:
             selection=self._selection,
             units=units,
             statuses=statuses,
-            keys="unique" if kind == "retry" else self.job.source.unit_keys,
+            flags=flags,
+            finishing=finishing,
+            many=many,
+            keys="unique" if kind in ("retry", "finish") else self.job.source.unit_keys,
         )
         write_plan(self.out, plan)
         return plan
@@ -355,17 +486,24 @@ class _Run:
             (self.table.folder, path, side.folder, made[unit], part_name(number, index))
             for index, (unit, path) in enumerate(zip(made, replaced, strict=True))
         ]
-        replace = functools.partial(replace_failed, layout=self.job.layout)
+        replace = functools.partial(replace_retried, layout=self.job.layout)
         new = list(self.machines.run(replace, arguments))
         self.table.replace(number, new, [old[path] for path in replaced if path in old])
 
     def _counts_by_file(self) -> dict[str, RowCounts]:
         paths = [file.path for file in self.table.files()]
+        return dict(zip(paths, self._of_files(counts_of_files, paths), strict=True))
+
+    def _of_files(
+        self, act: Callable[..., Iterable[Any]], paths: list[str], *more: Any
+    ) -> list[Any]:
+        """What a function says of each of these files of the table."""
+        return [answer for group in self._of_groups(act, paths, *more) for answer in group]
+
+    def _of_groups(self, act: Callable[..., Any], paths: list[str], *more: Any) -> Iterable[Any]:
+        """What a function says of each group of files."""
         groups = [paths[at : at + FILES_PER_TASK] for at in range(0, len(paths), FILES_PER_TASK)]
-        answers = self.machines.run(
-            counts_of_files, [(self.table.folder, group) for group in groups]
-        )
-        return dict(zip(paths, [counts for group in answers for counts in group], strict=True))
+        return self.machines.run(act, [(self.table.folder, group, *more) for group in groups])
 
     def result(self) -> RunResult:
         held = counts_in(self.out.read_json(FACTS), self.table.version)

@@ -34,6 +34,8 @@ BYTES_THAT_WAIT = 256 * 2**20
 # Keys of the metadata of Parquet files: the counts of their rows, and which rows of which chunks
 # they are.
 COUNTS, ROWS = "raycap.counts", "raycap.rows"
+# With which options captions were finished, and the highest attempt of `--retry flagged`.
+FINISHING, ATTEMPTS = "raycap.finishing", "raycap.attempts"
 
 # From loaded pictures to finished rows, one for each, in their order.
 RowMaker = Callable[[pa.Table], pa.Table]
@@ -57,6 +59,8 @@ class FileLayout:
     schema: pa.Schema
     carry: tuple[str, ...]  # columns of the user's own table
     metadata: dict[str, str]
+    # Of caption tables: makes captions and flags of a file again as this run finishes them.
+    finish: Callable[[pa.Table], pa.Table] | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from raycap.captioners.endpoint.options import Endpoint
 from raycap.captioners.huggingface.options import HuggingFaceModel
 from raycap.captioners.presets import PRESETS
 from raycap.captioners.vllm.options import Vllm
+from raycap.finishing import Finishing
 from raycap.options import choose, from_plain
 from raycap.shipped import NAME as SHIPPED
 from raycap.storage.location import locate
@@ -108,4 +109,6 @@ def load_captioner(
     num_captions = given.pop("num_captions", None)
     chosen = from_plain(part, given, "captioner")
     captioner: CaptionerOptions = chosen.captioner(model, num_captions, precision)
-    return captioner.open(device, None)
+    opened = captioner.open(device, None)
+    opened.finishing = Finishing(prompts=captioner.prompt_texts())
+    return opened

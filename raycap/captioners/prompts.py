@@ -91,6 +91,10 @@ class Template:
     def render(self, values: Mapping[str, str]) -> str:
         return "".join(values[text] if is_name else text for is_name, text in self._pieces)
 
+    def fixed_texts(self) -> tuple[str, ...]:
+        """The texts between the names."""
+        return tuple(text for is_name, text in self._pieces if not is_name)
+
     def with_names(self) -> str:
         """With names in place of values: for a picture of which nothing is known."""
         return self.render({name: name for name in self.names})

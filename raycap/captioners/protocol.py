@@ -23,7 +23,7 @@ import dataclasses
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +35,8 @@ from PIL import Image
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher
 from raycap.fetch.trust import PROGRAM, of_prefixes
+from raycap.finishing import Finish, Finishing
+from raycap.flags import Flags
 from raycap.images import Intake, Reading, Square
 from raycap.images.loading import LoadedPicture, load_in_order
 from raycap.schema import FAILED_TO_CAPTION, SUCCESS
@@ -47,9 +49,8 @@ if TYPE_CHECKING:
 # uint8.
 AnyPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
-# Columns that a row may have besides those of its table: its chunk, and how often the row was made
-# before. Another attempt draws other words.
-CHUNK, ATTEMPT = "raycap.chunk", "raycap.attempt"
+# A column that a row may have besides those of its table: its chunk.
+CHUNK = "raycap.chunk"
 
 # The modes of PIL pictures that PNG and TIFF files hold as they are.
 PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
@@ -75,11 +76,13 @@ class Prediction:
     alternatives: tuple[Alternative, ...] = ()
     """The next best captions, where more than one was asked for."""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the captioner's own columns (see `CaptionerOptions.columns`)."""
+    """Values of the captioner's own columns (see `CaptionerOptions.columns`). A "finish_reason"
+    of "length" says that the caption was cut off."""
     error: str = ""
     """Why this picture has no caption; "" if it has one."""
     flags: tuple[str, ...] = ()
-    """What the captioner itself doubts about the caption, such as `unfamiliar`."""
+    """What the captioner itself doubts about the caption, such as `unfamiliar`: words for the
+    column `flags`."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,10 @@ class Caption:
     """The answer to each prompt by its name, the last one `caption`. Empty if it failed."""
     parsed: Mapping[str, Any] = field(default_factory=dict)
     """By prompt, the values of answers that have a schema or tags."""
+    flags: tuple[str, ...] = ()
+    """What may be wrong with the caption: see `raycap.flags`."""
+    raw_caption: str = ""
+    """What the captioner wrote, before it was finished."""
 
     @property
     def succeeded(self) -> bool:
@@ -113,9 +120,11 @@ class Caption:
         return self.caption if self.succeeded else f"({self.status}: {self.error_message})"
 
 
-def caption_row(status: str, error: str, prediction: Prediction | None) -> dict[str, Any]:
+def caption_row(
+    status: str, error: str, prediction: Prediction | None, finishing: Finishing | None = None
+) -> dict[str, Any]:
     """The columns of one row that the captioner decides: a picture's status so far, and its
-    prediction.
+    prediction, finished and judged.
 
     The prediction is None for a picture that could not be loaded.
     """
@@ -128,9 +137,19 @@ def caption_row(status: str, error: str, prediction: Prediction | None) -> dict[
             "alternatives": [],
             "status": status,
             "error_message": error,
+            "raw_caption": None,
+            "flags": [],
         }
+    finished = (finishing or Finishing()).complete(
+        prediction.caption,
+        prediction.score,
+        str(prediction.extras.get("finish_reason") or ""),
+        prediction.flags,
+    )
     return {
-        "caption": prediction.caption,
+        "caption": finished.caption,
+        "raw_caption": finished.raw_caption,
+        "flags": finished.flags,
         "score": prediction.score,
         "alternatives": [dataclasses.asdict(other) for other in prediction.alternatives],
         "status": status,
@@ -186,6 +205,11 @@ class CaptionerOptions(ABC):
         table, and `key` and `references`."""
         return ()
 
+    def prompt_texts(self) -> tuple[str, ...]:
+        """The texts that it asks with, without values of rows. An answer that repeats one of them
+        gets the flag echo."""
+        return ()
+
     def metadata(self) -> dict[str, str]:
         """What is written into the metadata of each Parquet file."""
         return {}
@@ -213,6 +237,8 @@ class Captioner(ABC):
 
     def __init__(self, intake: Intake, reading: Reading | None = None) -> None:
         self.intake, self.reading = intake, reading or Reading()
+        # How `caption` finishes and judges what `predict` answers.
+        self.finishing = Finishing()
 
     @staticmethod
     def load(
@@ -220,15 +246,22 @@ class Captioner(ABC):
         kind: str = "",
         device: str = "auto",
         precision: PrecisionName = "auto",
+        finish: Finish | None = None,
+        flags: Flags | None = None,
         **options: Any,
     ) -> Captioner:
         """The captioner that `model` names: a folder or URI of raycap's, the one that ships, a
         Hugging Face model or the URL of a server. `kind` says which kind it is, where that cannot
-        be seen. The other options are those of its kind, such as `prompt="..."`.
+        be seen. `finish` and `flags` say what becomes of the answers. The other options are those
+        of its kind, such as `prompt="..."`.
         """
         from raycap.captioners.kinds import load_captioner
 
-        return load_captioner(str(model), kind, device, precision, options)
+        captioner = load_captioner(str(model), kind, device, precision, options)
+        captioner.finishing = replace(
+            captioner.finishing, finish=finish or Finish(), flags=flags or Flags()
+        )
+        return captioner
 
     @abstractmethod
     def predict(
@@ -297,7 +330,8 @@ class Captioner(ABC):
         captions = []
         for picture in loaded:
             prediction = None if picture.pixels is None else next(predictions)
-            row = caption_row(picture.status, picture.error, prediction)
+            row = caption_row(picture.status, picture.error, prediction, self.finishing)
+            raw = row["caption"] if row["raw_caption"] is None else row["raw_caption"]
             captions.append(
                 Caption(
                     caption=row["caption"],
@@ -315,6 +349,8 @@ class Captioner(ABC):
                         for name in self.prompts
                         if f"{name}_parsed" in row
                     },
+                    flags=tuple(row["flags"]),
+                    raw_caption=raw,
                 )
             )
         return captions

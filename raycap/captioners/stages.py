@@ -26,9 +26,9 @@ from raycap.captioners.prompts import (
     template_of,
     values_of,
 )
-from raycap.captioners.protocol import ATTEMPT
 from raycap.captioners.structured import Fitted, Structure, read_schema, read_tags
 from raycap.errors import UserError
+from raycap.schema import ATTEMPT
 
 # Behind the name of a prompt: the columns of parsed answers, and of the words that tags are of.
 PARSED, RAW = "_parsed", "_raw"
@@ -276,3 +276,8 @@ def identity_of(stages: Sequence[Stage]) -> dict[str, Any]:
 def reason_of(stages: Sequence[Stage], stage: Stage, fault: str, always: bool = False) -> str:
     """Why a row failed. Where there are several prompts, it names the one."""
     return f"prompt {stage.name}: {fault}" if always or len(stages) > 1 else fault
+
+
+def fixed_texts(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """What the prompt of the captions says about every picture, without values of rows."""
+    return template_of(stages[-1].text).fixed_texts()

@@ -27,7 +27,17 @@ COMMANDS = {
         "write a caption for every picture of a source into a table, or print those of single "
         "photos",
         "raycap.commands.caption:caption",
-        ("caption", "captioner", "source", "fetch", "reading", "search", "cluster"),
+        (
+            "caption",
+            "captioner",
+            "finish",
+            "flags",
+            "source",
+            "fetch",
+            "reading",
+            "search",
+            "cluster",
+        ),
         several="photos",
     ),
     "extract": Command(

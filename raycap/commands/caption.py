@@ -19,6 +19,8 @@ from raycap.config import Config, dumps
 from raycap.errors import UserError
 from raycap.fetch import Fetcher
 from raycap.fetch.trust import ANYTHING
+from raycap.finishing import Finishing
+from raycap.flags import flags_in_words
 from raycap.row_filter import RowFilter
 from raycap.schema import SUCCESS
 from raycap.sources import Folder, Source, Urls
@@ -80,7 +82,16 @@ def _caption_table(config: Config) -> int:
     if options.estimate:
         write_out(_estimate(config, captioner, source))
         return 0
-    job = captions_job(captioner, source, options, config.fetch, config.reading, config.cluster)
+    job = captions_job(
+        captioner,
+        source,
+        options,
+        config.fetch,
+        config.reading,
+        config.cluster,
+        config.finish,
+        config.flags,
+    )
     out = RunFolder(options.out)
     beside = options.txt_beside
     if options.also_only:
@@ -222,6 +233,7 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
     opened = captioner.open(options.device, threads)
     reading = captioner.reading(config.reading)
     opened.reading = reading
+    opened.finishing = Finishing(config.finish, config.flags, captioner.prompt_texts())
     all_succeeded = True
     # Who names a photo on the command line means it, wherever it is.
     with opened, Fetcher(config.fetch, ANYTHING) as fetcher, warnings.catch_warnings():
@@ -247,9 +259,7 @@ def _print_caption(name: str, found: "Caption", config: Config) -> None:
         reason = f"{printable(found.status)}: {printable(found.error_message)}"
         write_err(f"raycap: {prefix}{reason}\n")
         return
-    caption = printable(found.caption)
-    if options.min_score is not None and found.score < options.min_score:  # never of NaN
-        caption += " (low score)"
+    caption = printable(found.caption + flags_in_words(found.flags))
     for prompt, answer in list(found.answers.items())[:-1]:
         write_out(f"{prefix}{prompt}: {printable(answer)}\n")
     if len(found.answers) > 1:

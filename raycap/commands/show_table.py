@@ -9,6 +9,7 @@ from raycap.config import Config
 from raycap.errors import UserError
 from raycap.evaluation.captions import read_captions
 from raycap.fetch.trust import ONLY_WEB
+from raycap.flags import flags_in_words
 from raycap.report.options import Report
 from raycap.report.page import write_page
 from raycap.storage import RunFolder
@@ -29,7 +30,8 @@ def show_table(config: Config) -> None:
             table = read_captions(str(out / "captions"), "captions").rows
             for row in table.sort_by("key").to_pylist():
                 caption = row["caption"] or f"({row['status']}: {row['error_message']})"
-                write_out(f"{printable(row['key'])}: {printable(caption)}\n")
+                flags = printable(flags_in_words(row["flags"]))
+                write_out(f"{printable(row['key'])}: {printable(caption)}{flags}\n")
         if not out.is_local or rows > ON_A_PAGE:
             write_out(f"a page of them: raycap report {out}\n")
         elif _is_older(Path(out.path(PAGE)), Path(out.path(FACTS))):

@@ -1,6 +1,7 @@
 """Reads caption tables of all formats (raycap's Parquet, COCO results, CSV, JSON lines) into one
 schema."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from raycap.storage.location import Location, existing, locate
 
 # The columns that are read. Missing ones are "", null or an empty list; a missing status is
 # success.
-_NOT_READ = ("width", "height", "sha256")
+_NOT_READ = ("width", "height", "sha256", "raw_caption", "attempt")
 _READ = [CAPTIONS.field(name) for name in CAPTIONS.names if name not in _NOT_READ]
 ROWS = pa.schema([*_READ, *TRUE_WORDS])
 NUMBERS = ("score", *TRUE_WORDS.names)
@@ -248,7 +249,12 @@ def _as_rows(piece: RowBatch, columns: Columns) -> pa.Table:
     names, uri = piece.columns.column_names, piece.file.uri
     column_of = {name: name for name in ROWS.names if name in names}
     column_of["key"], column_of["caption"] = columns.find(names, uri)
-    defaults: dict[str, Any] = {"status": SUCCESS, "alternatives": [], **dict.fromkeys(NUMBERS)}
+    defaults: dict[str, Any] = {
+        "status": SUCCESS,
+        "alternatives": [],
+        "flags": [],
+        **dict.fromkeys(NUMBERS),
+    }
     arrays = {}
     for field in ROWS:
         if field.name in column_of:
@@ -267,6 +273,9 @@ def _as_rows(piece: RowBatch, columns: Columns) -> pa.Table:
 def _value(field: pa.Field, value: Any, piece: RowBatch, row: int) -> Any:
     """Convert one cell. In text formats, numbers and lists are text."""
     is_number = field.name in NUMBERS
+    if field.name == "flags":  # a column of this name in other people's tables holds anything
+        given = value if isinstance(value, list) else _flags_in_text(_text(value) or "")
+        return [str(flag) for flag in given]
     if not is_number and field.name != "alternatives":
         if field.name == "status" and not value:
             return SUCCESS
@@ -283,6 +292,15 @@ def _value(field: pa.Field, value: Any, piece: RowBatch, row: int) -> Any:
     except (ValueError, TypeError, KeyError) as error:
         where = f"{piece.file.uri} {piece.where[row]}"
         raise UserError(f"{where}: {value[:60]!r} is no {field.name}") from error
+
+
+def _flags_in_text(text: str) -> list[str]:
+    """The flags in a cell of a text format: a JSON list, or words."""
+    with contextlib.suppress(ValueError):
+        parsed = json.loads(text)
+        if isinstance(parsed, list):
+            return parsed
+    return text.replace(",", " ").split()
 
 
 def _text(value: Any) -> str | None:

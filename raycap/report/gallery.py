@@ -57,6 +57,7 @@ class PictureCaption:
     reason: str
     alternatives: Sequence[Mapping[str, Any]]
     scores: Sequence[tuple[ScoreFacts, float]]
+    flags: Sequence[str] = ()  # what may be wrong with it, without spaces
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,7 @@ class GalleryMaker:
             row.get("error_message", outcome.reason),
             row.get("alternatives") or [],
             scores,
+            ["_".join(flag.split()) for flag in row.get("flags") or () if flag.strip()],
         )
 
     def _status(self, number: int, outcome: Outcome) -> str:

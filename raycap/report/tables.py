@@ -16,6 +16,7 @@ from raycap.report.pictures import PagePictures, panels_of_tables
 
 HISTOGRAM_PICTURES = 50  # fewer are better looked at one by one
 BINS = 40
+MOST_FLAGS = 50  # to choose from: a table of somebody else may hold anything
 
 
 def table_values(
@@ -49,6 +50,14 @@ def table_values(
         "entries": list(zip(gallery.entries, thumbnails, strict=True)),
         "measures": labels,
         "legend": list(dict.fromkeys(shown)),
+        "flags": sorted(
+            {
+                flag
+                for entry in gallery.entries
+                for caption in entry.captions
+                for flag in caption.flags
+            }
+        )[:MOST_FLAGS],
         "statuses": sorted({status for own in gallery.statuses.values() for status in own}),
         "histograms": histograms,
         "scores": _score_rows(evaluation) if evaluation else None,

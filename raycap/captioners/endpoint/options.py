@@ -12,7 +12,14 @@ import pyarrow as pa
 
 from raycap.captioners.generation import DEFAULT_PROMPT, Generation
 from raycap.captioners.protocol import CaptionerOptions, Placement
-from raycap.captioners.stages import Stage, columns_of, columns_read, identity_of, resolve_stages
+from raycap.captioners.stages import (
+    Stage,
+    columns_of,
+    columns_read,
+    fixed_texts,
+    identity_of,
+    resolve_stages,
+)
 from raycap.errors import UserError
 from raycap.images.intake import Encoded
 
@@ -192,6 +199,9 @@ class EndpointOptions(CaptionerOptions):
 
     def columns_read(self) -> tuple[str, ...]:
         return columns_read(self.stages)
+
+    def prompt_texts(self) -> tuple[str, ...]:
+        return fixed_texts(self.stages)
 
     def placement(self) -> Placement:
         rate = self.endpoint.in_flight / SECONDS_PER_ANSWER

@@ -14,7 +14,7 @@ import pyarrow as pa
 from raycap.captioners.generation import Generation
 from raycap.captioners.presets import PRESETS
 from raycap.captioners.protocol import CaptionerOptions, Placement
-from raycap.captioners.stages import Stage, columns_of, columns_read, identity_of
+from raycap.captioners.stages import Stage, columns_of, columns_read, fixed_texts, identity_of
 from raycap.device import PrecisionName
 from raycap.errors import UserError
 from raycap.images.intake import Intake
@@ -155,6 +155,10 @@ class HuggingFaceOptions(CaptionerOptions):
 
     def columns_read(self) -> tuple[str, ...]:
         return columns_read(self.stages)
+
+    def prompt_texts(self) -> tuple[str, ...]:
+        # What begins with the prompt is asked for in the dialect "prefix".
+        return () if self.dialect == "prefix" else fixed_texts(self.stages)
 
     def metadata(self) -> dict[str, str]:
         return {"captioner": self.digest or f"{self.model}@{self.revision}"}

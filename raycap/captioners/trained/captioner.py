@@ -4,7 +4,7 @@ into words."""
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
 from raycap.device import PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder, Features
 from raycap.errors import UserError
-from raycap.search import Beam, Hypothesis, SearchChoice
+from raycap.schema import ATTEMPT, CUT_OFF, UNFAMILIAR
+from raycap.search import Beam, Hypothesis, Sample, SearchChoice, SearchOptions
 from raycap.shipped import NAME as SHIPPED
 from raycap.vocabulary import Vocabulary
 
-UNFAMILIAR = "unfamiliar"  # a flag
 # From this share of validation pictures that are more familiar, a picture has the flag.
 MOST_UNFAMILIAR = 0.95
+# Captions that are drawn when a picture is tried again. The surest of them is the answer.
+DRAWN_AGAIN = 4
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,12 @@ class TrainedCaptioner(Captioner):
         if not len(pictures):
             return []
         references = [row["references"] for row in rows] if self.true_words else None
-        seeds = [picture_seed(0, row.get("sha256", ""), 0) for row in rows]
+        usual = search
+        if any(row.get(ATTEMPT) for row in rows):
+            search = _sampling_like(usual)  # a beam search would give the same caption again
+        seeds = [
+            picture_seed(row.get(ATTEMPT) or 0, str(row.get("sha256") or ""), 0) for row in rows
+        ]
         squares = list(pictures)
         if self.fixed_batch:
             # Arithmetic rounds by the size of the batch. With one size, a caption does not depend
@@ -170,13 +177,19 @@ class TrainedCaptioner(Captioner):
             references = None if references is None else references + [()] * missing
             seeds += [0] * missing
         attention = self.attention if attention is None else attention
-        answers = self._search_in_batches(squares, search, seeds, attention, references)
+        draws_again = search is not usual
+        answers = self._search_in_batches(
+            squares, search, seeds, draws_again, attention, references
+        )
         if self.fixed_batch and self.precision.name != "fp32" and self._fitting.size < self.batch:
             raise UserError(
                 f"the device's memory is too small for batches of {self.batch}, and in "
                 f"{self.precision.name} captions depend on the size of the batch: give a smaller "
                 f"one, such as --batch {self._fitting.size}, or --precision fp32"
             )
+        if draws_again and not isinstance(usual, Sample):
+            others = usual.best - 1 if isinstance(usual, Beam) else 0
+            answers = [replace(each, alternatives=each.alternatives[:others]) for each in answers]
         return answers[: len(pictures)]
 
     def _search_in_batches(
@@ -184,6 +197,7 @@ class TrainedCaptioner(Captioner):
         squares: Sequence[NDArray[np.uint8]],
         search: SearchChoice,
         seeds: Sequence[int],
+        draws_again: bool,
         attention: bool,
         references: Sequence[Sequence[str]] | None,
     ) -> list[Prediction]:
@@ -194,7 +208,7 @@ class TrainedCaptioner(Captioner):
                 memory = self._decode.prepare(*features)
                 nearest = self._nearest(features.vector)
                 own_seeds = [seeds[number] for number in numbers]
-                found = self._find(search, memory, nearest, own_seeds, attention)
+                found = self._find(search, memory, nearest, own_seeds, draws_again, attention)
                 true_words: Sequence[TrueWords | None] = [None] * len(numbers)
                 if references is not None:
                     own = [references[number] for number in numbers]
@@ -233,12 +247,14 @@ class TrainedCaptioner(Captioner):
         memory: Tensors,
         nearest: "Nearest | None",
         seeds: Sequence[int],
+        draws_again: bool,
         attention: bool,
     ) -> "list[tuple[list[Hypothesis], float | None]]":
         """The captions of each picture, best first, and the agreement of the first one, where it
         was chosen by consensus."""
         if not (isinstance(search, Beam) and search.consensus):
-            found = search.search(self._decode, memory, attention=attention)
+            own_seeds = seeds if draws_again else None
+            found = search.search(self._decode, memory, seeds=own_seeds, attention=attention)
             return [(captions, None) for captions in found.hypotheses()]
         assert nearest is not None and self.neighbours is not None
         candidates = find_candidates(search, self._decode, memory, seeds, attention)
@@ -277,7 +293,10 @@ class TrainedCaptioner(Captioner):
             score=best.score,
             alternatives=tuple(Alternative(decode(other.words), other.score) for other in others),
             extras=extras,
-            flags=(UNFAMILIAR,) if (unfamiliar or 0.0) >= MOST_UNFAMILIAR else (),
+            flags=(
+                *(() if best.finished else (CUT_OFF,)),
+                *((UNFAMILIAR,) if (unfamiliar or 0.0) >= MOST_UNFAMILIAR else ()),
+            ),
         )
 
     def _score_true_words(
@@ -314,6 +333,16 @@ class TrainedCaptioner(Captioner):
         if isinstance(chosen, Beam):
             return dataclasses.replace(chosen, width=beam, best=min(beam, chosen.best))
         return Beam(width=beam, max_length=chosen.max_length)
+
+
+def _sampling_like(search: SearchChoice) -> Sample:
+    """A search that draws other captions for each seed, as long as those of this search."""
+    if isinstance(search, Sample):
+        return dataclasses.replace(search)
+    names = [option.name for option in dataclasses.fields(SearchOptions)]
+    given: dict[str, Any] = {name: getattr(search, name) for name in names}
+    best = search.best if isinstance(search, Beam) else 1
+    return Sample(**given, samples=max(DRAWN_AGAIN, best), temperature=0.7, top_p=0.9)
 
 
 @dataclass(frozen=True)

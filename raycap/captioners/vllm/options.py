@@ -152,6 +152,9 @@ class VllmOptions(CaptionerOptions):
     def columns_read(self) -> tuple[str, ...]:
         return self.model.columns_read()
 
+    def prompt_texts(self) -> tuple[str, ...]:
+        return self.model.prompt_texts()
+
     def metadata(self) -> dict[str, str]:
         return self.model.metadata()
 

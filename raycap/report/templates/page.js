@@ -9,6 +9,7 @@
     place,
     text: element.textContent.toLowerCase(),
     statuses: element.dataset.status.split(" "),
+    flags: element.dataset.flags.split(" "),
     values: element.dataset.values.split(",").map((value) => (value === "" ? NaN : Number(value))),
   }));
   const field = (name) => form.elements[name];
@@ -17,6 +18,7 @@
   const show = () => {
     const words = field("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const status = field("status") ? field("status").value : "";
+    const flag = field("flag") ? field("flag").value : "";
     const measure = field("measure").value;
     const measured = measure !== "";
     for (const label of form.querySelectorAll(".sorted")) label.hidden = !measured;
@@ -28,6 +30,7 @@
     const fits = (item) =>
       words.every((word) => item.text.includes(word)) &&
       (status === "" || item.statuses.includes(status)) &&
+      (flag === "" || item.flags.includes(flag)) &&
       (!limited || (value(item) >= from && value(item) <= to));
     const up = field("order").value === "up" ? 1 : -1;
     const byMeasure = (one, other) => {
