@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raycap.bulk.counts import count_rows
-from raycap.bulk.finish import join_part, parts_of, replace_failed
+from raycap.bulk.finish import join_part, parts_of, replace_retried
 from raycap.bulk.job import TableJob
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
@@ -82,7 +82,7 @@ def test_a_row_that_has_succeeded_is_not_replaced_by_a_retry(tmp_path: Path) -> 
         write(side, f"{number}.parquet", said).path
         for number, said in enumerate(({"c": "new", "d": "new"}, {"b": ""}))
     ]
-    file = replace_failed(table, "old.parquet", side, made, "new.parquet", LAYOUT)
+    file = replace_retried(table, "old.parquet", side, made, "new.parquet", LAYOUT)
     rows = pq.read_table(tmp_path / "table" / file.path).to_pylist()
     assert {row["key"]: row["caption"] for row in rows} == {
         "a": "old",
