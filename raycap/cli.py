@@ -208,6 +208,7 @@ def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, li
             "no such option. Name another model (--model smolvlm, a folder, or the URL of a "
             "server), or its kind (--captioner huggingface)"
         )
+    flags = [_long_name(flag) for flag in flags]
     if isinstance(config.captioner, Trained | None):
         return config, flags
     flags = [re.sub(r"^--prompt\.", "--captioner.prompts.", flag) for flag in flags]

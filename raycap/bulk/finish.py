@@ -219,8 +219,8 @@ def _is_better(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
 
 
 def _captions_of_many(rows: pa.Table) -> set[str]:
-    flagged = (row for row in rows.select(COMPARED).to_pylist() if SAME_AS_MANY in row["flags"])
-    return {caption_digest(raw_of(row)) for row in flagged}
+    found = rows.select(COMPARED).to_pylist()
+    return {caption_digest(raw_of(row)) for row in found if SAME_AS_MANY in (row["flags"] or ())}
 
 
 def _metadata(table: RunFolder, path: str) -> dict[bytes, bytes]:
