@@ -38,7 +38,7 @@ from deltalake import DeltaTable
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path += [str(REPOSITORY / "tests"), str(REPOSITORY / "benchmarks")]
 
-import faults  # noqa: E402
+import faults_on_ray as faults  # noqa: E402
 from chat_server import (  # type: ignore[import-not-found]  # noqa: E402
     ChatServer,
     caption_of,

@@ -51,7 +51,7 @@ def moto_bucket(*flags: str) -> Iterator[Store]:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         os.environ |= environment
-        import s3fs
+        import s3fs  # type: ignore[import-untyped]
 
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("faults")

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ LEASE_SECONDS, REAL_SLEEP = 1.0, 120.0
 SECONDS_OF_A_CASE = 300.0
 STORES = ("local", "s3", "azure")
 # Which steps belong to these operations, of all steps of a first run.
-STEPS = {
+STEPS: dict[str, Callable[[Any, Any], bool]] = {
     "planning": lambda step, steps: "_plan" in step,
     "join": lambda step, steps: step in steps[_first(steps, "part-") :],
     "exports": lambda step, steps: any(
@@ -57,7 +57,7 @@ STEPS = {
 OPERATIONS = ("first", "resume", "append", "retry", "overwrite", "join", "exports", "planning")
 # How many cases of each operation, by store: kills before steps, kills at any moment, two drivers
 # at once, drivers that sleep, clocks that are wrong.
-CASES = {
+CASES: dict[str, dict[str, float]] = {
     "local": {"step": 8, "random": 3, "two": 2, "asleep": 1, "clock": 1},
     "s3": {"step": 3, "random": 1, "two": 1, "asleep": 0.5, "clock": 0.5},
     "azure": {"step": 2, "random": 0.5, "two": 0.5, "asleep": 0.5, "clock": 0.5},

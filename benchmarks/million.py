@@ -41,7 +41,7 @@ from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions, CaptionOptions
 from raycap.bulk.plan import Chunk, Plan, read_shard, write_plan, write_shards
 from raycap.bulk.run import run_job
-from raycap.bulk.table import ChunkFile, OutputTable, chunk_path
+from raycap.bulk.table import ChunkFile, DataFile, OutputTable, chunk_path
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.bulk.work import FileLayout, FinishedChunk, WorkOrder, write_rows
 from raycap.bulk.worker_pool import Answered, Failed, Worker, WorkerPool
@@ -313,7 +313,7 @@ def parts(uri: str, rows: int) -> None:
 
     chunks: list[Chunk] = []
     files: list[ChunkFile] = []
-    joined: list[object] = []
+    joined: list[DataFile] = []
     table = OutputTable(out / "captions")
     measured(write_down, "write the plan, shards")
     measured(find_chunks, "read the plan, chunks")

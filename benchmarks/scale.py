@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from million import Numbers, captioned  # type: ignore[import-not-found]  # beside this file
+from million import Numbers, captioned  # beside this file
 from ray._private.internal_api import node_stats
 
 from raycap.bulk.job import TableJob
@@ -56,7 +56,7 @@ def work(out: Path, rows: int, batch: int, gpus: int) -> TableJob:
     return TableJob(
         command="caption",
         table="captions",
-        source=Numbers(rows, REST),
+        source=Numbers(rows),
         options=options,
         identity={"rows": "numbers"},
         layout=FileLayout(options.part_rows, CAPTIONS, (), {}),

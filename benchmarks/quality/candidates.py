@@ -61,7 +61,7 @@ def _search(
             assert photos.mirror_grids is not None and photos.mirror_vectors is not None
             side = captioner.encoder.side
             other = torch.from_numpy(photos.mirror_grids[rows].astype("float32"))
-            other = other.unflatten(1, (side, side)).flip(2).flatten(1, 2)
+            other = other.reshape(len(other), side, side, -1).flip(2).flatten(1, 2)
             grids = (grids + other) / 2
             vectors = (vectors + torch.from_numpy(photos.mirror_vectors[rows])) / 2
         memory = captioner.decoder.prepare(grids, vectors)

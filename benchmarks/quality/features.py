@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,8 +100,8 @@ def encode_set(
 
 
 def _read(
-    captioner: TrainedCaptioner, rows: list[dict]
-) -> Iterator[tuple[list[dict], torch.Tensor, list[str]]]:
+    captioner: TrainedCaptioner, rows: list[dict[str, Any]]
+) -> Iterator[tuple[list[dict[str, Any]], torch.Tensor, list[str]]]:
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         loaded = captioner.load_pictures([row["uri"] for row in batch])

@@ -68,7 +68,12 @@ def _with_added_options(earlier: dict[str, Any], now: Mapping[str, Any]) -> dict
     if "precision" in now:
         filled["precision"] = ONLY_PRECISION_OF_OLDER_VERSIONS
     filled |= earlier
-    for name, kinds in (("source", SOURCES), ("reading", Reading), ("search", SEARCHES)):
+    parts: tuple[tuple[str, Any], ...] = (
+        ("source", SOURCES),
+        ("reading", Reading),
+        ("search", SEARCHES),
+    )
+    for name, kinds in parts:
         if not isinstance(given := earlier.get(name), dict) or name not in now:
             continue
         try:

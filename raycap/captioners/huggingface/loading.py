@@ -233,7 +233,7 @@ def _with_adapter(model: Any, adapter: tuple[str, str]) -> Any:
     except ImportError:
         raise UserError("--captioner.adapter needs peft: pip install peft") from None
     name, version = adapter
-    how = {} if Path(name).is_dir() else {"revision": version}
+    how: dict[str, Any] = {} if Path(name).is_dir() else {"revision": version}
     with _explained(name):
         adapted = PeftModel.from_pretrained(model, name, use_safetensors=True, **how)
         return adapted.merge_and_unload()
