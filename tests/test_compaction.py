@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raycap.bulk.clean_up import clean_up
 from raycap.bulk.counts import count_rows
 from raycap.bulk.finish import join_part, parts_of, replace_retried
 from raycap.bulk.job import TableJob
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Chunk, Plan, write_plan
-from raycap.bulk.run import clean_up, run_job
+from raycap.bulk.run import run_job
 from raycap.bulk.table import ChunkFile, DataFile, OutputTable, TakenOverError, chunk_path
 from raycap.bulk.work import ROWS, FileLayout, write_rows
 from raycap.bulk.worker_pool import LocalPool

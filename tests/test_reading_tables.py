@@ -12,8 +12,8 @@ from deltalake.transaction import AddAction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raycap.bulk.clean_up import clean_up
 from raycap.bulk.plan import Chunk
-from raycap.bulk.run import clean_up
 from raycap.bulk.table import ChunkFile, DataFile, OutputTable, TakenOverError, chunk_path
 from raycap.errors import UserError
 from raycap.evaluation import captions

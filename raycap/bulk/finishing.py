@@ -13,7 +13,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycap.bulk.work import FINISHING
@@ -66,7 +68,7 @@ def with_many(table: pa.Table, many: Collection[str]) -> pa.Table:
 
 
 def caption_digest(raw: str) -> str:
-    return hashlib.blake2b(" ".join(raw.split()).encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(raw.encode(), digest_size=12).hexdigest()
 
 
 def _rows(table: pa.Table, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -122,11 +124,17 @@ def common_captions(table: RunFolder, paths: Sequence[str], most: int) -> Common
     """The most common captions of some files; a picture counts once in each file."""
     found = CommonCaptions(most)
     for path in paths:
-        pairs = {
-            (caption_digest(raw_of(row)), row["sha256"]) for row in _read_captioned(table, path)
-        }
-        counts = Counter(digest for digest, _ in pairs)
-        found.add(CommonCaptions(most, counts, 0, len(pairs)))
+        pairs = _captioned(table, path).group_by(["raw", "sha256"]).aggregate([])
+        counted = pairs["raw"].value_counts()
+        numbers = counted.field("counts").to_numpy(zero_copy_only=False)
+        cut = 0
+        if len(numbers) > most:
+            cut = int(np.partition(numbers, -most - 1)[-most - 1])
+        kept = counted.filter(pa.array(numbers > cut))
+        counts = Counter(
+            {caption_digest(each["values"]): each["counts"] - cut for each in kept.to_pylist()}
+        )
+        found.add(CommonCaptions(most, counts, cut, len(pairs)))
     return found
 
 
@@ -136,10 +144,13 @@ def pictures_of_captions(
     """For each of these captions the smallest digests of the pictures that have it."""
     pictures: dict[str, set[int]] = {}
     for path in paths:
-        for row in _read_captioned(table, path):
-            digest = caption_digest(raw_of(row))
-            if digest in captions:
-                add_digests(pictures.setdefault(digest, set()), {_picture_number(row["sha256"])})
+        rows = _captioned(table, path)
+        distinct = {raw: caption_digest(raw) for raw in rows["raw"].unique().to_pylist()}
+        wanted = [raw for raw, digest in distinct.items() if digest in captions]
+        rows = rows.filter(pc.is_in(rows["raw"], pa.array(wanted, pa.string())))
+        for row in rows.to_pylist():
+            numbers = pictures.setdefault(distinct[row["raw"]], set())
+            add_digests(numbers, {_picture_number(row["sha256"])})
     return pictures
 
 
@@ -165,21 +176,30 @@ def files_with_other_flags(
     table: RunFolder, paths: Sequence[str], many: Collection[str]
 ) -> list[str]:
     """Files in which the flag same_as_many is not where it belongs."""
-    return [
-        path
-        for path in paths
-        if any(
-            (caption_digest(raw_of(row)) in many) != (SAME_AS_MANY in (row["flags"] or ()))
-            for row in _read_captioned(table, path)
-        )
-    ]
+    found = []
+    for path in paths:
+        rows = _captioned(table, path)
+        flags = zip(rows["raw"].to_pylist(), rows["flags"].to_pylist(), strict=True)
+        digests = {raw: caption_digest(raw) for raw in rows["raw"].unique().to_pylist()}
+        if any((digests[raw] in many) != (SAME_AS_MANY in (has or ())) for raw, has in flags):
+            found.append(path)
+    return found
 
 
-def _read_captioned(table: RunFolder, path: str) -> Iterator[dict[str, Any]]:
+def _captioned(table: RunFolder, path: str) -> pa.Table:
+    """The columns raw, sha256 and flags of the rows that have a caption. `raw` is what the model
+    wrote."""
+
     def read(file: Any) -> pa.Table:
         parquet = pq.ParquetFile(file)
         names = [name for name in READ if name in parquet.schema_arrow.names]
         return parquet.read(columns=names)
 
     rows = table.reading(path, read)
-    return (row for row in _rows(rows, READ) if row["status"] == SUCCESS)
+    rows = rows.filter(pc.equal(rows["status"], SUCCESS))
+    raw = rows["caption"]
+    if "raw_caption" in rows.column_names:
+        raw = pc.coalesce(rows["raw_caption"], raw)
+    flags = rows["flags"] if "flags" in rows.column_names else pa.nulls(len(rows))
+    columns = {"raw": pc.fill_null(raw, ""), "sha256": rows["sha256"], "flags": flags}
+    return pa.table(columns)

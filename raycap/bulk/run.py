@@ -12,43 +12,33 @@ the work starts:
 
 import contextlib
 import functools
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from raycap.bulk.clean_up import SIDE, clean_up
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.estimate import estimate_of_facts
-from raycap.bulk.facts import counts_in, note_lines, summary, update_facts, write_facts
+from raycap.bulk.facts import counts_in, summary, update_facts, write_facts
+from raycap.bulk.file_tasks import FileTasks
 from raycap.bulk.finish import (
-    counts_of_files,
     finish_file,
     join_part,
     part_name,
     parts_of,
     replace_retried,
 )
-from raycap.bulk.finishing import (
-    CommonCaptions,
-    add_digests,
-    common_captions,
-    different_pictures,
-    files_with_other_flags,
-    finishings_of_files,
-    pictures_of_captions,
-)
+from raycap.bulk.forecast import forecast
 from raycap.bulk.identity import check_same, differences_from, origin, write_record
-from raycap.bulk.job import ANSWERS, FACTS, RUN, RunResult, TableJob
+from raycap.bulk.job import FACTS, RUN, RunResult, TableJob
 from raycap.bulk.listing import Lister, UnitLister, list_failed, lister
 from raycap.bulk.machines import Machines
-from raycap.bulk.options import BulkOptions, CaptionOptions
+from raycap.bulk.options import CaptionOptions
+from raycap.bulk.outdated_files import outdated_files
 from raycap.bulk.plan import (
-    PLANS,
     Kind,
     Plan,
     newest_plan,
@@ -56,31 +46,27 @@ from raycap.bulk.plan import (
     write_plan,
 )
 from raycap.bulk.precision import as_recorded, resolve_precision
-from raycap.bulk.repeated_keys import LISTED
 from raycap.bulk.scheduler import ChunkScheduler
-from raycap.bulk.selection import chosen_rows, chosen_units, filter_of_source
-from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of, operation_of
-from raycap.bulk.taken_keys import TakenKeys
+from raycap.bulk.selection import chosen_units
+from raycap.bulk.selection_checks import (
+    check_only,
+    check_selection,
+    chooses_retried_rows,
+    is_same_only,
+)
+from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
 from raycap.errors import UserError
-from raycap.expressions import parse
 from raycap.options import nearest
-from raycap.row_filter import RowFilter
-from raycap.schema import ANY_FLAG, FLAGS, SAME_AS_MANY
+from raycap.schema import ANY_FLAG, FLAGS
 from raycap.sources import Notes
 from raycap.storage import Lease, RunFolder, output_folder
-from raycap.storage.filesystem import REMOVED_AT_ONCE
-from raycap.storage.folder import STAGED
 from raycap.storage.lease import LEASE
 from raycap.storage.location import locate
 from raycap.terminal import write_out
 
 log = logging.getLogger(__name__)
 
-# Folder of the side tables, in which retries and overwrites make their rows. At the end of the
-# operation these replace rows of the output table.
-SIDE = "_side"
 SECONDS_PER_CHUNK = 30.0
-FILES_PER_TASK = 64
 
 
 def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None = None) -> int:
@@ -91,7 +77,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
     out = output_folder(job.options.out, job.options.has_one_writer)
     check_only(job, out)
     if job.options.dry_run:
-        text, rows = _forecast(job, out)
+        text, rows = forecast(job, out)
         write_out(text)
         if isinstance(job.options, CaptionOptions):
             lines = estimate_of_facts(job, out, rows, job.options)
@@ -144,6 +130,10 @@ class _Run:
     faults: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)  # from the last listing of the source
 
+    @property
+    def files(self) -> FileTasks:
+        return FileTasks(self.table, self.machines)
+
     def refuse_other_formats(self) -> None:
         """Raise UserError for a table that an older version of raycap wrote."""
         is_old = not self.table.exists and self.out.names(self.job.table)
@@ -169,7 +159,7 @@ class _Run:
         job = as_recorded(self.job, earlier)
         if plan is not None and earlier is not None:
             # The interrupted --overwrite may have been for other rows.
-            is_same = _is_same_only(plan, job.options) and not differences_from(job, earlier)
+            is_same = is_same_only(plan, job.options) and not differences_from(job, earlier)
             earlier = earlier if is_same else None
         self.job = resolve_precision(self.job, earlier, self.out, self.machines.choose_precision)
         if earlier is None:
@@ -203,7 +193,7 @@ class _Run:
                 self._remove_operation(plan)
             return
         if plan.kind != "retry":
-            _check_selection(plan, self.job.options, self.out)
+            check_selection(plan, self.job.options, self.out)
         self._run_operation(plan)
 
     def add_rows(self) -> None:
@@ -239,7 +229,7 @@ class _Run:
     def check_flags(self, flags: tuple[str, ...]) -> None:
         """Raise UserError for a flag that nobody knows."""
         held = RowCounts()
-        for counts in self._counts_by_file().values():
+        for counts in self.files.counts().values():
             held.add(counts)
         known = dict.fromkeys([*FLAGS, *held.flags])
         for flag in flags:
@@ -250,7 +240,7 @@ class _Run:
 
     def retry(self, statuses: tuple[str, ...], flags: tuple[str, ...]) -> None:
         """Make the rows with one of these statuses or flags again, and replace them."""
-        counts = self._counts_by_file()
+        counts = self.files.counts()
         # The units of a retry are the files of the table with such rows.
         units = [
             path
@@ -269,29 +259,13 @@ class _Run:
         if finishing is None or self._is_finished():
             return
         paths = [file.path for file in self.table.files()]
-        stale = {
-            path
-            for path, digest in zip(paths, self._of_files(finishings_of_files, paths), strict=True)
-            if digest != finishing.digest()
-        }
-        many = self._captions_of_many(paths)
-        counts = self._counts_by_file()
-        to_look_at = [
-            path
-            for path in paths
-            if path not in stale and (many or counts[path].flags[SAME_AS_MANY])
-        ]
-        stale |= set(self._of_files(files_with_other_flags, to_look_at, many))
-        if stale and self._lacks_columns():
-            stale = set(paths)
-        if stale:
+        outdated, many = outdated_files(self.files, paths, finishing)
+        if outdated and self._lacks_columns():
+            outdated = set(paths)
+        if outdated:
+            units, digest = tuple(sorted(outdated)), finishing.digest()
             self._finish(
-                self._new_plan(
-                    "finish",
-                    tuple(sorted(stale)),
-                    finishing=finishing.digest(),
-                    many=tuple(sorted(many)),
-                )
+                self._new_plan("finish", units, finishing=digest, many=tuple(sorted(many)))
             )
 
     def _is_finished(self) -> bool:
@@ -301,26 +275,6 @@ class _Run:
         assert self.job.finishing is not None
         is_same = facts.get("finishing") == self.job.finishing.identity()
         return is_same and facts.get("table_version") == self.table.version
-
-    def _captions_of_many(self, paths: list[str]) -> set[str]:
-        """The digests of captions that many different pictures have."""
-        assert self.job.finishing is not None
-        flags = self.job.finishing.flags
-        if not flags.many:
-            return set()
-        most = round(4 / flags.many_share)
-        common = CommonCaptions(most)
-        for some in self._of_groups(common_captions, paths, most):
-            common.add(some)
-        least = max(flags.many, flags.many_share * common.rows)
-        possible = {key for key, rows in common.counts.items() if rows + common.error >= least}
-        if not possible:
-            return set()
-        pictures: dict[str, set[int]] = {}
-        for found in self._of_groups(pictures_of_captions, paths, possible):
-            for key, digests in found.items():
-                add_digests(pictures.setdefault(key, set()), digests)
-        return {key for key, digests in pictures.items() if different_pictures(digests) >= least}
 
     def _lacks_columns(self) -> bool:
         """Whether an earlier version of raycap created the table, without columns of today."""
@@ -490,114 +444,14 @@ class _Run:
         new = list(self.machines.run(replace, arguments))
         self.table.replace(number, new, [old[path] for path in replaced if path in old])
 
-    def _counts_by_file(self) -> dict[str, RowCounts]:
-        paths = [file.path for file in self.table.files()]
-        return dict(zip(paths, self._of_files(counts_of_files, paths), strict=True))
-
-    def _of_files(
-        self, act: Callable[..., Iterable[Any]], paths: list[str], *more: Any
-    ) -> list[Any]:
-        """What a function says of each of these files of the table."""
-        return [answer for group in self._of_groups(act, paths, *more) for answer in group]
-
-    def _of_groups(self, act: Callable[..., Any], paths: list[str], *more: Any) -> Iterable[Any]:
-        """What a function says of each group of files."""
-        groups = [paths[at : at + FILES_PER_TASK] for at in range(0, len(paths), FILES_PER_TASK)]
-        return self.machines.run(act, [(self.table.folder, group, *more) for group in groups])
-
     def result(self) -> RunResult:
         held = counts_in(self.out.read_json(FACTS), self.table.version)
         if held is None:
             held = RowCounts()
-            for counts in self._counts_by_file().values():
+            for counts in self.files.counts().values():
                 held.add(counts)
         seconds = time.monotonic() - self.began
         return RunResult(self.made, held, seconds, self.faults, **self.notes)
-
-
-def clean_up(out: RunFolder, table: OutputTable) -> None:
-    """Remove files that were never committed or were replaced, and plans and side tables that are
-    not needed any more. Files that may still be committed stay: if this run was suspended, another
-    one may be working."""
-    table.load()
-    completed, folder = table.completed, table.folder
-    active = {file.path for file in table.files()}
-    old = [
-        name
-        # The names of chunks have the number of their plan, those of parts the number of the
-        # commit.
-        for names, newest in (
-            (folder.names(CHUNKS, hidden=True), completed),
-            (folder.names(hidden=True), max(completed, table.operation - 1)),
-        )
-        for name in names
-        if name not in active and operation_of(name) <= newest
-    ]
-    with ThreadPoolExecutor(REMOVED_AT_ONCE) as pool:
-        list(pool.map(folder.remove_file, old))
-    folder.remove_empty(CHUNKS)
-
-    for plan in plans_of_table(out, completed):
-        if plan.operation <= completed and plan.keys != "unique":
-            out.remove(f"{plan.folder}/{LISTED}")
-    needed = {plan.operation for plan in plans_of_table(out, completed)}
-    for name in out.folders(PLANS):
-        if int(name) not in needed and int(name) <= completed:
-            out.remove(f"{PLANS}/{name}")
-    for name in out.folders(SIDE):
-        if int(name) <= completed:
-            out.remove(f"{SIDE}/{name}")
-    out.remove_empty(SIDE)
-    out.remove(STAGED)
-    out.remove(ANSWERS)
-
-
-def chooses_retried_rows(options: BulkOptions) -> bool:
-    """Whether --only is about rows of the output table that are made again. Then the source is not
-    listed: its rows do not have these columns."""
-    return bool(options.only and options.retry and not options.overwrite)
-
-
-def check_only(job: TableJob, out: RunFolder) -> None:
-    """Raise UserError if --only does not fit the rows that it is about."""
-    if not chooses_retried_rows(job.options):
-        filter_of_source(job.source, job.options.only)
-        return
-    table = OutputTable(out / job.table)
-    if not table.exists:
-        raise UserError(
-            f"--retry {job.options.retry} --only is about rows of {out / job.table}, and there "
-            "are none yet: run without --retry first"
-        )
-    RowFilter(job.options.only, table.schema())
-
-
-def _check_selection(plan: Plan, options: BulkOptions, out: RunFolder) -> None:
-    """Raise UserError if this run selects fewer rows than the interrupted run had planned."""
-    if chooses_retried_rows(options):
-        return  # the interrupted run is completed with the rows that it has planned
-    planned = plan.selection
-    is_smaller_sample = options.sample < planned["sample"]
-    is_lower_limit = options.limit is not None and (
-        planned["limit"] is None or options.limit < planned["limit"]
-    )
-    is_other_only = bool(options.only) and not _is_same_only(plan, options)
-    if is_smaller_sample or is_lower_limit or is_other_only:
-        only = planned.get("only")
-        had = f"--limit {planned['limit']}, --sample {planned['sample']}"
-        had += f", --only {only!r}" if only else ", no --only"
-        raise UserError(
-            f"an interrupted run in {out} is about more or other rows than this one (it had "
-            f"{had}): run it again with those options, or give another --out"
-        )
-
-
-def _is_same_only(plan: Plan, options: BulkOptions) -> bool:
-    """Whether a plan has the --only of this run."""
-    only = plan.selection.get("only", "")  # older versions had none
-    if not (only and options.only):
-        return bool(only) == bool(options.only)
-    return parse(only) == parse(options.only)
 
 
 def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
@@ -609,37 +463,3 @@ def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
     if out.is_local:
         paths[out.path(LEASE)] = "--out"
     return paths
-
-
-def _forecast(job: TableJob, out: RunFolder) -> tuple[str, int]:
-    """The text of --dry-run: what a run would do; and how many rows it would make. Writes
-    nothing."""
-    record = out.read_json(RUN)
-    table = OutputTable(out / job.table)
-    taken, lines = TakenKeys(), []
-    rows = pending = 0
-    if different := differences_from(as_recorded(job, record), record):
-        lines.append(f"{out} holds rows of another run: {'; '.join(different)}")
-    else:
-        held = RowCounts()
-        for counts in counts_of_files(table.folder, [file.path for file in table.files()]):
-            held.add(counts)
-        lines.append(f"{out} holds {held.rows:,} rows, {held.failed:,} failed")
-        for plan in plans_of_table(out, table.completed):
-            plan.add_keys(out, taken)
-            if plan.operation > table.completed:
-                chunks = table.chunks()
-                pending += sum(
-                    chunk.rows
-                    for shard in plan.shards(out)
-                    for chunk in shard.chunks(plan.operation)
-                    if chunk not in chunks
-                )
-    notes = Notes()
-    for found in chosen_rows(job.source, job.options, notes):
-        rows += len(found)
-        pending += sum(taken.lacks(found["key"]).to_pylist())
-    noted = json.loads(notes.to_json())
-    first = [f"{rows:,} rows in {job.source.path}", *note_lines(**noted)]
-    text = "\n".join([*first, *lines, f"{pending:,} rows would be made"]) + "\n"
-    return text, pending

@@ -34,9 +34,10 @@ def with_columns(source: Source, names: Sequence[str]) -> Source:
                 f"a prompt holds {{{name}}}, and raycap has a column of that name: rename yours. "
                 "The human caption of a picture is {reference}"
             )
-    known = source.column_names()
+    # Each sample of WebDataset has fields of its own.
+    known = source.own_columns() if isinstance(source, Table) else wanted
     for name in wanted:
-        if known is not None and name not in known:
+        if name not in known:
             raise UserError(
                 f"a prompt holds {{{name}}}, and {source.path} has no column {name!r}"
                 f"{nearest(name, known)}"

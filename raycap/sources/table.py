@@ -120,10 +120,6 @@ class Table(SourceDefaults):
     def carried(self) -> tuple[str, ...]:
         return self.columns
 
-    def column_names(self) -> list[str] | None:
-        """The columns of the first file."""
-        return records(self.path, self.format)[0].names()
-
     def own_columns(self) -> "dict[str, pa.DataType | None]":
         from raycap.schema import storable  # here, so that `raycap --help` stays quick
 

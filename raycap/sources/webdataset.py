@@ -130,10 +130,6 @@ class WebDataset(SourceDefaults):
     def carried(self) -> tuple[str, ...]:
         return self.columns
 
-    def column_names(self) -> list[str] | None:
-        """None: each sample has fields of its own."""
-        return None
-
     def check(self) -> None:
         tars = self._paths.tars(Notes())
         if packed := [tar.uri for tar in tars if PACKED_TAR.fullmatch(tar.below)]:
