@@ -143,8 +143,8 @@ class LocalPool:
             if self._runs_model:
                 batch = self._options.batch
                 write_err(f"raycap: the model runs in this process, in batches of {batch}\n")
-            else:  # a server's has no batches that were chosen here
-                write_err("raycap: the captioner works in this process, without Ray\n")
+            else:  # a server has no batches that were chosen here
+                write_err("raycap: the work is done in this process, without Ray\n")
             self.workers.append(Worker())
             self._in_thread(self._open)
 
