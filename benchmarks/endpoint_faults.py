@@ -38,7 +38,7 @@ from deltalake import DeltaTable
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path += [str(REPOSITORY / "tests"), str(REPOSITORY / "benchmarks")]
 
-import faults_on_ray as faults  # type: ignore[import-not-found]  # noqa: E402
+import faults_on_ray as faults  # noqa: E402
 from chat_server import (  # type: ignore[import-not-found]  # noqa: E402
     ChatServer,
     caption_of,
@@ -144,7 +144,7 @@ def run_here(
 
 
 @dataclass
-class Counts(faults.Tally):  # type: ignore[misc]
+class Counts(faults.Tally):
     """What came of the kills."""
 
     after_answers: int = 0

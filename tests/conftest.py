@@ -179,14 +179,16 @@ def no_ray() -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """The address of a server with S3's interface. It is a process of its own: the Delta library
-    holds Python's lock while it waits for an answer. A page of its listings has 100 names."""
+    """The address of a server with S3's interface, whose conditional writes are atomic. It is a
+    process of its own: the Delta library holds Python's lock while it waits for an answer. A page
+    of its listings has 100 names."""
     pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
     pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    program = Path(__file__).resolve().parent.parent / "benchmarks" / "fault_stores.py"
+    command = [sys.executable, str(program), str(port)]
     pages = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "100"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=pages, **quiet) as server:

@@ -167,7 +167,9 @@ def test_an_operation_ends_when_the_source_is_listed(
     monkeypatch.setattr(  # without Ray, though nobody knows how many rows come
         Machines,
         "worker_pool",
-        lambda self, job, order, events, rows: LocalPool(job.options, order, events),
+        lambda self, job, order, events, rows: LocalPool(
+            job.options, order, events, job.runs_model
+        ),
     )
     out = tmp_path / "out"
     job = TableJob(

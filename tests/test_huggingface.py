@@ -23,9 +23,9 @@ from PIL import Image
 
 from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
 from raycap.captioners.presets import HEADER, PRESETS, preset_rows
-from raycap.captioners.protocol import ATTEMPT
 from raycap.errors import UserError
 from raycap.images import Fit, Reading, Square, read_picture
+from raycap.schema import ATTEMPT
 from raycap.sources import Shapes
 
 pytest.importorskip("transformers")

@@ -118,7 +118,6 @@ def test_an_option_that_an_earlier_version_did_not_have_counts_if_it_changes_som
         tmp_path,
         tmp_path / "out",
         Reading(background="#000000", max_side=7, max_aspect=7, salvage_truncated=True),
-        min_score=-1.0,
     )
     other = replace(other, source=replace(other.source, glob="*.jpg"))  # type: ignore[type-var]
     glob = {**other.identity["source"], "glob": "*.jpg"}
@@ -129,7 +128,6 @@ def test_an_option_that_an_earlier_version_did_not_have_counts_if_it_changes_som
         ("reading", "max_aspect"),
         ("reading", "salvage_truncated"),
         ("source", "glob"),
-        ("min_score",),
     }
     needed = {("source", "kind"), ("source", "path"), ("captioner",), ("search", "kind")}
     for each, refused in ((usual, set()), (other, changed)):

@@ -30,13 +30,14 @@ from raycap.bulk.options import CaptionOptions
 from raycap.bulk.run import run_job
 from raycap.captioners.endpoint import Endpoint, EndpointOptions, client
 from raycap.captioners.prompts import Prompt, Template, Unanswerable, as_text, values_of
-from raycap.captioners.protocol import ATTEMPT, CHUNK
+from raycap.captioners.protocol import CHUNK
 from raycap.captioners.stages import resolve_stages
 from raycap.cli import configure, main
 from raycap.cluster import Cluster
 from raycap.errors import UserError
 from raycap.fetch import Fetch
 from raycap.images import Reading
+from raycap.schema import ATTEMPT
 from raycap.sources import Folder, Table
 
 pytestmark = pytest.mark.usefixtures("no_ray")

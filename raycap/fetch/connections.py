@@ -334,9 +334,10 @@ class ConnectionPool:
         self._idle: dict[Server, list[Connection]] = {}
         self._lock = threading.Lock()
 
-    def take(self, server: Server) -> Connection:
-        """A connection to a server, for this thread alone."""
-        while (connection := self._take_idle(server)) is not None:
+    def take(self, server: Server, is_new: bool = False) -> Connection:
+        """A connection to a server, for this thread alone; one that was not used before if it has
+        to be new."""
+        while not is_new and (connection := self._take_idle(server)) is not None:
             if connection.is_quiet():
                 return connection
             connection.close()

@@ -82,20 +82,24 @@ class WebClient:
         host = (target.host or "").rstrip(".")
         server = (scheme, host, target.port or _PORTS[scheme])
         request = self._request(target, server)
-        while True:
-            try:
-                return self._get(url, server, request, grow_to)
-            except _Stale:  # each of them leaves the pool, so the last try opens a new connection
-                continue
+        try:
+            return self._get(url, server, request, grow_to)
+        except _Stale:
+            return self._get(url, server, request, grow_to, is_new=True)
 
     def _get(
-        self, url: str, server: Server, request: bytes, grow_to: GrowTo | None
+        self,
+        url: str,
+        server: Server,
+        request: bytes,
+        grow_to: GrowTo | None,
+        is_new: bool = False,
     ) -> bytes | Redirect:
         response: CheckedResponse | None = None
         self._limits.start_request()
         connection = None
         try:
-            connection = self._pool.take(server)
+            connection = self._pool.take(server, is_new)
             response = connection.get(request)
             return self._answer(url, response, grow_to)
         except (http.client.HTTPException, OSError, zlib.error) as error:

@@ -112,7 +112,9 @@ def build_neighbours(
     if not len(kept):
         kept = np.array([len(variances) - 1])
     spread = np.sqrt(np.maximum(variances[kept], 1e-12))
-    projection = (directions[:, kept] / spread).astype(np.float16)
+    whitening = directions[:, kept] / spread
+    # Only the directions of vectors count, and float16 ends at 65,504.
+    projection = (whitening / np.abs(whitening).max()).astype(np.float16)
     flat = [caption for of_photo in captions for caption in of_photo]
     return Neighbours(
         vectors=_quantised(centred @ projection.astype(np.float32)),
