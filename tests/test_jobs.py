@@ -229,6 +229,7 @@ def test_a_captioner_a_table_and_a_list_in_the_copy_of_the_working_directory_are
     assert main(["train", "--config", "train.yaml", "--features", "encoded", *made]) == 0
 
 
+@pytest.mark.thorough
 def test_without_the_token_nobody_gets_in(cluster: dict[str, str]) -> None:
     no_token = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")}
     refused = submit(

@@ -113,6 +113,7 @@ def stated(data: bytes) -> float:
     return opened.memory()
 
 
+@pytest.mark.thorough
 def test_no_format_takes_more_memory_than_it_states(tmp_path: Path) -> None:
     # More than 2**23 pixels: converted in bands.
     files = {name: make(2900) for name, make in MAKE.items()}

@@ -58,7 +58,7 @@ TRIALS = [
 MARKS: dict[tuple[str, str], Any] = {
     ("smoke", ""): (),
     ("flickr8k", ""): (),
-    ("coco", ""): (),
+    ("coco", ""): pytest.mark.thorough,
     ("recipe-resnet50-gru-glove", "fine_tuned"): pytest.mark.thorough,
     ("recipe-resnet50-bahdanau-gru-coco", ""): pytest.mark.thorough,
 }

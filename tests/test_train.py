@@ -382,6 +382,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
 # Ray's workers
 
 
+@pytest.mark.thorough
 def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: None) -> None:
     curves = []
     for count in ("0", "2"):
