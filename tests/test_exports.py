@@ -252,7 +252,13 @@ def check_kills(change: str, tmp_path: Path, first: int, stride: int) -> None:
 CHANGES = ("first", "append", "retry", "overwrite")
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(change, marks=[pytest.mark.thorough] if change == "overwrite" else [])
+        for change in CHANGES
+    ],
+)
 def test_exports_killed_at_some_steps_are_completed_by_the_next_run(
     change: str, tmp_path: Path
 ) -> None:

@@ -94,7 +94,14 @@ def run(
 ON_RAY = ("--cluster.local-rows", "0")
 
 
-@pytest.mark.parametrize("flags", [(), pytest.param(ON_RAY, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), marks=pytest.mark.thorough),
+        pytest.param(ON_RAY, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_picture_that_kills_its_reader_has_a_reason_and_costs_no_other(
     flags: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -326,6 +326,7 @@ def test_two_thousand_hostile_files_and_addresses(
             check_inspected(case, place, failed)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_ray")
 def test_good_rows_do_not_hide_what_was_left_out(tmp_path: Path, model: Path) -> None:
     folder = photos(tmp_path / "photos", range(3))

@@ -299,18 +299,21 @@ def test_a_driver_that_wakes_up_with_an_abandoned_table_is_stopped(tmp_path: Pat
     assert check(side[0], finished=True) == "A"
 
 
-@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "third",
+    [0, *(pytest.param(third, marks=pytest.mark.thorough) for third in (1, 2))],
+)
 @pytest.mark.parametrize("killed", [FIRST, RETRY, OVERWRITE, RESUME], ids=str)
 def test_every_command_killed_at_some_steps_and_then_another(
-    killed: Command, half: int, tmp_path: Path
+    killed: Command, third: int, tmp_path: Path
 ) -> None:
-    """Each half is every second step."""
+    """Each third is every third step."""
     out = tmp_path / "out"
     if killed is not FIRST:
         FIRST.run(out)
     steps = killed_everywhere(replace(killed), out, tmp_path / "copies")
     assert len(steps) > 5
-    for number, step in list(enumerate(steps))[half::2]:
+    for number, step in list(enumerate(steps))[third::3]:
         follow(step, [AFTER[number % len(AFTER)]], tmp_path)
 
 

@@ -273,6 +273,7 @@ def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(
     assert first == second != untouched
 
 
+@pytest.mark.thorough
 def test_a_run_starts_from_a_captioner_of_the_same_make_alone(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -444,7 +444,9 @@ class Killed(BaseException):
     """Ends the listing as kill -9 does: nothing is done afterwards."""
 
 
-@pytest.mark.parametrize("append", [False, True], ids=["first", "append"])
+@pytest.mark.parametrize(
+    "append", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["first", "append"]
+)
 def test_planning_that_is_killed_at_any_step_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, append: bool
 ) -> None:
