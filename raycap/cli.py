@@ -323,10 +323,8 @@ def _short_names(command: Command) -> list[str]:
         for name, model, _, size, memory, licence, _ in preset_rows()
     ]
     return [
-        "",
-        "--prompt TEXT is short for --captioner.prompt, --min-score and --language for the "
-        "options of",
-        "--flags. Short names for --model (huggingface, vllm):",
+        "Short forms: --prompt for --captioner.prompt, --min-score for --flags.min-score, --language",
+        "for --flags.language. Short names for --model (huggingface, vllm):",
         *shown,
     ]
 
