@@ -323,8 +323,9 @@ def _short_names(command: Command) -> list[str]:
         for name, model, _, size, memory, licence, _ in preset_rows()
     ]
     return [
-        "Short forms: --prompt for --captioner.prompt, --min-score for --flags.min-score, --language",
-        "for --flags.language. Short names for --model (huggingface, vllm):",
+        "",
+        "Short forms: --prompt for --captioner.prompt; --min-score and --language for the options",
+        "of --flags; and for --model (huggingface, vllm):",
         *shown,
     ]
 
