@@ -354,7 +354,9 @@ class Campaign:
         again = command
         if rival is not None and rival != command:
             again = replace(rival if model == rival.model else command, overwrite=False)
-        code = self.run(again, out)
+        # The lease of a killed rival from another machine would be alive for some time.
+        fault = Fault(ignores_leases=rival is not None)
+        code = self.run(again, out, fault)
         if code == REFUSED:
             reader.findings.other.append(f"the last run: {self.last_words()}")
         reader.look()

@@ -96,7 +96,13 @@ def captioner(shapes: tuple[list[bytes], list[str]]) -> TrainedCaptioner:
     return taught(plan, *shapes, steps=120)[0]
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.thorough] if name == "top-down" else [])
+        for name in DECODERS
+    ],
+)
 def test_real_photos_are_learnt_word_for_word(name: str, shared_data: Path) -> None:
     source = Coco(str(shared_data / "coco-mini"))
     rows = [row for table in source.tables() for row in table.to_pylist()][:12]

@@ -79,6 +79,7 @@ def test_a_store_that_refuses_conditional_writes(
     assert RunFolder(out).names(hidden=True) == [], "nothing is left there"
 
 
+@pytest.mark.thorough
 def test_a_store_that_ignores_conditions_needs_a_word_of_the_user(
     careless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
