@@ -5,6 +5,7 @@ A process that is killed (kill -9) does nothing more. So the folder as it is bef
 run is what a kill at that moment would leave: it is copied, and the next commands run on the copy.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,9 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
+from raycap.bulk import run as bulk_run
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.run import run_job
+from raycap.bulk.selection import chosen_units
 from raycap.bulk.table import ChunkFile, OutputTable, TakenOverError, chunk_of
 from raycap.bulk.work import FileLayout
 from raycap.errors import UserError
@@ -31,7 +34,7 @@ from raycap.images import Square
 from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
 from raycap.sources import SourceDefaults
 from raycap.sources.manifest import Row, tables
-from raycap.storage import RunFolder
+from raycap.storage import RunFolder, lease
 from raycap.storage.lease import LEASE
 
 pytestmark = pytest.mark.usefixtures("no_ray")
@@ -297,6 +300,48 @@ def test_a_driver_that_wakes_up_with_an_abandoned_table_is_stopped(tmp_path: Pat
     with pytest.raises(TakenOverError):
         late.replace(2, [], (), CAPTIONS)
     assert check(side[0], finished=True) == "A"
+
+
+@pytest.mark.parametrize("quick", [Command("A"), Command("B", overwrite=True)], ids=str)
+@pytest.mark.parametrize("late", [Command("A"), Command("B", overwrite=True)], ids=str)
+@pytest.mark.parametrize(
+    "is_finished",
+    [True, pytest.param(False, marks=pytest.mark.thorough)],
+    ids=["finished", "killed"],
+)
+def test_what_another_run_does_between_a_decision_and_its_plan_is_not_doubled(
+    late: Command,
+    quick: Command,
+    is_finished: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two runs that do not see each other's lease. The late one has seen an empty folder."""
+    out = tmp_path / "out"
+    others = [quick]
+
+    def units(*arguments: Any) -> Any:
+        if others:
+            opens = open_model if is_finished else killed_worker
+            with contextlib.suppress(RuntimeError, UserError):
+                others.pop().run(out, opens)
+        return chosen_units(*arguments)
+
+    monkeypatch.setattr(lease, "_is_alive", lambda found: False)
+    monkeypatch.setattr(bulk_run, "chosen_units", units)
+    with contextlib.suppress(UserError):
+        late.run(out)
+    assert not others
+    captioner = check(out, finished=False)
+    record = json.loads((out / "run.json").read_text())["identity"]["captioner"]
+    Command(captioner or record, overwrite=captioner != record).run(out)
+    check(out, finished=True)
+    assert len(pq.read_table(out / "captions")) == ROWS
+
+
+def killed_worker(*arguments: Any) -> Any:
+    """Ends the run when its first chunk is to be made."""
+    raise RuntimeError("killed")
 
 
 @pytest.mark.parametrize(

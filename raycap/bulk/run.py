@@ -129,6 +129,10 @@ class _Run:
     made: RowCounts = field(default_factory=RowCounts)
     faults: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)  # from the last listing of the source
+    # The newest operation that this run knows of. What to do next is decided from the plans up to
+    # it, so the next plan has the number after it: if another process has written one with that
+    # number in the meantime, this run is refused.
+    newest: int = 0
 
     @property
     def files(self) -> FileTasks:
@@ -163,8 +167,9 @@ class _Run:
             earlier = earlier if is_same else None
         self.job = resolve_precision(self.job, earlier, self.out, self.machines.choose_precision)
         if earlier is None:
-            is_new = not self.table.exists and not self.out.names(self.job.table)
             self._remove_pending_replacements()
+            # Where there is a plan, another run may be about to create the table.
+            is_new = not self.newest and not self.out.names(self.job.table)
             if is_new:
                 write_record(self.job, self.out, origin(self.job))
             plan = self._new_plan("first" if is_new else "overwrite")
@@ -285,6 +290,7 @@ class _Run:
         number = max(plan.operation, self.table.operation)
         if self.table.operation > plan.operation:
             number += 1
+        self.newest = max(self.newest, number)
         self.out.remove(FACTS)
         self.table.begin(number)
         old = {file.path: file for file in self.table.files()}
@@ -302,6 +308,8 @@ class _Run:
     def _unfinished_plan(self) -> Plan | None:
         """The plan of an operation that has begun and is not complete."""
         plan = newest_plan(self.out)
+        self.table.load()
+        self.newest = max(plan.operation if plan else 0, self.table.operation)
         return plan if plan is not None and plan.operation > self.table.completed else None
 
     def _remove_pending_replacements(self) -> None:
@@ -313,7 +321,9 @@ class _Run:
 
     def _remove_operation(self, plan: Plan) -> None:
         self.out.remove(FACTS)  # they describe the version of the table before `begin`
-        self.table.begin(plan.operation + 1)  # from now on no process can commit for the plan
+        if self.table.exists:
+            self.table.begin(plan.operation + 1)  # from now on no process can commit for the plan
+        self.newest = plan.operation + 1
         self.out.remove(f"{SIDE}/{plan.operation:04}")
         self.out.remove(plan.folder)
 
@@ -327,10 +337,9 @@ class _Run:
         many: tuple[str, ...] = (),
     ) -> Plan:
         """Write a new plan. `units` are those of the source by default."""
-        newest = newest_plan(self.out)
         if units is None:
             units = chosen_units(self.job.source, self.job.options)
-        number = max(newest.operation if newest else 0, self.table.operation) + 1
+        number = self.newest + 1
         options = self.job.options
         batches = self.job.pictures_per_second * SECONDS_PER_CHUNK / options.batch
         plan = Plan(
@@ -348,6 +357,7 @@ class _Run:
             keys="unique" if kind in ("retry", "finish") else self.job.source.unit_keys,
         )
         write_plan(self.out, plan)
+        self.newest = number
         return plan
 
     def _run_operation(self, plan: Plan) -> None:
@@ -360,6 +370,7 @@ class _Run:
         number = plan.operation
         if self.table.operation > number:
             number = self.table.operation + 1
+        self.newest = max(self.newest, number)
 
         scheduler = ChunkScheduler(
             self.job,
