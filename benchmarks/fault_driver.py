@@ -132,7 +132,7 @@ def open_model(
             if row["status"] == SUCCESS and error:
                 row |= {"status": FAILED_TO_CAPTION, "error_message": error}
             said = text if row["status"] == SUCCESS else ""
-            made = {"caption": said, "score": None, "alternatives": []}
+            made: dict[str, Any] = {"caption": said, "score": None, "alternatives": []}
             rows.append({**row, **made, "raw_caption": None, "flags": [], "attempt": 0})
         return pa.Table.from_pylist(rows).select(CAPTIONS.names).cast(CAPTIONS)
 
