@@ -1,6 +1,7 @@
 """The output table: whoever commits, in whatever order, however late, each chunk is in it once."""
 
 import dataclasses
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,17 @@ def test_an_operation_is_completed_once(tmp_path: Path) -> None:
     second.replace(1, [joined], chunks)
     assert len(keys(tmp_path)) == 6 and first.version == OutputTable(first.folder).version
     assert (first.operation, first.completed) == (1, 1)
+
+
+def test_a_side_table_that_another_run_has_removed_is_not_waited_for(tmp_path: Path) -> None:
+    side = tmp_path / "side"
+    side.mkdir()
+    table = OutputTable(RunFolder(str(side)))
+    table.commit_chunks([made(side, chunk(0))], 1, SCHEMA)
+    late = made(side, chunk(1))
+    shutil.rmtree(side)
+    with pytest.raises(TakenOverError):
+        table.commit_chunks([late], 1, SCHEMA)
 
 
 def test_an_overwrite_changes_rows_and_columns_at_once(tmp_path: Path) -> None:

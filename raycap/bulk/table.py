@@ -229,6 +229,8 @@ class OutputTable:
                 # The commit may have succeeded, if only the answer was lost. The next round sees
                 # it in the newest version.
                 reason = _in_one_line(error)
+                if "not found" in reason.lower() and not self.folder.names("_delta_log"):
+                    raise self._taken_over() from error  # another run has removed the side table
                 if PERMANENT.search(reason) or time.monotonic() > end:
                     raise UserError(
                         f"cannot commit to {self.folder}: {reason}; what is made stays there, and "
