@@ -357,6 +357,10 @@ class Campaign:
         # The lease of a killed rival from another machine would be alive for some time.
         fault = Fault(ignores_leases=rival is not None)
         code = self.run(again, out, fault)
+        if code == REFUSED and rival is not None and rival != command:
+            # run.json was older than the table: now it names the model of the table.
+            again = replace(command if again.model == rival.model else rival, overwrite=False)
+            code = self.run(again, out, fault)
         if code == REFUSED:
             reader.findings.other.append(f"the last run: {self.last_words()}")
         reader.look()
