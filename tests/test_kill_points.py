@@ -339,6 +339,18 @@ def test_what_another_run_does_between_a_decision_and_its_plan_is_not_doubled(
     assert len(pq.read_table(out / "captions")) == ROWS
 
 
+def test_the_plan_says_whose_rows_they_are(tmp_path: Path) -> None:
+    """Two runs began at the same time: one has written the plan, and the other run.json."""
+    out = tmp_path / "out"
+    Command("B").run(out)
+    record = json.loads((out / "run.json").read_text())
+    record["identity"]["captioner"] = "A"
+    (out / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="holds rows of another run"):
+        Command("A", rows=MORE_ROWS).run(out)
+    assert check(out, finished=True) == "B"
+
+
 def killed_worker(*arguments: Any) -> Any:
     """Ends the run when its first chunk is to be made."""
     raise RuntimeError("killed")

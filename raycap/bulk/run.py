@@ -148,10 +148,11 @@ class _Run:
             )
 
     def repair_record(self) -> None:
-        """Bring run.json up to date. The run that replaced the table may have been killed after
-        its commit and before it wrote run.json."""
+        """Bring run.json up to date: the plan says whose rows the table holds. The run that
+        replaced the table may have been killed after its commit and before it wrote run.json, and
+        of two runs that began at the same time the other one may have written it."""
         plans = plans_of_table(self.out, self.table.completed)
-        if plans and plans[0].kind == "overwrite":
+        if plans:
             write_record(self.job, self.out, plans[0].identity)
 
     def overwrite(self) -> None:
