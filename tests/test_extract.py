@@ -159,9 +159,10 @@ def test_a_table_of_an_older_format_is_refused(
 ) -> None:
     folder, out = photos(tmp_path / "photos", range(2)), tmp_path / "out"
     assert extract(folder, out) == 0
-    record = json.loads((out / "run.json").read_text())
-    del record["identity"]["format"]  # as in format 1
-    (out / "run.json").write_text(json.dumps(record))
+    for path in (out / "run.json", *out.glob("_plan/*/plan.json")):
+        record = json.loads(path.read_text())
+        del record["identity"]["format"]  # as in format 1
+        path.write_text(json.dumps(record))
     assert extract(folder, out) == 2
     assert "format was None, now 3" in capsys.readouterr().err
 
