@@ -344,13 +344,7 @@ def campaign(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--each", type=int, default=5, help="kills of one table")
-    parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = faults.parser_of_kills(__doc__ or "", kills=100, each=5, pictures=200)
     parser.add_argument("--forks", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.forks:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,14 +24,11 @@ from deltalake import DeltaTable
 
 from raycap.bulk import pictures, scheduler
 from raycap.bulk.exports import write_exports
-from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.run import run_job
-from raycap.bulk.work import FileLayout
 from raycap.errors import UserError
 from raycap.fetch import Fetch
 from raycap.fetch.trust import ONLY_WEB, Trust
-from raycap.images import Square
 from raycap.images.reading import read_picture
 from raycap.schema import CAPTIONS, FAILED_TO_CAPTION, SUCCESS
 from raycap.sinks import SINKS, SinkSettings
@@ -39,6 +37,10 @@ from raycap.sources.manifest import Row, tables
 from raycap.sources.source import UnitKeys
 from raycap.storage import RunFolder, lease
 from raycap.storage.lease import Lease
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
+from table_jobs import captions_job  # type: ignore[import-not-found]
 
 # Loaded once, for all drivers.
 for module in ("aiobotocore.session", "s3fs", "adlfs"):
@@ -105,20 +107,9 @@ class Command:
             RunFolder(out), "skip", False, Fetch(), self.source.trust, self.source
         )
         names = tuple(SINKS) if self.also else ()
-        job = TableJob(
-            command="caption",
-            table="captions",
-            source=self.source,
-            options=options,
-            identity={"captioner": self.model},
-            layout=FileLayout(PART_ROWS, CAPTIONS, (), {"captioner": self.model}),
-            intake=Square(8),
-            open_model=functools.partial(open_model, self.model, self.fails),
-            export=functools.partial(
-                write_exports, table="captions", names=names, settings=settings
-            ),
-        )
-        return run_job(job, {})
+        opens = functools.partial(open_model, self.model, self.fails)
+        export = functools.partial(write_exports, table="captions", names=names, settings=settings)
+        return run_job(captions_job(self.source, options, self.model, opens, export), {})
 
 
 def open_model(

@@ -6,10 +6,13 @@
 
 moto checks If-None-Match and writes the object in two steps, so two writers may both succeed. A
 lock around each request that writes makes it one step, as it is on Amazon S3.
+
+A program can ask this moto to fail for some time (`begin_outage`), and which requests came.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -17,7 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,11 @@ AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
+# What requests do. All in the log of a Delta table are of the last two kinds: reads, and commits.
+KINDS = ("list", "get", "put", "create", "delete", "log", "commit")
+# Paths of requests that are for this program, not for moto.
+OUTAGE, NO_OUTAGE, REQUESTS = "/-outage", "/-no-outage", "/-requests"
+REFUSALS = {"403": ("403 Forbidden", "AccessDenied"), "503": ("503 Slow Down", "SlowDown")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Store:
 def moto_bucket(*flags: str) -> Iterator[Store]:
     """A bucket on a server of its own."""
     port = free_port()
-    with _server([sys.executable, __file__, str(port), *flags], port):
+    with running([sys.executable, __file__, str(port), *flags], port):
         environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "test",
@@ -66,7 +76,7 @@ def azurite_container(folder: Path) -> Iterator[Store]:
     assert program, "install Azurite (npm install azurite), and name it: AZURITE=.../azurite-blob"
     port = free_port()
     command = [program, "--silent", "--blobPort", str(port), "--location", str(folder)]
-    with _server([*command, "--skipApiVersionCheck", "--loose"], port):
+    with running([*command, "--skipApiVersionCheck", "--loose"], port):
         address = f"http://127.0.0.1:{port}"
         endpoint = f"BlobEndpoint={address}/{AZURE_ACCOUNT}"
         account = f"AccountName={AZURE_ACCOUNT};AccountKey={AZURE_KEY}"
@@ -94,9 +104,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _server(command: list[str], port: int) -> Iterator[None]:
+def running(
+    command: list[str], port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """A server in a process of its own, which answers on this port. It inherits the environment,
+    and gets the variables in `environment` too."""
+    everything = {**os.environ, **(environment or {})}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as server:  # type: ignore[call-overload]
+    with subprocess.Popen(command, env=everything, **quiet) as server:  # type: ignore[call-overload]
         try:
             end = time.monotonic() + SECONDS_TO_START
             while not _answers(port):
@@ -112,6 +127,117 @@ def _answers(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port)).close()
         return True
     return False
+
+
+def begin_outage(address: str, kind: str, how: str, seconds: float, after: int = 0) -> None:
+    """Requests of this kind fail, for so long from the first one on; `after` so many are answered
+    before. How: "403" or "503"; or "silent", then they are carried out, but in place of an answer
+    the connection is closed when the time is over."""
+    asked = {"kind": kind, "how": how, "seconds": seconds, "after": after}
+    _ask(address, f"{OUTAGE}?{urllib.parse.urlencode(asked)}")
+
+
+def end_outages(address: str) -> dict[str, int]:
+    """Returns how many requests of each kind have failed."""
+    failed: dict[str, int] = _ask(address, NO_OUTAGE)
+    return failed
+
+
+def requests_since(address: str) -> list[tuple[str, str, str]]:
+    """The requests since this was last called: kind, method, and the path after the bucket.
+    Nothing is noted before the first call."""
+    return [(kind, method, path) for kind, method, path in _ask(address, REQUESTS)]
+
+
+def _ask(address: str, what: str) -> Any:
+    with urllib.request.urlopen(f"{address}{what}") as answer:
+        return json.load(answer)
+
+
+@dataclass
+class _Outage:
+    how: str
+    seconds: float
+    after: int
+    until: float | None = None  # once it has begun
+    failed: int = 0
+
+    def is_on(self) -> bool:
+        """Called for each request of its kind."""
+        self.after -= 1
+        if self.after >= 0:
+            return False
+        if self.until is None:
+            self.until = time.monotonic() + self.seconds
+        is_on = time.monotonic() < self.until
+        self.failed += is_on
+        return is_on
+
+
+Answer = Callable[[dict[str, Any], Any], Iterable[bytes]]
+
+
+@dataclass
+class Disturbed:
+    """An S3 server that can be told to fail for some time, and that notes what it is asked."""
+
+    answer: Answer
+    outages: dict[str, _Outage] = field(default_factory=dict)
+    requests: list[tuple[str, str, str]] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:
+        method, path = request["REQUEST_METHOD"], request["PATH_INFO"]
+        if path in (OUTAGE, NO_OUTAGE, REQUESTS):
+            start("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(self._told(path, request["QUERY_STRING"])).encode()]
+        kind = kind_of(request)
+        with self._lock:
+            if self.requests is not None:
+                self.requests.append((kind, method, path.lstrip("/").partition("/")[2]))
+            outage = self.outages.get(kind)
+            if outage is None or not outage.is_on():
+                outage = None
+        if outage is None:
+            return self.answer(request, start)
+        if outage.how in REFUSALS:
+            request["wsgi.input"].read(int(request.get("CONTENT_LENGTH") or 0))
+            status, code = REFUSALS[outage.how]
+            start(status, [("Content-Type", "application/xml")])
+            said = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>"
+            return [said.encode()] if method != "HEAD" else []
+        done = self.answer(request, lambda *head: None)
+        assert outage.until is not None
+        time.sleep(max(0.0, outage.until - time.monotonic()))
+        request["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionError(f"not answered: {len(list(done))}")
+
+    def _told(self, path: str, query: str) -> Any:
+        with self._lock:
+            if path == REQUESTS:
+                seen, self.requests = self.requests or [], []
+                return seen
+            if path == NO_OUTAGE:
+                failed = {kind: outage.failed for kind, outage in self.outages.items()}
+                self.outages = {}
+                return failed
+            asked = dict(urllib.parse.parse_qsl(query))
+            outage = _Outage(asked["how"], float(asked["seconds"]), int(asked["after"]))
+            self.outages[asked["kind"]] = outage
+            return None
+
+
+def kind_of(request: Mapping[str, Any]) -> str:
+    """One of KINDS."""
+    method, query = request["REQUEST_METHOD"], urllib.parse.unquote(request["QUERY_STRING"])
+    is_read = method in ("GET", "HEAD")
+    if "_delta_log" in request["PATH_INFO"] or "_delta_log" in query:
+        return "log" if is_read else "commit"
+    if is_read:
+        return "list" if "list-type=" in query else "get"
+    if method == "DELETE" or (method == "POST" and query.startswith("delete")):
+        return "delete"
+    return "create" if "HTTP_IF_NONE_MATCH" in request else "put"
 
 
 def serve(port: int, ignores_conditions: bool, refuses_conditions: bool) -> None:
@@ -132,7 +258,7 @@ def serve(port: int, ignores_conditions: bool, refuses_conditions: bool) -> None
         with writing:
             return application(request, start)
 
-    run_simple("127.0.0.1", port, answer, threaded=True)
+    run_simple("127.0.0.1", port, Disturbed(answer), threaded=True)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -250,17 +250,23 @@ def compare(pile: Pile, out: Path, tally: Tally) -> None:
     assert (out / "facts.json").exists()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parser_of_kills(about: str, kills: int, each: int, pictures: int) -> argparse.ArgumentParser:
+    """Options of a campaign that kills the runs of one table after the other."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=40)
-    parser.add_argument("--each", type=int, default=4, help="kills in one run")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=kills)
+    parser.add_argument("--each", type=int, default=each, help="kills of one table")
+    parser.add_argument("--pictures", type=int, default=pictures)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = parser_of_kills(__doc__ or "", kills=40, each=4, pictures=2000)
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="begin no kill after so long"
     )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     chosen = parser.parse_args(arguments)
     random.seed(chosen.seed)

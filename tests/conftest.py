@@ -7,8 +7,6 @@ import functools
 import gc
 import os
 import platform
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,9 @@ from hypothesis import settings
 from sessions import start_ray, stop_ray
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(REPOSITORY / "benchmarks"))
+
+import fault_stores  # noqa: E402
 
 # Where the environment says that Python shall not keep what it has compiled, each test worker,
 # each worker of Ray and each `raycap` that a test starts would compile hundreds of files again.
@@ -185,30 +186,14 @@ def s3_server() -> Iterator[str]:
     of its listings has 100 names."""
     pytest.importorskip("s3fs", reason="needs s3fs: pip install 'raycap[s3]'")
     pytest.importorskip("moto.server", reason="needs moto's server: pip install 'raycap[dev]'")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    program = Path(__file__).resolve().parent.parent / "benchmarks" / "fault_stores.py"
-    command = [sys.executable, str(program), str(port)]
-    pages = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "100"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=pages, **quiet) as server:
-        while not _answers(port):
-            assert server.poll() is None, "the S3 server has ended"
-            time.sleep(0.1)
+    port = fault_stores.free_port()
+    command = [sys.executable, str(fault_stores.__file__), str(port)]
+    with fault_stores.running(command, port, {"MOTO_S3_DEFAULT_MAX_KEYS": "100"}):
         address = f"http://127.0.0.1:{port}"
         keys = "aws_access_key_id = test\naws_secret_access_key = test\nregion = us-east-1"
         AWS_CONFIG.write_text(f"[default]\nendpoint_url = {address}\n{keys}\n")
         yield address
         AWS_CONFIG.unlink()
-        server.kill()
-
-
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", port)).close()
-        return True
-    return False
 
 
 @pytest.fixture(scope="module")

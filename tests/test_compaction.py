@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from table_jobs import NoPictures, captions_job
 
 from raycap.bulk.clean_up import clean_up
 from raycap.bulk.counts import count_rows
 from raycap.bulk.finish import join_part, parts_of, replace_retried
-from raycap.bulk.job import TableJob
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Chunk, Plan, write_plan
@@ -24,10 +24,7 @@ from raycap.bulk.run import run_job
 from raycap.bulk.table import ChunkFile, DataFile, OutputTable, TakenOverError, chunk_path
 from raycap.bulk.work import ROWS, FileLayout, write_rows
 from raycap.bulk.worker_pool import LocalPool
-from raycap.fetch.trust import ONLY_WEB, Trust
-from raycap.images import Square
 from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
-from raycap.sources import SourceDefaults
 from raycap.sources.manifest import Row, tables
 from raycap.storage import RunFolder
 
@@ -136,14 +133,10 @@ AT_FIRST, IN_ALL = 64, 70
 
 
 @dataclass(frozen=True)
-class SlowSource(SourceDefaults):
+class SlowSource(NoPictures):
     """Its last rows are listed when the first ones are in the table."""
 
     out: Path
-    path: str = "numbers"
-    trust: Trust = ONLY_WEB
-
-    def check(self) -> None: ...
 
     def tables(self, notes: object = None) -> Iterator[pa.Table]:
         yield from tables((Row(str(key), "") for key in range(AT_FIRST)), None)
@@ -172,16 +165,7 @@ def test_an_operation_ends_when_the_source_is_listed(
         ),
     )
     out = tmp_path / "out"
-    job = TableJob(
-        command="caption",
-        table="captions",
-        source=SlowSource(out),  # type: ignore[arg-type]
-        options=BulkOptions(out=str(out), batch=1, part_rows=100),
-        identity={},
-        layout=FileLayout(100, CAPTIONS, (), {}),
-        intake=Square(8),
-        open_model=open_model,
-    )
-    assert run_job(job, {}) == 0
+    options = BulkOptions(out=str(out), batch=1, part_rows=100)
+    assert run_job(captions_job(SlowSource(out), options, "A", open_model), {}) == 0
     keys = pq.read_table(out / "captions")["key"].to_pylist()
     assert sorted(map(int, keys)) == list(range(IN_ALL))

@@ -16,15 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from table_jobs import captions_job
 
 from raycap.bulk.exports import write_exports
-from raycap.bulk.job import TableJob, no_exports
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.run import run_job
-from raycap.bulk.work import FileLayout
 from raycap.errors import UserError
 from raycap.fetch import Fetch
-from raycap.images import Square
 from raycap.schema import CAPTIONS, SUCCESS
 from raycap.sinks import SINKS, SinkSettings
 from raycap.sources import Folder, HuggingFace, Source, WebDataset
@@ -82,21 +80,12 @@ class Command:
             retry="failed" if self.retry else "",
             overwrite=self.overwrite,
         )
+        opens = functools.partial(open_model, self.model)
         export = functools.partial(
             write_exports, table="captions", names=self.also, settings=self.settings
         )
-        job = TableJob(
-            command="caption",
-            table="captions",
-            source=self.source,
-            options=options,
-            identity={"captioner": self.model},
-            layout=FileLayout(2, CAPTIONS, (), {}),
-            intake=Square(8),
-            open_model=functools.partial(open_model, self.model),
-            export=export if exports else no_exports,
-        )
-        return run_job(job, {})
+        job = captions_job(self.source, options, self.model, opens)
+        return run_job(replace(job, export=export) if exports else job, {})
 
     def export(self) -> None:
         """What the run does after its last commit."""

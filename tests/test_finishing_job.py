@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from test_kill_points import Numbers, killed_everywhere, rows_of
+from table_jobs import Numbers
+from test_kill_points import killed_everywhere, rows_of
 
 from raycap.bulk.finishing import with_finishing
 from raycap.bulk.job import TableJob

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,40 +20,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from table_jobs import Numbers, captions_job
 
 from raycap.bulk import run as bulk_run
-from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.run import run_job
 from raycap.bulk.selection import chosen_units
 from raycap.bulk.table import ChunkFile, OutputTable, TakenOverError, chunk_of
-from raycap.bulk.work import FileLayout
 from raycap.errors import UserError
-from raycap.fetch.trust import ONLY_WEB, Trust
-from raycap.images import Square
 from raycap.schema import CAPTIONS, FAILED_TO_FETCH, SUCCESS
-from raycap.sources import SourceDefaults
-from raycap.sources.manifest import Row, tables
 from raycap.storage import RunFolder, lease
 from raycap.storage.lease import LEASE
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
 ROWS, MORE_ROWS = 8, 11
-
-
-@dataclass(frozen=True)
-class Numbers(SourceDefaults):
-    """A source of so many rows."""
-
-    rows: int
-    path: str = "numbers"
-    trust: Trust = ONLY_WEB
-
-    def check(self) -> None: ...
-
-    def tables(self, notes: object = None) -> Iterator[pa.Table]:
-        return tables((Row(str(number), "") for number in range(self.rows)), lambda: "nothing")
 
 
 def open_model(
@@ -96,17 +77,8 @@ class Command:
             retry="failed" if self.retry else "",
             overwrite=self.overwrite,
         )
-        job = TableJob(
-            command="caption",
-            table="captions",
-            source=Numbers(self.rows),  # type: ignore[arg-type]
-            options=options,
-            identity={"captioner": self.model},
-            layout=FileLayout(5, CAPTIONS, (), {"captioner": self.model}),
-            intake=Square(8),
-            open_model=functools.partial(opens, self.model, self.fail),
-        )
-        run_job(job, {})
+        opens = functools.partial(opens, self.model, self.fail)
+        run_job(captions_job(Numbers(self.rows), options, self.model, opens), {})
 
 
 @dataclass
