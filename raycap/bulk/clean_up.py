@@ -8,7 +8,7 @@ from raycap.bulk.repeated_keys import LISTED
 from raycap.bulk.table import CHUNKS, OutputTable, operation_of
 from raycap.storage import RunFolder
 from raycap.storage.filesystem import REMOVED_AT_ONCE
-from raycap.storage.folder import STAGED
+from raycap.storage.folder import PROBE, STAGED
 
 # Folder of the side tables, in which retries and overwrites make their rows. At the end of the
 # operation these replace rows of the output table.
@@ -48,5 +48,8 @@ def clean_up(out: RunFolder, table: OutputTable) -> None:
         if int(name) <= completed:
             out.remove(f"{SIDE}/{name}")
     out.remove_empty(SIDE)
+    for name in out.names(hidden=True):
+        if name.startswith(PROBE):
+            out.remove_file(name)
     out.remove(STAGED)
     out.remove(ANSWERS)

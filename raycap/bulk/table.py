@@ -22,7 +22,12 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.exceptions import (
+    CommitFailedError,
+    DeltaError,
+    DeltaProtocolError,
+    TableNotFoundError,
+)
 from deltalake.transaction import AddAction, RemoveAction
 
 from raycap.bulk.plan import Chunk
@@ -44,6 +49,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
 PERMANENT = re.compile(
     r"os error (?:1|13|28|30|122)\b|AccessDenied|Forbidden|NoSuchBucket|InvalidAccessKey"
 )
+# Messages of delta-rs where files of the log are missing.
+GONE = re.compile(r"not found|Invalid table version", re.IGNORECASE)
 
 
 class TakenOverError(UserError):
@@ -77,10 +84,18 @@ class OutputTable:
         # A cache of `chunks`, for the version in `_chunks_version`.
         self._chunks: dict[Chunk, str] = {}
         self._chunks_version = -1
+        # The numbers that the log has for transaction ids, for the version in `_numbers_version`.
+        # Asking for one reads all of the log since its last checkpoint.
+        self._numbers: dict[str, int] = {}
+        self._numbers_version = -1
         self.load()
 
     def load(self) -> None:
-        """Load the newest version, if the table exists."""
+        """Load the newest version, if the table exists. Raises UserError if its log cannot be
+        read."""
+        _with_retries(self._load, f"cannot read the table {self.folder}")
+
+    def _load(self) -> None:
         try:
             if self._table is None:
                 self._table = DeltaTable(self._uri, storage_options=self._options)
@@ -109,7 +124,13 @@ class OutputTable:
 
     def _transaction(self, name: str) -> int:
         """The number that the log has for a transaction id; 0 for none."""
-        return 0 if self._table is None else self._table.transaction_version(name) or 0
+        if self._table is None:
+            return 0
+        if self._numbers_version != self.version:
+            self._numbers, self._numbers_version = {}, self.version
+        if name not in self._numbers:
+            self._numbers[name] = self._table.transaction_version(name) or 0
+        return self._numbers[name]
 
     def schema(self) -> pa.Schema:
         assert self._table is not None
@@ -209,7 +230,7 @@ class OutputTable:
         end, pause = time.monotonic() + SECONDS_TO_COMMIT, FIRST_PAUSE
         while True:
             try:
-                self.load()
+                self._load()
                 if self.operation > operation:
                     raise self._taken_over()
                 todo = actions()
@@ -223,13 +244,17 @@ class OutputTable:
                     schema or self._table.schema(),
                     commit_properties=properties,
                 )
-                self.load()
-                return self.version == before + 1
+                self._load()
+                is_newest = self.version == before + 1
+                if is_newest and self._numbers_version == before:
+                    self._numbers |= {each.app_id: each.version for each in transactions}
+                    self._numbers_version = self.version
+                return is_newest
             except (CommitFailedError, DeltaError, OSError) as error:
                 # The commit may have succeeded, if only the answer was lost. The next round sees
                 # it in the newest version.
                 reason = _in_one_line(error)
-                if "not found" in reason.lower() and not self.folder.names("_delta_log"):
+                if GONE.search(reason) and not self.folder.names("_delta_log"):
                     raise self._taken_over() from error  # another run has removed the side table
                 if PERMANENT.search(reason) or time.monotonic() > end:
                     raise UserError(
@@ -254,21 +279,34 @@ class OutputTable:
         def create() -> None:
             try:
                 DeltaTable.create(self._uri, schema, storage_options=self._options)
-            except (DeltaError, OSError) as error:
-                self.load()
+            except (DeltaError, OSError):
                 # If the table is there now, another process has created it, or the answer was
                 # lost.
+                self._load()
                 if self._table is None:
-                    reason = f"cannot create a table in {self.folder}: {_in_one_line(error)}"
-                    if PERMANENT.search(reason):
-                        raise UserError(reason) from error
-                    raise ConnectionError(reason) from error
+                    raise
 
-        try:
-            with_retries(create, f"create a table in {self.folder}")
-        except ConnectionError as error:
-            raise UserError(str(error)) from error
+        _with_retries(create, f"cannot create a table in {self.folder}")
         self.load()
+
+
+def _with_retries(act: Callable[[], None], complaint: str) -> None:
+    """Calls `act`. After faults of delta-rs that may pass it is called again, for about a minute.
+    Raises UserError, which begins with the complaint, for faults that stay."""
+
+    def act_once() -> None:
+        try:
+            act()
+        except (DeltaError, OSError) as error:
+            reason = f"{complaint}: {_in_one_line(error)}"
+            if PERMANENT.search(reason) or isinstance(error, DeltaProtocolError):
+                raise UserError(reason) from error
+            raise ConnectionError(reason) from error
+
+    try:
+        with_retries(act_once, complaint.removeprefix("cannot "))
+    except ConnectionError as error:
+        raise UserError(str(error)) from error
 
 
 def _in_one_line(error: Exception) -> str:

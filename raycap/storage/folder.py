@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 # Folder for files that are not published yet. Readers of Parquet folders skip names with '_'
 # first.
 STAGED = "_staged"
+# How the names of files begin with which a store is tried.
+PROBE = "_probe-"
 
 
 @dataclass(frozen=True)
@@ -230,30 +232,32 @@ class RunFolder:
         """Raises UserError if this store cannot `create` files safely."""
         if self.is_local:
             return
-        name = f"_probe-{uuid.uuid4().hex}"
-        self.write(name, b"first")  # raises UserError if nothing can be written
-        try:
-            has_replaced = RunFolder(self.uri).create(name, b"second")
-        except (
-            NotImplementedError,
-            UserError,
-        ) as error:  # the library for tables cannot do without it
-            raise UserError(
-                f"the store of {self} refuses to write a file on the condition that it is not "
-                f"there, which tables need ({error}): give a folder that all machines share, or "
-                "another store"
-            ) from error
-        except (TypeError, ValueError):  # clients without this mode
-            has_replaced = True
-        finally:
-            self.remove(name)
-        if has_replaced and not self.has_one_writer:
+        # Another run that cleans up may remove the first file, so one answer is not enough.
+        if self._replaces() and self._replaces() and not self.has_one_writer:
             raise UserError(
                 f"the store of {self} cannot write a file on the condition that it is not there, "
                 "which keeps two runs from mixing their rows: give a folder that all machines "
                 "share, or a store that can (Amazon S3, Google Cloud Storage, Azure). If never "
                 "more than one run writes there, give --commit unsafe-single-driver"
             )
+
+    def _replaces(self) -> bool:
+        """Whether this store replaces a file that was to be created. Raises UserError if it
+        refuses such requests."""
+        name = f"{PROBE}{uuid.uuid4().hex}"
+        self.write(name, b"first")  # raises UserError if nothing can be written
+        try:
+            return RunFolder(self.uri).create(name, b"second")
+        except (NotImplementedError, UserError) as error:  # tables cannot do without it
+            raise UserError(
+                f"the store of {self} refuses to write a file on the condition that it is not "
+                f"there, which tables need ({error}): give a folder that all machines share, or "
+                "another store"
+            ) from error
+        except (TypeError, ValueError):  # clients without this mode
+            return True
+        finally:
+            self.remove_file(name)
 
     def folders(self, under: str = "") -> list[str]:
         """Returns the names of the folders in the folder `under`, sorted."""
