@@ -58,7 +58,7 @@ OPERATIONS = ("first", "resume", "append", "retry", "overwrite", "join", "export
 # How many cases of each operation, by store: kills before steps, kills at any moment, two drivers
 # at once, drivers that sleep, clocks that are wrong.
 CASES: dict[str, dict[str, float]] = {
-    "local": {"step": 8, "random": 3, "two": 2, "asleep": 1, "clock": 1},
+    "local": {"step": 12, "random": 5, "two": 4, "asleep": 1, "clock": 1},
     "s3": {"step": 3, "random": 1, "two": 1, "asleep": 0.5, "clock": 0.5},
     "azure": {"step": 2, "random": 0.5, "two": 0.5, "asleep": 0.5, "clock": 0.5},
 }
@@ -449,7 +449,8 @@ class Reader:
         if plain != table:
             self.findings.doubled.append(f"files of no table: {sorted(plain ^ table)}")
         left = [name for name in folder.folders() if name[0] == "_" and name != "_plan"]
-        left += [name for name in folder.names(hidden=True) if name == "_lease.json"]
+        hidden = [name for name in folder.names(hidden=True) if name[0] == "_"]
+        left += [name for name in hidden if name != "_lease.lock"]
         left += folder.names("captions/_chunks", hidden=True)
         self.findings.other += [f"left behind: {name}" for name in left]
         if folder.read_json("facts.json") is None:
