@@ -18,7 +18,8 @@ from torch.nn import functional
 from raycap import Captioner
 from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
 from raycap.captioners.trained.batches import FittingBatch
-from raycap.captioners.trained.folder import _digest_of_config, state_of, words_of
+from raycap.captioners.trained.checks import digest_of_config
+from raycap.captioners.trained.folder import state_of, words_of
 from raycap.decoders import DecoderChoice, Recurrent, TopDown, Transformer
 from raycap.encoders import Pixels, ResNet18
 from raycap.errors import UserError
@@ -244,7 +245,7 @@ def test_a_folder_that_stands_alone_needs_no_other_weights(
     plan = CaptionerPlan(ResNet18(weights="random", size=64), DECODERS["top-down"])
     captioner, _ = taught(plan, *shapes, steps=2)
     captioner.save(tmp_path / "alone", include_encoder=True)
-    captioner.save(tmp_path / "half", include_encoder=True, half=True)
+    captioner.save(tmp_path / "half", include_encoder=True, numbers="float16")
     loaded = Captioner.load(tmp_path / "alone", device="cpu", precision="fp32")
     assert [c.words for c in loaded.caption(shapes[0])] == [
         c.words for c in captioner.caption(shapes[0])
@@ -256,7 +257,7 @@ def test_a_folder_that_stands_alone_needs_no_other_weights(
     )
     # Rounded, the encoder is no longer what its options name: a copy must hold it without being
     # asked.
-    Captioner.load(tmp_path / "half").save(tmp_path / "again", half=True)
+    Captioner.load(tmp_path / "half").save(tmp_path / "again", numbers="float16")
     again, half = (
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "half")
     )
@@ -364,7 +365,7 @@ def changed(folder: Path, **values: object) -> None:
     """Change config.json as somebody would who knows how its digest is made."""
     config = {**json.loads((folder / "config.json").read_text()), **values}
     if config["sha256"]:
-        config["sha256"] = {**config["sha256"], "config.json": _digest_of_config(config)}
+        config["sha256"] = {**config["sha256"], "config.json": digest_of_config(config)}
     (folder / "config.json").write_text(json.dumps(config))
 
 

@@ -22,7 +22,7 @@ from small_captioner import SENTENCES, save_captioner
 
 from raycap import Captioner
 from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
-from raycap.captioners.trained.folder import _digest_of_config
+from raycap.captioners.trained.checks import digest_of_config
 from raycap.cli import main
 from raycap.decoders import Recurrent
 from raycap.encoders import ENCODERS, Pixels, ResNet18
@@ -63,7 +63,7 @@ def change(path: Path, act: Callable[[dict[str, Any]], None]) -> None:
     for name in ("model.safetensors", "vocabulary.json"):
         if (path / name).is_file() and not (path / name).is_symlink():
             config["sha256"][name] = hashlib.sha256((path / name).read_bytes()).hexdigest()
-    config["sha256"]["config.json"] = _digest_of_config(config)
+    config["sha256"]["config.json"] = digest_of_config(config)
     (path / "config.json").write_text(json.dumps(config))
 
 

@@ -17,7 +17,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from small_captioner import save_captioner
 from raycap import Captioner
 from raycap.bulk.features import pixels_schema
 from raycap.captioners.trained import folder
+from raycap.captioners.trained.weights import Numbers
 from raycap.cli import main
 from raycap.commands import COMMANDS
 from raycap.schema import CAPTIONS, MANIFEST, TRUE_WORDS, features_schema, tensor_shape
@@ -116,9 +117,9 @@ def test_the_files_of_a_saved_captioner(tmp_path: Path, monkeypatch: pytest.Monk
             values = torch.arange(weight.numel(), dtype=torch.float32).remainder(97) / 97 - 0.5
             weight.copy_(values.view(weight.shape) / (number + 1))
     found = {}
-    for half in (False, True):
-        captioner.save(tmp_path / f"half-{half}", half=half)
-        found["float16" if half else "float32"] = digests(tmp_path / f"half-{half}")
+    for numbers in get_args(Numbers):
+        captioner.save(tmp_path / numbers, numbers=numbers)
+        found[numbers] = digests(tmp_path / numbers)
     assert found == recorded("captioner_folder", found)
 
 

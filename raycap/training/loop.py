@@ -329,5 +329,4 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
         run.network.decoder,
         facts,
         include_encoder=False,
-        half=False,
     )

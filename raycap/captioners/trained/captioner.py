@@ -26,6 +26,7 @@ from raycap.captioners.trained.consensus import find_candidates, rank_by_consens
 from raycap.captioners.trained.folder import check_consensus, load_folder, save_folder
 from raycap.captioners.trained.neighbours import Neighbours
 from raycap.captioners.trained.plan import CaptionerPlan
+from raycap.captioners.trained.weights import Numbers
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
 from raycap.device import PrecisionName, choose_precision
@@ -118,9 +119,11 @@ class TrainedCaptioner(Captioner):
             batch=batch,
         )
 
-    def save(self, path: str | Path, include_encoder: bool = False, half: bool = False) -> None:
+    def save(
+        self, path: str | Path, include_encoder: bool = False, numbers: Numbers = "float32"
+    ) -> None:
         """Write the folder. An encoder with weights of its own is always in it, another one if
-        asked for."""
+        asked for. `numbers` says how weights are stored."""
         save_folder(
             Path(path),
             self.plan,
@@ -129,7 +132,7 @@ class TrainedCaptioner(Captioner):
             self.decoder,
             self.facts,
             include_encoder,
-            half,
+            numbers,
             self.neighbours,
         )
 

@@ -3,21 +3,43 @@ training photos are remembered, neighbours.safetensors; read with suspicion."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from raycap import __version__, plainjson
 from raycap.captioners.trained.card import card
+from raycap.captioners.trained.checks import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    LONGEST_WORD,
+    MODEL,
+    MOST_POSITIONS,
+    MOST_WORDS,
+    NEIGHBOURS,
+    OLDEST_FORMAT,
+    PARTS,
+    USUAL_SIZE,
+    WORDS,
+    Shapes,
+    check_numbers,
+    check_shapes,
+    digest_of_config,
+    on_paper,
+    read_checked,
+    read_config,
+    read_file,
+    read_shapes,
+    shortened,
+)
 from raycap.captioners.trained.neighbours import Neighbours, from_file, to_file
 from raycap.captioners.trained.plan import CaptionerPlan
+from raycap.captioners.trained.weights import Numbers, pack, unpack
 from raycap.decoders import DECODERS
 from raycap.decoders.decoder import Decoder
 from raycap.encoders import ENCODERS, RANDOM, EncoderOptions, Pixels, Torchvision
@@ -27,49 +49,8 @@ from raycap.images import Reading
 from raycap.options import from_plain, to_plain
 from raycap.search import SEARCHES, Beam, SearchChoice
 from raycap.shipped import place_of
-from raycap.storage import read_uri, whole_path
+from raycap.storage import whole_path
 from raycap.vocabulary import Vocabulary
-
-FORMAT = 1  # of the folder; raise it when the meaning of its files changes
-CONFIG, MODEL, WORDS, CARD = "config.json", "model.safetensors", "vocabulary.json", "README.md"
-NEIGHBOURS = "neighbours.safetensors"
-# Its sections in config.json, and their options.
-PARTS: dict[str, Any] = {
-    "encoder": ENCODERS,
-    "decoder": DECODERS,
-    "reading": Reading,
-    "search": SEARCHES,
-}
-# What config.json must hold besides its format, and of which type.
-WANTED = {
-    **dict.fromkeys(PARTS, dict),
-    "encoder_included": bool,
-    "encoder_sha256": str,
-    "facts": dict,
-    "sha256": dict,
-}
-
-# The most that is read of each file, in bytes.
-MOST_BYTES = {CONFIG: 2**24, WORDS: 2**26, MODEL: 16 * 2**30, NEIGHBOURS: 2**31}
-MOST_WORDS = 1_000_000
-LONGEST_WORD = 200
-MOST_POSITIONS = 128 * 128  # of an encoder's grid
-# Pixels. Up to this, a network of torchvision takes less than a gigabyte, whatever its options.
-USUAL_SIZE = 512
-# The largest numbers that a folder may ask for: it may be from anybody, and each of them costs
-# memory or time.
-MOST = {"size": 2048, "patch": 2048, "grid": 128, "layers": 256, "heads": 1024}
-MOST |= {
-    "width": 256,
-    "best": 256,
-    "samples": 256,
-    "drawn": 256,
-    "max_length": 1000,
-    "min_length": 1000,
-}
-MOST_OTHERWISE = 1_000_000
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 class CaptionerParts(NamedTuple):
@@ -91,7 +72,7 @@ def save_folder(
     decoder: Decoder,
     facts: Mapping[str, Any],
     include_encoder: bool,
-    half: bool,
+    numbers: Numbers = "float32",
     neighbours: Neighbours | None = None,
 ) -> None:
     """Write a new folder beside `path`, then rename it there: no reader sees half of one."""
@@ -102,17 +83,14 @@ def save_folder(
     tensors = {f"decoder.{name}": tensor for name, tensor in decoder.state_dict().items()}
     if include_encoder:
         tensors |= {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    numbers = torch.float16 if half else torch.float32
     files = {
-        MODEL: safetensors.torch.save(
-            {name: _as(tensor, numbers) for name, tensor in tensors.items()}
-        ),
+        MODEL: pack(tensors, numbers),
         WORDS: vocabulary.to_json().encode(),
     }
     if neighbours is not None:
         files[NEIGHBOURS] = to_file(neighbours)
     config: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT if numbers == "int8" else OLDEST_FORMAT,
         "raycap": __version__,
         "encoder": to_plain(plan.encoder, ENCODERS),
         "decoder": to_plain(plan.decoder, DECODERS),
@@ -125,7 +103,7 @@ def save_folder(
     config["sha256"] = {
         name: hashlib.sha256(content).hexdigest() for name, content in files.items()
     }
-    config["sha256"][CONFIG] = _digest_of_config(config)
+    config["sha256"][CONFIG] = digest_of_config(config)
     files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     files[CARD] = card(plan, vocabulary, facts, include_encoder, neighbours).encode()
     _put(path, files)
@@ -134,8 +112,8 @@ def save_folder(
 def add_neighbours(path: Path, neighbours: Neighbours) -> None:
     """Give the captioner folder at `path` these neighbours, in place of those that it has."""
     place = str(path)
-    config = _config(place)
-    files = {name: _checked(place, name, config["sha256"]) for name in (MODEL, WORDS)}
+    config = read_config(place)
+    files = {name: read_checked(place, name, config["sha256"]) for name in (MODEL, WORDS)}
     files[NEIGHBOURS] = to_file(neighbours)
     config["sha256"][NEIGHBOURS] = hashlib.sha256(files[NEIGHBOURS]).hexdigest()
     files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
@@ -153,7 +131,7 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     weights do not have.
     """
     path = place_of(path)
-    config = _config(path)
+    config = read_config(path)
     plan = _plan(path, config)
     options = _with_weights(plan.encoder, encoder_weights) if encoder_weights else plan.encoder
     named = getattr(options, "weights", RANDOM)
@@ -165,11 +143,11 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
             "`evaluate` --caption.encoder-weights, in Python encoder_weights=...)"
         )
     vocabulary = _words(path, config)
-    shapes = _shapes(path)
+    shapes = read_shapes(path)
     encoder = _new_encoder(path, config, options, shapes)
-    with _on_paper(path):
+    with on_paper(path):
         sketch = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
-    _check_shapes(sketch, shapes, "decoder.", path)
+    check_shapes(sketch, shapes, "decoder.", path)
     state = _state(path, config)
     _complete(encoder, path, config, options, state)
     decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
@@ -182,7 +160,7 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
 def _neighbours(path: str, config: Mapping[str, Any], width: int, words: int) -> Neighbours | None:
     if NEIGHBOURS not in config["sha256"]:
         return None
-    content = _checked(path, NEIGHBOURS, config["sha256"])
+    content = read_checked(path, NEIGHBOURS, config["sha256"])
     return from_file(content, width, words, f"{path}/{NEIGHBOURS}")
 
 
@@ -202,15 +180,15 @@ def read_digests(path: str) -> tuple[str, str]:
     """The digests of the folder's config.json, which holds those of the other files, and of its
     vocabulary."""
     path = place_of(path)
-    config = _config(path)
-    digest = hashlib.sha256(_read(path, CONFIG)).hexdigest()
+    config = read_config(path)
+    digest = hashlib.sha256(read_file(path, CONFIG)).hexdigest()
     return digest, config["sha256"][WORDS]
 
 
 def plan_of(path: str) -> CaptionerPlan:
     """How the captioner there is made."""
     path = place_of(path)
-    return _plan(path, _config(path))
+    return _plan(path, read_config(path))
 
 
 def _plan(path: str, config: Mapping[str, Any]) -> CaptionerPlan:
@@ -221,11 +199,11 @@ def _plan(path: str, config: Mapping[str, Any]) -> CaptionerPlan:
             for section, shape in PARTS.items()
         }
     except UserError as error:  # it quotes values, which may be long
-        raise UserError(_shortened(f"{name}: {error}")) from None
+        raise UserError(shortened(f"{name}: {error}")) from None
     except RecursionError:
         raise UserError(f"{name} is not of a captioner: it is nested too deeply") from None
     for section in ("encoder", "decoder", "search"):
-        _check_numbers(section, parts[section], name)
+        check_numbers(section, parts[section], name)
     # Which pictures are accepted is for whoever reads them to say, not for the folder: it may only
     # ask for less.
     usual, theirs = Reading(), parts["reading"]
@@ -233,40 +211,6 @@ def _plan(path: str, config: Mapping[str, Any]) -> CaptionerPlan:
     least = {limit: min(getattr(usual, limit), getattr(theirs, limit)) for limit in limits}
     parts["reading"] = replace(theirs, **least)
     return CaptionerPlan(**parts)
-
-
-def _check_numbers(section: str, part: Any, name: str) -> None:
-    for option in fields(part):
-        value = getattr(part, option.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        for number in numbers:
-            if (
-                isinstance(number, bool)
-                or not isinstance(number, int | float)
-                or option.name == "seed"
-            ):
-                continue
-            most = MOST.get(option.name, MOST_OTHERWISE)
-            if abs(number) > most or 0 < abs(number) < 1e-6:
-                raise UserError(
-                    f"{name}: {section}.{option.name} is {number!s:.30}: a captioner folder may "
-                    f"ask for at most {most:,} there, and for nothing below 0.000001"
-                )
-
-
-@contextmanager
-def _on_paper(path: str) -> Iterator[None]:
-    """What is built inside has shapes and takes no memory; what cannot be built is refused."""
-    try:
-        with torch.device("meta"):
-            yield
-    except UserError:
-        raise
-    except (RuntimeError, ArithmeticError, TypeError, ValueError, AssertionError) as error:
-        kind = type(error).__name__
-        raise UserError(
-            f"{path}/{CONFIG} describes a captioner that cannot be built ({kind})"
-        ) from error
 
 
 def _new_encoder(
@@ -278,7 +222,7 @@ def _new_encoder(
         isinstance(options, Torchvision) and options.size <= USUAL_SIZE and not options.grid
     )
     if not named_size:
-        with _on_paper(path):
+        with on_paper(path):
             sketch = options.build(pretrained=False)
         if sketch.positions > MOST_POSITIONS:
             raise UserError(
@@ -286,53 +230,14 @@ def _new_encoder(
                 f"a captioner folder may ask for {MOST_POSITIONS:,}"
             )
         if config["encoder_included"]:
-            _check_shapes(sketch, shapes, "encoder.", path)
+            check_shapes(sketch, shapes, "encoder.", path)
     return options.build(pretrained=not config["encoder_included"])
-
-
-def _check_shapes(network: torch.nn.Module, shapes: Shapes, prefix: str, path: str) -> None:
-    wanted = {
-        f"{prefix}{name}": tuple(tensor.shape) for name, tensor in network.state_dict().items()
-    }
-    found = {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
-    wrong = next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), None)
-    if wrong is not None:
-        raise UserError(
-            f"{path}/{MODEL} does not fit the {prefix[:-1]} that {CONFIG} describes: in the "
-            f"weights {wrong[:100]!r} is {_said(found.get(wrong))}, by the config "
-            f"{_said(wanted.get(wrong))}"
-        )
-
-
-def _said(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))
-
-
-def _shapes(path: str) -> Shapes:
-    """Of every tensor in the weights, from their header alone: its length in 8 bytes, then
-    JSON."""
-    length = int.from_bytes(_read(path, MODEL, 0, 8), "little")
-    if not 2 <= length <= MOST_BYTES[CONFIG]:
-        raise UserError(
-            f"{path}/{MODEL} is no whole safetensors file: get the captioner folder again"
-        )
-    try:
-        header = plainjson.loads(_read(path, MODEL, 8, length))
-        return {
-            name: tuple(map(int, of["shape"]))
-            for name, of in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}/{MODEL} is no whole safetensors file: get the captioner folder again"
-        ) from error
 
 
 def encoder_of(path: str, options: EncoderOptions) -> Encoder:
     """What the captioner there looks with, built with `options`."""
     path = place_of(path)
-    config = _config(path)
+    config = read_config(path)
     encoder = options.build(pretrained=not config["encoder_included"])
     _complete(encoder, path, config, options, _state(path, config))
     return encoder
@@ -341,18 +246,18 @@ def encoder_of(path: str, options: EncoderOptions) -> Encoder:
 def words_of(path: str) -> Vocabulary:
     """The words of the captioner there."""
     path = place_of(path)
-    return _words(path, _config(path))
+    return _words(path, read_config(path))
 
 
 def state_of(path: str) -> dict[str, Tensor]:
     """The weights of the captioner there, under `decoder.` and, if they are in it, `encoder.`."""
     path = place_of(path)
-    return _state(path, _config(path))
+    return _state(path, read_config(path))
 
 
 def _words(path: str, config: Mapping[str, Any]) -> Vocabulary:
     try:
-        content = _checked(path, WORDS, config["sha256"])
+        content = read_checked(path, WORDS, config["sha256"])
         plainjson.loads(content)
         words = Vocabulary.from_json(content.decode())
         if not all(isinstance(word, str) and len(word) <= LONGEST_WORD for word in words.words):
@@ -369,7 +274,7 @@ def _words(path: str, config: Mapping[str, Any]) -> Vocabulary:
             f"{path}/{WORDS} holds a word that is no text: get the captioner folder again"
         ) from None
     except ValueError as error:  # a UserError is one too
-        raise UserError(_shortened(f"{path}: {error}")) from None
+        raise UserError(shortened(f"{path}: {error}")) from None
     if len(words) > MOST_WORDS:
         raise UserError(
             f"{path}/{WORDS} has {len(words):,} words: a captioner folder may have {MOST_WORDS:,}"
@@ -378,20 +283,7 @@ def _words(path: str, config: Mapping[str, Any]) -> Vocabulary:
 
 
 def _state(path: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    content = _checked(path, MODEL, config["sha256"])
-    try:
-        state = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path}/{MODEL} is no whole safetensors file: get the captioner folder again"
-        ) from error
-    broken = next((name for name, part in state.items() if not torch.isfinite(part).all()), None)
-    if broken is not None:
-        raise UserError(
-            f"{path}/{MODEL}: {broken[:100]!r} holds values that are no numbers; get the "
-            "captioner folder again"
-        )
-    return state
+    return unpack(read_checked(path, MODEL, config["sha256"]), f"{path}/{MODEL}")
 
 
 def _complete(
@@ -424,15 +316,6 @@ def digest_of(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _as(tensor: Tensor, numbers: torch.dtype) -> Tensor:
-    return (
-        tensor.detach()
-        .cpu()
-        .to(numbers if tensor.is_floating_point() else tensor.dtype)
-        .contiguous()
-    )
-
-
 def _put(path: Path, files: Mapping[str, bytes]) -> None:
     try:
         with whole_path(path) as part:
@@ -443,44 +326,6 @@ def _put(path: Path, files: Mapping[str, bytes]) -> None:
         raise UserError(f"cannot write the captioner {path}: {error.strerror}") from error
 
 
-def _config(path: str) -> dict[str, Any]:
-    try:
-        config = plainjson.loads(_read(path, CONFIG))
-    except ValueError as error:
-        raise UserError(f"{path}/{CONFIG} is not whole JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
-        raise UserError(f"{path}/{CONFIG} is not of a captioner: it has no format number")
-    if config["format"] != FORMAT:
-        raise UserError(
-            f"{path} has format {config['format']!s:.20}, this raycap {__version__} reads "
-            f"{FORMAT}: use raycap {config.get('raycap', '(unknown)')!s:.20}, which wrote it, or "
-            "train it again"
-        )
-    wrong = [name for name, kind in WANTED.items() if not isinstance(config.get(name), kind)]
-    if wrong:
-        raise UserError(
-            f"{path}/{CONFIG} is not what was written: {', '.join(wrong)} missing or of another "
-            "type"
-        )
-    try:
-        digest = _digest_of_config(config)
-    except RecursionError:
-        raise UserError(
-            f"{path}/{CONFIG} is not of a captioner: it is nested too deeply"
-        ) from None
-    if config["sha256"].get(CONFIG) != digest:
-        raise UserError(
-            f"{path}/{CONFIG} is not what was written: it is damaged or was changed; get the "
-            "captioner folder again"
-        )
-    return config
-
-
-def _digest_of_config(config: Mapping[str, Any]) -> str:
-    content = {name: value for name, value in config.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _with_weights(options: EncoderOptions, weights: str) -> EncoderOptions:
     if isinstance(options, Pixels):
         raise UserError(
@@ -488,32 +333,6 @@ def _with_weights(options: EncoderOptions, weights: str) -> EncoderOptions:
             "leave it out"
         )
     return replace(options, weights=weights)
-
-
-def _checked(path: str, name: str, digests: Mapping[str, str]) -> bytes:
-    content = _read(path, name)
-    if hashlib.sha256(content).hexdigest() != digests.get(name):
-        raise UserError(
-            f"{path}/{name} is not what was written: it is damaged or was changed; get the "
-            "captioner folder again"
-        )
-    return content
-
-
-def _read(path: str, name: str, start: int = 0, length: int | None = None) -> bytes:
-    """A file of the folder, or a part of it: a regular file that lies in the folder, and is not
-    too large."""
-    try:
-        return read_uri(f"{path.rstrip('/')}/{name}", MOST_BYTES[name], start, length, inside=path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} is no captioner folder: it has no {name}") from error
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else "") or error
-        raise UserError(f"cannot read {path}/{name} of the captioner: {reason}") from error
-
-
-def _shortened(message: str) -> str:
-    return message if len(message) <= 500 else message[:499] + "…"
 
 
 def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], prefix: str, path: str) -> None:
