@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from raycap.errors import UserError
-from raycap.images import Picture, Reading, Square, pixels, read_picture, read_whole
+from raycap.images import Picture, Reading, Square, jpeg, pixels, read_picture, read_whole
 
 KINDS = hostile.hostile()
 NAMED = {kind.name: kind for kind in KINDS}
@@ -178,6 +178,38 @@ def test_the_same_pictures_without_the_fast_resizer(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pixels, "fast", None)
     after = [read_picture(NAMED[name].data, PLAIN).pixels for name in names]
     assert min(psnr(*pair) for pair in zip(before, after, strict=True)) > 45
+
+
+def test_the_fast_decoder_of_jpegs_changes_no_pixel_and_no_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("simplejpeg", reason="simplejpeg has no wheel for this platform")
+    files = [(kind.name, kind.data, Reading(**kind.options)) for kind in KINDS]
+    files += [(name, data, Reading(salvage_truncated=True)) for name, data in hostile.flips()]
+    files = [file for file in files if file[1].startswith(b"\xff\xd8")]
+
+    def read_all() -> dict[str, tuple[Picture, Picture]]:
+        return {
+            name: (read_picture(data, reading, Square(size=20)), read_whole(data, reading))
+            for name, data, reading in files
+        }
+
+    decoded = []
+    decode = jpeg.fast.decode_jpeg
+
+    def counting(*given, **options):
+        decoded.append(decode(*given, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr(jpeg.fast, "decode_jpeg", counting)
+    fast = read_all()
+    monkeypatch.setattr(jpeg, "fast", None)
+    slow = read_all()
+    assert 50 < len(decoded) < 2 * len(files) - 50, "it decodes some files, and leaves others"
+    for name, pair in fast.items():
+        for one, other in zip(pair, slow[name], strict=True):
+            assert (one.error, one.width, one.height) == (other.error, other.width, other.height)
+            assert np.array_equal(one.pixels, other.pixels), name
 
 
 def test_large_photos_decoded_at_a_fraction_look_as_decoded_whole(shared_data: Path) -> None:

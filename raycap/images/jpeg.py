@@ -1,15 +1,24 @@
-"""JPEG and JPEG 2000, which can be decoded at a fraction of their size."""
+"""JPEG and JPEG 2000, which can be decoded at a fraction of their size.
+
+A JPEG is opened by Pillow. The pixels of an ordinary one are decoded by simplejpeg, if it is
+there: the same libjpeg-turbo and the same pixels, without the copies that Pillow makes. What
+simplejpeg finds any fault with is decoded by Pillow, and gets its reason there.
+"""
 
 import math
 import re
 import struct
 from io import BytesIO
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from raycap.images.picture_file import FAULTS, PictureError, PictureFile, boxes, bytes_per_pixel
+from raycap.images.pixels import LARGE_PIXELS
 
 # Progressive photos have about ten scans. A scan may be a few bytes that cost a pass over all
 # pixels.
@@ -20,6 +29,18 @@ _END = b"\xff\xd9"
 # Bytes that every scan can continue with. The restart markers are for decoders that wait for one.
 _NOISE = bytes(range(7, 247, 5)) * 16
 _MORE_SCAN = _NOISE + b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE for number in range(8))
+
+
+def _fast_decoder() -> Any:
+    """A decoder without Pillow's copies."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None  # no wheel for this platform: Pillow's is slower
+    return simplejpeg
+
+
+fast = _fast_decoder()
 
 
 class Jpeg(PictureFile):
@@ -77,6 +98,20 @@ class Jpeg(PictureFile):
         stored = self.size[0] * self.size[1] * self._coefficients
         decoded = self.picture.width * self.picture.height * bytes_per_pixel(self.picture.mode)
         return len(self.data) + stored + decoded
+
+    def decode_rgb(self) -> NDArray[np.uint8] | None:
+        width, height = self.picture.size
+        is_ordinary = self.picture.mode == "RGB" and not self._lacks_scans
+        if fast is None or not is_ordinary or width * height > LARGE_PIXELS:
+            return None
+        factor = 1 if self.picture.size == self.size else 2  # at least
+        try:
+            decoded: NDArray[np.uint8] = fast.decode_jpeg(
+                self.data, min_width=width, min_height=height, min_factor=factor
+            )
+        except ValueError:  # any fault, however small
+            return None
+        return decoded if decoded.shape == (height, width, 3) else None
 
     def load(self, salvage: bool) -> Image.Image:
         if salvage:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 
@@ -92,6 +94,11 @@ class PictureFile:
         """Peak memory of decoding in bytes, with the file. tests/test_memory.py measures each
         format."""
         raise NotImplementedError
+
+    def decode_rgb(self) -> NDArray[np.uint8] | None:
+        """The pixels [H, W, 3] of an ordinary picture in RGB, if the format has a fast way to
+        them; None: use `load`."""
+        return None
 
     def load(self, salvage: bool) -> Image.Image:
         """Decode."""

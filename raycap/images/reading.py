@@ -17,10 +17,12 @@ from raycap.images.picture_file import PictureError, PictureFile, PictureLimits
 from raycap.images.pixels import (
     SIDEWAYS,
     Box,
+    as_picture,
     pad_to_square,
     resize_plan,
     scale_to,
     scaled_rgb,
+    size_of,
     to_eight_bits,
 )
 
@@ -143,13 +145,15 @@ def _read(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
         is_sideways = turn in SIDEWAYS
         if is_sideways:
             wanted = wanted_sideways
-        eight_bit, box = to_eight_bits(decoded, file.levels, wanted, box)
+        eight_bit: Image.Image | np.ndarray = decoded
+        if isinstance(decoded, Image.Image):
+            eight_bit, box = to_eight_bits(decoded, file.levels, wanted, box)
+        is_rgb = not isinstance(eight_bit, Image.Image) or eight_bit.mode == "RGB"
         is_padded = side is not None and wanted != (side, side)
-        is_srgb = eight_bit.mode == "RGB" and stays_as_it_is(file.profile())
-        if is_srgb and turn is None and not is_padded:
+        if is_rgb and stays_as_it_is(file.profile()) and turn is None and not is_padded:
             pixels = scaled_rgb(eight_bit, wanted, box, interpolation)
         else:
-            scaled = scale_to(eight_bit, wanted, box, interpolation)
+            scaled = scale_to(as_picture(eight_bit), wanted, box, interpolation)
             background = ImageColor.getrgb(reading.background)[:3]
             upright = _flatten(scaled, file, background)
             if turn is not None:
@@ -202,8 +206,9 @@ def _check_bytes(data: bytes, kind: str, reading: Reading) -> None:
 
 def _decode(
     file: PictureFile, wanted: tuple[int, int], box: Box, intake: Intake | None, salvage: bool
-) -> tuple[Image.Image, Box]:
-    """The decoded picture, and `box` in it; at a fraction of its size if the format allows it."""
+) -> tuple[Image.Image | np.ndarray, Box]:
+    """The decoded picture, or its pixels in RGB [H, W, 3], and `box` in it; at a fraction of its
+    size if the format allows it."""
     width, height = file.size
     left, top, right, bottom = box
     file.shrink(
@@ -217,9 +222,11 @@ def _decode(
         # It may be large then, and is copied: other channels, upright, as an array.
         memory += 12 * wanted[0] * wanted[1]
     file.limits.check_memory(memory)
-    decoded = file.load(salvage)
+    rgb = file.decode_rgb()
+    decoded = file.load(salvage) if rgb is None else rgb
     left, top, right, bottom = (edge * file.fraction + file.shift for edge in box)
-    return decoded, (left, top, min(right, decoded.width), min(bottom, decoded.height))
+    width, height = size_of(decoded)
+    return decoded, (left, top, min(right, width), min(bottom, height))
 
 
 def _flatten(picture: Image.Image, file: PictureFile, background: tuple[int, ...]) -> Image.Image:
