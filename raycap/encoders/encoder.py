@@ -1,6 +1,7 @@
 """The encoder: from uint8 pixels to a grid of features and one vector for the whole picture."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
@@ -23,6 +24,10 @@ class Features(NamedTuple):
 class Trunk(nn.Module):
     """The network in an encoder. It computes a grid [B, D, H, H] and a vector [B, D] from
     normalised pixels [B, 3, S, S]."""
+
+    def grid_at(self, size: int) -> tuple[int, int] | None:
+        """Side and width of the grid of pictures of this size; None if only a pass can tell."""
+        return None
 
     def last_stage(self) -> list[nn.Module]:
         """The layers that `trainable: last` trains."""
@@ -70,11 +75,17 @@ class Encoder(nn.Module):
         for part in self._trained:
             part.requires_grad_(True)
         self.eval()
+        self.side, self.width = trunk.grid_at(self.size) or self._grid_of_example()
+        if grid is not None:
+            self.side = grid
+        self.positions = self.side * self.side
+
+    def _grid_of_example(self) -> tuple[int, int]:
         # Not inference_mode: a network that caches tensors here could not be trained later.
         with torch.no_grad():
             example = self(torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8))
-        self.positions, self.width = example.grid.shape[1:]
-        self.side = round(self.positions**0.5)  # positions = side * side
+        positions, width = example.grid.shape[1:]
+        return math.isqrt(positions), width
 
     def forward(self, pixels: Tensor) -> Features:
         """The features of uint8 pixels [B, 3, S, S] in RGB, from any device."""

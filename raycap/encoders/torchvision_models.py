@@ -1,27 +1,35 @@
 """Encoders from torchvision's models: ResNet, MobileNet, EfficientNet, and the vision
-transformer."""
+transformer. Torchvision is loaded only for those that are not in `networks`."""
 
+import math
 from collections import OrderedDict
 from itertools import pairwise
+from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from raycap.encoders import RANDOM, ResNet50, Torchvision, ViTB16
 from raycap.encoders.encoder import Encoder, Trunk
+from raycap.encoders.networks import NETWORKS, ResNet
 from raycap.encoders.weights import fixed_seed, load_weights, torchvision_weights
+from raycap.unset_weights import unset_weights
 
 
 class ConvolutionalTrunk(Trunk):
     """A convolutional network without pooling and classifier. The grid is the last feature map,
     the vector is its mean."""
 
-    def __init__(self, layers: nn.Sequential) -> None:
+    def __init__(self, layers: nn.Sequential, width: int = 0) -> None:
+        """`width` is that of the last feature map, where it is known to be a 32nd of the
+        picture."""
         super().__init__()
         self.layers = layers
+        self._width = width
+
+    def grid_at(self, size: int) -> tuple[int, int] | None:
+        return (math.ceil(size / 32), self._width) if self._width else None
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] -> [B, D, H, H], [B, D]."""
@@ -52,7 +60,7 @@ class TransformerTrunk(Trunk):
     """A vision transformer without its classifier. The grid is made of the patch tokens, the
     vector is the class token."""
 
-    def __init__(self, network: VisionTransformer) -> None:
+    def __init__(self, network: Any) -> None:  # torchvision's VisionTransformer
         super().__init__()
         self.patches = network.conv_proj
         self.class_token = network.class_token  # [1, 1, D]
@@ -73,9 +81,8 @@ class TransformerTrunk(Trunk):
 
 def build_convolutional(options: Torchvision, pretrained: bool) -> Encoder:
     """The encoder of a convolutional network."""
-    with fixed_seed():
-        network = torchvision.models.get_model(options.name, weights=None)
-    is_resnet = isinstance(network, torchvision.models.ResNet)
+    network: Any = _build(options.name, pretrained)
+    is_resnet = isinstance(network, ResNet)
     head = "fc" if is_resnet else "classifier"
     setattr(network, head, nn.Identity())
     if isinstance(options, ResNet50) and options.stride_in_1x1:
@@ -89,13 +96,28 @@ def build_convolutional(options: Torchvision, pretrained: bool) -> Encoder:
         layers = nn.Sequential(OrderedDict(children[:-2]))  # without pooling and classifier
     else:
         layers = network.features
-    trunk = ConvolutionalTrunk(layers)
+    trunk = ConvolutionalTrunk(layers, getattr(network, "width", 0))
     return Encoder(trunk, options.preprocessing(), options.grid, options.trainable)
+
+
+def _build(name: str, pretrained: bool) -> nn.Module:
+    """The network with random weights; without any if the caller loads them."""
+    if name in NETWORKS:
+        with fixed_seed() if pretrained else unset_weights():
+            return NETWORKS[name]()
+    import torchvision
+
+    with fixed_seed():
+        network: nn.Module = torchvision.models.get_model(name, weights=None)
+    return network
 
 
 def build_transformer(options: ViTB16, pretrained: bool) -> Encoder:
     """The encoder of the vision transformer. If `size` differs from that of the weights, position
     embeddings are interpolated."""
+    import torchvision
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
     with fixed_seed():
         network = torchvision.models.get_model(options.name, weights=None, image_size=options.size)
     network.heads = nn.Identity()

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from raycap.errors import UserError
@@ -33,6 +32,8 @@ def torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
     source, _, version = weights.partition(":")
     if source != "torchvision":
         return read_weights(weights)
+    import torchvision
+
     versions = torchvision.models.get_model_weights(name).__members__
     if version and version not in versions:
         raise UserError(

@@ -21,6 +21,7 @@ from raycap.errors import UserError
 from raycap.images import Reading
 from raycap.search import SEARCHES
 from raycap.storage import read_uri
+from raycap.unset_weights import unset_weights
 
 # Of the folder; raise it when the meaning of its files changes. Since 2, weights may be int8.
 FORMAT = 2
@@ -153,7 +154,7 @@ def check_numbers(section: str, part: Any, name: str) -> None:
 def on_paper(path: str) -> Iterator[None]:
     """What is built inside has shapes and takes no memory; what cannot be built is refused."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), unset_weights():
             yield
     except UserError:
         raise

@@ -50,6 +50,7 @@ from raycap.options import from_plain, to_plain
 from raycap.search import SEARCHES, Beam, SearchChoice
 from raycap.shipped import place_of
 from raycap.storage import whole_path
+from raycap.unset_weights import unset_weights
 from raycap.vocabulary import Vocabulary
 
 
@@ -150,7 +151,8 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     check_shapes(sketch, shapes, "decoder.", path)
     state = _state(path, config)
     _complete(encoder, path, config, options, state)
-    decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
+    with unset_weights():
+        decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
     _fill(decoder, state, "decoder.", path)
     neighbours = _neighbours(path, config, encoder.width, len(vocabulary))
     check_consensus(plan.search, neighbours, path)
