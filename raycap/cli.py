@@ -257,14 +257,25 @@ def _value_of_flag(flags: list[str], name: str) -> str:
 
 
 def _with_flags(config: "Config", name: str, command: Command, flags: list[str]) -> "Config":
+    """The config with the values of flags."""
+    from raycap.sources import with_absolute_paths
+
+    sections = {section: getattr(config, section) for section in command.sections}
+    given = {section: options for section, options in sections.items() if options is not None}
+    if flags:
+        given = _read_flags(given, name, command, flags)
+    if given.get("source") is not None:
+        given["source"] = with_absolute_paths(given["source"])
+    return dataclasses.replace(config, **given)
+
+
+def _read_flags(
+    present: dict[str, Any], name: str, command: Command, flags: list[str]
+) -> dict[str, Any]:
     """Let tyro read the flags over the sections that this command uses."""
     import tyro
 
-    from raycap.sources import with_absolute_paths
-
     own = command.sections[0]
-    present = {section: getattr(config, section) for section in command.sections}
-    present = {section: options for section, options in present.items() if options is not None}
     fields: list[tuple[str, Any]] = [
         (
             section,
@@ -280,10 +291,7 @@ def _with_flags(config: "Config", name: str, command: Command, flags: list[str])
         prog=f"raycap {name} {_words(command)}",
         description=f"{name}: {command.summary}.\n\n{_common_flags(command)}",
     )
-    given = {section: getattr(changed, section) for section in present}
-    if given.get("source") is not None:
-        given["source"] = with_absolute_paths(given["source"])
-    return dataclasses.replace(config, **given)
+    return {section: getattr(changed, section) for section in present}
 
 
 def _without_prefix(flag: str, own: str) -> str:

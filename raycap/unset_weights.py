@@ -22,9 +22,7 @@ class unset_weights(TorchFunctionMode):  # noqa: N801 - used as a function, like
     them in Python, they would load torch's compiler.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _RANDOM:
             return args[0] if args else kwargs["tensor"]
         if func is torch.linalg.qr:  # for orthogonal weights

@@ -163,9 +163,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 def _conv(channels: int, after: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution that keeps the size of the maps, up to its stride."""
-    return nn.Conv2d(
-        channels, after, size, stride, padding=size // 2, groups=groups, bias=False
-    )
+    return nn.Conv2d(channels, after, size, stride, padding=size // 2, groups=groups, bias=False)
 
 
 def _conv_norm_relu6(
@@ -179,5 +177,7 @@ def _init_convolutions(network: nn.Module, nonlinearity: str) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(
-                layer.weight, mode="fan_out", nonlinearity=nonlinearity  # type: ignore[arg-type]
+                layer.weight,
+                mode="fan_out",
+                nonlinearity=nonlinearity,  # type: ignore[arg-type]
             )

@@ -3,6 +3,7 @@
 import collections
 import queue
 import random
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from raycap.fetch.trust import Trust
 from raycap.uris import is_local, is_web
 
 if TYPE_CHECKING:
-    from raycap.fetch.web import Redirect
+    from raycap.fetch.web import Redirect, WebClient
 
 __all__ = ["Download", "Fetch", "Fetched", "Fetcher", "Trust", "Unfinished"]
 
@@ -98,19 +99,27 @@ class Fetcher:
     def __init__(
         self, options: Fetch, trust: Trust, owns: Callable[[str], bool] | None = None
     ) -> None:
-        # urllib3 takes 50 ms, which `raycap --help` need not spend.
-        from raycap.fetch.web import WebClient
-
         self._options = options
         self._trust = trust.also(options.trusted())
         self._owns = owns
-        self._web = WebClient(options)
+        self._web_client: WebClient | None = None
+        self._lock = threading.Lock()
         self._random = random.Random()  # the global one has the user's seed
         self._queue: HostQueue[Download] = HostQueue(options.per_host, options.host_rate)
         self._health = HostHealth(options.host_failures)
         # Idle threads hold no reference to the fetcher, so that they end when it is dropped.
         self._threads = RequestThreads(self._queue, options.threads, _run, _waits_for_memory)
         self._stop_threads = weakref.finalize(self, self._queue.stop)
+
+    @property
+    def _web(self) -> "WebClient":
+        """Its connections to the web. They take as long to load as ten pictures from a disk."""
+        with self._lock:
+            if self._web_client is None:
+                from raycap.fetch.web import WebClient
+
+                self._web_client = WebClient(self._options)
+            return self._web_client
 
     def fetch(self, uri: str) -> Fetched:
         """Fetches one picture; never raises."""
@@ -200,7 +209,8 @@ class Fetcher:
         """Ends the threads and closes connections; waiting downloads fail with a reason."""
         for download in self._queue.close():
             download.finish(b"", "the fetcher was closed")
-        self._web.close()
+        if self._web_client is not None:
+            self._web_client.close()
 
     def __enter__(self) -> "Fetcher":
         return self

@@ -5,13 +5,15 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from raycap import __version__, plots
+from raycap import __version__
+
+if TYPE_CHECKING:  # a page without charts does not load matplotlib
+    from matplotlib.figure import Figure
 
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,7 +43,9 @@ def render(**values: Any) -> str:
     return page.encode("utf-8", "replace").decode()
 
 
-def _plot(figure: Figure) -> Markup:
+def _plot(figure: "Figure") -> Markup:
+    from raycap import plots
+
     return Markup(plots.svg(figure))
 
 

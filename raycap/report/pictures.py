@@ -24,7 +24,6 @@ from raycap.fetch.errors import FetchError
 from raycap.images import Reading, Square
 from raycap.images.guard import read_guarded
 from raycap.options import from_plain
-from raycap.plots import attention_panel
 from raycap.schema import SUCCESS
 from raycap.sources.manifest import counted
 from raycap.storage import read_uri
@@ -124,6 +123,8 @@ class PagePictures:
         self, name: str, rows: Iterable[Mapping[str, Any]], square: Square
     ) -> Iterator[Panel]:
         """Panels of the rows whose pictures can be read, until the budget is used up."""
+        from raycap.plots import attention_panel
+
         with Fetcher(self.fetch, self.trust) as fetcher:
             for row in rows:
                 maps = attention_maps(row)

@@ -5,16 +5,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 
 from raycap.errors import UserError
 from raycap.metrics import ScoreFacts, find_facts
-from raycap.plots import bundle, scatter
 from raycap.tuning.trials import FAILED, MEASURE, TABLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Sweep:
     failed: Sequence[Mapping[str, Any]]
     counts: Mapping[str, int]  # by status
     settings: str  # the best trial's config, as YAML; "" while the sweep goes on
-    charts: Sequence[tuple[str, Figure]]
+    charts: "Sequence[tuple[str, Figure]]"
 
     @property
     def options(self) -> list[str]:
@@ -64,7 +65,9 @@ def read_sweep(name: str, path: str) -> Sweep:
     )
 
 
-def _charts(trials: Sequence[Mapping[str, Any]], measure: str) -> list[tuple[str, Figure]]:
+def _charts(trials: Sequence[Mapping[str, Any]], measure: str) -> "list[tuple[str, Figure]]":
+    from raycap.plots import bundle, scatter
+
     curves = {trial["trial"]: trial["curve"] for trial in trials}
     chart = bundle(curves, trials[0]["trial"], "epoch", measure)
     charts = [(f"{measure} of every trial, epoch by epoch", chart)]

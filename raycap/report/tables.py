@@ -9,7 +9,6 @@ from raycap.evaluation.captions import CaptionTable
 from raycap.evaluation.options import Evaluate
 from raycap.evaluation.references import References
 from raycap.evaluation.scoring import Evaluation
-from raycap.plots import histogram
 from raycap.report.gallery import CONFIDENCE, LENGTH, GalleryMaker, PictureMeasure, confidence
 from raycap.report.options import Report
 from raycap.report.pictures import PagePictures, panels_of_tables
@@ -75,6 +74,8 @@ def _confidence_text(score: float | None) -> str:
 
 def _histograms(measures: Sequence[PictureMeasure]) -> list[dict[str, Any]]:
     """One histogram for each measure, with all tables in it and a description in words."""
+    from raycap.plots import histogram
+
     histograms = []
     for facts in dict.fromkeys(measure.facts for measure in measures):
         series = {

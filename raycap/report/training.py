@@ -4,21 +4,21 @@ the best and the worst captions."""
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from raycap.config import loads
 from raycap.errors import UserError
 from raycap.evaluation.references import References, read_references
 from raycap.fetch import Trust
 from raycap.metrics import facts_of, find_facts, headline_scores
-from raycap.plots import curves
 from raycap.report.pictures import PagePictures, Panel, Thumbnail, square_of
 from raycap.sources import Shapes, Source
 from raycap.sources.records import root_of
 from raycap.storage.training_log import METRICS, PICTURES, read_log
 from raycap.uris import is_local
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -197,8 +197,10 @@ def panels_of_runs(
     return panels, notes
 
 
-def charts(runs: Sequence[LoggedRun]) -> list[tuple[str, Figure]]:
+def charts(runs: Sequence[LoggedRun]) -> "list[tuple[str, Figure]]":
     """A chart for each measure that the runs have; for several runs a line each."""
+    from raycap.plots import curves
+
     of_scores: dict[str, dict[str, tuple[str, str]]] = {}
     every_score = dict.fromkeys(name for run in runs for name in run.scores)
     for name, facts in headline_scores(every_score).items():
