@@ -97,3 +97,11 @@ def test_a_folder_of_a_bucket_is_listed_in_parts(bucket: str) -> None:
     ]
     whole = [key for table in source.tables() for key in table["key"].to_pylist()]
     assert sorted(parts) == sorted(whole) == sorted(names[:4])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 4), (2, 5), (0, 99), (3, 99), (None, None)])
+def test_a_part_of_a_file_is_read(start: int | None, stop: int | None, bucket: str) -> None:
+    """Clients of stores have other arguments between the path and the range."""
+    folder = RunFolder(f"{bucket}/ranges")
+    folder.write("file", b"0123456789")
+    assert folder.read("file", start, stop) == b"0123456789"[start:stop]

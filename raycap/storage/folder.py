@@ -82,7 +82,8 @@ class RunFolder:
 
         def read() -> bytes | None:
             try:
-                content: bytes = self._filesystem.cat_file(self.path(name), start, stop)
+                path = self.path(name)
+                content: bytes = self._filesystem.cat_file(path, start=start, end=stop)
             except FileNotFoundError:
                 return None
             return content
