@@ -53,6 +53,13 @@ MUTANTS = (
         "tests/test_table.py",
     ),
     Mutant(
+        "numbers of the log are kept when it has gone on",
+        "raycap/bulk/table.py",
+        "if self._numbers_version != self.version:",
+        "if False:",
+        "tests/test_table.py",
+    ),
+    Mutant(
         "compaction before the end",
         "raycap/bulk/scheduler.py",
         "if is_idle and self._is_planned:",
@@ -93,6 +100,20 @@ MUTANTS = (
         "self.table.begin(plan.operation + 1)  # from now on",
         "pass  #",
         f"{KILLS} -k wakes",
+    ),
+    Mutant(
+        "a plan has the next free number",
+        "raycap/bulk/run.py",
+        "number = self.newest + 1\n",
+        "number = max([0, *map(int, self.out.folders('_plan'))]) + 1\n",
+        f"{KILLS} -k decision",
+    ),
+    Mutant(
+        "run.json says whose rows a folder holds",
+        "raycap/bulk/run.py",
+        "        if plans:\n            write_record(self.job, self.out, plans[0].identity)",
+        "",
+        KILLS,
     ),
     Mutant(
         "files that may still be committed are removed",
