@@ -259,3 +259,13 @@ def test_places_that_hold_no_table_are_refused(tmp_path: Path) -> None:
         OutputTable(RunFolder(str(tmp_path / "a%20b")))
     with pytest.raises(UserError, match="tables cannot be written to https://"):
         OutputTable(RunFolder("https://example.org/folder"))
+
+
+def test_a_damaged_log_ends_the_run_in_words_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    OutputTable(RunFolder(str(tmp_path))).commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    (tmp_path / "_delta_log" / f"{1:020}.json").write_text("{nonsense")
+    with pytest.raises(UserError, match=r"cannot read the table .*Json error"):
+        OutputTable(RunFolder(str(tmp_path)))
+    assert "trying again" not in caplog.text

@@ -45,9 +45,11 @@ OPERATION, COMPLETE = "raycap", "raycap-complete"
 # If commits fail for so long, the run ends. It can be resumed.
 SECONDS_TO_COMMIT = 180.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
-# Messages of delta-rs for faults that stay: no permission, a disk that is full or read-only.
+# Messages of delta-rs for faults that stay: no permission, a disk that is full or read-only, a
+# damaged log.
 PERMANENT = re.compile(
     r"os error (?:1|13|28|30|122)\b|AccessDenied|Forbidden|NoSuchBucket|InvalidAccessKey"
+    r"|Json error"
 )
 # Messages of delta-rs where files of the log are missing.
 GONE = re.compile(r"not found|Invalid table version", re.IGNORECASE)
