@@ -26,7 +26,7 @@ from raycap.encoders import (
     Timm,
     ViTB16,
 )
-from raycap.encoders.encoder import Encoder
+from raycap.encoders.encoder import CACHED_PICTURES, Encoder
 from raycap.encoders.preprocessing import Preprocessing
 from raycap.encoders.weights import fixed_seed
 from raycap.errors import UserError
@@ -136,6 +136,35 @@ def test_the_cut_network_is_torchvisions(kind: str) -> None:
     )
     if kind != "vit_b_16":
         assert torch.allclose(grid.mean(1), vector, atol=1e-5 * float(scale))
+
+
+@pytest.mark.parametrize("kind", ["resnet18", "mobilenet_v2"])
+def test_the_size_of_the_grid_is_known_without_a_pass(kind: str) -> None:
+    for size in (32, 33, 65, 224):
+        encoder = ENCODERS[kind](size=size).build(pretrained=False)
+        with torch.no_grad():
+            grid = encoder.trunk(torch.zeros(1, 3, size, size))[0]
+        assert grid.shape[1:] == (encoder.width, encoder.side, encoder.side)
+
+
+def test_pictures_pass_a_processor_in_parts_with_the_same_features() -> None:
+    encoder = ENCODERS["mobilenet_v2"](size=64, weights="random").build()
+    encode = encoder.for_inference(device.choose_precision("cpu", "fp32"))
+    pixels = pictures(64, 2 * CACHED_PICTURES)
+    sizes = []
+    encode.trunk.register_forward_pre_hook(lambda trunk, given: sizes.append(len(given[0])))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            together = encode(pixels)
+            parts = [encode(part) for part in pixels.split(CACHED_PICTURES)]
+    finally:
+        torch.set_num_threads(threads)
+    assert sizes == 4 * [CACHED_PICTURES]
+    for number, name in enumerate(together._fields):
+        expected = torch.cat([part[number] for part in parts])
+        assert torch.equal(together[number], expected), name
 
 
 @pytest.mark.parametrize("numbers", ["fp32", "bf16"])

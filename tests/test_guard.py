@@ -144,6 +144,22 @@ def test_a_picture_that_eats_memory_is_tried_again_where_others_were_read_before
     assert len(lines(notes)) == 2
 
 
+def test_a_child_that_was_started_early_reads_the_first_picture(notes: Path):
+    guard.start_early(READING)
+    guard.start_early(READING)
+    [child] = guard._idle
+    assert told("die").error == "reading it kills the process"
+    assert lines(notes)[0] == f"die {child._process.pid}"
+
+
+def test_a_child_that_was_started_early_and_ended_is_replaced(notes: Path):
+    guard.start_early(READING)
+    [child] = guard._idle
+    child._process.kill()
+    child._process.wait()
+    assert told("").error == ""
+
+
 def test_a_child_that_dies_once_costs_no_picture(notes: Path):
     assert told("die once").error == ""
     assert len(lines(notes)) == 2

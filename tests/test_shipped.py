@@ -1,6 +1,8 @@
 """The captioner that comes with raycap: small, whole by itself, and sensible of the samples."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -91,3 +93,19 @@ def test_a_folder_needs_nothing_but_its_name(
     for name, caption in found.items():
         assert f"{name}: {caption}\n" in run.out
         assert caption in page
+
+
+START = """
+import sys
+from raycap.cli import main
+assert main(["caption", sys.argv[1]]) == 0
+print(sorted({"torchvision", "torch._dynamo", "sympy", "matplotlib", "tyro", "urllib3", "ray"}
+             & set(sys.modules)))
+"""
+
+
+def test_one_photo_loads_neither_torchs_compiler_nor_what_else_it_does_not_need() -> None:
+    command = [sys.executable, "-c", START, str(SAMPLES / "beach.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -20,6 +20,8 @@ from raycap.uris import is_web
 
 # Of bodies that wait to be decoded, in one process that fetches.
 BYTES_OF_BODIES = 128 * 2**20
+# Rows that one of several threads decodes at a time.
+ROWS_OF_A_THREAD = 16
 
 
 class RowPlace(NamedTuple):
@@ -67,13 +69,13 @@ def web_rows(rows: pa.Table) -> list[bool]:
 
 
 class LocalLoader:
-    """Loads pictures in this process: its fetcher has threads, and one more thread decodes, one
-    table ahead of the model. They are decoded in a child process: a picture that kills its decoder
+    """Loads pictures in this process: its fetcher has threads, and a few more threads decode, each
+    one table ahead of the model. Each decodes in a child process: a picture that kills its decoder
     must not end the run."""
 
-    def __init__(self, how: dict[str, Any], batch: int) -> None:
+    def __init__(self, how: dict[str, Any], batch: int, threads: int = 1) -> None:
         self._how = {**how, "read": read_in_child}
-        self._batch = batch
+        self._batch = batch if threads == 1 else min(batch, ROWS_OF_A_THREAD)
         self._fetch: Fetch = how["fetch"]
         self._trust: Trust = how["trust"]
         self._fetcher: Fetcher | None = None
@@ -81,11 +83,13 @@ class LocalLoader:
         # What is to be decoded: slices of chunks, and pictures that have arrived.
         self._parts: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._rows: dict[int, pa.Table] = {}
-        self._loaded: queue.Queue[Loaded | BaseException | None] = queue.Queue(1)
+        self._loaded: queue.Queue[Loaded | BaseException | None] = queue.Queue(threads)
         self._waiting = 0
+        self._threads = threads  # that decode
         self._lock = threading.Lock()
         self._is_stopped = False
-        threading.Thread(target=self._decode_all, daemon=True, name="load").start()
+        for _ in range(threads):
+            threading.Thread(target=self._decode_all, daemon=True, name="load").start()
 
     @property
     def rows_waiting(self) -> int:
@@ -149,10 +153,15 @@ class LocalLoader:
                 del part, arrived
         except BaseException as error:  # noqa: BLE001 - raised again where the rows are wanted
             self._loaded.put(error)
-        finally:
+            self._is_stopped = True
+        self._parts.put(None)  # for the other threads
+        with self._lock:
+            self._threads -= 1
+            is_last = not self._threads
+        if is_last:
             if self._fetcher:
                 self._fetcher.close()
-        self._loaded.put(None)
+            self._loaded.put(None)
 
     def _decode_arrived(self, arrived: list[tuple[RowPlace, Download]]) -> None:
         places = [place for place, _ in arrived]

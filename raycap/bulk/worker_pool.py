@@ -18,6 +18,8 @@ from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkerProgress, WorkOrd
 from raycap.terminal import write_err
 
 SECONDS_TO_END = 30.0
+# A model in this process is as fast as the decoder of one child on four processors.
+PROCESSORS_PER_DECODER, MOST_DECODING = 4, 8
 # Chunks of one worker at one time, at most. Most of them wait for slow rows.
 MOST_CHUNKS = 64
 
@@ -154,8 +156,10 @@ class LocalPool:
     def _open(self) -> None:
         [worker] = self.workers
         try:
-            threads = self._options.threads or os.cpu_count() or 1
-            loader = LocalLoader(self._order.loading(), self._order.batch)
+            processors = os.cpu_count() or 1
+            threads = self._options.threads or processors
+            decoding = min(MOST_DECODING, max(1, processors // PROCESSORS_PER_DECODER))
+            loader = LocalLoader(self._order.loading(), self._order.batch, decoding)
             self._made = ChunkWorker(self._order, loader, threads, f"here {os.getpid()}")
             self._events.put(Answered(worker, None, None))
         except BaseException as error:  # noqa: BLE001 - the run raises it

@@ -20,7 +20,7 @@ class Cluster:
     it; empty: on any node."""
     model_on: str = ""
     """The same for the processes that hold a model, in captioning and training."""
-    local_rows: int = 256
+    local_rows: int = 4000
     """A table job of at most so many pictures runs in this process, without Ray, unless an address
     is given; 0: never."""
     wait: float = 1800.0

@@ -21,6 +21,7 @@ from raycap.fetch import Fetcher
 from raycap.fetch.trust import ANYTHING
 from raycap.finishing import Finishing
 from raycap.flags import flags_in_words
+from raycap.images.guard import start_early
 from raycap.row_filter import RowFilter
 from raycap.schema import SUCCESS
 from raycap.sources import Folder, Source, Urls
@@ -70,6 +71,9 @@ def _caption_table(config: Config) -> int:
     if not options.retry:
         filter_of_source(source, options.only)  # refuses what does not fit
 
+    # While the model is loaded, what decodes pictures of a small job starts too.
+    if config.cluster.local_rows and not (config.cluster.address or options.dry_run):
+        start_early(config.reading)
     # These load Ray and torch, which takes seconds.
     write_err("raycap: loading the captioner\n")
     from raycap.bulk.captions import captions_job

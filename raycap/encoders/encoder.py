@@ -13,6 +13,9 @@ from raycap.device import Precision
 from raycap.encoders import Trainable
 from raycap.encoders.preprocessing import Preprocessing
 
+# Pictures whose maps stay in the cache of two threads.
+CACHED_PICTURES = 16
+
 
 class Features(NamedTuple):
     """The features of pictures, in float32."""
@@ -95,6 +98,10 @@ class Encoder(nn.Module):
                 f"uint8 [B, 3, {self.size}, {self.size}]"
             )
         pixels = pixels.to(self.scale.device, non_blocking=True)
+        some = self._pictures_at_once(pixels)
+        if len(pixels) > some:
+            parts = [self(part) for part in pixels.split(some)]
+            return Features(*(torch.cat(part) for part in zip(*parts, strict=True)))
         colours = pixels.to(torch.float32, memory_format=torch.channels_last)
         colours = torch.addcmul(self.shift, colours, self.scale)  # [B, 3, S, S]
         grid, vector = self.trunk(colours.to(self._dtype))
@@ -102,6 +109,14 @@ class Encoder(nn.Module):
         if self._grid is not None:
             grid = adaptive_avg_pool2d(grid, self._grid)
         return Features(grid.flatten(2).transpose(1, 2), vector.float())
+
+    def _pictures_at_once(self, pixels: Tensor) -> int:
+        """A processor's cache holds the maps of a few pictures: 16 at once take a fifth less time
+        than 64. The features are the same."""
+        is_on_processor = self._dtype == torch.float32 and self.scale.device.type == "cpu"
+        if not is_on_processor or torch.is_grad_enabled():
+            return len(pixels)
+        return CACHED_PICTURES * max(1, torch.get_num_threads() // 2)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode. Frozen layers stay in inference mode: no dropout, and batch norms

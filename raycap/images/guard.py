@@ -115,7 +115,7 @@ def read_guarded(data: bytes, reading: Reading, intake: Intake | None) -> Pictur
 def read_in_child(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
     """The picture, whatever it is, read in a child process. Safe to call from several threads."""
     for _ in range(TRIES):
-        child = _take(reading.max_memory * 2**20 + SLACK)
+        child = _take(_max_memory(reading))
         is_new = child.pictures_read == 0
         try:
             answer = child.read(data, reading, intake)
@@ -194,11 +194,18 @@ class _Child:
         finally:
             os.close(requests)
             os.close(answers)
+        self._is_ready = False
+
+    def wait_until_ready(self) -> None:
+        """Raises RuntimeError if it does not start."""
+        if self._is_ready:
+            return
         try:
-            started = self._receive(len(READY), time.monotonic() + SECONDS_TO_START) == READY
+            end = time.monotonic() + SECONDS_TO_START
+            self._is_ready = self._receive(len(READY), end) == READY
         except (_Died, _TooLong):
-            started = False
-        if not started:
+            pass
+        if not self._is_ready:
             self.close()
             raise RuntimeError(
                 "the process that reads pictures did not start; its output is above. Is there "
@@ -262,16 +269,32 @@ class _Child:
 _idle: list[_Child] = []  # append and pop are atomic
 
 
+def start_early(reading: Reading) -> None:
+    """Start a child process, for which the first picture then need not wait. Call it in a thread
+    that lives on: the child ends with it."""
+    max_memory = _max_memory(reading)
+    if os.name == "posix" and not any(child.max_memory == max_memory for child in _idle):
+        _idle.append(_Child(max_memory))
+
+
+def _max_memory(reading: Reading) -> int:
+    return reading.max_memory * 2**20 + SLACK
+
+
 def _take(max_memory: int) -> _Child:
     """An idle child, or a new one."""
-    while True:
+    while _idle:
         try:
             child = _idle.pop()
-        except IndexError:
-            return _Child(max_memory)
+        except IndexError:  # another thread has taken it
+            break
         if child.max_memory == max_memory and child.is_alive():
+            child.wait_until_ready()
             return child
         child.close()
+    child = _Child(max_memory)
+    child.wait_until_ready()
+    return child
 
 
 def _forget_children() -> None:
