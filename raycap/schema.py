@@ -37,6 +37,7 @@ LOW_SCORE = "low_score"
 WRONG_LANGUAGE = "wrong_language"
 THINKING = "thinking"  # the model's reasoning was in the answer, and was cut out
 UNFAMILIAR = "unfamiliar"  # pictures unlike those of the training, said by the captioner
+NOT_SURE = "not_sure"  # the caption is likely wrong, said by the captioner
 FLAGS = (
     CUT_OFF,
     REPEATS,
@@ -48,6 +49,7 @@ FLAGS = (
     WRONG_LANGUAGE,
     THINKING,
     UNFAMILIAR,
+    NOT_SURE,
 )
 # In the place of a flag: any of them.
 ANY_FLAG = "*"

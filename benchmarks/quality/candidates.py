@@ -1,11 +1,13 @@
-"""The candidate captions of photos whose features are kept: written once, for the other scripts.
+"""What the scripts in this folder share: their captioner, and the candidate captions of photos
+whose features are kept, which are written once.
 
-    python benchmarks/quality/candidates.py KEPT dev --width 10 --drawn 20
-
-KEPT is the folder of features.py. The candidates are a line for each photo.
+    options = parser(__doc__).parse_args()
+    captioner, search = read_captioner(options)
+    candidates = candidates_of(options.kept, "dev", captioner, search, neighbours)
 """
 
 import argparse
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -17,19 +19,59 @@ from features import PhotoSet, read_set
 from raycap.captioners.generation import picture_seed
 from raycap.captioners.trained import TrainedCaptioner
 from raycap.captioners.trained.consensus import find_candidates
+from raycap.captioners.trained.neighbours import Neighbours, to_file
 from raycap.search import Beam, Hypothesis
 
 BATCH = 64
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments of every script: KEPT, the folder of features.py, and a captioner."""
+    found = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("kept", type=Path)
+    found.add_argument("--captioner", default="shipped")
+    found.add_argument("--encoder-weights", default="")
+    return found
+
+
+def read_captioner(options: argparse.Namespace) -> tuple[TrainedCaptioner, Beam]:
+    """The captioner in float32, and its own search without neighbours."""
+    captioner = TrainedCaptioner.read(
+        options.captioner, "cpu", "fp32", encoder_weights=options.encoder_weights
+    )
+    search = captioner.plan.search
+    assert isinstance(search, Beam)
+    return captioner, replace(search, consensus=0.0, fusion=0.0, drawn=0, best=1)
+
+
+def with_counts(search: Beam, counts: str) -> Beam:
+    """With so many beams, drawn captions and, where given, this fusion: "5,0,4"."""
+    width, drawn, *fusion = counts.split(",")
+    return replace(
+        search, width=int(width), drawn=int(drawn), fusion=float(fusion[0]) if fusion else 0.0
+    )
+
+
 def candidates_of(
-    kept: Path, name: str, captioner: TrainedCaptioner, search: Beam, mirror: bool = False
+    kept: Path,
+    name: str,
+    captioner: TrainedCaptioner,
+    search: Beam,
+    neighbours: Neighbours | None = None,
+    mirror: bool = False,
 ) -> list[list[Hypothesis]]:
-    """Of a kept file, or searched now and kept. `search.drawn` 0 draws none."""
+    """Of a kept file, or searched now and kept. Neighbours are needed for `search.fusion`."""
     view = "mirror" if mirror else "plain"
-    file = kept / f"{name}.candidates-{search.width}-{search.drawn}-{view}.jsonl"
+    weights = b"".join(part.numpy().tobytes() for part in captioner.decoder.state_dict().values())
+    if neighbours is not None and search.fusion:
+        weights += to_file(neighbours)
+    digest = hashlib.sha256(weights)
+    made_by = f"{search.width}-{search.drawn}-{search.fusion:g}-{view}-{digest.hexdigest()[:8]}"
+    file = kept / f"{name}.candidates-{made_by}.jsonl"
     if not file.exists():
-        found = _search(read_set(kept, name), captioner, search, mirror)
+        found = _search(read_set(kept, name), captioner, search, neighbours, mirror)
         plain = [
             [(one.words, one.log_probability, one.score, one.finished) for one in each]
             for each in found
@@ -39,17 +81,23 @@ def candidates_of(
     return [[Hypothesis(tuple(words), *rest) for words, *rest in each] for each in lines]
 
 
-def processor_ms(kept: Path, captioner: TrainedCaptioner, search: Beam) -> float:
+def processor_ms(
+    kept: Path, captioner: TrainedCaptioner, search: Beam, neighbours: Neighbours | None = None
+) -> float:
     """Processor time of the search for a photo of dev, in a batch."""
     photos = read_set(kept, "dev", BATCH)
     started = time.process_time()
-    _search(photos, captioner, search, mirror=False)
+    _search(photos, captioner, search, neighbours, mirror=False)
     return 1000 * (time.process_time() - started) / len(photos.keys)
 
 
 @torch.inference_mode()
 def _search(
-    photos: PhotoSet, captioner: TrainedCaptioner, search: Beam, mirror: bool
+    photos: PhotoSet,
+    captioner: TrainedCaptioner,
+    search: Beam,
+    neighbours: Neighbours | None,
+    mirror: bool,
 ) -> list[list[Hypothesis]]:
     found: list[list[Hypothesis]] = []
     assert photos.grids is not None, "encode the photos again with --train-grids"
@@ -66,28 +114,10 @@ def _search(
             vectors = (vectors + torch.from_numpy(photos.mirror_vectors[rows])) / 2
         memory = captioner.decoder.prepare(grids, vectors)
         seeds = [picture_seed(0, digest, 0) for digest in photos.digests[rows]]
-        found += find_candidates(search, captioner.decoder, memory, seeds)
+        bonus = None
+        if search.fusion:
+            assert neighbours is not None
+            near = neighbours.nearest(vectors.numpy())
+            bonus = neighbours.word_bonus(*near, len(captioner.vocabulary))
+        found += find_candidates(search, captioner.decoder, memory, seeds, word_bonus=bonus)
     return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("kept", type=Path)
-    parser.add_argument("name")
-    parser.add_argument("--captioner", default="shipped")
-    parser.add_argument("--encoder-weights", default="")
-    parser.add_argument("--width", type=int, default=10)
-    parser.add_argument("--drawn", type=int, default=20)
-    parser.add_argument("--mirror", action="store_true")
-    options = parser.parse_args()
-    captioner = TrainedCaptioner.read(
-        options.captioner, "cpu", "fp32", encoder_weights=options.encoder_weights
-    )
-    search = captioner.plan.search
-    assert isinstance(search, Beam)
-    search = replace(search, width=options.width, drawn=options.drawn)
-    candidates_of(options.kept, options.name, captioner, search, options.mirror)
-
-
-if __name__ == "__main__":
-    main()

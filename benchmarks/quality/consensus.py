@@ -1,36 +1,41 @@
-"""What reranking by consensus gains on dev, and what it costs.
+"""What neighbours gain on dev, and what they cost.
 
     python benchmarks/quality/features.py KEPT
-    python benchmarks/quality/consensus.py KEPT [--captioner shipped] [--candidates 10,20 5,8 5,0]
-        [--neighbours texts own] [--width 128] [--mirror] [--meteor]
+    python benchmarks/quality/consensus.py KEPT [--captioner shipped]
+        [--candidates 3,0 5,0 5,0,4 10,20] [--neighbours human own] [--mirror] [--meteor]
 
-For each set of candidates (beams, drawn captions) the weight of consensus is chosen by CIDEr-D on
-one half of dev, and the other half is scored with it, in both directions: `held out`. `all` has
-one weight for all of dev. Gains are over the captioner's own search without consensus, with a 95%
-paired bootstrap interval.
+For each set of candidates (beams, drawn captions, weight of fusion) the weight of consensus is
+chosen by CIDEr-D on one half of dev, and the other half is scored with it, in both directions:
+`held out`. Gains are over the captioner's own search without neighbours, with a 95% paired
+bootstrap interval.
 
-Neighbours: `texts` remembers the human captions of the training photos. `own` remembers captions
-that the captioner wrote for them, as what ships does (ship.py).
+Neighbours: `human` remembers the human captions of the training photos, `own` captions that the
+captioner wrote for them (own_captions.py). `--nearest` photos count; `--exact` measures agreement
+by CIDEr-D with their whole captions, all alike, and not by vectors of n-grams.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-from candidates import candidates_of, processor_ms
+from candidates import candidates_of, parser, processor_ms, read_captioner, with_counts
 from features import PhotoSet, read_set
 from own_captions import own_captions
 
-from raycap.captioners.trained import TrainedCaptioner
 from raycap.captioners.trained.consensus import per_word
-from raycap.captioners.trained.neighbours import Floats, Neighbours, build_neighbours
+from raycap.captioners.trained.neighbours import (
+    NEAREST,
+    WIDTH,
+    Floats,
+    Neighbours,
+    build_neighbours,
+    to_file,
+)
 from raycap.metrics import METRICS, Corpus, Score, compare, tokenise
 from raycap.metrics.consensus import CiderConsensus
 from raycap.metrics.corpus import to_numbers
-from raycap.search import Beam, Hypothesis
+from raycap.search import Hypothesis
 from raycap.vocabulary import Vocabulary
 
 WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0)
@@ -42,12 +47,30 @@ def encoded(vocabulary: Vocabulary, photos: PhotoSet) -> list[list[list[int]]]:
     return [[vocabulary.encode(text)[1:-1] for text in texts] for texts in photos.references]
 
 
-def agreements(candidates: Each, neighbours: Neighbours, vectors: Floats) -> list[Floats]:
+def agreements(
+    candidates: Each, neighbours: Neighbours, vectors: Floats, nearest: int = NEAREST
+) -> list[Floats]:
     """Of each photo's candidates with its neighbours."""
-    nearest, _ = neighbours.nearest(vectors)
     return [
-        neighbours.consensus([one.words for one in each], rows)
-        for each, rows in zip(candidates, nearest, strict=True)
+        neighbours.agreement([one.words for one in each], rows, likeness)
+        for each, rows, likeness in zip(
+            candidates, *neighbours.nearest(vectors, nearest), strict=True
+        )
+    ]
+
+
+def exact_agreements(
+    candidates: Each,
+    neighbours: Neighbours,
+    vectors: Floats,
+    nearest: int,
+    captions: Sequence[Sequence[Sequence[int]]],
+) -> list[Floats]:
+    """The CIDEr-D of each photo's candidates against the captions of its neighbours, all alike."""
+    consensus = CiderConsensus(captions)
+    return [
+        consensus([one.words for one in each], rows)
+        for each, rows in zip(candidates, neighbours.nearest(vectors, nearest)[0], strict=True)
     ]
 
 
@@ -105,35 +128,27 @@ def line(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("kept", type=Path)
-    parser.add_argument("--captioner", default="shipped")
-    parser.add_argument("--encoder-weights", default="")
-    parser.add_argument("--candidates", nargs="*", default=["10,20", "5,8", "5,0", "3,0"])
-    parser.add_argument("--neighbours", nargs="*", default=["texts"], choices=("texts", "own"))
-    parser.add_argument("--width", nargs="*", type=int, default=[128])
-    parser.add_argument("--own-captions", type=int, default=5, help="of each training photo")
-    parser.add_argument("--own-candidates", default="10,20", help="beams, drawn")
-    parser.add_argument("--mirror", action="store_true", help="also the mean of both features")
-    parser.add_argument("--meteor", action="store_true", help="takes Java")
-    options = parser.parse_args()
-    captioner = TrainedCaptioner.read(
-        options.captioner, "cpu", "fp32", encoder_weights=options.encoder_weights
-    )
-    search = captioner.plan.search
-    assert isinstance(search, Beam)
-    search = replace(search, consensus=0.0, drawn=0)
+    arguments = parser(__doc__)
+    arguments.add_argument("--candidates", nargs="*", default=["3,0", "5,0", "5,0,4", "10,20"])
+    arguments.add_argument("--neighbours", nargs="*", default=["human"], choices=("human", "own"))
+    arguments.add_argument("--width", nargs="*", type=int, default=[WIDTH])
+    arguments.add_argument("--nearest", type=int, default=NEAREST)
+    arguments.add_argument("--exact", action="store_true")
+    arguments.add_argument("--own-captions", type=int, default=3, help="of each training photo")
+    arguments.add_argument("--own-candidates", default="3,0", help="beams, drawn")
+    arguments.add_argument("--mirror", action="store_true", help="also the mean of both features")
+    arguments.add_argument("--meteor", action="store_true", help="takes Java")
+    options = arguments.parse_args()
+    captioner, search = read_captioner(options)
     decode = captioner.vocabulary.decode
     metrics = ["bleu", "cider_d", "health", *(["meteor"] if options.meteor else [])]
     dev, training = read_set(options.kept, "dev"), read_set(options.kept, "train")
 
-    plain = candidates_of(options.kept, "dev", captioner, search)
+    plain = candidates_of(options.kept, "dev", captioner, replace(search, width=3))
     texts = [decode(each[0].words) for each in plain]
-    before_ms = processor_ms(options.kept, captioner, search)
-    print(f"the captioner's own search: {before_ms:.1f} ms of processor time a photo")
-    before = line("without consensus", texts, dev, {}, metrics)
+    before_ms = processor_ms(options.kept, captioner, replace(search, width=3))
+    print(f"3 beams: {before_ms:.1f} ms of processor time a photo")
+    before = line("without neighbours", texts, dev, {}, metrics)
     if options.mirror:
         averaged = candidates_of(options.kept, "dev", captioner, search, mirror=True)
         texts = [decode(each[0].words) for each in averaged]
@@ -150,36 +165,38 @@ def main() -> None:
         for width in options.width:
             started = time.process_time()
             neighbours = build_neighbours(training.vectors, captions, width)
-            built = time.process_time()
-            neighbours.consensus, neighbours.nearest(dev.vectors[:1])
             print(
-                f"\nneighbours: {kind}, {width} numbers a photo; built in "
-                f"{built - started:.1f} s, counted in {time.process_time() - built:.2f} s"
+                f"\nneighbours: {kind}, {width} numbers a photo, {len(to_file(neighbours)):,} "
+                f"bytes; built in {time.process_time() - started:.1f} s"
             )
             for counts in options.candidates:
-                beams, drawn = map(int, counts.split(","))
-                own_search = replace(search, width=beams, drawn=drawn)
-                found = candidates_of(options.kept, "dev", captioner, own_search)
-                search_ms = processor_ms(options.kept, captioner, own_search)
+                own = with_counts(search, counts)
+                found = candidates_of(options.kept, "dev", captioner, own, neighbours)
+                search_ms = processor_ms(options.kept, captioner, own, neighbours)
                 started = time.process_time()
-                agreement = agreements(found, neighbours, dev.vectors)
+                if options.exact:
+                    agreement = exact_agreements(
+                        found, neighbours, dev.vectors, options.nearest, captions
+                    )
+                else:
+                    agreement = agreements(found, neighbours, dev.vectors, options.nearest)
                 ranking = (time.process_time() - started) / len(agreement)
                 value = values(found, dev, decode)
                 chosen = {weight: choose(found, agreement, weight) for weight in WEIGHTS}
                 cider = {
-                    weight: np.array([of[number] for of, number in zip(value, own, strict=True)])
-                    for weight, own in chosen.items()
+                    weight: np.array([of[number] for of, number in zip(value, best, strict=True)])
+                    for weight, best in chosen.items()
                 }
                 captions_by_weight = {
-                    weight: [decode(each[n].words) for each, n in zip(found, own, strict=True)]
-                    for weight, own in chosen.items()
+                    weight: [decode(each[n].words) for each, n in zip(found, best, strict=True)]
+                    for weight, best in chosen.items()
                 }
                 first = max(WEIGHTS, key=lambda weight: cider[weight][half].mean())
                 second = max(WEIGHTS, key=lambda weight: cider[weight][~half].mean())
                 both = zip(
                     captions_by_weight[second], captions_by_weight[first], half, strict=True
                 )
-                name = f"{beams} beams, {drawn} drawn"
+                name = f"{own.width} beams, {own.drawn} drawn, fusion {own.fusion:g}"
                 print(
                     f"{name}: search {search_ms:.1f} ms, ranking "
                     f"{1000 * ranking:.1f} ms a photo; weights by halves {first:g}, {second:g}; "
@@ -189,7 +206,7 @@ def main() -> None:
                 )
                 line(
                     f"  {name}, held out",
-                    [a if own else b for a, b, own in both],
+                    [a if is_first else b for a, b, is_first in both],
                     dev,
                     before,
                     metrics,

@@ -1,7 +1,8 @@
 """Captions that a captioner writes for its own training photos: of its candidates, those that
 agree best with the human captions.
 
-What ships remembers these: Flickr8k's own captions may not be redistributed.
+They were to stand in for Flickr8k's own captions, which may not be redistributed. They gain next
+to nothing: what ships has vectors of the n-grams of the human captions instead.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ def own_captions(
     """The `count` best captions of each training photo, as token numbers."""
     search = captioner.plan.search
     assert isinstance(search, Beam)
-    search = replace(search, consensus=0.0, width=width, drawn=drawn)
+    search = replace(search, consensus=0.0, fusion=0.0, best=1, width=width, drawn=drawn)
     found = candidates_of(kept, "train", captioner, search)
     reward = CiderConsensus(references)
     chosen = []

@@ -20,11 +20,19 @@ import pyarrow.parquet as pq
 
 from raycap.bulk.work import FINISHING
 from raycap.finishing import FinishedCaption, Finishing
-from raycap.schema import CAPTIONS, CUT_OFF, FLAGS, SAME_AS_MANY, SUCCESS, UNFAMILIAR
+from raycap.schema import (
+    CAPTIONS,
+    CUT_OFF,
+    FLAGS,
+    NOT_SURE,
+    SAME_AS_MANY,
+    SUCCESS,
+    UNFAMILIAR,
+)
 from raycap.storage import RunFolder
 
 # Flags that are not found in the columns of a row: they stay.
-_STAY = {CUT_OFF, UNFAMILIAR, SAME_AS_MANY}
+_STAY = {CUT_OFF, UNFAMILIAR, NOT_SURE, SAME_AS_MANY}
 # The smallest digests of so many pictures are kept for each caption, to count different pictures.
 MOST_DIGESTS = 1024
 FINISH_REASON = "finish_reason"

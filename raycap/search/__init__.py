@@ -113,6 +113,9 @@ class Beam(SearchOptions):
     """With consensus: captions drawn at random that are candidates besides the beams."""
     drawn_temperature: float = 0.7
     """With consensus: temperature at which they are drawn."""
+    fusion: float = 0.0
+    """With consensus: weight of the words in the captions of the most similar training photos,
+    which is added to the log-probabilities of words during the search; 0 for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -132,6 +135,10 @@ class Beam(SearchOptions):
             raise UserError(
                 f"search.drawn is {self.drawn}: give a number of captions, or 0 for none"
             )
+        if not (math.isfinite(self.fusion) and self.fusion >= 0):
+            raise UserError(
+                f"search.fusion is {self.fusion}: give a weight such as 5, or 0 for none"
+            )
         if not (math.isfinite(self.drawn_temperature) and self.drawn_temperature > 0):
             raise UserError(
                 f"search.drawn_temperature is {self.drawn_temperature}: give more than 0"
@@ -144,11 +151,16 @@ class Beam(SearchOptions):
         *,
         seeds: Sequence[int] | None = None,
         attention: bool = False,
+        word_bonus: Tensor | None = None,
     ) -> SearchResult:
-        """The `best` captions of each picture in `memory`. `seeds` are not used."""
+        """The `best` captions of each picture in `memory`. `seeds` are not used.
+
+        `word_bonus` [B, V] is added to the log-probability of each word that a caption does not
+        have yet: while captions are searched for and ranked, not in the result.
+        """
         from raycap.search.beam import beam_search
 
-        return beam_search(self, decoder, memory, attention=attention)
+        return beam_search(self, decoder, memory, attention=attention, word_bonus=word_bonus)
 
 
 @dataclass(frozen=True)
@@ -206,4 +218,6 @@ def search_identity(search: SearchChoice) -> dict[str, Any]:
     newer = [] if plain["mirror"] else ["mirror"]
     if not plain.get("consensus"):
         newer += ["consensus", "drawn", "drawn_temperature"]
+    if not (plain.get("consensus") and plain["fusion"]):
+        newer += ["fusion"]
     return {name: value for name, value in plain.items() if name not in newer}

@@ -17,20 +17,29 @@ from raycap.search.captions import (
     select_captions,
     select_pictures,
 )
-from raycap.vocabulary import END, START
+from raycap.vocabulary import END, PAD, START
 
 
 @torch.no_grad()
 def beam_search(
-    options: Beam, decoder: Decoder, memory: Tensors, *, attention: bool
+    options: Beam,
+    decoder: Decoder,
+    memory: Tensors,
+    *,
+    attention: bool,
+    word_bonus: Tensor | None = None,
 ) -> SearchResult:
-    """The `best` captions of each picture in `memory`."""
+    """The `best` captions of each picture in `memory`. With `word_bonus` [B, V], `total` and
+    `score` contain it until the end."""
     some = next(iter(memory.values()))  # any tensor of the memory: [B, ...]
     state = decoder.initial_state(memory, options.width)
     beams = empty_captions(len(some), options.width, options.max_length, some.device)
     # Before the first word all beams of a picture are the same: only one of them may continue.
     beams["total"][:, 0] = 0.0
     ended = empty_captions(len(some), options.best, options.max_length, some.device)
+    if word_bonus is not None:
+        for captions in (beams, ended):
+            captions["bonus"] = torch.zeros_like(captions["total"])
     row = torch.arange(len(some), device=some.device)
     pictures = {
         "row": row,
@@ -44,7 +53,7 @@ def beam_search(
         if attention and position == 0 and step.attention is not None:
             add_attention(beams, step.attention)
             add_attention(ended, step.attention)
-        candidates, parents = _best_continuations(options, beams, step, position)
+        candidates, parents = _best_continuations(options, beams, step, position, word_bonus)
         ended = _add_ended(options, ended, candidates, pictures)
         # The first `width` candidates that have not ended become the beams.
         has_ended = (candidates["words"][..., position] == END).to(torch.uint8)
@@ -59,16 +68,33 @@ def beam_search(
                 select_pictures(tensors, remaining)
                 for tensors in (memory, state, beams, ended, pictures)
             )
+            word_bonus = None if word_bonus is None else word_bonus[remaining]
             if not len(pictures["row"]):
-                return search_result(results)
+                break
         last_words = beams["words"][..., position]
-    # If too few captions have ended, unfinished ones follow them.
-    both = {name: torch.cat([ended[name], beams[name]], 1) for name in ended}
-    return search_result([*results, best_first(both, options.best) | pictures])
+    else:
+        # If too few captions have ended, unfinished ones follow them.
+        both = {name: torch.cat([ended[name], beams[name]], 1) for name in ended}
+        results.append(best_first(both, options.best) | pictures)
+    return search_result([_without_bonus(options, part) for part in results])
+
+
+def _without_bonus(options: Beam, captions: Tensors) -> Tensors:
+    """With the captioner's own log-probabilities; in the order that they have with the bonus."""
+    if "bonus" not in captions:
+        return captions
+    lengths = (captions["words"] != PAD).sum(2).clamp(min=1)
+    score = captions["bonus"] / lengths**options.length_penalty
+    own = {"total": captions["total"] - captions["bonus"], "score": captions["score"] - score}
+    return captions | own
 
 
 def _best_continuations(
-    options: Beam, beams: Tensors, step: DecoderStep, position: int
+    options: Beam,
+    beams: Tensors,
+    step: DecoderStep,
+    position: int,
+    word_bonus: Tensor | None,
 ) -> tuple[Tensors, Tensor]:
     """The best continuations [B, 2K] of the beams [B, K], best first, and the beam that each
     continues.
@@ -76,12 +102,18 @@ def _best_continuations(
     Each beam has only one continuation with `<end>`. So of 2K continuations, at least K go on.
     """
     added = next_word_log_probabilities(options, step.logits, beams["words"][..., :position])
+    if word_bonus is not None:
+        bonus = word_bonus.unsqueeze(1).expand_as(added)
+        bonus = bonus.scatter(2, beams["words"][..., :position], 0.0)
+        added = added + bonus
     totals = beams["total"].unsqueeze(2) + added  # [B, K, V]
     total, index = _top(totals.flatten(1), 2 * options.width)
     parents = index // totals.shape[2]
     candidates = select_captions(beams, parents)
     candidates["words"][..., position] = index % totals.shape[2]
     candidates["total"] = total
+    if word_bonus is not None:
+        candidates["bonus"] += bonus.flatten(1).gather(1, index)
     candidates["score"] = total / (position + 1) ** options.length_penalty
     if "attention" in candidates and step.attention is not None:
         weights = torch.take_along_dim(step.attention, parents.unsqueeze(2), 1)
@@ -124,8 +156,11 @@ def _done(options: Beam, beams: Tensors, ended: Tensors, pictures: Tensors) -> T
     than the worst ended caption that is kept.
 
     The log-probability of a beam can only fall, and its length is at most max_length. This gives
-    an upper bound for its score.
+    an upper bound for its score. With a bonus it may rise, and there is none.
     """
+    enough = pictures["count"] >= options.width
+    if "bonus" in beams:
+        return enough
     bound = beams["total"].amax(1) / options.max_length**options.length_penalty
     settled: Tensor = ended["score"][:, -1] >= bound
-    return settled | (pictures["count"] >= options.width)
+    return settled | enough

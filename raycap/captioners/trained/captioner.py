@@ -32,7 +32,7 @@ from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
 from raycap.device import PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder, Features
 from raycap.errors import UserError
-from raycap.schema import ATTEMPT, CUT_OFF, UNFAMILIAR
+from raycap.schema import ATTEMPT, CUT_OFF, NOT_SURE, UNFAMILIAR
 from raycap.search import Beam, Hypothesis, Sample, SearchChoice, SearchOptions
 from raycap.shipped import NAME as SHIPPED
 from raycap.vocabulary import Vocabulary
@@ -50,6 +50,7 @@ class Nearest:
     """The training photos most similar to the pictures of a batch."""
 
     rows: NDArray[np.intp]  # [B, K]
+    likeness: NDArray[np.floating]  # [B, K]
     unfamiliar: list[float]  # [B]
 
 
@@ -248,7 +249,7 @@ class TrainedCaptioner(Captioner):
         if self.neighbours is None:
             return None
         rows, likeness = self.neighbours.nearest(vectors.float().cpu().numpy())
-        return Nearest(rows, self.neighbours.unfamiliar(likeness).tolist())
+        return Nearest(rows, likeness, self.neighbours.unfamiliar(likeness).tolist())
 
     def _find(
         self,
@@ -258,30 +259,32 @@ class TrainedCaptioner(Captioner):
         seeds: Sequence[int],
         draws_again: bool,
         attention: bool,
-    ) -> "list[tuple[list[Hypothesis], float | None]]":
-        """The captions of each picture, best first, and the agreement of the first one, where it
-        was chosen by consensus."""
+    ) -> "list[tuple[list[Hypothesis], dict[str, float]]]":
+        """The captions of each picture, best first, and the values of columns that say how well
+        the first one agrees with similar photos, where it was chosen by consensus."""
         if not (isinstance(search, Beam) and search.consensus):
             own_seeds = seeds if draws_again else None
             found = search.search(self._decode, memory, seeds=own_seeds, attention=attention)
-            return [(captions, None) for captions in found.hypotheses()]
+            return [(captions, {}) for captions in found.hypotheses()]
         assert nearest is not None and self.neighbours is not None
-        candidates = find_candidates(search, self._decode, memory, seeds, attention)
+        bonus = None
+        if search.fusion:
+            words = len(self.vocabulary)
+            bonus = self.neighbours.word_bonus(nearest.rows, nearest.likeness, words)
+        candidates = find_candidates(search, self._decode, memory, seeds, attention, bonus)
         return [
-            rank_by_consensus(search, each, self.neighbours, rows)
-            for each, rows in zip(candidates, nearest.rows, strict=True)
+            rank_by_consensus(search, each, self.neighbours, *near)
+            for each, *near in zip(candidates, nearest.rows, nearest.likeness, strict=True)
         ]
 
     def _in_words(
         self,
-        found: tuple[Sequence[Hypothesis], float | None],
+        found: tuple[Sequence[Hypothesis], Mapping[str, float]],
         true_words: TrueWords | None,
         unfamiliar: float | None,
     ) -> Prediction:
         hypotheses, agreement = found
-        extras: dict[str, Any] = {}
-        if agreement is not None:
-            extras["agreement"] = agreement
+        extras: dict[str, Any] = dict(agreement)
         if unfamiliar is not None:
             extras["unfamiliar"] = unfamiliar
         if true_words is not None:
@@ -305,8 +308,13 @@ class TrainedCaptioner(Captioner):
             flags=(
                 *(() if best.finished else (CUT_OFF,)),
                 *((UNFAMILIAR,) if (unfamiliar or 0.0) >= MOST_UNFAMILIAR else ()),
+                *((NOT_SURE,) if self._is_doubtful(extras) else ()),
             ),
         )
+
+    def _is_doubtful(self, extras: Mapping[str, Any]) -> bool:
+        doubt = None if self.neighbours is None else self.neighbours.doubt
+        return doubt is not None and extras.get("doubt", 0.0) >= doubt.threshold
 
     def _score_true_words(
         self, memory: Tensors, references: Sequence[Sequence[str]]

@@ -68,8 +68,8 @@ def _remembered(neighbours: Neighbours | None) -> list[str]:
         return []
     return [
         f"- it remembers {len(neighbours.vectors):,} training photos: a vector of "
-        f"{neighbours.vectors.shape[1]} small numbers and {len(neighbours.lengths):,} captions, "
-        "as numbers of words"
+        f"{neighbours.vectors.shape[1]} small numbers, and "
+        f"{len(neighbours.captions.gram_weights):,} weights of n-grams of its captions"
     ]
 
 

@@ -59,6 +59,7 @@ MOST |= {
     "best": 256,
     "samples": 256,
     "drawn": 256,
+    "fusion": 1000,
     "max_length": 1000,
     "min_length": 1000,
 }

@@ -1,28 +1,42 @@
 """Choosing among candidate captions the one that agrees with the captions of similar photos.
 
 The candidates are the captions of a beam search and some that are drawn at random. They are ranked
-by log-probability per word + `search.consensus` x CIDEr-D against the captions of the nearest
-training photos (Devlin et al. 2015).
+by log-probability per word + `search.consensus` x agreement with the captions of the nearest
+training photos (Devlin et al. 2015). With `search.fusion` the beam search itself prefers the words
+of these captions (shallow fusion).
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from raycap.captioners.trained.neighbours import Floats, Neighbours
+from raycap.captioners.trained.doubt import signs_of
+from raycap.captioners.trained.neighbours import FAMILIAR, Floats, Neighbours
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.metrics.ngrams import Ints
 from raycap.search import Beam, Hypothesis, Sample
 
 
 def find_candidates(
-    search: Beam, decoder: Decoder, memory: Tensors, seeds: Sequence[int], attention: bool = False
+    search: Beam,
+    decoder: Decoder,
+    memory: Tensors,
+    seeds: Sequence[int],
+    attention: bool = False,
+    word_bonus: NDArray[np.float32] | None = None,
 ) -> list[list[Hypothesis]]:
     """For each picture in `memory` all captions of the beam search, then those drawn with the
-    picture's seed. No caption is there twice."""
+    picture's seed. No caption is there twice. `word_bonus` [B, V] is that of the neighbours."""
     beams = replace(search, best=search.width)
-    found = beams.search(decoder, memory, attention=attention).hypotheses()
+    bonus = None
+    if search.fusion and word_bonus is not None:
+        device = next(iter(memory.values())).device
+        bonus = torch.from_numpy(search.fusion * word_bonus).to(device)
+    result = beams.search(decoder, memory, attention=attention, word_bonus=bonus)
+    found = result.hypotheses()
     if search.drawn:
         drawing = Sample(
             samples=search.drawn,
@@ -39,17 +53,28 @@ def find_candidates(
 
 
 def rank_by_consensus(
-    search: Beam, candidates: Sequence[Hypothesis], neighbours: Neighbours, nearest: Ints
-) -> tuple[list[Hypothesis], float]:
+    search: Beam,
+    candidates: Sequence[Hypothesis],
+    neighbours: Neighbours,
+    nearest: Ints,
+    likeness: Floats,
+) -> tuple[list[Hypothesis], dict[str, float]]:
     """The `best` candidates of a picture whose most similar training photos are `nearest`, and the
-    agreement of the first one. Captions that were cut off come last."""
-    agreement = neighbours.consensus([one.words for one in candidates], nearest)
-    ranks = per_word(candidates) + search.consensus * agreement
+    columns `agreement` and `doubt` of the first one. Captions that were cut off come last."""
+    agreement = neighbours.agreement([one.words for one in candidates], nearest, likeness)
+    scores = per_word(candidates)
+    ranks = scores + search.consensus * agreement
     is_cut_off = np.array([not one.finished for one in candidates])
     order = np.lexsort((-ranks, is_cut_off))
     if not len(order):
-        return [], 0.0
-    return [candidates[number] for number in order[: search.best]], float(agreement[order[0]])
+        return [], {"agreement": 0.0}
+    first = order[0]
+    columns = {"agreement": float(agreement[first])}
+    if neighbours.doubt is not None:
+        familiar = likeness[:FAMILIAR].mean()
+        signs = signs_of(scores[[first]], np.array([familiar]), agreement[[first]])
+        columns["doubt"] = float(neighbours.doubt.chance(signs)[0])
+    return [candidates[number] for number in order[: search.best]], columns
 
 
 def per_word(candidates: Sequence[Hypothesis]) -> Floats:

@@ -2,40 +2,50 @@
 
     neighbours = build_neighbours(vectors, captions)      # at the end of `raycap train`
     rows, likeness = neighbours.nearest(vectors, 100)     # the most similar training photos
+    neighbours.agreement([[4, 9, 17]], rows[0], likeness[0])
 
-They are the file neighbours.safetensors of a captioner folder.
+They are the file neighbours.safetensors of a captioner folder. Captions are kept as vectors of
+n-grams.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from raycap.captioners.trained.doubt import Doubt
+from raycap.captioners.trained.gram_vectors import ARRAYS as GRAMS
+from raycap.captioners.trained.gram_vectors import GramVectors, build_gram_vectors
 from raycap.errors import UserError
-from raycap.metrics.consensus import CiderConsensus
+from raycap.metrics.ngrams import Ints
 
-FORMAT = 1  # of the file; raise it when the meaning of its arrays changes
+# Of the file; raise it when the meaning of its arrays changes. In format 1, captions were numbers
+# of words.
+FORMAT = 2
+OLDEST_FORMAT = 1
 WIDTH = 128  # numbers of a photo's vector
 # Products of so many int8 numbers are whole numbers below 2 ** 24, which float32 sums exactly: the
 # nearest photos then depend neither on the batch nor on the number of threads.
 MOST_WIDTH = 1024
-NEAREST = 100  # photos whose captions a caption has to agree with
+NEAREST = 300  # photos whose captions a caption has to agree with
 FAMILIAR = 5  # photos that say how familiar a picture is
+# The weight of a photo is exp(SHARPNESS x sqrt(width) x cosine): at 128 numbers, a cosine that is
+# higher by 0.035 doubles it.
+SHARPNESS = 20 / 128**0.5
 ARRAYS = {
-    "vectors": np.int8,
-    "mean": np.float32,
-    "projection": np.float16,
-    "words": np.uint32,
-    "lengths": np.uint16,
-    "captions": np.uint16,
-    "likeness": np.float32,
+    "vectors": (np.int8,),
+    "mean": (np.float32,),
+    "projection": (np.float16,),
+    "likeness": (np.float32,),
 }
+TEXTS = {"words": (np.uint32,), "lengths": (np.uint16,), "captions": (np.uint16,)}
 
 Floats = NDArray[np.floating]
 
@@ -47,25 +57,13 @@ class Neighbours:
     vectors: NDArray[np.int8]  # [N, d]
     mean: NDArray[np.float32]  # [D] of the square roots of features
     projection: NDArray[np.float16]  # [D, d] on their principal components, whitened
-    words: NDArray[np.uint32]  # [W] of all captions, without <start> and <end>
-    lengths: NDArray[np.uint16]  # [C] of the captions
-    captions: NDArray[np.uint16]  # [N] of each photo
     likeness: NDArray[np.float32]  # of the pictures that it was validated with, ascending
+    captions: GramVectors
+    doubt: Doubt | None = None
 
     @cached_property
     def _numbers(self) -> NDArray[np.float32]:
         return np.ascontiguousarray(self.vectors.T.astype(np.float32))  # [d, N]
-
-    @cached_property
-    def consensus(self) -> CiderConsensus:
-        """The agreement of captions with those of some of the photos."""
-        ends = np.cumsum(self.lengths, dtype=np.int64)
-        words = self.words.astype(np.int64)
-        captions = [words[start:end].tolist() for start, end in pairwise([0, *ends])]
-        of_photo = np.cumsum(self.captions, dtype=np.int64)
-        return CiderConsensus(
-            [captions[start:end] for start, end in pairwise([0, *of_photo.tolist()])]
-        )
 
     def nearest(self, vectors: Floats, count: int = NEAREST) -> tuple[NDArray[np.intp], Floats]:
         """The most similar photos [B, K] of the features [B, D], the most similar first, and their
@@ -78,6 +76,22 @@ class Neighbours:
         order = np.argsort(-found, axis=1, kind="stable")
         rows = np.take_along_axis(some, order, 1)
         return rows, np.take_along_axis(found, order, 1) / _scale(self.vectors.shape[1]) ** 2
+
+    def agreement(self, captions: Sequence[Sequence[int]], rows: Ints, likeness: Floats) -> Floats:
+        """The agreement [C] of captions with those of the photos in `rows` [K], the more similar
+        ones of which count more."""
+        return self.captions.agreement(captions, rows, self._weights(likeness))
+
+    def word_bonus(self, rows: Ints, likeness: Floats, words: int) -> NDArray[np.float32]:
+        """How much each word of the vocabulary agrees with the captions of the photos in `rows`
+        [B, K]: [B, V]."""
+        return self.captions.word_bonus(rows, self._weights(likeness), words)
+
+    def _weights(self, likeness: Floats) -> Floats:
+        """Of photos with these cosines [..., K]; they sum to 1."""
+        sharpness = SHARPNESS * np.sqrt(self.vectors.shape[1])
+        weights: Floats = np.exp(sharpness * (likeness - likeness.max(-1, keepdims=True)))
+        return weights / weights.sum(-1, keepdims=True)
 
     def unfamiliar(self, likeness: Floats) -> Floats:
         """The share of the validation pictures that are more familiar, from 0 to 1, given the
@@ -99,7 +113,9 @@ class Neighbours:
 
 
 def build_neighbours(
-    vectors: Floats, captions: Sequence[Sequence[Sequence[int]]], width: int = WIDTH
+    vectors: Floats,
+    captions: Sequence[Sequence[Sequence[int]]],
+    width: int = WIDTH,
 ) -> Neighbours:
     """Remember photos with the features [N, D] and the captions of each, as token numbers without
     `<start>` and `<end>`."""
@@ -115,15 +131,12 @@ def build_neighbours(
     whitening = directions[:, kept] / spread
     # Only the directions of vectors count, and float16 ends at 65,504.
     projection = (whitening / np.abs(whitening).max()).astype(np.float16)
-    flat = [caption for of_photo in captions for caption in of_photo]
     return Neighbours(
         vectors=_quantised(centred @ projection.astype(np.float32)),
         mean=mean,
         projection=projection,
-        words=np.array([word for caption in flat for word in caption], np.uint32),
-        lengths=np.array([len(caption) for caption in flat], np.uint16),
-        captions=np.array([len(of_photo) for of_photo in captions], np.uint16),
         likeness=np.zeros(0, np.float32),
+        captions=build_gram_vectors(captions),
     )
 
 
@@ -149,8 +162,12 @@ def _quantised(vectors: Floats) -> NDArray[np.int8]:
 
 def to_file(neighbours: Neighbours) -> bytes:
     """The content of neighbours.safetensors."""
-    arrays = {name: np.ascontiguousarray(getattr(neighbours, name)) for name in ARRAYS}
-    return safetensors.numpy.save(arrays, {"format": str(FORMAT)})
+    arrays = {name: getattr(neighbours, name) for name in ARRAYS}
+    arrays |= {name: getattr(neighbours.captions, name) for name in GRAMS}
+    if neighbours.doubt is not None:
+        arrays["doubt"] = neighbours.doubt.numbers()
+    contiguous = {name: np.ascontiguousarray(part) for name, part in arrays.items()}
+    return safetensors.numpy.save(contiguous, {"format": str(FORMAT)})
 
 
 def from_file(content: bytes, width: int, words: int, name: str) -> Neighbours:
@@ -165,29 +182,58 @@ def from_file(content: bytes, width: int, words: int, name: str) -> Neighbours:
         arrays = safetensors.numpy.load(content)
     except (ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise UserError(f"{name} is no whole safetensors file: {again}") from error
-    if metadata.get("format") != str(FORMAT):
+    if metadata.get("format") not in map(str, range(OLDEST_FORMAT, FORMAT + 1)):
         raise UserError(
-            f"{name} has format {str(metadata.get('format'))[:20]!r}, this raycap reads {FORMAT}: "
-            "use the raycap that wrote it, or train the captioner again"
+            f"{name} has format {str(metadata.get('format'))[:20]!r}, this raycap reads "
+            f"{OLDEST_FORMAT} to {FORMAT}: use the raycap that wrote it, or train the captioner "
+            "again"
         )
-    wrong = [key for key, kind in ARRAYS.items() if key not in arrays or arrays[key].dtype != kind]
+    is_first = metadata["format"] == "1"
+    wanted = ARRAYS | (TEXTS if is_first else GRAMS)
+    wanted |= {"doubt": (np.float32,)} if "doubt" in arrays else {}
+    wrong = [
+        key for key, kinds in wanted.items() if key not in arrays or arrays[key].dtype not in kinds
+    ]
     if wrong:
         raise UserError(f"{name} lacks {', '.join(wrong)}, or has them in another type: {again}")
-    found = Neighbours(**{key: arrays[key] for key in ARRAYS})
-    photos, own_width = found.vectors.shape if found.vectors.ndim == 2 else (0, 0)
+    own = {key: arrays[key] for key in ARRAYS}
+    photos, own_width = own["vectors"].shape if own["vectors"].ndim == 2 else (0, 0)
+    captions = _of_texts(arrays, photos, words) if is_first else _of_grams(arrays, photos)
     fits = (
-        photos > 0
+        captions is not None
+        and photos > 0
         and 0 < own_width <= MOST_WIDTH
-        and found.mean.shape == (width,)
-        and found.projection.shape == (width, own_width)
-        and found.captions.shape == (photos,)
-        and found.words.ndim == found.lengths.ndim == found.likeness.ndim == 1
-        and int(found.captions.sum(dtype=np.int64)) == len(found.lengths)
-        and int(found.lengths.sum(dtype=np.int64)) == len(found.words)
-        and int(found.words.max(initial=0)) < words
-        and bool(np.isfinite(found.mean).all() and np.isfinite(found.projection).all())
-        and bool(np.isfinite(found.likeness).all() and (np.diff(found.likeness) >= 0).all())
+        and own["mean"].shape == (width,)
+        and own["projection"].shape == (width, own_width)
+        and own["likeness"].ndim == 1
+        and bool(np.isfinite(own["mean"]).all() and np.isfinite(own["projection"]).all())
+        and bool(np.isfinite(own["likeness"]).all() and (np.diff(own["likeness"]) >= 0).all())
+        and ("doubt" not in arrays or Doubt.fits(arrays["doubt"]))
+    )
+    if captions is None or not fits:
+        raise UserError(f"{name} does not fit the captioner that it lies with: {again}")
+    doubt = Doubt.of(arrays["doubt"]) if "doubt" in arrays else None
+    return Neighbours(**own, captions=captions, doubt=doubt)
+
+
+def _of_grams(arrays: Mapping[str, NDArray[Any]], photos: int) -> GramVectors | None:
+    found = GramVectors(**{key: arrays[key] for key in GRAMS})
+    return found if found.fits(photos) else None
+
+
+def _of_texts(arrays: Mapping[str, NDArray[Any]], photos: int, most: int) -> GramVectors | None:
+    """Of a file of format 1."""
+    words, lengths, of_photo = (arrays[key] for key in TEXTS)
+    fits = (
+        of_photo.shape == (photos,)
+        and words.ndim == lengths.ndim == 1
+        and int(of_photo.sum(dtype=np.int64)) == len(lengths)
+        and int(lengths.sum(dtype=np.int64)) == len(words)
+        and int(words.max(initial=0)) < most
     )
     if not fits:
-        raise UserError(f"{name} does not fit the captioner that it lies with: {again}")
-    return found
+        return None
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    captions = [words[start:end].tolist() for start, end in pairwise([0, *ends])]
+    last = np.cumsum(of_photo, dtype=np.int64).tolist()
+    return build_gram_vectors([captions[start:end] for start, end in pairwise([0, *last])])

@@ -29,6 +29,7 @@ ATTENTION = pa.schema(
 )
 FAMILIARITY = pa.schema([("unfamiliar", pa.float32())])
 AGREEMENT = pa.schema([("agreement", pa.float32())])
+DOUBT = pa.schema([("doubt", pa.float32())])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +78,15 @@ class TrainedOptions(CaptionerOptions):
         return dataclasses.replace(asked, background=self.parts.plan.reading.background)
 
     def columns(self) -> pa.Schema:
+        neighbours = self.parts.neighbours
+        has_consensus = bool(getattr(self.search, "consensus", 0.0))
         return pa.schema(
             [
                 *(ATTENTION if self.attention else ()),
                 *(TRUE_WORDS if self.true_words else ()),
-                *(FAMILIARITY if self.parts.neighbours is not None else ()),
-                *(AGREEMENT if getattr(self.search, "consensus", 0.0) else ()),
+                *(FAMILIARITY if neighbours is not None else ()),
+                *(AGREEMENT if has_consensus else ()),
+                *(DOUBT if has_consensus and neighbours and neighbours.doubt else ()),
             ]
         )
 
