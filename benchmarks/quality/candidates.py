@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from features import PhotoSet, read_set
 
@@ -66,7 +67,7 @@ def candidates_of(
     view = "mirror" if mirror else "plain"
     weights = b"".join(part.numpy().tobytes() for part in captioner.decoder.state_dict().values())
     if neighbours is not None and search.fusion:
-        weights += to_file(neighbours)
+        weights += to_file(replace(neighbours, familiarity=np.zeros(0, np.float32), doubt=None))
     digest = hashlib.sha256(weights)
     made_by = f"{search.width}-{search.drawn}-{search.fusion:g}-{view}-{digest.hexdigest()[:8]}"
     file = kept / f"{name}.candidates-{made_by}.jsonl"

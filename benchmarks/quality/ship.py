@@ -28,7 +28,7 @@ from raycap.search import Beam
 from raycap.sources import Flickr
 
 SEARCH = Beam(
-    width=5, max_length=20, no_repeat_ngram=2, no_stutter=True, consensus=5.0, fusion=3.0
+    width=5, max_length=20, no_repeat_ngram=2, no_stutter=True, consensus=4.0, fusion=3.0
 )
 NOT_SURE_OF = 0.1  # of the captions of dev
 METRIC_NAMES = ("bleu", "rouge_l", "cider_d", "health")
@@ -115,12 +115,15 @@ def main() -> None:
     rounded.plan = replace(rounded.plan, search=SEARCH)
     rounded.neighbours = replace(neighbours, doubt=doubt)
     samples = {path.name: path for path in sorted(options.samples.glob("*.jpg"))}
-    for name, one in zip(samples, rounded.caption(list(samples.values())), strict=True):
-        print(f"{name}: {one.caption} {one.score:.2f} {one.flags}")
+    loaded = rounded.load_pictures(list(samples.values()))
+    pixels = [one.pixels for one in loaded if one.pixels is not None]
+    for name, said in zip(samples, rounded.predict(pixels, [{}] * len(pixels)), strict=True):
+        known = {key: round(said.extras[key], 2) for key in ("unfamiliar", "agreement", "doubt")}
+        print(f"{name}: {said.caption} {said.score:.2f} {known} {said.flags}")
     failures = rounded.caption([samples[name] for name in FAILURES])
     rounded.facts = FACTS | {
         "scores": scores | {"how": HOW},
-        "limits": [one.format(words=round(found["vocabulary"].value, -1)) for one in LIMITS],
+        "limits": [one.format(words=10 * round(found["vocabulary"].value / 10)) for one in LIMITS],
         "failures": [
             f'samples/{name}, {what}: "{one.caption}"'
             for (name, what), one in zip(FAILURES.items(), failures, strict=True)

@@ -21,7 +21,7 @@ from features import read_set
 from raycap.captioners.trained import TrainedCaptioner
 from raycap.captioners.trained.consensus import per_word
 from raycap.captioners.trained.doubt import fit_doubt, signs_of
-from raycap.captioners.trained.neighbours import FAMILIAR, Floats, Neighbours, build_neighbours
+from raycap.captioners.trained.neighbours import Floats, Neighbours, build_neighbours
 from raycap.metrics import METRICS, Corpus
 from raycap.search import Beam
 
@@ -55,7 +55,7 @@ def chosen_captions(
     """Of the photos of a set. `search.consensus` is the weight of agreement."""
     photos = read_set(kept, name)
     found = candidates_of(kept, name, captioner, search, neighbours)
-    likeness = neighbours.nearest(photos.vectors)[1][:, :FAMILIAR].mean(1)
+    familiar = neighbours.familiar(photos.vectors)
     agreement = agreements(found, neighbours, photos.vectors)
     first = choose(found, agreement, search.consensus)
     captions = [
@@ -65,7 +65,7 @@ def chosen_captions(
     scores = [per_word(each)[number] for each, number in zip(found, first, strict=True)]
     own = [each[number] for each, number in zip(agreement, first, strict=True)]
     [cider] = METRICS["cider_d"]().compute(Corpus(captions, photos.references))
-    signs = signs_of(np.array(scores), likeness, np.array(own))
+    signs = signs_of(np.array(scores), familiar, np.array(own))
     return Chosen(captions, signs, cider.per_picture)
 
 

@@ -51,6 +51,7 @@ class Nearest:
 
     rows: NDArray[np.intp]  # [B, K]
     likeness: NDArray[np.floating]  # [B, K]
+    familiar: NDArray[np.floating]  # [B]
     unfamiliar: list[float]  # [B]
 
 
@@ -248,8 +249,10 @@ class TrainedCaptioner(Captioner):
     def _nearest(self, vectors: Tensor) -> "Nearest | None":
         if self.neighbours is None:
             return None
-        rows, likeness = self.neighbours.nearest(vectors.float().cpu().numpy())
-        return Nearest(rows, likeness, self.neighbours.unfamiliar(likeness).tolist())
+        features = vectors.float().cpu().numpy()
+        familiar = self.neighbours.familiar(features)
+        unfamiliar = self.neighbours.unfamiliar(familiar).tolist()
+        return Nearest(*self.neighbours.nearest(features), familiar, unfamiliar)
 
     def _find(
         self,
@@ -274,7 +277,9 @@ class TrainedCaptioner(Captioner):
         candidates = find_candidates(search, self._decode, memory, seeds, attention, bonus)
         return [
             rank_by_consensus(search, each, self.neighbours, *near)
-            for each, *near in zip(candidates, nearest.rows, nearest.likeness, strict=True)
+            for each, *near in zip(
+                candidates, nearest.rows, nearest.likeness, nearest.familiar, strict=True
+            )
         ]
 
     def _in_words(
@@ -314,7 +319,9 @@ class TrainedCaptioner(Captioner):
 
     def _is_doubtful(self, extras: Mapping[str, Any]) -> bool:
         doubt = None if self.neighbours is None else self.neighbours.doubt
-        return doubt is not None and extras.get("doubt", 0.0) >= doubt.threshold
+        if doubt is None or "doubt" not in extras:
+            return False
+        return extras["doubt"] >= doubt.threshold or extras["unfamiliar"] >= MOST_UNFAMILIAR
 
     def _score_true_words(
         self, memory: Tensors, references: Sequence[Sequence[str]]

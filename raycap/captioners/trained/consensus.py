@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from raycap.captioners.trained.doubt import signs_of
-from raycap.captioners.trained.neighbours import FAMILIAR, Floats, Neighbours
+from raycap.captioners.trained.neighbours import Floats, Neighbours
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.metrics.ngrams import Ints
 from raycap.search import Beam, Hypothesis, Sample
@@ -58,6 +58,7 @@ def rank_by_consensus(
     neighbours: Neighbours,
     nearest: Ints,
     likeness: Floats,
+    familiar: float,
 ) -> tuple[list[Hypothesis], dict[str, float]]:
     """The `best` candidates of a picture whose most similar training photos are `nearest`, and the
     columns `agreement` and `doubt` of the first one. Captions that were cut off come last."""
@@ -71,7 +72,6 @@ def rank_by_consensus(
     first = order[0]
     columns = {"agreement": float(agreement[first])}
     if neighbours.doubt is not None:
-        familiar = likeness[:FAMILIAR].mean()
         signs = signs_of(scores[[first]], np.array([familiar]), agreement[[first]])
         columns["doubt"] = float(neighbours.doubt.chance(signs)[0])
     return [candidates[number] for number in order[: search.best]], columns

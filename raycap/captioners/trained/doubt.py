@@ -1,10 +1,10 @@
 """How likely a caption is wrong, estimated from three signs.
 
     doubt = fit_doubt(signs, is_wrong, share=0.05)      # of validation pictures
-    doubt.chance(score, unlikeness, agreement)          # from 0 to 1
+    doubt.chance(signs_of(scores, familiar, agreement))  # from 0 to 1
 
-The signs are how improbable the captioner found the words of its caption, how unlike the training
-photos the picture is, and how little the caption agrees with those of similar photos.
+The signs are how improbable the captioner found the words of its caption, how unfamiliar the
+picture is, and how little the caption agrees with those of similar photos.
 """
 
 from dataclasses import dataclass
@@ -47,10 +47,10 @@ class Doubt:
         return Doubt(tuple(weights), threshold)
 
 
-def signs_of(scores: Floats, likeness: Floats, agreement: Floats) -> Floats:
-    """The signs [B, S] of captions: their log-probability per word, the cosine of the most similar
-    photos to their pictures, and their agreement with the captions of these."""
-    return np.column_stack([-np.asarray(scores), -np.asarray(likeness), -np.asarray(agreement)])
+def signs_of(scores: Floats, familiar: Floats, agreement: Floats) -> Floats:
+    """The signs [B, S] of captions: their log-probability per word, how familiar their pictures
+    are, and their agreement with the captions of similar photos."""
+    return np.column_stack([-np.asarray(scores), -np.asarray(familiar), -np.asarray(agreement)])
 
 
 def fit_doubt(signs: Floats, is_wrong: NDArray[np.bool_], share: float) -> Doubt:

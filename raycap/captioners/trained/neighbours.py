@@ -35,7 +35,6 @@ WIDTH = 128  # numbers of a photo's vector
 # nearest photos then depend neither on the batch nor on the number of threads.
 MOST_WIDTH = 1024
 NEAREST = 300  # photos whose captions a caption has to agree with
-FAMILIAR = 5  # photos that say how familiar a picture is
 # The weight of a photo is exp(SHARPNESS x sqrt(width) x cosine): at 128 numbers, a cosine that is
 # higher by 0.035 doubles it.
 SHARPNESS = 20 / 128**0.5
@@ -43,7 +42,7 @@ ARRAYS = {
     "vectors": (np.int8,),
     "mean": (np.float32,),
     "projection": (np.float16,),
-    "likeness": (np.float32,),
+    "familiarity": (np.float32,),
 }
 TEXTS = {"words": (np.uint32,), "lengths": (np.uint16,), "captions": (np.uint16,)}
 
@@ -57,7 +56,7 @@ class Neighbours:
     vectors: NDArray[np.int8]  # [N, d]
     mean: NDArray[np.float32]  # [D] of the square roots of features
     projection: NDArray[np.float16]  # [D, d] on their principal components, whitened
-    likeness: NDArray[np.float32]  # of the pictures that it was validated with, ascending
+    familiarity: NDArray[np.float32]  # of the pictures that it was validated with, ascending
     captions: GramVectors
     doubt: Doubt | None = None
 
@@ -93,20 +92,31 @@ class Neighbours:
         weights: Floats = np.exp(sharpness * (likeness - likeness.max(-1, keepdims=True)))
         return weights / weights.sum(-1, keepdims=True)
 
-    def unfamiliar(self, likeness: Floats) -> Floats:
-        """The share of the validation pictures that are more familiar, from 0 to 1, given the
-        cosines [B, K] of the nearest photos."""
-        own = likeness[:, :FAMILIAR].mean(1)
-        lower = np.searchsorted(self.likeness, own)
-        share: Floats = 1 - lower / max(len(self.likeness), 1)
+    def familiar(self, vectors: Floats) -> Floats:
+        """How much of what pictures with the features [B, D] have apart from the mean lies in the
+        directions in which the photos differ most, from 0 to 1."""
+        own = _roots(vectors) - self.mean
+        half = max(self.projection.shape[1] // 2, 1)
+        directions = self.projection[:, :half].astype(np.float32)
+        directions /= np.linalg.norm(directions, axis=0).clip(1e-12)
+        within = np.square(own @ directions).sum(1)
+        share: Floats = within / np.square(own).sum(1).clip(1e-12)
+        return share
+
+    def unfamiliar(self, familiar: Floats) -> Floats:
+        """The share of the validation pictures that are more familiar than pictures with these
+        values [B], from 0 to 1; 0 where there were none."""
+        if not len(self.familiarity):
+            return np.zeros(len(familiar))
+        share: Floats = 1 - np.searchsorted(self.familiarity, familiar) / len(self.familiarity)
         return share
 
     def calibrated(self, vectors: Floats) -> "Neighbours":
         """The same, with `unfamiliar` measured by the pictures with these features [M, D]. They
         are none of the photos."""
-        likeness = self.nearest(vectors, FAMILIAR)[1].mean(1)
-        share = np.linspace(0, 1, min(len(likeness), 1001))
-        return replace(self, likeness=np.quantile(likeness, share).astype(np.float32))
+        familiar = self.familiar(vectors)
+        share = np.linspace(0, 1, min(len(familiar), 1001))
+        return replace(self, familiarity=np.quantile(familiar, share).astype(np.float32))
 
     def _embed(self, vectors: Floats) -> NDArray[np.int8]:
         return _quantised((_roots(vectors) - self.mean) @ self.projection.astype(np.float32))
@@ -135,7 +145,7 @@ def build_neighbours(
         vectors=_quantised(centred @ projection.astype(np.float32)),
         mean=mean,
         projection=projection,
-        likeness=np.zeros(0, np.float32),
+        familiarity=np.zeros(0, np.float32),
         captions=build_gram_vectors(captions),
     )
 
@@ -189,6 +199,8 @@ def from_file(content: bytes, width: int, words: int, name: str) -> Neighbours:
             "again"
         )
     is_first = metadata["format"] == "1"
+    if is_first:  # which measured by other means how familiar a picture is
+        arrays["familiarity"] = np.zeros(0, np.float32)
     wanted = ARRAYS | (TEXTS if is_first else GRAMS)
     wanted |= {"doubt": (np.float32,)} if "doubt" in arrays else {}
     wrong = [
@@ -205,9 +217,10 @@ def from_file(content: bytes, width: int, words: int, name: str) -> Neighbours:
         and 0 < own_width <= MOST_WIDTH
         and own["mean"].shape == (width,)
         and own["projection"].shape == (width, own_width)
-        and own["likeness"].ndim == 1
+        and own["familiarity"].ndim == 1
         and bool(np.isfinite(own["mean"]).all() and np.isfinite(own["projection"]).all())
-        and bool(np.isfinite(own["likeness"]).all() and (np.diff(own["likeness"]) >= 0).all())
+        and bool(np.isfinite(own["familiarity"]).all())
+        and bool((np.diff(own["familiarity"]) >= 0).all())
         and ("doubt" not in arrays or Doubt.fits(arrays["doubt"]))
     )
     if captions is None or not fits:
