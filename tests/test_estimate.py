@@ -14,16 +14,9 @@ import pytest
 from chat_server import ChatRequest, ChatServer, good, serving, status
 from small_captioner import photos
 
-from raycap.bulk.estimate import (
-    Deployment,
-    Measured,
-    _ask_all,
-    _in_batches,
-    estimated,
-    mean_interval,
-    t_quantile,
-    wilson_interval,
-)
+from raycap.bulk.extrapolation import extrapolate
+from raycap.bulk.intervals import mean_interval, t_quantile, wilson_interval
+from raycap.bulk.measuring import Deployment, Measured, time_batches, time_requests
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.sampling import draw_rows
 from raycap.cli import main
@@ -135,9 +128,9 @@ def test_a_rate_does_not_depend_on_the_last_wave(
     """200 pictures, 64 at a time: the fourth wave has 8 of them, and takes as long."""
     waves = math.ceil(200 / in_flight)
     clock = iter([0.0, waves * 2.0])
-    monkeypatch.setattr("raycap.bulk.estimate.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("raycap.bulk.measuring.time.monotonic", lambda: next(clock))
     table = pa.table({"key": [str(number) for number in range(200)]})
-    _, seconds = _ask_all(Waves(2.0, in_flight), table)
+    _, seconds = time_requests(Waves(2.0, in_flight), table)
     assert np.mean(seconds) == pytest.approx(2.0 / min(in_flight, 200))
 
 
@@ -145,16 +138,16 @@ def test_a_server_that_waits_for_the_client_is_not_taken_for_a_slow_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter([0.0, 50.0])  # answers took 0.1 s, and the whole sample 50 s
-    monkeypatch.setattr("raycap.bulk.estimate.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("raycap.bulk.measuring.time.monotonic", lambda: next(clock))
     table = pa.table({"key": [str(number) for number in range(200)]})
-    assert _ask_all(Waves(0.1, 64), table)[1] == [0.25]
+    assert time_requests(Waves(0.1, 64), table)[1] == [0.25]
 
 
 def test_batches_are_timed_whole_and_after_a_first_picture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("raycap.bulk.estimate.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("raycap.bulk.measuring.time.monotonic", lambda: now[0])
     sizes = []
 
     def make(table: pa.Table) -> pa.Table:
@@ -162,7 +155,7 @@ def test_batches_are_timed_whole_and_after_a_first_picture(
         now[0] += 100 if len(sizes) == 1 else 64  # whatever the size: a fixed batch
         return table
 
-    made, seconds = _in_batches(make, pa.table({"key": list(range(200))}), 64)
+    made, seconds = time_batches(make, pa.table({"key": list(range(200))}), 64)
     assert sizes == [1, 64, 64, 64, 8]
     assert seconds == [1.0, 1.0, 1.0]
     assert made["key"].to_pylist() == list(range(200))
@@ -184,32 +177,32 @@ def test_hours_follow_from_the_workers_and_the_slowest_part() -> None:
     free = CaptionOptions()
     measured = Measured(sample(), [0.4] * 5, (), [1.0] * 5, 0)
     # On processors, loading and the model share them: 1.0 / 2 + 0.4 / 4 for each picture.
-    assert estimated(measured, HERE, 3600, free).hours.mean == pytest.approx(0.6)
+    assert extrapolate(measured, HERE, 3600, free).hours.mean == pytest.approx(0.6)
     # With GPUs, both happen at the same time.
     with_gpus = replace(HERE, gpus=1.0)
-    assert estimated(measured, with_gpus, 3600, free).hours.mean == pytest.approx(0.5)
+    assert extrapolate(measured, with_gpus, 3600, free).hours.mean == pytest.approx(0.5)
     slow_disk = replace(measured, load_seconds=[4.0] * 5)
-    assert estimated(slow_disk, with_gpus, 3600, free).hours.mean == pytest.approx(1.0)
+    assert extrapolate(slow_disk, with_gpus, 3600, free).hours.mean == pytest.approx(1.0)
     # A server's limit of 30 requests in a minute, and one of 600 tokens.
     served = replace(measured, made=sample([10] * 100, waits=True))
-    assert estimated(served, HERE, 3600, free, (30, 0)).hours.mean == pytest.approx(2.0)
-    assert estimated(served, HERE, 3600, free, (0, 600)).hours.mean == pytest.approx(2.0)
+    assert extrapolate(served, HERE, 3600, free, (30, 0)).hours.mean == pytest.approx(2.0)
+    assert extrapolate(served, HERE, 3600, free, (0, 600)).hours.mean == pytest.approx(2.0)
 
 
 def test_money_is_of_tokens_and_of_hours() -> None:
     measured = Measured(sample([100] * 100), (), (), [1.0] * 5, 0)
     prices = CaptionOptions(price_in=2, price_out=8, price_hour=5)
     of_tokens = 3600 * 100 * (2 + 8) / 1e6
-    found = estimated(measured, HERE, 3600, prices)
+    found = extrapolate(measured, HERE, 3600, prices)
     assert found.money is not None
     assert found.money.mean == pytest.approx(of_tokens + 0.5 * 5)  # half an hour of a machine
-    with_gpus = estimated(measured, replace(HERE, gpus=1.0), 3600, prices).money
+    with_gpus = extrapolate(measured, replace(HERE, gpus=1.0), 3600, prices).money
     assert with_gpus is not None
     assert with_gpus.mean == pytest.approx(of_tokens + 0.5 * 2 * 5)  # of two GPUs
     # A captioner that counts no tokens.
     unknown = replace(measured, made=sample())
-    assert estimated(unknown, HERE, 3600, prices).money is None
-    assert estimated(unknown, HERE, 3600, CaptionOptions(price_hour=5)).money is not None
+    assert extrapolate(unknown, HERE, 3600, prices).money is None
+    assert extrapolate(unknown, HERE, 3600, CaptionOptions(price_hour=5)).money is not None
     with pytest.raises(UserError, match="--price-in is -1"):
         CaptionOptions(price_in=-1)
 

@@ -100,6 +100,14 @@ def source_identity(source: Source, split: str) -> dict[str, Any]:
     return identity
 
 
+def local_source(source: Source) -> dict[str, str]:
+    """The source's path, which all machines must be able to see, and what it is; empty if it is
+    not a path of this machine."""
+    location = locate(source.path)
+    is_here = location.filesystem is None and location.exists()
+    return {location.path: "the source"} if is_here else {}
+
+
 def reading_identity(reading: Reading) -> dict[str, Any]:
     """The options of reading that determine the rows. How long a picture may take does not: with
     more time, what failed can be tried again."""

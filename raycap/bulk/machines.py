@@ -24,8 +24,8 @@ from raycap.terminal import write_err
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from raycap.bulk.estimate import Deployment, Measured
     from raycap.bulk.job import TableJob
+    from raycap.bulk.measuring import Deployment, Measured
 
 
 # The most tasks that list units of a source at the same time.
@@ -115,7 +115,7 @@ class Machines:
     ) -> "tuple[Deployment, Measured]":
         """Measure what some rows take one worker of a job of `total` rows, where such a worker
         will be."""
-        from raycap.bulk.estimate import deployment_here, measure, on_cluster
+        from raycap.bulk.measuring import deployment_here, measure, on_cluster
 
         options = job.options
         if options.gpus or self._cluster.decode_on or self._cluster.model_on:

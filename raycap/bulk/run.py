@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 
 from raycap.bulk.clean_up import SIDE, clean_up
 from raycap.bulk.counts import RowCounts
-from raycap.bulk.estimate import estimate_of_facts
 from raycap.bulk.facts import counts_in, summary, update_facts, write_facts
 from raycap.bulk.file_tasks import FileTasks
 from raycap.bulk.finish import (
@@ -31,9 +30,9 @@ from raycap.bulk.finish import (
     parts_of,
     replace_retried,
 )
-from raycap.bulk.forecast import forecast
+from raycap.bulk.forecast import earlier_rate_lines, forecast
 from raycap.bulk.identity import check_same, differences_from, origin, write_record
-from raycap.bulk.job import FACTS, RUN, RunResult, TableJob
+from raycap.bulk.job import FACTS, RUN, RunResult, TableJob, local_source
 from raycap.bulk.listing import Lister, UnitLister, list_failed, lister
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import CaptionOptions
@@ -61,7 +60,6 @@ from raycap.schema import ANY_FLAG, FLAGS
 from raycap.sources import Notes
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.lease import LEASE
-from raycap.storage.location import locate
 from raycap.terminal import write_out
 
 log = logging.getLogger(__name__)
@@ -80,12 +78,13 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
         text, rows = forecast(job, out)
         write_out(text)
         if isinstance(job.options, CaptionOptions):
-            lines = estimate_of_facts(job, out, rows, job.options)
+            lines = earlier_rate_lines(job, out, rows, job.options)
             write_out("\n".join(lines) + "\n")
         return 0
     context = Machines(job.cluster) if machines is None else contextlib.nullcontext(machines)
     with context as machines, Lease(out):
-        machines.check_visible(_local_paths(job, out))
+        lease = {out.path(LEASE): "--out"} if out.is_local else {}
+        machines.check_visible(local_source(job.source) | lease)
         run = _Run(job, out, OutputTable(out / job.table), machines)
         if chooses_retried_rows(job.options):
             facts = out.read_json(FACTS) or {}
@@ -464,14 +463,3 @@ class _Run:
                 held.add(counts)
         seconds = time.monotonic() - self.began
         return RunResult(self.made, held, seconds, self.faults, **self.notes)
-
-
-def _local_paths(job: TableJob, out: RunFolder) -> dict[str, str]:
-    """Local paths that all machines must be able to see, and what they are."""
-    paths = {}
-    source = locate(job.source.path)
-    if source.filesystem is None and source.exists():
-        paths[source.path] = "the source"
-    if out.is_local:
-        paths[out.path(LEASE)] = "--out"
-    return paths
