@@ -1,6 +1,7 @@
 """What the test files share: one Ray, one S3 server, the folders of the development data, the
 order of the tests, and checks of what they leave behind."""
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -232,7 +233,9 @@ def _resident() -> int:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process that outlives the tests fails the run."""
-    gc.unfreeze()  # libraries report what is still there when Python ends
+    # Libraries report what is still there when Python ends. Not yet: pytest collects garbage once
+    # more, which would take seconds.
+    atexit.register(gc.unfreeze)
     stop_ray()
     import ray  # noqa: F401 - psutil comes with it
 

@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
+import torch
+from packages import need
 
 from raycap.captioners.huggingface.options import HuggingFaceModel
 from raycap.sources import Shapes
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-import peft
-import tiny_models
-import torch
-import transformers
+pytestmark = need("transformers", "peft")
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +22,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of an adapter with large random weights."""
+    import peft
+    import transformers
+
     folder = str(tmp_path_factory.mktemp("adapter"))
     torch.manual_seed(1)
     model = transformers.AutoModelForImageTextToText.from_pretrained(tiny_models.trained())
@@ -39,6 +40,9 @@ def opened(adapter: str = "") -> Any:
 
 
 def test_an_adapter_changes_what_the_model_says(adapter: str) -> None:
+    import peft
+    import transformers
+
     source = Shapes(count=8)
     [table] = source.tables()
     files = [data for data in source.embedded_pictures(table) if data]

@@ -26,7 +26,6 @@ from raycap.captioners.trained.checks import digest_of_config
 from raycap.cli import main
 from raycap.decoders import Recurrent
 from raycap.encoders import ENCODERS, Pixels, ResNet18
-from raycap.encoders.weights import read_weights
 from raycap.errors import UserError
 from raycap.search import Beam, Greedy, Sample
 from raycap.vocabulary import Vocabulary, VocabularyOptions
@@ -443,6 +442,9 @@ def test_a_folder_at_an_address_is_read_within_its_limits(good: Path) -> None:
 def test_weights_are_regular_files_of_tensors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # It loads torchvision, which takes seconds, and each test worker collects this file.
+    from raycap.encoders.weights import read_weights
+
     (tmp_path / "secret").write_text(SECRET)
     os.mkfifo(tmp_path / "pipe")
     for name in (

@@ -1,15 +1,16 @@
 """Encoders: shape and order of the grid, real weights, trainable layers, folding and errors."""
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ from raycap.encoders import (
 )
 from raycap.encoders.encoder import CACHED_PICTURES, Encoder
 from raycap.encoders.preprocessing import Preprocessing
-from raycap.encoders.weights import fixed_seed
 from raycap.errors import UserError
 
 TORCHVISION = [kind for kind in ENCODERS if kind not in ("timm", "pixels")]
@@ -60,6 +60,12 @@ EVIDENT = {
     117425: 470,
 }
 EVIDENT |= {121647: 963, 226111: 919, 252332: 919, 331352: 861, 361919: 970}
+
+
+@pytest.fixture(scope="module")
+def torchvision() -> ModuleType:
+    """It takes seconds to load, and each test worker collects this file."""
+    return importlib.import_module("torchvision")
 
 
 def pictures(size: int, number: int = 3) -> Tensor:
@@ -114,8 +120,10 @@ def test_resnet50_at_224_is_49_cells_of_2048() -> None:
         for kind in TORCHVISION
     ],
 )
-def test_the_cut_network_is_torchvisions(kind: str) -> None:
+def test_the_cut_network_is_torchvisions(kind: str, torchvision: ModuleType) -> None:
     """The vector is what torchvision's own network hands to its classifier."""
+    from raycap.encoders.weights import fixed_seed
+
     size = 64
     encoder = ENCODERS[kind](weights="random", size=size).build()
     with fixed_seed():
@@ -355,7 +363,7 @@ def test_real_mobilenet_weights(shared_data: Path, shared_weights: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def small_state() -> dict[str, Tensor]:
+def small_state(torchvision: ModuleType) -> dict[str, Tensor]:
     """A whole MobileNetV3, classifier and all, as torchvision would save it."""
     torch.manual_seed(3)
     state = torchvision.models.mobilenet_v3_small().state_dict()
@@ -384,7 +392,10 @@ def test_files_of_both_kinds_load_cast_and_without_head(
 
 
 def test_a_download_of_before_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_state: dict[str, Tensor]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_state: dict[str, Tensor],
+    torchvision: ModuleType,
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
@@ -560,7 +571,9 @@ def test_a_fine_tuned_encoder_trains_under_autocast() -> None:
         ("mobilenetv3_small_050.lamb_in1k", 49, 288, False),
     ],
 )
-def test_timm_models(model: str, positions: int, width: int, class_token: bool) -> None:
+def test_timm_models(
+    model: str, positions: int, width: int, class_token: bool, torchvision: ModuleType
+) -> None:
     timm = pytest.importorskip("timm")
     encoder = Timm(model=model, weights="random", trainable="last").build()
     config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(model).to_dict())

@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import tiny_models
+import torch
+from packages import need
 from PIL import Image
 
 from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
@@ -28,11 +31,7 @@ from raycap.images import Fit, Reading, Square, read_picture
 from raycap.schema import ATTEMPT
 from raycap.sources import Shapes
 
-pytest.importorskip("transformers")
-import tiny_models
-import torch
-import transformers
-
+pytestmark = need("transformers")
 CHAT = ("qwen2-vl", "idefics3", "llava")
 PREFIX = ("blip", "git", "vision-encoder-decoder")
 TASK = ("florence2",)
@@ -115,6 +114,8 @@ def test_a_picture_gets_the_same_caption_alone_and_in_any_batch(
 
 def plainly(family: str, folder: str, picture: np.ndarray) -> str:
     """The text that transformers gives as its documentation shows it."""
+    import transformers
+
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder).eval()
     if family == "vision-encoder-decoder":
         images = transformers.AutoImageProcessor.from_pretrained(folder)
@@ -327,6 +328,8 @@ def test_pictures_are_what_the_processor_makes_of_the_file(
 def test_the_intake_of_a_processor_that_is_not_known_leaves_the_resize_to_it(
     folder_of: Callable[[str], str],
 ) -> None:
+    import transformers
+
     from raycap.captioners.huggingface.intakes import intake_of
 
     odd = transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=32)

@@ -17,19 +17,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import tiny_models
+from packages import need
 
 from raycap.cli import main
 from raycap.errors import UserError
 from raycap.sources import Shapes
 
-pytest.importorskip("transformers")
-pytest.importorskip("fastapi", reason="pip install 'transformers[serving]'")
-pytest.importorskip("uvicorn", reason="pip install 'transformers[serving]'")
-pytest.importorskip("openai", reason="pip install 'transformers[serving]'")
-import tiny_models
-
-# The server imports torch and transformers, which takes half a minute on a busy machine.
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]
+pytestmark = [
+    pytest.mark.slow,  # the server imports torch and transformers: half a minute if busy
+    pytest.mark.usefixtures("no_ray"),
+    need("transformers", "fastapi", "uvicorn", "openai"),
+]
 
 COUNT = 40
 SECONDS_TO_START = 240.0

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from raycap import Captioner
@@ -277,6 +276,8 @@ def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(
 def test_a_run_starts_from_a_captioner_of_the_same_make_alone(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import torchvision  # it takes seconds, and each test worker collects this file
+
     first, others = tmp_path / "first", tmp_path / "others.pt"
     assert (
         main([*usual(data), "--epochs", "1", "--self-critical.epochs", "0", "--out", str(first)])

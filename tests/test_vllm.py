@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
+from packages import need
 
 from raycap.captioners.kinds import CAPTIONERS, kind_of_model
 from raycap.captioners.prompts import Prompt
+from raycap.captioners.vllm import captioner as opened
 from raycap.captioners.vllm.options import Vllm, VllmOptions
 from raycap.errors import UserError
 
-pytest.importorskip("transformers")
-import tiny_models
-
-from raycap.captioners.vllm import captioner as opened
+pytestmark = need("transformers")
 
 
 @pytest.fixture(autouse=True)

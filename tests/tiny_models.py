@@ -9,13 +9,14 @@ Each folder is what `from_pretrained` opens: config, weights, tokenizer, process
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from raycap.sources.shapes import COLOURS, SHAPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TRAINED = Path(__file__).parent / "data" / "tiny-qwen2-vl"
 WORDS = ["a", "above", "below", "on", "top", "and", "at", "the", "bottom", *COLOURS, *SHAPES]
@@ -39,9 +40,13 @@ IMAGE_TEMPLATE = (
 
 def tokenizer(
     special: Sequence[str] = (), around: tuple[str, str] | None = None, **names: str
-) -> PreTrainedTokenizerFast:
+) -> "PreTrainedTokenizerFast":
     """One token for each word that the tests use. `names` are such as bos_token and eos_token;
     `around` begins and ends each text."""
+    # Here and below, imported late: all test workers collect the files that import this one.
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     named = {"unk_token": "<unk>", "pad_token": "<pad>", **names}
     words = list(dict.fromkeys([*named.values(), *special, *ROLES, *QUESTION, *WORDS]))
     numbers = {word: number for number, word in enumerate(words)}
@@ -346,7 +351,7 @@ VISION = {
 }
 
 
-def _llama(words: PreTrainedTokenizerFast) -> dict[str, Any]:
+def _llama(words: "PreTrainedTokenizerFast") -> dict[str, Any]:
     return {
         "model_type": "llama",
         "vocab_size": len(words),
