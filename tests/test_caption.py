@@ -130,6 +130,7 @@ def test_again_does_nothing_and_new_pictures_are_added(tmp_path: Path, model: Pa
     assert {key: after[key] for key in before} == before
 
 
+@pytest.mark.thorough
 def test_the_hostile_corpus_has_a_row_and_a_reason_for_each(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

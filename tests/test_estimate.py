@@ -38,10 +38,11 @@ def words_and_numbers(text: str) -> dict[str, list[float]]:
 
 
 def test_tokens_money_and_failures_of_a_server(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each answer takes 90 tokens in and 4 out. Every tenth picture is refused."""
-    folder = photos(tmp_path / "photos", range(240))
+    monkeypatch.setattr("raycap.bulk.estimate.PICTURES", 50)
+    folder = photos(tmp_path / "photos", range(70))
     refused: set[bytes] = set()
 
     async def every_tenth(server: ChatServer, request: ChatRequest, writer: Any) -> None:
@@ -57,14 +58,14 @@ def test_tokens_money_and_failures_of_a_server(
         command += ["--out", str(tmp_path / "out")]
         prices = ["--price-in", "1000", "--price-out", "20000"]
         assert main([*command, "--estimate", *prices]) == 0
-        assert len(server.asked) == 200  # each once
+        assert len(server.asked) == 50  # each once
         printed = capsys.readouterr()
-        failed = len(refused) / 200
+        failed = len(refused) / 50
         found = words_and_numbers(printed.out)
-        assert "240 pictures" in printed.out
-        assert found["tokens in"][0] == pytest.approx(240 * 90 * (1 - failed), abs=1)
-        assert found["out"][0] == pytest.approx(240 * 4 * (1 - failed), abs=1)
-        money = 240 * (1 - failed) * (90 * 1000 + 4 * 20000) / 1e6
+        assert "70 pictures" in printed.out
+        assert found["tokens in"][0] == pytest.approx(70 * 90 * (1 - failed), abs=1)
+        assert found["out"][0] == pytest.approx(70 * 4 * (1 - failed), abs=1)
+        money = 70 * (1 - failed) * (90 * 1000 + 4 * 20000) / 1e6
         mean, low, high = found["money"]
         assert low <= mean <= high
         assert mean == pytest.approx(money, rel=0.001)
@@ -74,12 +75,12 @@ def test_tokens_money_and_failures_of_a_server(
 
         # A run says the same to the next --dry-run, for the pictures that are not there yet.
         server.always = None
-        assert main([*command, "--limit", "100"]) == 0
+        assert main([*command, "--limit", "50"]) == 0
         capsys.readouterr()
         assert main([*command, "--dry-run", *prices]) == 0
         found = words_and_numbers(capsys.readouterr().out)
-        assert found["tokens in"][0] == 140 * 90
-        assert found["money"][0] == pytest.approx(140 * (90 * 1000 + 4 * 20000) / 1e6)
+        assert found["tokens in"][0] == 20 * 90
+        assert found["money"][0] == pytest.approx(20 * (90 * 1000 + 4 * 20000) / 1e6)
         assert found["failures"][0] == 0
         # In another folder beside it too, and not for another prompt.
         other = [*command[:-1], str(tmp_path / "other")]
@@ -87,6 +88,14 @@ def test_tokens_money_and_failures_of_a_server(
         assert f"as the run in {tmp_path / 'out'}" in capsys.readouterr().out
         assert main([*other, "--dry-run", "--prompt", "Say more."]) == 0
         assert "is not known yet: --estimate" in capsys.readouterr().out
+
+        # Of a complete table there is nothing to ask for.
+        assert main(command) == 0
+        asked = len(server.asked)
+        capsys.readouterr()
+        assert main([*command, "--estimate"]) == 0
+        assert f"{tmp_path / 'out'} holds all of them" in capsys.readouterr().out
+        assert len(server.asked) == asked
 
 
 @pytest.mark.slow

@@ -348,7 +348,11 @@ print(json.dumps([resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     ("name", "make"),
     [
         ("tile", lambda: tiled(2**15)),
-        ("rgba png", lambda: flat("png", "RGBA", (10_000, 11_000), compress_level=1)),
+        pytest.param(
+            "rgba png",
+            lambda: flat("png", "RGBA", (10_000, 11_000), compress_level=1),
+            marks=pytest.mark.thorough,
+        ),
         pytest.param(
             "16-bit png",
             lambda: flat("png", "I;16", (10_000, 11_000), compress_level=1),

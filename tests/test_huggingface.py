@@ -359,9 +359,10 @@ def test_max_pixels_makes_fewer_tokens(folder_of: Callable[[str], str]) -> None:
 
 
 def test_batches_are_halved_when_memory_runs_out_and_grow_again(
-    folder_of: Callable[[str], str],
+    folder_of: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captioner = opened(folder_of("blip"))
+    monkeypatch.setattr("raycap.captioners.huggingface.budget._FORGET_AFTER", 24)
+    captioner = opened(folder_of("blip"), max_tokens=2)
     shown = [noise(32, 32, seed) for seed in range(16)]
     expected = [each.caption for each in predict(captioner, shown)]
     generate, sizes, room = captioner._generate, [], [3]
@@ -380,7 +381,7 @@ def test_batches_are_halved_when_memory_runs_out_and_grow_again(
         assert [each.caption for each in predict(captioner, shown)] == expected
     assert set(sizes[before:-1]) == {3}, "as many as there is memory for"
     room[0] = 100
-    for _ in range(16):
+    for _ in range(10):
         before = len(sizes)
         assert [each.caption for each in predict(captioner, shown)] == expected
     assert sizes[before:] == [16], "it grows when memory is there again"

@@ -571,7 +571,17 @@ def run(
     return loop.train_captioner(setup, store, out, CPU, WorkerGroup())
 
 
-@pytest.mark.parametrize("decoder", DECODER_CHOICES, ids=lambda options: type(options).__name__)
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        pytest.param(
+            choice,
+            id=type(choice).__name__,
+            marks=pytest.mark.thorough if isinstance(choice, TopDown) else (),
+        )
+        for choice in DECODER_CHOICES
+    ],
+)
 def test_every_decoder_learns_by_heart(
     decoder: object, store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
