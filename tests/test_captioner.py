@@ -197,7 +197,7 @@ def test_what_is_no_list_of_pictures_is_refused(
     captioner: TrainedCaptioner, wrong: object
 ) -> None:
     with pytest.raises(UserError):
-        captioner.caption(wrong if isinstance(wrong, str | bytes) else [wrong])  # type: ignore[arg-type, list-item]
+        captioner.caption(wrong if isinstance(wrong, str | bytes) else [wrong])
 
 
 def test_search_can_be_chosen_for_one_call(

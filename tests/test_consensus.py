@@ -259,7 +259,7 @@ def test_pictures_have_the_columns_unfamiliar_and_agreement(
     assert options.columns().names == ["unfamiliar", "agreement"]
     captioner = options.open("cpu", 1)
     loaded = captioner.load_pictures(pictures)
-    predictions = captioner.predict([one.pixels for one in loaded], [{}] * len(loaded))  # type: ignore[misc]
+    predictions = captioner.predict([one.pixels for one in loaded], [{}] * len(loaded))
     assert all(0 <= one.extras["unfamiliar"] <= 1 for one in predictions)
     assert all(one.extras["agreement"] >= 0 for one in predictions)
 

@@ -16,7 +16,7 @@ from raycap.config import load
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLUSTER = REPOSITORY / "cluster.yaml"
 MANIFESTS = sorted((REPOSITORY / "deploy").glob("*.yaml"))
-PINNED = re.search(r"^ray==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+PINNED = re.search(r"^ray==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)[1]
 
 # Fields of KubeRay's ray.io/v1 (ray-operator/apis/ray/v1 of its repository), as far as they are of
 # use here.

@@ -47,7 +47,7 @@ def add_up(rank: int, address: str, folder: str) -> None:
 
 
 def test_two_processes_add_gradients_and_agree_on_flags(tmp_path: Path) -> None:
-    spawn(add_up, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(add_up, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, weight in weights().items():
         expected = gradient(name, weight, 0)

@@ -131,7 +131,7 @@ def test_a_node_that_will_be_taken_away(is_long: bool, cluster: Any, tmp_path: P
     assert sorted(keys) == sorted(path.name for path in source.iterdir())
     facts = json.loads((out / "facts.json").read_text())
     if is_long:
-        assert facts["passes_lost"] == [], "its chunks were finished"
+        assert facts["faults"] == [], "its chunks were finished"
         assert rows_in_the_end[0] - rows_at_notice[0] <= MOST_ROWS_AFTER_NOTICE
         assert facts["nodes"].keys() >= {
             name for name in facts["nodes"] if name.endswith(going.node_id[:8])

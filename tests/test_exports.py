@@ -156,7 +156,7 @@ def samples_of(out: Path) -> list[tuple[dict[str, Any], bytes]]:
         with tarfile.open(path) as tar:
             names = tar.getnames()
             assert len(set(names)) == len(names)
-            content = {name: tar.extractfile(name).read() for name in names}  # type: ignore[union-attr]
+            content = {name: tar.extractfile(name).read() for name in names}
         for stem in dict.fromkeys(name.partition(".")[0] for name in names):
             [image] = {f"{stem}.json", f"{stem}.txt"} ^ {
                 name for name in names if name.startswith(f"{stem}.")

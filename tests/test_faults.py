@@ -73,7 +73,7 @@ def test_workers_that_die_together_are_one_fault(pile: faults.Pile, tmp_path: Pa
     assert process.wait(200) in faults.ANSWERS, faults.process_error(tmp_path / "out")
     assert faults.read(tmp_path / "out") == pile.expected
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
-    assert len(facts["passes_lost"]) == 4
+    assert len(facts["faults"]) == 4
 
 
 def run(
@@ -276,7 +276,7 @@ def test_a_pass_that_stops_making_progress_keeps_its_rows_and_another_pass_follo
     command = ["caption", str(folder), "--model", str(model), "--out", str(tmp_path / "out")]
     assert main([*command, *flags, *ON_RAY]) == 0
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
-    [lost] = facts["passes_lost"]
+    [lost] = facts["faults"]
     assert lost == "nothing was finished for 39 s, though processors were free"
     assert len(faults.read(tmp_path / "out")) == 24
 
@@ -323,6 +323,6 @@ def test_a_run_waits_for_a_processor_however_long_that_takes(
     finally:
         ray.shutdown()
     facts = json.loads((tmp_path / "out" / "facts.json").read_text())
-    assert len(facts["passes_lost"]) == 2 > scheduler.MOST_FAULTS_IN_A_ROW
-    assert all("the cluster has no free processor for it" in it for it in facts["passes_lost"])
+    assert len(facts["faults"]) == 2 > scheduler.MOST_FAULTS_IN_A_ROW
+    assert all("the cluster has no free processor for it" in it for it in facts["faults"])
     assert len(faults.read(tmp_path / "out")) == 8

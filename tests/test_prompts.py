@@ -165,14 +165,14 @@ def test_one_plain_prompt_has_the_identity_that_it_had_before_there_were_several
     texts = {json.dumps(each.identity(), sort_keys=True) for each in (*found, plain)}
     assert len(texts) == len(others) + 1
     for same in ({"tries": 9}, {"retry_temperature": 1.0}):
-        again = EndpointOptions(("http://a/v1",), Endpoint(name="m", prompt="p", **same))  # type: ignore[arg-type]
+        again = EndpointOptions(("http://a/v1",), Endpoint(name="m", prompt="p", **same))
         assert again.identity() == plain.identity()
 
 
 # Tables of pictures that are known by their colour.
 
 
-def numbered_pictures(folder: Path, count: int, empty: set[int] = frozenset()) -> Path:  # type: ignore[assignment]
+def numbered_pictures(folder: Path, count: int, empty: set[int] = frozenset()) -> Path:
     """A table of pictures whose first pixel is their number."""
     (folder / "p").mkdir(parents=True)
     with (folder / "pictures.csv").open("w", newline="") as file:

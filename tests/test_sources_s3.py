@@ -38,7 +38,7 @@ def test_what_is_in_a_bucket(bucket) -> None:  # type: ignore[no-untyped-def]
     assert detect("s3://photos/all/") == "folder"
 
 
-def test_the_first_rows_come_with_the_first_page(bucket, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_first_rows_come_with_the_first_page(bucket, monkeypatch) -> None:
     asked = []
     call = bucket.call_s3
     monkeypatch.setattr(
@@ -77,7 +77,7 @@ def test_what_is_not_in_a_bucket(bucket) -> None:  # type: ignore[no-untyped-def
         Folder("s3://other/x").check()
 
 
-def test_names_are_taken_as_they_are_and_other_buckets_are_refused(bucket) -> None:  # type: ignore[no-untyped-def]
+def test_names_are_taken_as_they_are_and_other_buckets_are_refused(bucket) -> None:
     names = [
         "a::b.jpg",
         "simplecache::s3::c.jpg",

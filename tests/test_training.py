@@ -111,7 +111,7 @@ def dataset(store: PictureStore, vocabulary: Vocabulary, split: str = "train") -
 
 def network(options: object, vocabulary: Vocabulary) -> Network:
     torch.manual_seed(0)
-    return Network(options.build(len(vocabulary), POSITIONS, WIDTH), None)  # type: ignore[attr-defined]
+    return Network(options.build(len(vocabulary), POSITIONS, WIDTH), None)
 
 
 # Rows and batches

@@ -461,7 +461,7 @@ def test_which_tars_a_path_means(shards: Path, monkeypatch: pytest.MonkeyPatch) 
     assert tars("train-{0..1}.tar") == ["train-0", "train-1"]
     source = with_absolute_paths(WebDataset("train-{0..1}.tar"))
     monkeypatch.chdir("/")
-    assert [row["key"][:7] for row in rows(source)] == ["train-0", "train-1"]  # type: ignore[arg-type]
+    assert [row["key"][:7] for row in rows(source)] == ["train-0", "train-1"]
     with pytest.raises(UserError, match="no tar matches"):
         WebDataset(f"{shards}/x*.tar").check()
     with pytest.raises(UserError, match="no such file"):

@@ -46,7 +46,7 @@ def write_facts(
         "rows_per_second": round(made.rows / max(result.seconds, 1e-9), 2),
         "nodes": rows_by_node(made.makers, result.seconds),
         "hosts_in_this_run": made.hosts.report()[:HOSTS_IN_FACTS],
-        "passes_lost": list(result.faults),
+        "faults": list(result.faults),
         **more,
         "identity": job.identity,
         "finishing": job.finishing.identity() if job.finishing else {},

@@ -21,11 +21,15 @@ class FileTasks:
         paths = [file.path for file in self._table.files()]
         return dict(zip(paths, self.each(counts_of_files, paths), strict=True))
 
-    def each(self, act: Callable[..., Iterable[Any]], paths: list[str], *more: Any) -> list[Any]:
+    def each(
+        self, function: Callable[..., Iterable[Any]], paths: list[str], *more: Any
+    ) -> list[Any]:
         """What a function says of each of these files of the table."""
-        return [answer for group in self.groups(act, paths, *more) for answer in group]
+        return [answer for group in self.groups(function, paths, *more) for answer in group]
 
-    def groups(self, act: Callable[..., Any], paths: list[str], *more: Any) -> Iterable[Any]:
+    def groups(self, function: Callable[..., Any], paths: list[str], *more: Any) -> Iterable[Any]:
         """What a function says of each group of files."""
         groups = [paths[at : at + FILES_PER_TASK] for at in range(0, len(paths), FILES_PER_TASK)]
-        return self._machines.run(act, [(self._table.folder, group, *more) for group in groups])
+        return self._machines.run(
+            function, [(self._table.folder, group, *more) for group in groups]
+        )

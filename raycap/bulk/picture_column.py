@@ -15,7 +15,7 @@ _SIZED = pa.struct([("pixels", pa.large_binary()), ("height", pa.int32()), ("wid
 
 class PictureColumn:
     """Takes the pictures of some rows, in any order. Rows without one hold black or nothing: their
-    status says so, and nobody looks at them."""
+    status says so, and they are not read."""
 
     def __init__(self, intake: Intake, rows: int) -> None:
         self._intake = intake

@@ -68,7 +68,7 @@ def notes_of(table: pa.Table) -> dict[str, Any] | None:
 
 def manifest(source: LazyManifest, rows_per_task: int = ROWS_PER_TASK) -> Dataset:
     """The rows of a source, listed lazily by one task that holds no processor: listing is waiting,
-    and on a machine with one core a lister that held it would starve the pictures."""
+    and on a machine with one core a listing that held it would starve the pictures."""
     listing = ray.data.read_datasource(_Listing(source), override_num_blocks=1, num_cpus=0)
     rows: Dataset = listing.repartition(target_num_rows_per_block=rows_per_task)
     return rows
@@ -82,7 +82,7 @@ class _Listing(Datasource):
         return "Manifest"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        return None  # nobody knows before the listing ends
+        return None  # not known before the listing ends
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None

@@ -186,8 +186,8 @@ class ChunkWorker:
         self._loader.stop()
         self._thread.join(seconds)
 
-    def _start(self, act: Callable[..., None], *arguments: Any) -> threading.Thread:
-        thread = threading.Thread(target=act, args=arguments, daemon=True, name="model")
+    def _start(self, function: Callable[..., None], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=function, args=arguments, daemon=True, name="model")
         thread.start()
         return thread
 

@@ -150,8 +150,8 @@ class LocalPool:
             self.workers.append(Worker())
             self._in_thread(self._open)
 
-    def _in_thread(self, act: Callable[..., None], *arguments: Any) -> None:
-        threading.Thread(target=act, args=arguments, daemon=True, name="chunk").start()
+    def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        threading.Thread(target=function, args=arguments, daemon=True, name="chunk").start()
 
     def _open(self) -> None:
         [worker] = self.workers

@@ -3,7 +3,7 @@
     read_schema("product.json")    {"type": "object", "properties": {"colour": {...}}, ...}
     read_tags(("dog", "cat"))      the answer is a subset of them
 
-Each answer is validated, whether or not the server or engine was told the schema. A fitting answer
+Each answer is validated, whether or not the server or engine had the schema. A fitting answer
 becomes a value of an Arrow type, which the schema determines.
 """
 
@@ -59,7 +59,7 @@ class Structure:
     """The allowed words; () where a schema file was given."""
 
     def instruction(self) -> str:
-        """What the model is told behind the prompt. A server or engine that guides the answer
+        """What stands behind the prompt. A server or engine that guides the answer
         does not show the schema to the model."""
         if self.tags:
             return f"Answer only with words of this list, as a JSON array: {', '.join(self.tags)}"

@@ -134,7 +134,7 @@ def _own_folder() -> Iterator[Path]:
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove the folders of commands that were killed: nobody holds their locks."""
+    """Remove the folders of commands that were killed: their locks are free."""
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -30,7 +30,7 @@ class MemoryBudget:
 
 
 class MemoryShare:
-    """The bytes that one picture holds, from its first chunk until nobody needs it any more."""
+    """The bytes that one picture holds, from its first chunk until it is not needed any more."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget = budget

@@ -304,14 +304,14 @@ class Connection:
         response = CheckedResponse(self._socket)
         try:
             response.begin()
-        except BaseException:
+        except BaseException:  # a response that is not closed keeps the socket open
             response.close()
             raise
         return response
 
     def is_quiet(self) -> bool:
-        """Whether nothing has arrived: neither the end of the connection nor what nobody asked
-        for."""
+        """Whether nothing has arrived: neither the end of the connection nor data that was not
+        asked for."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return not poll.poll(0)
@@ -375,7 +375,7 @@ class ConnectionPool:
         name = host.strip("[]").partition("%")[0].rstrip(".")
         try:
             secured = self._trusted_authorities.wrap_socket(opened, server_hostname=name)
-        except BaseException:
+        except BaseException:  # the caller does not have the socket yet, and cannot close it
             opened.close()
             raise
         assert isinstance(secured, TimedTLSSocket)

@@ -29,7 +29,7 @@ def scrubbed(text: str) -> str:
 
 
 def unexpected(error: Exception) -> str:
-    """The reason for an exception that nobody foresaw: it costs one row, not the job."""
+    """The reason for an unexpected exception: it costs one row, not the job."""
     return f"{type(error).__name__}: {scrubbed(str(error))}".rstrip(": ")
 
 

@@ -18,19 +18,19 @@ SECONDS_BETWEEN_LOOKS = 0.25
 class RequestThreads(Generic[T]):
     """Threads that take items from a queue: up to `most`, and another one for each slow request.
 
-    `act` makes the request of one item. `waits_for_us` says of an item in progress that its server
-    is not to blame for the time that it takes.
+    `request` makes the request of one item. `waits_for_us` says of an item in progress that its
+    server is not to blame for the time that it takes.
     """
 
     def __init__(
         self,
         items: HostQueue[T],
         most: int,
-        act: Callable[[str, T], None],
+        request: Callable[[str, T], None],
         waits_for_us: Callable[[T], bool],
     ) -> None:
         self._items, self._most = items, most
-        self._act, self._waits_for_us = act, waits_for_us
+        self._request, self._waits_for_us = request, waits_for_us
         self._lock = threading.Lock()
         self._threads = self._slow = 0
         self._in_progress: dict[int, tuple[float, T]] = {}  # by thread
@@ -58,7 +58,7 @@ class RequestThreads(Generic[T]):
             host, item = taken
             self._in_progress[me] = (time.monotonic(), item)
             try:
-                self._act(host, item)
+                self._request(host, item)
             finally:
                 del self._in_progress[me]
                 self._items.done(host)

@@ -8,8 +8,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def call_with_timeout(seconds: float, act: Callable[[], T]) -> T:
-    """Returns `act()`; raises TimeoutError after `seconds`.
+def call_with_timeout(seconds: float, function: Callable[[], T]) -> T:
+    """Returns `function()`; raises TimeoutError after `seconds`.
 
     An overdue call goes on in its own thread until it returns: nothing in Python can end it.
     """
@@ -17,7 +17,7 @@ def call_with_timeout(seconds: float, act: Callable[[], T]) -> T:
 
     def call() -> None:
         try:
-            result.set_result(act())
+            result.set_result(function())
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             result.set_exception(error)
 

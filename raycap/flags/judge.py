@@ -21,9 +21,9 @@ from raycap.schema import (
 
 # Whole answers that say nothing.
 _NOTHING_TEXTS = (
-    "n/a|na|none|null|nil|undefined|nan|empty|unknown|caption|description|image|picture|photo|todo|"
-    "tbd|blank|untitled|nothing|no caption|no description|no text|not available|not applicable|"
-    "empty string|no answer|no output|no response|caption here"
+    "n/a|na|none|null|nil|undefined|nan|empty|unknown|caption|description|image|picture|photo|"
+    "todo|tbd|blank|untitled|nothing|no caption|no description|no text|not available|"
+    "not applicable|empty string|no answer|no output|no response|caption here"
 )
 NOTHING = frozenset(_NOTHING_TEXTS.split("|"))
 

@@ -1,4 +1,4 @@
-"""Tells languages apart: by their scripts, and those in Latin or Cyrillic letters by usual words.
+"""Recognises languages: by their scripts, and those in Latin or Cyrillic letters by usual words.
 
     is_other_language("Zwei Hunde spielen im Schnee.", "en")  ->  True
 
@@ -26,29 +26,7 @@ SCRIPTS: Mapping[str, str] = {
 _IN_LATIN = "en de fr es it pt nl sv da no fi pl cs ro hu tr vi id"
 # By code, the scripts of a language.
 LANGUAGES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        [
-            "en",
-            "de",
-            "fr",
-            "es",
-            "it",
-            "pt",
-            "nl",
-            "sv",
-            "da",
-            "no",
-            "fi",
-            "pl",
-            "cs",
-            "ro",
-            "hu",
-            "tr",
-            "vi",
-            "id",
-        ],
-        ("latin",),
-    ),
+    **dict.fromkeys(_IN_LATIN.split(), ("latin",)),
     "ru": ("cyrillic",),
     "uk": ("cyrillic",),
     "el": ("greek",),
@@ -60,7 +38,7 @@ LANGUAGES: Mapping[str, tuple[str, ...]] = {
     "ja": ("han", "kana"),
     "ko": ("hangul",),
 }
-# Not told apart.
+# Languages that have most of their words in common.
 ALIKE = ({"da", "no"},)
 
 FEWEST_LETTERS = 8
@@ -97,7 +75,7 @@ def is_other_language(text: str, wanted: str) -> bool:
 
 
 def word_points(text: str) -> dict[str, float]:
-    """For each language that is told by words: how many of them the text has, and letters that
+    """For each language with a list of words: how many of them the text has, and letters that
     few languages have."""
     words = _WORD.findall(text.lower())
     points = {}

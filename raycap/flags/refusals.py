@@ -98,8 +98,9 @@ _ENGLISH = (
     rf"submit|include|check)\b[^.]{{0,40}}?\b(?:{_PICTURE}|it|again|link)\b",
     rf"\b{_PICTURE}\b[^.]{{0,40}}?\b(?:could not|couldn't|cannot|can't|failed to|fails to|did not|"
     r"didn't|does not|doesn't|won't|wasn't|was not|unable to) (?:seem to |appear to )?(?:be )?"
-    r"(?:load(?:ed)?|display(?:ed)?|process(?:ed)?|analy[sz]ed?|open(?:ed)?|read|access(?:ed|ible)?|"
-    r"render(?:ed)?|viewed|come through|came through|decoded|attached|uploaded|received)\b",
+    r"(?:load(?:ed)?|display(?:ed)?|process(?:ed)?|analy[sz]ed?|open(?:ed)?|read|"
+    r"access(?:ed|ible)?|render(?:ed)?|viewed|come through|came through|decoded|attached|"
+    r"uploaded|received)\b",
     rf"\b(?:there is|there's|there seems to be|there appears to be|i see|it seems|it looks like|"
     rf"it appears) (?:\w+ ){{0,6}}?(?:no|without|forgot|missing) (?:\w+ ){{0,4}}?{_PICTURE} "
     r"(?:\w+ ){0,4}?(?:attached|provided|uploaded|shared|included|in (?:your|this|our) (?:message|"

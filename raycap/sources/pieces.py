@@ -163,7 +163,7 @@ def cut_lines(file: Location, size: int, target: int) -> list[Span]:
 
 def cut_delimited(file: Location, size: int, target: int) -> list[Span]:
     """Text in which no value is quoted: line breaks in quotes are no ends of rows, and from the
-    middle of a file nobody can tell which ones are in quotes."""
+    middle of a file it is not known which ones are in quotes."""
     spans = cut_lines(file, size, target)
     return [] if not spans or _has_quotes(file, size) else spans
 

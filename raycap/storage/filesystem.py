@@ -148,6 +148,6 @@ def remove(filesystem: Any, path: str) -> None:
             _unless_gone(filesystem.rmdir, folder)
 
 
-def _unless_gone(act: Callable[[str], object], name: str) -> None:
+def _unless_gone(function: Callable[[str], object], name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        act(name)
+        function(name)

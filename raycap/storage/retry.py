@@ -45,15 +45,15 @@ _ERRORS = {
 _CLIENTS = {"aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
 
-def with_retries(act: Callable[[], Result], what: str) -> Result:
-    """Returns `act()`. After a transient fault it is called again, for about a minute in total.
+def with_retries(function: Callable[[], Result], what: str) -> Result:
+    """Returns `function()`. After a transient fault it is called again, for about a minute in all.
 
-    Then the last error is raised. `act` must be idempotent. `what` is for the log.
+    Then the last error is raised. `function` must be idempotent. `what` is for the log.
     """
     until, pause = time.monotonic() + SECONDS_IN_ALL, FIRST_PAUSE
     while True:
         try:
-            return act()
+            return function()
         except Exception as error:
             if not is_transient(error) or time.monotonic() + pause > until:
                 raise

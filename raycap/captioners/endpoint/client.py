@@ -113,7 +113,7 @@ class ChatClient:
             server = await self._servers.acquire(last)
             try:
                 expected = await self._limiter.wait()
-            except BaseException:
+            except BaseException:  # also when the task is cancelled
                 self._servers.release(server)
                 raise
             if not server.is_down and time.monotonic() >= server.paused_until:

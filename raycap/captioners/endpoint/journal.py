@@ -8,7 +8,7 @@ and a file that is whole or not there needs no repair. Who makes a chunk again a
 its folder first, so only calls in flight and the answers of the last second are made again.
 
 A chunk has at most some thousand pictures: so much is held in memory, also of 100 million. When
-its rows are committed, nobody asks for its folder again: the table job removes it.
+its rows are committed, its folder is not read any more: the table job removes it.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The API key: read where it is used, sent to the server, and shown to nobody.
+"""The API key: read where it is used, sent to the server, and never shown.
 
 The options hold the name of an environment variable or of a file, never the key, so it is in no
 config, `run.json` or pickle.

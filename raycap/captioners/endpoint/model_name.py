@@ -25,7 +25,7 @@ MOST_SHOWN = 20
 
 def find_model_name(endpoint: Endpoint, urls: tuple[str, ...]) -> str:
     """The name that the servers have for their model. Raises UserError if they do not have the one
-    that is asked for, or if nobody can tell which one is meant."""
+    that is asked for, or if it is not clear which one is meant."""
     key = find_key(endpoint.key_env, endpoint.key_file, urls)
     # In a thread of its own: the caller's thread may run an event loop (a notebook's does).
     with ThreadPoolExecutor(1) as pool:

@@ -74,7 +74,7 @@ class BeamNotes:
 
 class Forget:
     """Ends nothing. A beam search keeps the scores of all words at each step, only to return them:
-    gigabytes that nobody reads."""
+    gigabytes that are never read."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         for each in scores or ():

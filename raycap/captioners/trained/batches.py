@@ -20,15 +20,15 @@ class FittingBatch:
         self.size = size
 
     def run(
-        self, items: Sequence[Item], act: Callable[[Sequence[Item]], list[Answer]]
+        self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Answer]]
     ) -> list[Answer | MemoryError]:
-        """`act` on batches of the items. An item that does not fit even alone is answered with a
-        MemoryError."""
+        """Call `function` for batches of the items. The answer about an item that does not fit
+        even alone is a MemoryError."""
         answers: list[Answer | MemoryError] = []
         while len(answers) < len(items):
             batch = items[len(answers) : len(answers) + self.size]
             try:
-                answers += act(batch)
+                answers += function(batch)
                 continue
             except (
                 RuntimeError,
