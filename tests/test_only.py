@@ -187,7 +187,7 @@ def test_an_interrupted_run_is_completed_with_its_own_expression(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("raycap.bulk.run._Run._join_chunks", interrupted)
+        patched.setattr("raycap.bulk.run.replace_chunks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_job(job_of(source, out, only="width > 250"), {})
     with pytest.raises(UserError, match=r"it had .*--only 'width > 250'"):
@@ -196,7 +196,7 @@ def test_an_interrupted_run_is_completed_with_its_own_expression(
     assert len(rows_of(out)) == 3
 
     with monkeypatch.context() as patched:
-        patched.setattr("raycap.bulk.run._Run._join_chunks", interrupted)
+        patched.setattr("raycap.bulk.run.replace_chunks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_job(job_of(source, out, only="width < 250"), {})
     assert run_job(job_of(source, out), {}) == 0  # the whole source holds these rows too

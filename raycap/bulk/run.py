@@ -17,22 +17,20 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from raycap.bulk.clean_up import SIDE, clean_up
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.facts import counts_in, summary, update_facts, write_facts
 from raycap.bulk.file_tasks import FileTasks
-from raycap.bulk.finish import (
-    finish_file,
-    join_part,
-    part_name,
-    parts_of,
-    replace_retried,
-)
 from raycap.bulk.forecast import earlier_rate_lines, forecast
 from raycap.bulk.identity import check_same, differences_from, origin, write_record
 from raycap.bulk.job import FACTS, RUN, RunResult, TableJob, local_source
+from raycap.bulk.last_commit import (
+    lacks_columns,
+    replace_all,
+    replace_chunks,
+    replace_finished,
+    replace_rows,
+)
 from raycap.bulk.listing import Lister, UnitLister, list_failed, lister
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import CaptionOptions
@@ -49,14 +47,14 @@ from raycap.bulk.scheduler import ChunkScheduler
 from raycap.bulk.selection import chosen_units
 from raycap.bulk.selection_checks import (
     check_only,
+    check_retried_flags,
     check_selection,
     chooses_retried_rows,
     is_same_only,
 )
-from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
+from raycap.bulk.table import OutputTable
 from raycap.errors import UserError
-from raycap.options import nearest
-from raycap.schema import ANY_FLAG, FLAGS
+from raycap.schema import ANY_FLAG
 from raycap.sources import Notes
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.lease import LEASE
@@ -101,7 +99,7 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
             statuses, flags = job.options.to_retry()
             if flags:
                 run.finish_captions()
-                run.check_flags(flags)
+                check_retried_flags(flags, run.held())
             if statuses or flags:
                 run.retry(statuses, flags)
         run.finish_captions()
@@ -231,18 +229,6 @@ class _Run:
         options = self.job.options
         return {"limit": options.limit, "sample": options.sample, "only": options.only}
 
-    def check_flags(self, flags: tuple[str, ...]) -> None:
-        """Raise UserError for a flag that nobody knows."""
-        held = RowCounts()
-        for counts in self.files.counts().values():
-            held.add(counts)
-        known = dict.fromkeys([*FLAGS, *held.flags])
-        for flag in flags:
-            if flag != ANY_FLAG and flag not in known:
-                raise UserError(
-                    f"--retry flagged:{flag}: there is no flag '{flag}'{nearest(flag, known)}"
-                )
-
     def retry(self, statuses: tuple[str, ...], flags: tuple[str, ...]) -> None:
         """Make the rows with one of these statuses or flags again, and replace them."""
         counts = self.files.counts()
@@ -265,7 +251,7 @@ class _Run:
             return
         paths = [file.path for file in self.table.files()]
         outdated, many = outdated_files(self.files, paths, finishing)
-        if outdated and self._lacks_columns():
+        if outdated and lacks_columns(self.job, self.table):
             outdated = set(paths)
         if outdated:
             units, digest = tuple(sorted(outdated)), finishing.digest()
@@ -281,29 +267,12 @@ class _Run:
         is_same = facts.get("finishing") == self.job.finishing.identity()
         return is_same and facts.get("table_version") == self.table.version
 
-    def _lacks_columns(self) -> bool:
-        """Whether an earlier version of raycap created the table, without columns of today."""
-        return not set(self.job.layout.schema.names) <= set(self.table.schema().names)
-
     def _finish(self, plan: Plan) -> None:
         """Carry out an operation that makes captions and flags of some files again."""
-        number = max(plan.operation, self.table.operation)
-        if self.table.operation > plan.operation:
-            number += 1
-        self.newest = max(self.newest, number)
+        number = self._number_of(plan)
         self.out.remove(FACTS)
         self.table.begin(number)
-        old = {file.path: file for file in self.table.files()}
-        finish = functools.partial(finish_file, layout=self.job.layout, many=frozenset(plan.many))
-        arguments = [
-            (self.table.folder, path, part_name(number, index))
-            for index, path in enumerate(plan.units)
-        ]
-        new = list(self.machines.run(finish, arguments))
-        schema = None
-        if self._lacks_columns():
-            schema = self.table.folder.reading(new[0].path, pq.read_schema).remove_metadata()
-        self.table.replace(number, new, [old[path] for path in plan.units if path in old], schema)
+        replace_finished(self.job, self.machines, self.table, plan, number)
 
     def _unfinished_plan(self) -> Plan | None:
         """The plan of an operation that has begun and is not complete."""
@@ -365,13 +334,7 @@ class _Run:
         has_side_table = plan.kind in ("retry", "overwrite")
         side = self.out / f"{SIDE}/{plan.operation:04}"
         target = OutputTable(side) if has_side_table else self.table
-        # The number of the plan, unless a later operation has begun and was given up. Then commits
-        # with the plan's number are refused, and this one takes a higher number.
-        number = plan.operation
-        if self.table.operation > number:
-            number = self.table.operation + 1
-        self.newest = max(self.newest, number)
-
+        number = self._number_of(plan)
         scheduler = ChunkScheduler(
             self.job,
             self.out,
@@ -399,11 +362,22 @@ class _Run:
                     )
                 raise UserError(f"{self.job.source.path} holds no rows")
         elif plan.kind == "retry":
-            self._replace_retried(plan, number, target)
+            replace_rows(self.job, self.machines, self.table, plan, target, number)
         elif plan.kind == "overwrite":
-            self._replace_all(plan, number, target)
+            replace_all(self.job, self.machines, self.table, target, number)
+            write_record(self.job, self.out, plan.identity)
         else:
-            self._join_chunks(number)
+            replace_chunks(self.job, self.machines, self.table, number)
+
+    def _number_of(self, plan: Plan) -> int:
+        """The number with which this run commits for a plan: that of the plan, unless a later
+        operation has begun and was given up. Then commits with the plan's number are refused, and
+        this run takes a higher one."""
+        number = plan.operation
+        if self.table.operation > number:
+            number = self.table.operation + 1
+        self.newest = max(self.newest, number)
+        return number
 
     def _shard_lister(self, plan: Plan) -> Lister:
         """Returns what lists units of a plan."""
@@ -417,49 +391,14 @@ class _Run:
             options = replace(options, only=plan.selection.get("only", ""), retry="")
         return lister(self.job.source, options, self.out, plan, earlier)
 
-    def _join_chunks(self, number: int) -> None:
-        """Replace the files of chunks by parts, which readers of plain Parquet folders see too."""
-        chunks = [file for file in self.table.files() if file.path.startswith(f"{CHUNKS}/")]
-        parts = self._join_into_parts(self.table.folder, chunks, number)
-        self.table.replace(number, parts, chunks)
-
-    def _replace_all(self, plan: Plan, number: int, side: OutputTable) -> None:
-        """Replace the whole table by the rows of the side table."""
-        parts = self._join_into_parts(side.folder, side.files(), number)
-        self.table.replace(number, parts, (), side.schema())
-        write_record(self.job, self.out, plan.identity)
-
-    def _join_into_parts(
-        self, source: RunFolder, files: list[DataFile], number: int
-    ) -> list[DataFile]:
-        """Join files of chunks, in the folder `source`, into parts in the table's folder."""
-        layout, target = self.job.layout, self.table.folder
-        arguments = [
-            (source, target, part_name(number, index), pieces, layout)
-            for index, pieces in enumerate(parts_of(files, layout.rows))
-        ]
-        return list(self.machines.run(join_part, arguments))
-
-    def _replace_retried(self, plan: Plan, number: int, side: OutputTable) -> None:
-        """Replace each file of the table that has retried rows by a copy with the new rows."""
-        old = {file.path: file for file in self.table.files()}
-        made: dict[int, list[str]] = {}
-        for file in side.files():
-            made.setdefault(chunk_of(file.path).unit, []).append(file.path)
-        replaced = [plan.units[unit] for unit in made]
-        arguments = [
-            (self.table.folder, path, side.folder, made[unit], part_name(number, index))
-            for index, (unit, path) in enumerate(zip(made, replaced, strict=True))
-        ]
-        replace = functools.partial(replace_retried, layout=self.job.layout)
-        new = list(self.machines.run(replace, arguments))
-        self.table.replace(number, new, [old[path] for path in replaced if path in old])
-
     def result(self) -> RunResult:
-        held = counts_in(self.out.read_json(FACTS), self.table.version)
-        if held is None:
-            held = RowCounts()
-            for counts in self.files.counts().values():
-                held.add(counts)
+        held = counts_in(self.out.read_json(FACTS), self.table.version) or self.held()
         seconds = time.monotonic() - self.began
         return RunResult(self.made, held, seconds, self.faults, **self.notes)
+
+    def held(self) -> RowCounts:
+        """The counts of the rows of the table."""
+        held = RowCounts()
+        for counts in self.files.counts().values():
+            held.add(counts)
+        return held

@@ -1,5 +1,9 @@
-"""Whether --only, --limit and --sample fit the rows of a source, a table or an interrupted run."""
+"""Whether --only, --limit, --sample and --retry fit the rows of a source, of a table or of an
+interrupted run."""
 
+from collections.abc import Collection
+
+from raycap.bulk.counts import RowCounts
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Plan
@@ -7,7 +11,9 @@ from raycap.bulk.selection import filter_of_source
 from raycap.bulk.table import OutputTable
 from raycap.errors import UserError
 from raycap.expressions import parse
+from raycap.options import nearest
 from raycap.row_filter import RowFilter
+from raycap.schema import ANY_FLAG, FLAGS
 from raycap.storage import RunFolder
 
 
@@ -29,6 +35,16 @@ def check_only(job: TableJob, out: RunFolder) -> None:
             "are none yet: run without --retry first"
         )
     RowFilter(job.options.only, table.schema())
+
+
+def check_retried_flags(flags: Collection[str], held: RowCounts) -> None:
+    """Raise UserError for a flag that no row has and raycap does not know."""
+    known = dict.fromkeys([*FLAGS, *held.flags])
+    for flag in flags:
+        if flag != ANY_FLAG and flag not in known:
+            raise UserError(
+                f"--retry flagged:{flag}: there is no flag '{flag}'{nearest(flag, known)}"
+            )
 
 
 def check_selection(plan: Plan, options: BulkOptions, out: RunFolder) -> None:
