@@ -7,7 +7,7 @@ Nothing is evaluated as code. `raycap.row_filter` checks the types, and finds th
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
@@ -167,24 +167,24 @@ class _Parser:
         return expression
 
     def _any(self) -> Expression:
-        parts = [self._all()]
-        while self._token.is_word("or"):
-            self._next()
-            parts.append(self._all())
-        return parts[0] if len(parts) == 1 else Any(tuple(parts))
+        parts = self._joined("or", self._all)
+        return parts[0] if len(parts) == 1 else Any(parts)
 
     def _all(self) -> Expression:
-        parts = [self._one()]
-        while self._token.is_word("and"):
+        parts = self._joined("and", self._one)
+        return parts[0] if len(parts) == 1 else All(parts)
+
+    def _joined(self, word: str, part: Callable[[], Expression]) -> tuple[Expression, ...]:
+        """One part or more, with this word between them."""
+        parts = [part()]
+        while self._token.is_word(word):
             self._next()
-            parts.append(self._one())
-        return parts[0] if len(parts) == 1 else All(tuple(parts))
+            parts.append(part())
+        return tuple(parts)
 
     def _one(self) -> Expression:
         """A comparison, something in brackets, or `not` and one of them."""
-        if not (
-            self._token.is_word("not") or self._token == ("symbol", "(", self._token.position)
-        ):
+        if not (self._token.is_word("not") or self._token.is_symbol("(")):
             return self._comparison()
         self._depth += 1
         if self._depth > DEEPEST_EXPRESSION:

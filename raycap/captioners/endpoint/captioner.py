@@ -5,26 +5,25 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raycap.captioners.asking import Candidate, Refused, ask_prompts
 from raycap.captioners.asynchronous import AsyncCaptioner
 from raycap.captioners.endpoint.answers import Answer, Choice
 from raycap.captioners.endpoint.chat_request import ChatRequests
 from raycap.captioners.endpoint.client import ChatClient
-from raycap.captioners.endpoint.faults import Fault, Kind
+from raycap.captioners.endpoint.faults import Fault
 from raycap.captioners.endpoint.journal import Journal, call_digest
 from raycap.captioners.endpoint.key import find_key
 from raycap.captioners.endpoint.limits import Limiter
 from raycap.captioners.endpoint.members import Members
 from raycap.captioners.endpoint.options import EndpointOptions
-from raycap.captioners.prompts import Unanswerable
-from raycap.captioners.protocol import CHUNK, Alternative, Prediction
-from raycap.captioners.stages import Answer as StageAnswer
-from raycap.captioners.stages import Question, Stage, reason_of, values_of_columns
+from raycap.captioners.protocol import CHUNK, Prediction
+from raycap.captioners.stages import Question
 from raycap.errors import UserError
 from raycap.storage import RunFolder
 
@@ -57,8 +56,8 @@ class EndpointCaptioner(AsyncCaptioner):
         self._client = ChatClient(options, requests, limiter, self._key)
 
     async def predict_one(self, picture: NDArray[np.uint8], row: Mapping[str, Any]) -> Prediction:
-        """The answers about one encoded picture. Raises UserError if the servers answer
-        nobody."""
+        """The answers about one encoded picture. Raises UserError if the servers answer about no
+        picture."""
         if self._broken is not None:  # not every picture waits as long as the first one
             raise self._broken
         task = asyncio.current_task()
@@ -76,58 +75,30 @@ class EndpointCaptioner(AsyncCaptioner):
     async def _predict(self, data: bytes, digest: str, row: Mapping[str, Any]) -> Prediction:
         """All prompts, one after the other."""
         stages = self._options.stages
-        answers: dict[str, StageAnswer] = {}
         calls: list[Answer] = []
-        said = _Said("", None, "", ())
-        was_cut = False
-        for stage in stages:
-            try:
-                said, answers[stage.name] = await self._ask(
-                    stage, data, digest, row, answers, calls
-                )
-            except Fault as fault:
-                return Prediction(error=reason_of(stages, stage, fault.reason))
-            except Unanswerable as fault:
-                return Prediction(error=reason_of(stages, stage, str(fault), always=True))
-            was_cut = was_cut or said.finish_reason == "length"
-        return Prediction(
-            answers[stages[-1].name].text,
-            said.score,
-            said.others,
-            extras={
-                **values_of_columns(stages, answers),
-                "tokens_in": _total([call.tokens_in for call in calls]),
-                "tokens_out": _total([call.tokens_out for call in calls]),
-                "finish_reason": "length" if was_cut else said.finish_reason,
-                "seconds": sum(call.seconds for call in calls),
-                "attempts": sum(call.attempts for call in calls),
-            },
-        )
 
-    async def _ask(
-        self,
-        stage: Stage,
-        data: bytes,
-        digest: str,
-        row: Mapping[str, Any],
-        earlier: Mapping[str, StageAnswer],
-        calls: list[Answer],
-    ) -> tuple["_Said", StageAnswer]:
-        """One prompt, until an answer fits. What it cost is added to `calls`."""
-        is_last = stage is self._options.stages[-1]
-        wanted = self._options.num_captions if is_last else 1
-        fault: Unanswerable | None = None
-        for number in range(stage.tries):
-            question = stage.question(row, earlier, number)
-            made = await self._answers(data, question, wanted, digest, row.get(CHUNK) or "")
-            calls += made
-            said = _best(made, wanted, stage)
+        async def ask(question: Question) -> list[Candidate]:
+            wanted = self._options.num_captions if question.stage is stages[-1] else 1
             try:
-                return said, stage.answer(said.text, said.finish_reason == "length")
-            except Unanswerable as found:
-                fault = found
-        assert fault is not None
-        raise fault
+                made = await self._answers(data, question, wanted, digest, row.get(CHUNK) or "")
+            except Fault as fault:
+                raise Refused(fault.reason) from None
+            calls.extend(made)
+            texts = [choice for answer in made for choice in _texts(answer)][:wanted]
+            if not texts:
+                raise Refused(made[0].choices[0].error)
+            return [Candidate(each.text, each.score, each.finish_reason) for each in texts]
+
+        prediction = await ask_prompts(stages, row, ask)
+        if prediction.error:
+            return prediction
+        of_calls = {
+            "tokens_in": _total([call.tokens_in for call in calls]),
+            "tokens_out": _total([call.tokens_out for call in calls]),
+            "seconds": sum(call.seconds for call in calls),
+            "attempts": sum(call.attempts for call in calls),
+        }
+        return replace(prediction, extras={**prediction.extras, **of_calls})
 
     async def _answers(
         self, data: bytes, question: Question, wanted: int, digest: str, group: str
@@ -150,7 +121,7 @@ class EndpointCaptioner(AsyncCaptioner):
             if answer is None:
                 seed = question.seed(digest, number)
                 answer = await self._client.ask(data, question, seed, captions)
-                # Without a chunk, a later --retry could not be told from a resumed run.
+                # Without a chunk, a later --retry would look like a resumed run.
                 if self._journal is not None and (group or _texts(answer)):
                     self._journal.keep(group, call, answer)
             answers.append(answer)
@@ -173,31 +144,6 @@ class EndpointCaptioner(AsyncCaptioner):
 
 def _texts(answer: Answer) -> list[Choice]:
     return [choice for choice in answer.choices if not choice.error]
-
-
-@dataclass(frozen=True)
-class _Said:
-    """The best of the texts that were answered to one prompt."""
-
-    text: str
-    score: float | None
-    finish_reason: str
-    others: tuple[Alternative, ...]
-
-
-def _best(answers: list[Answer], wanted: int, stage: Stage) -> _Said:
-    """Texts that fit come before others, and those with a higher score before others. Raises
-    Fault if there is none."""
-    texts = [choice for answer in answers for choice in _texts(answer)][:wanted]
-    if not texts:
-        raise Fault(Kind.BAD_ANSWER, answers[0].choices[0].error)
-    if all(choice.score is not None for choice in texts):
-        texts.sort(key=lambda choice: -(choice.score or 0.0))
-    if len(texts) > 1:
-        texts = [choice for choice in texts if stage.fits(choice.text)] or texts[:1]
-    best, *others = texts
-    alternatives = tuple(Alternative(stage.answer(each.text).text, each.score) for each in others)
-    return _Said(best.text, best.score, best.finish_reason, alternatives)
 
 
 def _total(counts: list[int | None]) -> int | None:

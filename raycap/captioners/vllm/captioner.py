@@ -3,19 +3,20 @@ goes."""
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raycap.captioners.asking import Candidate, Refused, ask_prompts
 from raycap.captioners.asynchronous import AsyncCaptioner
 from raycap.captioners.huggingface.dialects import Inputs, picture_mark
 from raycap.captioners.huggingface.loading import load_processor
 from raycap.captioners.prompts import Unanswerable
-from raycap.captioners.protocol import Alternative, Prediction
-from raycap.captioners.stages import Answer, Question, Stage, reason_of, values_of_columns
+from raycap.captioners.protocol import Prediction
+from raycap.captioners.stages import Question, Stage
 from raycap.captioners.vllm.options import VllmOptions
 from raycap.errors import UserError
 
@@ -36,54 +37,23 @@ class VllmCaptioner(AsyncCaptioner):
         self._adapter = _adapter(options)
 
     async def predict_one(self, picture: NDArray[np.uint8], row: Mapping[str, Any]) -> Prediction:
-        stages = self._options.model.stages
-        image = Image.fromarray(picture)
-        answers: dict[str, Answer] = {}
+        image, sha256 = Image.fromarray(picture), str(row.get("sha256") or "")
         outputs: list[Any] = []
-        said = _Said("", None, "", ())
-        was_cut = False
-        for stage in stages:
-            try:
-                said, answers[stage.name] = await self._ask(stage, image, row, answers, outputs)
-            except _Refused as fault:
-                return Prediction(error=reason_of(stages, stage, str(fault)))
-            except Unanswerable as fault:
-                return Prediction(error=reason_of(stages, stage, str(fault), always=True))
-            was_cut = was_cut or said.finish_reason == "length"
-        return Prediction(
-            answers[stages[-1].name].text,
-            said.score,
-            said.others,
-            extras={
-                **values_of_columns(stages, answers),
-                "tokens_in": sum(len(each.prompt_token_ids or ()) for each in outputs),
-                "tokens_out": sum(len(e.token_ids) for each in outputs for e in each.outputs),
-                "finish_reason": "length" if was_cut else said.finish_reason,
-            },
-        )
 
-    async def _ask(
-        self,
-        stage: Stage,
-        image: Image.Image,
-        row: Mapping[str, Any],
-        earlier: Mapping[str, Answer],
-        outputs: list[Any],
-    ) -> tuple["_Said", Answer]:
-        """One prompt, until an answer fits. What the engine gave is added to `outputs`."""
-        fault: Unanswerable | None = None
-        for number in range(stage.tries):
-            question = stage.question(row, earlier, number)
+        async def ask(question: Question) -> list[Candidate]:
             if self._mark and self._mark in question.prompt:
                 raise Unanswerable(f"it holds {self._mark!r}, the mark of a picture")
-            outputs.append(await self._generate(question, image, str(row.get("sha256") or "")))
-            said = _best(outputs[-1], stage)
-            try:
-                return said, stage.answer(said.text, said.finish_reason == "length")
-            except Unanswerable as found:
-                fault = found
-        assert fault is not None
-        raise fault
+            outputs.append(await self._generate(question, image, sha256))
+            return _candidates(outputs[-1], question.stage)
+
+        prediction = await ask_prompts(self._options.model.stages, row, ask)
+        if prediction.error:
+            return prediction
+        tokens = {
+            "tokens_in": sum(len(each.prompt_token_ids or ()) for each in outputs),
+            "tokens_out": sum(len(e.token_ids) for each in outputs for e in each.outputs),
+        }
+        return replace(prediction, extras={**prediction.extras, **tokens})
 
     async def _generate(self, question: Question, image: Image.Image, sha256: str) -> Any:
         """What the engine gives for one question."""
@@ -107,7 +77,7 @@ class VllmCaptioner(AsyncCaptioner):
             ):
                 answer = output  # there is one: the final one
         except ValueError as error:  # such as a prompt that is longer than the model allows
-            raise _Refused(f"vLLM refused the picture: {error}") from None
+            raise Refused(f"vLLM refused the picture: {error}") from None
         # What else the engine raises is no fault of this picture. It ends the worker, and another
         # one makes the chunk.
         return answer
@@ -152,44 +122,19 @@ def _guide(stage: Stage) -> dict[str, Any]:
     return {"structured_outputs": StructuredOutputsParams(json=stage.structure.schema)}
 
 
-class _Refused(Exception):
-    """Why the engine does not take a question."""
-
-
-@dataclass(frozen=True)
-class _Said:
-    """The best of the texts that were answered to one prompt."""
-
-    text: str
-    score: float | None
-    finish_reason: str
-    others: tuple[Alternative, ...]
-
-
-def _best(answer: Any, stage: Stage) -> _Said:
-    """Texts that fit come before others, and those with a higher score before others."""
-    found = [(output.text.strip(), _score(output), output) for output in answer.outputs]
-    if all(score is not None for _, score, _ in found):
-        found.sort(key=lambda each: -(each[1] or 0.0))
-    found = [each for each in found if each[0] and stage.fits(each[0])] or found[:1]
-    (text, score, best), others = found[0], found[1:]
-    if not text:
-        raise _Refused("the answer is empty")
-    if stage.start:
-        text = _joined(stage.start, best.text)
-    alternatives = tuple(
-        Alternative(
-            _joined(stage.start, output.text) if stage.start else stage.answer(other).text,
-            other_score,
+def _candidates(answer: Any, stage: Stage) -> list[Candidate]:
+    """The texts of an answer that are not empty, each with the first words that it continues."""
+    found = [
+        # The engine gives what comes behind the first words, with its space.
+        Candidate(
+            f"{stage.start}{output.text}".strip(), _score(output), output.finish_reason or ""
         )
-        for other, other_score, output in others
-    )
-    return _Said(text, score, best.finish_reason or "", alternatives)
-
-
-def _joined(start: str, rest: str) -> str:
-    """The whole answer. The engine gives what comes behind its start, with its space."""
-    return f"{start}{rest}".strip()
+        for output in answer.outputs
+        if output.text.strip()
+    ]
+    if not found:
+        raise Refused("the answer is empty")
+    return found
 
 
 def _score(output: Any) -> float | None:
