@@ -4,6 +4,8 @@ are known."""
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from chat_server import ChatRequest, ChatServer, good, serving, status
+from heads import free_ports, head
 from small_captioner import photos
 
 from raycap.bulk.extrapolation import extrapolate
@@ -117,6 +120,40 @@ def test_the_time_is_within_a_tenth_of_what_a_run_takes(
         seconds = max(server.times) - min(server.times) + server.delay
         scale = 60 if minutes < 10 else 1
         assert minutes * scale == pytest.approx(seconds, rel=0.1)
+
+
+@pytest.mark.slow
+def test_a_sample_is_captioned_on_a_cluster(tmp_path: Path) -> None:
+    folder, out = photos(tmp_path / "photos", range(300)), tmp_path / "out"
+    [port] = free_ports(1)
+
+    def estimate(model: str, *more: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "raycap", "caption", str(folder), "--model", model]
+        command += ["--out", str(out), "--cluster.address", f"127.0.0.1:{port}", "--estimate"]
+        return subprocess.run(
+            [*command, *more], env=environment, capture_output=True, text=True, check=False
+        )
+
+    resources = ("--num-cpus=2", "--object-store-memory=300000000")
+    with head(tmp_path, *resources, gcs=port) as environment, serving() as server:
+        built_in = estimate("shipped", "--price-hour", "2")
+        assert built_in.returncode == 0, built_in.stderr
+        found = words_and_numbers(built_in.stdout)
+        assert "300 pictures" in built_in.stdout and "200 captioned, 0 failed" in built_in.stdout
+        assert "2 workers on the cluster as it is, 1 thread each" in built_in.stdout
+        assert 0 < found["money"][1] <= found["money"][0] <= found["money"][2]
+
+        served = estimate(server.url)
+        assert served.returncode == 0, served.stderr
+        assert len(server.asked) == 200  # each once
+        assert words_and_numbers(served.stdout)["tokens in"][0] == 300 * 90
+        assert not out.exists()
+
+        server.always = status(401)
+        refused = estimate(server.url)
+        assert refused.returncode == 2
+        assert "does not caption pictures" in refused.stderr
+        assert "Traceback" not in refused.stderr
 
 
 class Waves:

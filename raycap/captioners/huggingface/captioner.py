@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raycap.captioners.huggingface.answer_text import AnswerReader, Generated
 from raycap.captioners.huggingface.budget import Budget
 from raycap.captioners.huggingface.dialects import RAGGED, Inputs, picture_mark
-from raycap.captioners.huggingface.drawing import BeamNotes, Draw, Forget, Stop, new_tokens
+from raycap.captioners.huggingface.drawing import BeamNotes, Draw, Forget, Stop
 from raycap.captioners.huggingface.loading import load_model, load_processor
 from raycap.captioners.huggingface.options import HuggingFaceOptions
 from raycap.captioners.prompts import Unanswerable
@@ -27,8 +28,6 @@ from raycap.images.intake import Fit, Square
 # batches.
 _PIXELS_PER_TOKEN = 28 * 28
 _LETTERS_PER_TOKEN = 4
-# Tokens before an answer that is decoded with them, so that its first space is not lost.
-_TOKENS_BEFORE = 4
 # A CPU has no exception for memory that runs out: the system ends the process.
 _TOKENS_ON_CPU = 16_384
 _WITHOUT_END = 1e15
@@ -44,19 +43,10 @@ class _Request:
 
 
 @dataclass(frozen=True)
-class _Generated:
-    text: str
-    score: float
-    tokens_in: int | None
-    tokens_out: int
-    finish_reason: str
-
-
-@dataclass(frozen=True)
 class _Reply:
     """What became of a request."""
 
-    answers: tuple[_Generated, ...] = ()
+    answers: tuple[Generated, ...] = ()
     """The surest first."""
     error: str = ""
 
@@ -105,7 +95,6 @@ class HuggingFaceCaptioner(Captioner):
         if threads:
             torch.set_num_threads(threads)
         self.options = options
-        self.asked = options.asked
         self.precision = choose_precision(device, options.precision)
         self.processor = load_processor(options.asked, options.model, options.revision)
         padding = self.processor.tokenizer.pad_token_id
@@ -114,9 +103,11 @@ class HuggingFaceCaptioner(Captioner):
         self.inputs = Inputs(
             self.processor, options.family, options.dialect, options.asked.system, options.resized
         )
-        self.tokenizer = self.inputs.tokenizer
         self._mark = picture_mark(self.processor)
-        self.ends = _end_tokens(self.model, self.tokenizer, options.family)
+        keeps_prompt = options.dialect == "prefix" and options.asked.keep_prompt
+        self._reader = AnswerReader(
+            self.model, self.inputs.tokenizer, options.family, keeps_prompt
+        )
         on_cpu = self.device.type == "cpu"
         most = options.asked.batch_tokens or (_TOKENS_ON_CPU if on_cpu else _WITHOUT_END)
         self.budget = Budget(most)
@@ -164,7 +155,7 @@ class HuggingFaceCaptioner(Captioner):
                 stages, stage, rows[number].error_of_answer, always=True
             )
 
-    def _take(self, stage: Stage, row: _Row, answers: Sequence[_Generated]) -> bool:
+    def _take(self, stage: Stage, row: _Row, answers: Sequence[Generated]) -> bool:
         """Returns whether an answer fits, which the row then has."""
         tokens_in = answers[0].tokens_in
         both_known = row.tokens_in is not None and tokens_in is not None
@@ -252,7 +243,7 @@ class HuggingFaceCaptioner(Captioner):
         """How many answers are wanted."""
         return self.options.num_captions if stage is self.options.stages[-1] else 1
 
-    def _answers(self, batch: list[_Request]) -> list[list[_Generated]]:
+    def _answers(self, batch: list[_Request]) -> list[list[Generated]]:
         """For each request its answers, the surest first."""
         question = batch[0].question
         most = question.stage.max_tokens
@@ -264,7 +255,7 @@ class HuggingFaceCaptioner(Captioner):
         return [sorted(answers, key=lambda answer: -answer.score) for answers in of_each]
 
     @torch.inference_mode()
-    def _generate(self, batch: list[_Request], number: int, most: int) -> list[list[_Generated]]:
+    def _generate(self, batch: list[_Request], number: int, most: int) -> list[list[Generated]]:
         """For each request the drawn or likeliest answer; with a beam search several."""
         question = batch[0].question
         stage = question.stage
@@ -284,7 +275,7 @@ class HuggingFaceCaptioner(Captioner):
         seeds = [each.question.seed(each.sha256, number) for each in batch]
         draw = Draw(question.temperature, stage.top_p, seeds, most)
         noted: Draw | BeamNotes = draw if beams == 1 else BeamNotes()
-        stops: list[Any] = [Stop(stage.stop, self.tokenizer, noted)] if stage.stop else []
+        stops: list[Any] = [Stop(stage.stop, self.inputs.tokenizer, noted)] if stage.stop else []
         if beams > 1:
             stops.append(Forget())
         output = self.model.generate(
@@ -303,53 +294,11 @@ class HuggingFaceCaptioner(Captioner):
             scores = [[score] for score in output.sequences_scores.tolist()]
         else:
             scores = torch.stack(draw.logs, 1).tolist()  # [B, T]
-        answers = [
-            self._answer(batch[place // beams].question, tokens, logs, tokens_in[place // beams])
-            for place, (tokens, logs) in enumerate(zip(sequences, scores, strict=True))
-        ]
+        answers = []
+        for place, (tokens, logs) in enumerate(zip(sequences, scores, strict=True)):
+            row = place // beams
+            answers.append(self._reader.read(batch[row].question, tokens, logs, tokens_in[row]))
         return [answers[start : start + beams] for start in range(0, len(answers), beams)]
-
-    def _answer(
-        self, question: Question, row: list[int], logs: list[float], tokens_in: int | None
-    ) -> _Generated:
-        tokens = new_tokens(row, self.ends, self.tokenizer.pad_token_id)
-        cut = self._cut(tokens, question.stage.stop)
-        stopped = cut is not None or bool(tokens and tokens[-1] in self.ends)
-        if cut is None:
-            text = self._text(tokens)
-        else:
-            text, tokens = cut
-        if self.options.dialect == "prefix" and self.asked.keep_prompt and text:
-            text = f"{question.prompt} {text}".strip()
-        if question.stage.start and text:
-            text = self._continued(question.stage.start, tokens, text)
-        kept = logs[: len(tokens)]  # a beam search has one score for all of them
-        score = sum(kept) / max(1, len(kept))
-        return _Generated(text, score, tokens_in, len(tokens), "stop" if stopped else "length")
-
-    def _continued(self, start: str, tokens: list[int], text: str) -> str:
-        """The first words of an answer and the text that continues them, with a space between
-        them if the tokens have one."""
-        before = self.tokenizer(start, add_special_tokens=False)["input_ids"][-_TOKENS_BEFORE:]
-        both = str(self.tokenizer.decode([*before, *tokens], skip_special_tokens=True))
-        alone = str(self.tokenizer.decode(before, skip_special_tokens=True))
-        behind = both[len(alone) :] if both.startswith(alone) else f" {text}"
-        gap = behind[: len(behind) - len(behind.lstrip())]
-        return f"{start}{gap}{text}".strip()
-
-    def _cut(self, tokens: list[int], stops: tuple[str, ...]) -> tuple[str, list[int]] | None:
-        """The text before the first stop text, and the tokens up to it; None if there is none."""
-        if not any(stop in self._text(tokens) for stop in stops):
-            return None
-        for count in range(1, len(tokens) + 1):
-            text = self._text(tokens[:count])
-            found = [text.find(stop) for stop in stops if stop in text]
-            if found:
-                return text[: min(found)].strip(), tokens[:count]
-        return None
-
-    def _text(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     def _on_device(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -382,30 +331,13 @@ class HuggingFaceCaptioner(Captioner):
             ) from error
 
 
-def _misfit(stage: Stage, answer: _Generated) -> str:
+def _misfit(stage: Stage, answer: Generated) -> str:
     """Why an answer does not fit."""
     try:
         stage.answer(answer.text, answer.finish_reason == "length")
     except Unanswerable as fault:
         return str(fault)
     return "the answer is empty"
-
-
-def _end_tokens(model: Any, tokenizer: Any, family: str) -> set[int]:
-    """The tokens that end an answer."""
-    settings = getattr(model, "generation_config", None)
-    found = [getattr(settings, "eos_token_id", None), tokenizer.eos_token_id]
-    inner = getattr(getattr(model, "language_model", None), "generation_config", None)
-    found.append(getattr(inner, "eos_token_id", None))
-    if family in ("blip", "git", "vision-encoder-decoder"):
-        found.append(tokenizer.sep_token_id)
-    if family == "blip":
-        found.append(model.config.text_config.sep_token_id)
-    ends: set[int] = set()
-    for each in found:
-        if each is not None:
-            ends.update([each] if isinstance(each, int) else each)
-    return ends
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
