@@ -1,6 +1,6 @@
-"""The end of an operation: joins files of chunks into parts, replaces rows by retried ones, and
-rewrites files whose captions are finished in another way. These functions run in tasks; the driver
-then commits the files that they return."""
+"""Writes the files with which an operation ends: parts that are joined from chunks, copies with
+retried rows, copies whose captions are finished in another way. These functions run in tasks; the
+driver then commits the files that they return (`last_commit`)."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
