@@ -85,7 +85,12 @@ def test_tokens_money_and_failures_of_a_server(
         assert found["tokens in"][0] == 20 * 90
         assert found["money"][0] == pytest.approx(20 * (90 * 1000 + 4 * 20000) / 1e6)
         assert found["failures"][0] == 0
-        # In another folder beside it too, and not for another prompt.
+        # In another folder beside it too, whatever else is there, and not for another prompt.
+        (tmp_path / "a" / "facts.json").mkdir(parents=True)
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "facts.json").write_text("{")
+        (tmp_path / "c").mkdir()  # the table is gone
+        (tmp_path / "c" / "facts.json").write_bytes((tmp_path / "out/facts.json").read_bytes())
         other = [*command[:-1], str(tmp_path / "other")]
         assert main([*other, "--dry-run"]) == 0
         assert f"as the run in {tmp_path / 'out'}" in capsys.readouterr().out

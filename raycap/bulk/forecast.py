@@ -1,5 +1,6 @@
 """`--dry-run`: what a run would do, and what it would take if an earlier run says so."""
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from raycap.bulk.precision import as_recorded
 from raycap.bulk.selection import chosen_rows
 from raycap.bulk.table import OutputTable
 from raycap.bulk.taken_keys import TakenKeys
+from raycap.errors import UserError
 from raycap.sources import Notes
 from raycap.sources.manifest import counted
 from raycap.storage import RunFolder, output_folder
@@ -99,14 +101,17 @@ def earlier_rate_lines(
 def _earlier_runs(job: TableJob, out: RunFolder) -> Iterator[tuple[RunFolder, dict[str, Any]]]:
     """Folders with runs of the same captioner that have made rows, and their facts."""
     parent, _, name = out.uri.rstrip("/").rpartition("/")
-    beside = output_folder(parent).folders() if parent else []
-    others = [each for each in sorted(beside)[:FOLDERS_BESIDE] if each != name]
-    for folder in (out, *(output_folder(f"{parent}/{each}") for each in others)):
-        try:
+    beside: list[str] = []
+    with contextlib.suppress(UserError, OSError):  # it may be closed to this user
+        beside = output_folder(parent).folders() if parent else []
+    others = [each for each in beside[:FOLDERS_BESIDE] if each != name]
+    for folder in (out, *(RunFolder(f"{parent}/{each}") for each in others)):
+        facts: Any = None
+        with contextlib.suppress(UserError, OSError, ValueError):  # whatever has this name
             facts = folder.read_json(FACTS)
-        except (OSError, ValueError):
-            continue
         if not isinstance(facts, dict) or facts.get("act") != job.command:
+            continue
+        if not OutputTable(folder / job.table).exists:
             continue
         identity = facts.get("identity", {})
         recorded = as_recorded(job, {"identity": identity})
