@@ -1,7 +1,7 @@
 """Parses --only: comparisons of columns, joined by `and`, `or`, `not` and brackets.
 
     parse('flags has cut_off and width > 500')
-    ->  All((Comparison("flags", "has", ...), Comparison("width", ">", ...)))
+    ->  All((ColumnComparison("flags", "has", ...), ColumnComparison("width", ">", ...)))
 
 Nothing is evaluated as code. `raycap.row_filter` checks the types, and finds the rows.
 """
@@ -31,7 +31,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ColumnComparison:
     """One column and what it is compared with. `in` has several values, `is empty` none."""
 
     column: str
@@ -59,7 +59,7 @@ class Any:
     parts: "tuple[Expression, ...]"
 
 
-Expression = Comparison | Not | All | Any
+Expression = ColumnComparison | Not | All | Any
 
 ORDER = ("<=", ">=", "<", ">")
 OPERATORS = ("==", *ORDER, "in", "contains", "has", "is empty")
@@ -72,9 +72,9 @@ def parse(text: str, option: str = "--only") -> Expression:
     return _Parser(text, option).parse()
 
 
-def comparisons(expression: Expression) -> Iterator[Comparison]:
+def comparisons(expression: Expression) -> Iterator[ColumnComparison]:
     """All comparisons of an expression, from left to right."""
-    if isinstance(expression, Comparison):
+    if isinstance(expression, ColumnComparison):
         yield expression
     elif isinstance(expression, Not):
         yield from comparisons(expression.part)
@@ -220,7 +220,9 @@ class _Parser:
             if not self._token.is_word("empty"):
                 self._refuse("'empty' belongs here: `is empty` or `is not empty`")
             self._next()
-            return _negated(Comparison(column.text, "is empty", (), column.position), negated)
+            return _negated(
+                ColumnComparison(column.text, "is empty", (), column.position), negated
+            )
         if self._token.is_word("not"):
             self._next()
             negated = True
@@ -229,7 +231,7 @@ class _Parser:
         if self._token.is_word("in"):
             self._next()
             values = self._values()
-            return _negated(Comparison(column.text, "in", values, column.position), negated)
+            return _negated(ColumnComparison(column.text, "in", values, column.position), negated)
         operator = self._token.text.lower()
         if self._token.is_symbol("!="):
             operator, negated = "==", True
@@ -240,7 +242,7 @@ class _Parser:
                 "name has spaces is written in `backticks`"
             )
         self._next()
-        comparison = Comparison(column.text, operator, (self._value(),), column.position)
+        comparison = ColumnComparison(column.text, operator, (self._value(),), column.position)
         return _negated(comparison, negated)
 
     def _values(self) -> tuple[Value, ...]:
@@ -289,5 +291,5 @@ class _Parser:
 _LIST_OF_OPERATORS = "there are == != < <= > >=, in (...), contains, has, is empty"
 
 
-def _negated(comparison: Comparison, negated: bool) -> Expression:
+def _negated(comparison: ColumnComparison, negated: bool) -> Expression:
     return Not(comparison) if negated else comparison

@@ -35,7 +35,7 @@ from raycap.column_values import (
 from raycap.expressions import (
     ORDER,
     All,
-    Comparison,
+    ColumnComparison,
     Expression,
     Not,
     Value,
@@ -103,7 +103,7 @@ class RowFilter:
         return self._superset(self._expression)
 
     def _mask(self, expression: Expression, table: pa.Table) -> Mask:
-        if isinstance(expression, Comparison):
+        if isinstance(expression, ColumnComparison):
             column = self._columns[expression.column]
             values = _as_one_array(table[expression.column])
             if expression.operator == "has":
@@ -116,7 +116,7 @@ class RowFilter:
         return functools.reduce(join, [self._mask(part, table) for part in expression.parts])
 
     def _superset(self, expression: Expression) -> "pc.Expression | None":
-        if isinstance(expression, Comparison):
+        if isinstance(expression, ColumnComparison):
             column = self._columns[expression.column]
             is_of_values = expression.operator not in ("has", "is empty")
             if not is_of_values or column.kind == "untyped":
@@ -132,7 +132,7 @@ class RowFilter:
             return None
         return _balanced(parts, lambda one, other: one | other)
 
-    def _test(self, comparison: Comparison) -> Callable[[Operand], Operand]:
+    def _test(self, comparison: ColumnComparison) -> Callable[[Operand], Operand]:
         """What says of the values of a column whether they fit: true or false, never null. Of
         `has`, it is about the values in a list."""
         operator, column = comparison.operator, self._columns[comparison.column]
@@ -160,7 +160,7 @@ class RowFilter:
         return lambda values: _balanced([test(values) for test in tests], pc.or_kleene)
 
     def _compare(
-        self, comparison: Comparison, column: "Column", operator: str, value: Value
+        self, comparison: ColumnComparison, column: "Column", operator: str, value: Value
     ) -> Callable[[Operand], Operand]:
         """What compares a column with one value."""
         operator = "==" if operator == "in" else operator
@@ -200,7 +200,7 @@ class RowFilter:
             self._refuse_value(value, "this number is too large or too small")
         return number
 
-    def _moment(self, comparison: Comparison, column: "Column", value: Value) -> Fraction:
+    def _moment(self, comparison: ColumnComparison, column: "Column", value: Value) -> Fraction:
         """A time in units of its column, since 1970."""
         try:
             moment = datetime.datetime.fromisoformat(value.text)
@@ -216,7 +216,7 @@ class RowFilter:
         seconds = since.days * 86_400 + since.seconds
         return (seconds * 10**6 + since.microseconds) / column.unit
 
-    def _refuse_kind(self, comparison: Comparison, reason: str) -> NoReturn:
+    def _refuse_kind(self, comparison: ColumnComparison, reason: str) -> NoReturn:
         column = self._columns[comparison.column]
         held = HELD.get(column.kind, str(column.type))
         held = "times" if column.is_time else held

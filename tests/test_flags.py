@@ -8,7 +8,7 @@ import pytest
 
 from raycap.errors import UserError
 from raycap.finishing import Finishing
-from raycap.flags import Answer, Flags, flags_of
+from raycap.flags import Flags, JudgedAnswer, flags_of
 from raycap.flags.languages import LANGUAGES
 from raycap.schema import FLAGS
 
@@ -78,12 +78,12 @@ def test_all_human_captions_get_hardly_any_flag(shared_data: Path) -> None:
 
 
 def test_flags_that_are_not_in_the_text() -> None:
-    good = Answer("A dog runs along the beach.", score=-1.0)
+    good = JudgedAnswer("A dog runs along the beach.", score=-1.0)
     assert flags_of(good, Flags(min_score=-1.0)) == []
     assert flags_of(good, Flags(min_score=-0.9)) == ["low_score"]
-    assert flags_of(Answer("A dog"), Flags(min_score=-0.9)) == [], "without a score"
-    assert flags_of(Answer("A dog", finish_reason="length"), Flags()) == ["cut_off"]
-    assert flags_of(Answer("A dog", finish_reason="stop"), Flags()) == []
+    assert flags_of(JudgedAnswer("A dog"), Flags(min_score=-0.9)) == [], "without a score"
+    assert flags_of(JudgedAnswer("A dog", finish_reason="length"), Flags()) == ["cut_off"]
+    assert flags_of(JudgedAnswer("A dog", finish_reason="stop"), Flags()) == []
 
 
 def test_flags_are_sorted_known_words() -> None:

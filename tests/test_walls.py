@@ -115,6 +115,15 @@ def test_house_rules_of_a_file() -> None:
         assert not FORBIDDEN_WORDS & set(module.split(".")), module
 
 
+def test_a_class_name_has_one_owner() -> None:
+    owners: dict[str, str] = {}
+    for module, path in MODULES.items():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef):
+                other = owners.setdefault(node.name, module)
+                assert other == module, f"{node.name} is a class of {other} and of {module}"
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """Imports at the top of a file; those inside functions are for what is loaded late."""
     graph: dict[str, set[str]] = {}

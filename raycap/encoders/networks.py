@@ -113,7 +113,7 @@ class InvertedResidual(nn.Module):
         return maps + result if self.has_shortcut else result
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2Network(nn.Module):
     """For small machines."""
 
     width = 1280  # of the last feature map
@@ -157,7 +157,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet34": lambda: ResNet(BasicBlock, (3, 4, 6, 3)),
     "resnet50": lambda: ResNet(Bottleneck, (3, 4, 6, 3)),
     "resnet101": lambda: ResNet(Bottleneck, (3, 4, 23, 3)),
-    "mobilenet_v2": MobileNetV2,
+    "mobilenet_v2": MobileNetV2Network,
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from raycap.finishing.options import Finish
 from raycap.finishing.reasoning import without_reasoning
 from raycap.finishing.text import finish_text
-from raycap.flags import Answer, Flags, flags_of
+from raycap.flags import Flags, JudgedAnswer, flags_of
 from raycap.options import to_plain
 
 __all__ = ["Finish", "FinishedCaption", "Finishing", "finish_text", "without_reasoning"]
@@ -64,6 +64,6 @@ class Finishing:
         """The caption of an answer. `more_flags` come from elsewhere, such as the captioner."""
         text, had_reasoning = without_reasoning(raw)
         caption = finish_text(text, self.finish)
-        answer = Answer(text, caption, finish_reason, score, had_reasoning)
+        answer = JudgedAnswer(text, caption, finish_reason, score, had_reasoning)
         found = {*flags_of(answer, self.flags, self.prompts), *more_flags}
         return FinishedCaption(caption, None if caption == raw else raw, sorted(found))

@@ -1,12 +1,12 @@
 """What may be wrong with a caption, judged from its text by fixed rules.
 
-    flags_of(Answer("I'm sorry, I can't help with that.", finish_reason="stop"), Flags())
+    flags_of(JudgedAnswer("I'm sorry, I can't help with that.", finish_reason="stop"), Flags())
         ->  ["refusal"]
 
 The words are in `raycap.schema.FLAGS`; `docs/flags.md` says how well they are found.
 """
 
-from raycap.flags.judge import Answer, flags_in_words, flags_of
+from raycap.flags.judge import JudgedAnswer, flags_in_words, flags_of
 from raycap.flags.options import Flags
 
-__all__ = ["Answer", "Flags", "flags_in_words", "flags_of"]
+__all__ = ["Flags", "JudgedAnswer", "flags_in_words", "flags_of"]

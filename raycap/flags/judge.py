@@ -29,7 +29,7 @@ NOTHING = frozenset(_NOTHING_TEXTS.split("|"))
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedAnswer:
     """What is known of one answer."""
 
     text: str  # without reasoning
@@ -39,7 +39,7 @@ class Answer:
     had_reasoning: bool = False
 
 
-def flags_of(answer: Answer, options: Flags, prompts: Sequence[str] = ()) -> list[str]:
+def flags_of(answer: JudgedAnswer, options: Flags, prompts: Sequence[str] = ()) -> list[str]:
     """The flags of an answer, sorted. `prompts` are the texts that were asked with.
 
     All but `empty` are about what the model wrote, and not about what finishing made of it.

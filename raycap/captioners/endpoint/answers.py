@@ -31,7 +31,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServerAnswer:
     """One paid call."""
 
     choices: tuple[Choice, ...]
@@ -62,7 +62,7 @@ def most_bytes(max_tokens: int, captions: int) -> int:
     return BYTES_BESIDE + max_tokens * captions * BYTES_PER_TOKEN
 
 
-def read_answer(body: bytes, name: str, key: ApiKey | None, start: str = "") -> Answer:
+def read_answer(body: bytes, name: str, key: ApiKey | None, start: str = "") -> ServerAnswer:
     """The answer in the body of a response with status 200. `name` is the model that was asked;
     "" takes an answer of any. `start` are the first words of the answer, which were sent."""
     data = _object(body, key)
@@ -75,7 +75,7 @@ def read_answer(body: bytes, name: str, key: ApiKey | None, start: str = "") -> 
         raise Fault(Kind.BAD_ANSWER, f"{UNUSABLE}: {quoted(str(said), key)}")
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    return Answer(
+    return ServerAnswer(
         tuple(_choice(choice, key, start) for choice in choices),
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raycap.captioners.asking import Candidate, Refused, ask_prompts
 from raycap.captioners.asynchronous import AsyncCaptioner
-from raycap.captioners.endpoint.answers import Answer, Choice
+from raycap.captioners.endpoint.answers import Choice, ServerAnswer
 from raycap.captioners.endpoint.chat_request import ChatRequests
 from raycap.captioners.endpoint.client import ChatClient
 from raycap.captioners.endpoint.faults import Fault
@@ -75,7 +75,7 @@ class EndpointCaptioner(AsyncCaptioner):
     async def _predict(self, data: bytes, digest: str, row: Mapping[str, Any]) -> Prediction:
         """All prompts, one after the other."""
         stages = self._options.stages
-        calls: list[Answer] = []
+        calls: list[ServerAnswer] = []
 
         async def ask(question: Question) -> list[Candidate]:
             wanted = self._options.num_captions if question.stage is stages[-1] else 1
@@ -102,10 +102,10 @@ class EndpointCaptioner(AsyncCaptioner):
 
     async def _answers(
         self, data: bytes, question: Question, wanted: int, digest: str, group: str
-    ) -> list[Answer]:
+    ) -> list[ServerAnswer]:
         """As many calls as it takes for all captions, mostly one."""
         endpoint = self._options.endpoint
-        answers: list[Answer] = []
+        answers: list[ServerAnswer] = []
         asked = list(question.draw())
         if asked:
             asked.append(f"temperature {question.temperature}")
@@ -142,7 +142,7 @@ class EndpointCaptioner(AsyncCaptioner):
             await self._journal.close()
 
 
-def _texts(answer: Answer) -> list[Choice]:
+def _texts(answer: ServerAnswer) -> list[Choice]:
     return [choice for choice in answer.choices if not choice.error]
 
 

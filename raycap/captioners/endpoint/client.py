@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from raycap.captioners.endpoint.answers import Answer, most_bytes, read_answer
+from raycap.captioners.endpoint.answers import ServerAnswer, most_bytes, read_answer
 from raycap.captioners.endpoint.chat_request import ChatRequests
 from raycap.captioners.endpoint.faults import Fault, Kind
 from raycap.captioners.endpoint.key import ApiKey
@@ -58,7 +58,9 @@ class ChatClient:
         self._servers.close()
         await self._session.close()
 
-    async def ask(self, picture: bytes, question: Question, seed: int, captions: int) -> Answer:
+    async def ask(
+        self, picture: bytes, question: Question, seed: int, captions: int
+    ) -> ServerAnswer:
         """The answer about a picture. Raises Fault if this picture has none, UserError if the
         others would have none either."""
         endpoint, fault = self._endpoint, None
@@ -129,7 +131,7 @@ class ChatClient:
         captions: int,
         seconds: float,
         expected: float,
-    ) -> Answer:
+    ) -> ServerAnswer:
         endpoint, began = self._endpoint, time.monotonic()
         most = most_bytes(question.stage.max_tokens, captions)
         url = f"{server.url}/chat/completions"

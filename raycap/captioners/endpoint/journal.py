@@ -21,7 +21,7 @@ import uuid
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from raycap.captioners.endpoint.answers import Answer
+from raycap.captioners.endpoint.answers import ServerAnswer
 from raycap.errors import UserError
 from raycap.storage import RunFolder
 
@@ -52,14 +52,14 @@ class Journal:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._worker, self._written = folder, uuid.uuid4().hex[:12], 0
-        self._known: OrderedDict[str, asyncio.Task[dict[str, Answer]]] = OrderedDict()
+        self._known: OrderedDict[str, asyncio.Task[dict[str, ServerAnswer]]] = OrderedDict()
         self._waiting: dict[str, list[str]] = {}
         self._threads = ThreadPoolExecutor(FILES_AT_ONCE, "journal")
         self._writing: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._failure: BaseException | None = None
 
-    async def find(self, group: str, call: str) -> Answer | None:
+    async def find(self, group: str, call: str) -> ServerAnswer | None:
         """The answer of a call that an earlier worker has kept."""
         group = _folder_name(group)
         if group not in self._known:
@@ -69,7 +69,7 @@ class Journal:
         self._known.move_to_end(group)
         return (await asyncio.shield(self._known[group])).get(call)
 
-    def keep(self, group: str, call: str, answer: Answer) -> None:
+    def keep(self, group: str, call: str, answer: ServerAnswer) -> None:
         """Writes an answer within the next second. Raises UserError if it could not be done
         before."""
         if self._failure is not None:
@@ -118,17 +118,17 @@ class Journal:
                 if not is_removed or not remaining:
                     raise
 
-    async def _read(self, group: str) -> dict[str, Answer]:
+    async def _read(self, group: str) -> dict[str, ServerAnswer]:
         loop = asyncio.get_running_loop()
         names = await loop.run_in_executor(self._threads, self._folder.names, group)
         reads = [loop.run_in_executor(self._threads, self._folder.read, name) for name in names]
-        found: dict[str, Answer] = {}
+        found: dict[str, ServerAnswer] = {}
         for content in await asyncio.gather(*reads):
             for line in (content or b"").splitlines():
                 # A power cut may leave a file of nothing.
                 with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
                     data = json.loads(line)
-                    found[data["call"]] = Answer.from_plain(data)
+                    found[data["call"]] = ServerAnswer.from_plain(data)
         if found:
             log.info("%d answers of an interrupted run are used again", len(found))
         return found
