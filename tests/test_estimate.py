@@ -1,6 +1,7 @@
 """--estimate and --dry-run: what a job takes, against a server whose speed, tokens and failures
 are known."""
 
+import asyncio
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from raycap.bulk.intervals import mean_interval, t_quantile, wilson_interval
 from raycap.bulk.measuring import Deployment, Measured, time_batches, time_requests
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.sampling import draw_rows
+from raycap.bulk.taken_keys import TakenKeys
 from raycap.cli import main
 from raycap.errors import UserError
 from raycap.sources import Folder, Shapes, Table
@@ -44,15 +46,20 @@ def test_tokens_money_and_failures_of_a_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each answer takes 90 tokens in and 4 out. Every tenth picture is refused."""
-    monkeypatch.setattr("raycap.bulk.estimate.PICTURES", 50)
+    monkeypatch.setattr("raycap.bulk.estimate.PICTURES", 20)
     folder = photos(tmp_path / "photos", range(70))
     refused: set[bytes] = set()
 
     async def every_tenth(server: ChatServer, request: ChatRequest, writer: Any) -> None:
         if len(server.asked) % 10 == 0:
             refused.add(request.picture)
-        behave = status(400) if request.picture in refused else good
-        await behave(server, request, writer)
+        if request.picture not in refused:
+            await good(server, request, writer)
+            return
+        while not server.answered:  # else the client asks whether the server is well
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        await status(400)(server, request, writer)
 
     with serving() as server:
         server.always = every_tenth
@@ -61,9 +68,9 @@ def test_tokens_money_and_failures_of_a_server(
         command += ["--out", str(tmp_path / "out")]
         prices = ["--price-in", "1000", "--price-out", "20000"]
         assert main([*command, "--estimate", *prices]) == 0
-        assert len(server.asked) == 50  # each once
+        assert len(server.asked) == 20  # each once
         printed = capsys.readouterr()
-        failed = len(refused) / 50
+        failed = len(refused) / 20
         found = words_and_numbers(printed.out)
         assert "70 pictures" in printed.out
         assert found["tokens in"][0] == pytest.approx(70 * 90 * (1 - failed), abs=1)
@@ -97,13 +104,22 @@ def test_tokens_money_and_failures_of_a_server(
         assert main([*other, "--dry-run", "--prompt", "Say more."]) == 0
         assert "is not known yet: --estimate" in capsys.readouterr().out
 
-        # Of a complete table there is nothing to ask for.
+        # Rows of the table count that this command is about, and no others.
+        assert main([*command, "--estimate", "--only", "key >= '00060.png'"]) == 0
+        assert "for 10 pictures" in capsys.readouterr().out
+        assert main([*command, "--estimate"]) == 0
+        printed = capsys.readouterr().out
+        assert "50 of them are in" in printed and "for 20 pictures" in printed
+
+        # Of a complete table there is nothing to ask for, unless it is made again.
         assert main(command) == 0
         asked = len(server.asked)
         capsys.readouterr()
         assert main([*command, "--estimate"]) == 0
         assert f"{tmp_path / 'out'} holds all of them" in capsys.readouterr().out
         assert len(server.asked) == asked
+        assert main([*command, "--estimate", "--overwrite"]) == 0
+        assert "for 70 pictures" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -278,9 +294,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 def test_pictures_are_drawn_over_the_whole_source_and_counted() -> None:
     options = CaptionOptions()
-    drawn = draw_rows(Shapes(count=600), options, 200)
+    drawn = draw_rows(Shapes(count=600), options, 200, TakenKeys())
     assert (drawn.total, drawn.is_exact, len(drawn.rows)) == (600, True, 200)
-    again = draw_rows(Shapes(count=600), options, 200)
+    again = draw_rows(Shapes(count=600), options, 200, TakenKeys())
     assert drawn.rows.equals(again.rows)
     numbers = [int(key) for key in re.findall(r"\d+", " ".join(drawn.rows["key"].to_pylist()))]
     assert 240 < np.mean(numbers) < 360, "not the first ones"
@@ -292,15 +308,21 @@ def test_a_source_that_takes_long_is_listed_in_parts(tmp_path: Path) -> None:
         for number in range(20):
             (tmp_path / name / f"{number}.jpg").touch()
     source = Folder(str(tmp_path))
-    assert draw_rows(source, CaptionOptions(), 50).total == 160
-    few = draw_rows(source, CaptionOptions(), 50, seconds=-1)  # one table, and no more
+    assert draw_rows(source, CaptionOptions(), 50, TakenKeys()).total == 160
+    few = draw_rows(
+        source, CaptionOptions(), 50, TakenKeys(), seconds=-1
+    )  # one table, and no more
     assert not few.is_exact
     assert 0 < len(few.rows) <= 50
     (tmp_path / "t.jsonl").write_text(
         "".join(f"{json.dumps({'url': f'http://h/{n}', 'n': n})}\n" for n in range(2000))
     )
-    listed = draw_rows(Table(str(tmp_path / "t.jsonl")), CaptionOptions(only="n >= 500"), 50)
+    listed = draw_rows(
+        Table(str(tmp_path / "t.jsonl")), CaptionOptions(only="n >= 500"), 50, TakenKeys()
+    )
     assert (listed.total, listed.is_exact) == (1500, True)
-    start = draw_rows(Table(str(tmp_path / "t.jsonl")), CaptionOptions(), 50, seconds=-1)
+    start = draw_rows(
+        Table(str(tmp_path / "t.jsonl")), CaptionOptions(), 50, TakenKeys(), seconds=-1
+    )
     assert not start.is_exact
     assert "how many follow is not known" in start.how

@@ -4,6 +4,10 @@ The pictures are drawn over the whole source (`sampling`) and captioned by one w
 (`measuring`). What they took is extrapolated to all rows (`extrapolation`).
 """
 
+import functools
+
+import pyarrow.parquet as pq
+
 from raycap.bulk.estimate_text import text_of
 from raycap.bulk.extrapolation import extrapolate
 from raycap.bulk.identity import differences_from
@@ -13,6 +17,7 @@ from raycap.bulk.options import CaptionOptions
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.sampling import draw_rows
 from raycap.bulk.table import OutputTable
+from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
@@ -31,18 +36,19 @@ def estimate_job(
     `out` may hold rows of it already. `limits` are the most requests and the most tokens in a
     minute, of all workers; 0 for none.
     """
-    drawn = draw_rows(job.source, job.options, PICTURES)
+    record = None if job.options.overwrite else out.read_json(RUN)
+    if record is not None and differences_from(as_recorded(job, record), record):
+        record = None  # of another run
+    taken = TakenKeys()
+    if record is not None:
+        _add_keys(OutputTable(out / job.table), taken)
+    drawn = draw_rows(job.source, job.options, PICTURES, taken)
     if not len(drawn.rows):
         narrowed = f" that fits --only {job.options.only}" if job.options.only else ""
         raise UserError(f"{job.source.path} holds no row{narrowed}")
-    record = out.read_json(RUN)
-    if record is not None and differences_from(as_recorded(job, record), record):
-        record = None  # of another run
-    held = sum(file.rows for file in OutputTable(out / job.table).files()) if record else 0
-    rows = drawn.total - held
-    if rows <= 0 and drawn.is_exact:
+    rows = drawn.total - drawn.held
+    if rows == 0 and drawn.is_exact:
         return f"{drawn.total:,} pictures in {job.source.path}: {out} holds all of them\n"
-    rows = max(0, rows)
     with Machines(job.cluster) as machines:
         machines.check_visible(local_source(job.source))
         job = resolve_precision(job, record, out, machines.choose_precision)
@@ -52,4 +58,11 @@ def estimate_job(
         )
         deployment, measured = machines.on_worker(job, drawn.rows, rows)
     estimate = extrapolate(measured, deployment, rows, prices, limits)
-    return text_of(job, out, drawn, held, measured, deployment, estimate, prices)
+    return text_of(job, out, drawn, measured, deployment, estimate, prices)
+
+
+def _add_keys(table: OutputTable, taken: TakenKeys) -> None:
+    """Add the keys of the rows of a table."""
+    read = functools.partial(pq.read_table, columns=["key"])
+    for file in table.files():
+        taken.add(table.folder.reading(file.path, read)["key"])

@@ -18,19 +18,18 @@ def text_of(
     job: TableJob,
     out: RunFolder,
     drawn: DrawnRows,
-    held: int,
     measured: Measured,
     deployment: Deployment,
     estimate: Estimate,
     prices: CaptionOptions,
 ) -> str:
-    """The whole text of --estimate. `held` is how many rows are in `out` already."""
+    """The whole text of --estimate."""
     about = "" if drawn.is_exact else "about "
     counts = count_rows(measured.made)
     rate = estimate.rows / max(estimate.hours.mean * 3600, 1e-9)
     lines = [
         f"{about}{drawn.total:,} pictures in {job.source.path} ({drawn.how})",
-        *([f"{held:,} of them are in {out} already"] if held else []),
+        *([f"{about}{drawn.held:,} of them are in {out} already"] if drawn.held else []),
         f"{len(measured.made)} captioned, {counts.failed} failed",
         *reason_lines(counts),
         f"for {estimate.rows:,} pictures, with 95% intervals:",
