@@ -257,9 +257,9 @@ class Campaign:
             process = self.start(command, out, Fault(step=step))
             reader.watch([process])
         else:
-            began = time.monotonic()
+            moment = chance.uniform(0.2, self._seconds(case.operation))
+            end = time.monotonic() + moment
             process = self.start(command, out, Fault())
-            end = began + chance.uniform(0.2, self._seconds(case.operation))
             reader.watch([process], end)
             process.kill()
             process.join()
