@@ -100,7 +100,8 @@ class Encoder(nn.Module):
         pixels = pixels.to(self.scale.device, non_blocking=True)
         some = self._pictures_at_once(pixels)
         if len(pixels) > some:
-            parts = [self(part) for part in pixels.split(some)]
+            starts = range(0, len(pixels), some)
+            parts = [self(pixels[start : start + some]) for start in starts]
             return Features(*(torch.cat(part) for part in zip(*parts, strict=True)))
         colours = pixels.to(torch.float32, memory_format=torch.channels_last)
         colours = torch.addcmul(self.shift, colours, self.scale)  # [B, 3, S, S]

@@ -32,9 +32,9 @@ def beam_search(
     """The `best` captions of each picture in `memory`. With `word_bonus` [B, V], `total` and
     `score` contain it until the end."""
     some = next(iter(memory.values()))  # any tensor of the memory: [B, ...]
-    state = decoder.initial_state(memory, options.width)
+    state = decoder.initial_state(memory, 1)
     beams = empty_captions(len(some), options.width, options.max_length, some.device)
-    # Before the first word all beams of a picture are the same: only one of them may continue.
+    # Only one of the beams may continue as long as all of them are the same.
     beams["total"][:, 0] = 0.0
     ended = empty_captions(len(some), options.best, options.max_length, some.device)
     if word_bonus is not None:
@@ -49,7 +49,10 @@ def beam_search(
     last_words = torch.full_like(beams["words"][..., 0], START)
     results = []
     for position in range(options.max_length):
-        step = decoder.step(last_words, state, memory)
+        if position == 0:  # all beams of a picture are the same
+            step = _for_each_beam(decoder.step(last_words[:, :1], state, memory), options.width)
+        else:
+            step = decoder.step(last_words, state, memory)
         if attention and position == 0 and step.attention is not None:
             add_attention(beams, step.attention)
             add_attention(ended, step.attention)
@@ -87,6 +90,17 @@ def _without_bonus(options: Beam, captions: Tensors) -> Tensors:
     score = captions["bonus"] / lengths**options.length_penalty
     own = {"total": captions["total"] - captions["bonus"], "score": captions["score"] - score}
     return captions | own
+
+
+def _for_each_beam(step: DecoderStep, width: int) -> DecoderStep:
+    """The step of one caption of each picture [B, 1, ...] as that of `width` beams."""
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.expand(-1, width, *tensor.shape[2:])
+
+    state = {name: repeated(part) for name, part in step.state.items()}
+    attention = None if step.attention is None else repeated(step.attention)
+    return DecoderStep(repeated(step.logits), state, attention)
 
 
 def _best_continuations(

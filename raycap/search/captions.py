@@ -14,6 +14,10 @@ from raycap.search import Hypothesis, SearchOptions
 from raycap.vocabulary import END, PAD, START, UNK
 
 
+# From one in so many pictures that are done, the others are copied to a smaller batch.
+SHARE_DONE = 12
+
+
 class SearchResult(NamedTuple):
     """N captions of each of B pictures, best first. Missing ones have a log-probability of
     -inf."""
@@ -110,7 +114,7 @@ def best_first(captions: Tensors, count: int) -> Tensors:
 def enough_done(done: Tensor) -> bool:
     """Whether enough pictures [B] are done to make it worth copying the others to a smaller
     batch."""
-    return 4 * int(done.sum()) >= len(done)
+    return SHARE_DONE * int(done.sum()) >= len(done)
 
 
 def search_result(parts: Sequence[Tensors]) -> SearchResult:
