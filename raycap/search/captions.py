@@ -13,7 +13,6 @@ from raycap.decoders.decoder import Tensors
 from raycap.search import Hypothesis, SearchOptions
 from raycap.vocabulary import END, PAD, START, UNK
 
-
 # From one in so many pictures that are done, the others are copied to a smaller batch.
 SHARE_DONE = 12
 
