@@ -12,6 +12,7 @@ import torch
 from raycap import Captioner
 from raycap.captioners import Caption
 from raycap.cli import main
+from raycap.flags import flags_in_words
 from raycap.shipped import NAME, place_of
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
@@ -98,11 +99,13 @@ def test_a_folder_needs_nothing_but_its_name(
     assert "raycap: the model runs in this process" in run.err, "for so few, Ray is not started"
     table = pq.read_table(tmp_path / "captions" / "samples" / "captions").sort_by("key")
     # Arithmetic may round another way in a batch of another size.
-    found = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+    keys = table["key"].to_pylist()
+    found = dict(zip(keys, table["caption"].to_pylist(), strict=True))
     assert sum(found[name] == captions[name] for name in captions) >= len(captions) - 1
     page = (tmp_path / "captions" / "samples" / "gallery.html").read_text()
     for name, caption in found.items():
-        assert f"{name}: {caption}\n" in run.out
+        flags = flags_in_words(dict(zip(keys, table["flags"].to_pylist(), strict=True))[name])
+        assert f"{name}: {caption}{flags}\n" in run.out
         assert caption in page
 
 
