@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from raycap.metrics.cider import LONGEST
 from raycap.metrics.ngrams import Captions, Ints
-from raycap.metrics.scores import Floats
+
+Floats = NDArray[np.floating]
 
 FEWEST_PHOTOS = 3  # that must have an n-gram in their captions
 MOST_WEIGHT = 255
@@ -77,7 +78,8 @@ class GramVectors:
         before = np.cumsum(sizes) - sizes
         own = np.arange(int(sizes.sum())) + np.repeat(self._ends[rows] - sizes - before, sizes)
         amounts = self.gram_weights[own] * np.repeat(weights / MOST_WEIGHT, sizes)
-        return np.bincount(self.gram_places[own], amounts, len(self.gram_hashes) + 1)
+        size = len(self.gram_hashes) + 1
+        return np.asarray(np.bincount(self.gram_places[own], amounts, size), np.float64)
 
     def _places(self, hashes: NDArray[np.uint32]) -> Ints:
         """In the table; its length for an n-gram that is not in it."""

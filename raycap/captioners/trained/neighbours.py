@@ -89,8 +89,9 @@ class Neighbours:
     def _weights(self, likeness: Floats) -> Floats:
         """Of photos with these cosines [..., K]; they sum to 1."""
         sharpness = SHARPNESS * np.sqrt(self.vectors.shape[1])
-        weights: Floats = np.exp(sharpness * (likeness - likeness.max(-1, keepdims=True)))
-        return weights / weights.sum(-1, keepdims=True)
+        weights = np.exp(sharpness * (likeness - likeness.max(-1, keepdims=True)))
+        shares: Floats = weights / weights.sum(-1, keepdims=True)
+        return shares
 
     def familiar(self, vectors: Floats) -> Floats:
         """How much of what pictures with the features [B, D] have apart from the mean lies in the
@@ -192,7 +193,7 @@ def from_file(content: bytes, width: int, words: int, name: str) -> Neighbours:
         arrays = safetensors.numpy.load(content)
     except (ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise UserError(f"{name} is no whole safetensors file: {again}") from error
-    if metadata.get("format") not in map(str, range(OLDEST_FORMAT, FORMAT + 1)):
+    if metadata.get("format") not in [str(one) for one in range(OLDEST_FORMAT, FORMAT + 1)]:
         raise UserError(
             f"{name} has format {str(metadata.get('format'))[:20]!r}, this raycap reads "
             f"{OLDEST_FORMAT} to {FORMAT}: use the raycap that wrote it, or train the captioner "
