@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +117,26 @@ def test_drawings_are_of_the_photo_and_replace_only_their_own_kind(
     assert Path("00000.captioned.png").read_bytes() == before
 
 
+@pytest.mark.parametrize("source", ["folder", "embedded"])
+def test_the_first_pictures_of_a_table_are_drawn(
+    source: str, folder: Path, model: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From files, and from a source that holds its pictures itself."""
+    Path("shapes.yaml").write_text("source: {kind: shapes, count: 5}\n")
+    named = ["photos"] if source == "folder" else ["--config", "shapes.yaml"]
+    (folder / "00000.png").write_bytes(b"no picture")
+    command = ["caption", *named, "--model", str(model), "--out", "out", "--show"]
+    assert main([*command, "--show-most", "2"]) == (1 if source == "folder" else 0)
+    assert "drawn: 2 pictures in" in capsys.readouterr().out
+    files = sorted(path.name for path in Path("out/drawn").iterdir())
+    table = pq.read_table("out/captions", columns=["key", "caption"]).to_pylist()
+    captions = {row["key"].partition(".")[0]: row["caption"] for row in table if row["caption"]}
+    assert files == [f"{name}.captioned.png" for name in sorted(captions)[:2]]
+    for file in files:
+        with Image.open(Path("out/drawn", file)) as drawing:
+            assert drawing.info["Title"] == captions[file.partition(".")[0]]
+
+
 @given(
     st.lists(st.text("abcdefgh", min_size=1, max_size=30), min_size=1, max_size=30),
     st.integers(60, 600),
@@ -142,7 +163,7 @@ def test_every_shape_of_photo_is_drawn(size: tuple[int, int]) -> None:
         (["photos/00000.png", "--also", "jsonl"], "only a table has that; give --out"),
         (["photos/00000.png", "--split", "dev", "--true-words"], "only a table"),
         (["photos/00000.png", "photos/00001.png", "--out", "x"], "leave out --out"),
-        (["photos/00000.png", "--out", "x", "--show"], "`raycap report`"),
+        (["photos", "--out", "s3://bucket/x", "--show"], "`raycap report`"),
         (["photos/00000.png", "photos"], "is a folder"),
         (["photos/none.png"], "no such file"),
     ],

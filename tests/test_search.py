@@ -1,5 +1,6 @@
 """Searches: they equal simple ones, in a batch or alone, and scores are the model's own."""
 
+import dataclasses
 import functools
 import itertools
 import subprocess
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from slow_search import slow_beam
 from test_decoders import POSITIONS, VARIANTS, WIDTH, built, captions, pictures, train
 
+from raycap.bulk.options import CaptionOptions
 from raycap.decoders import Recurrent
 from raycap.errors import UserError
-from raycap.search import SEARCHES, Beam, Greedy, Sample
+from raycap.search import SEARCHES, Beam, Greedy, Sample, SearchOptions
 from raycap.vocabulary import END, PAD, START, UNK
 
 variants = pytest.mark.parametrize("name", VARIANTS)
@@ -384,3 +386,15 @@ def test_impossible_options_are_refused(kind, wrong, message):
 def test_options_are_read_without_torch():
     code = "import raycap.decoders, raycap.search, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", SEARCHES.values(), ids=SEARCHES)
+def test_a_beam_in_place_of_another_search_keeps_its_rules(kind):
+    rules = {"no_repeat_ngram": 2, "no_stutter": True, "allow_unknown": True, "mirror": True}
+    trained = kind(max_length=17, min_length=3, **rules)
+    chosen = CaptionOptions(beam=4).search(None, trained)
+    assert isinstance(chosen, Beam) and chosen.width == 4
+    shared = {field.name for field in dataclasses.fields(SearchOptions)}
+    assert {name: getattr(chosen, name) for name in shared} == {
+        name: getattr(trained, name) for name in shared
+    }

@@ -10,7 +10,7 @@ from raycap.errors import UserError
 from raycap.expressions import parse
 from raycap.options import nearest
 from raycap.schema import ANY_FLAG, FAILURES
-from raycap.search import Beam, SearchChoice
+from raycap.search import Beam, SearchChoice, SearchOptions
 from raycap.sinks import SinkName, TextMode
 
 
@@ -156,7 +156,10 @@ class CaptionOptions(BulkOptions):
     with the end of each caption). `raycap evaluate` computes loss, token accuracy and perplexity
     from them."""
     show: bool = False
-    """For single photos: draw each with its caption below it, NAME.captioned.png."""
+    """Draw each photo with its caption below it: NAME.captioned.png; of a table the first
+    --show-most ones, into OUT/drawn."""
+    show_most: int = 50
+    """For --show of a table: how many photos are drawn."""
     photos: tuple[str, ...] = ()
     """Single photos instead of a source: paths or URLs."""
     columns: tuple[str, ...] = ()
@@ -187,7 +190,7 @@ class CaptionOptions(BulkOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("beam", "num_captions"):
+        for name in ("beam", "num_captions", "show_most"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {value}: give at least 1")
@@ -221,6 +224,9 @@ class CaptionOptions(BulkOptions):
         if isinstance(chosen, Beam):
             beam = chosen
         else:
-            beam = Beam(max_length=chosen.max_length, min_length=chosen.min_length)
+            # A beam search in place of another one keeps the rules that all searches have.
+            shared = {field.name for field in dataclasses.fields(SearchOptions)}
+            rules = {name: getattr(chosen, name) for name in shared}
+            beam = Beam(**rules)
         best = self.num_captions or min(beam.best, self.beam or beam.width)
         return dataclasses.replace(beam, width=self.beam or max(beam.width, best), best=best)

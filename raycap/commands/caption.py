@@ -56,12 +56,13 @@ def caption(config: Config) -> int:
             "a table is made of one source: give the photos' folder or a list of them, or leave "
             "out --out"
         )
-    if options.show:
-        raise UserError(
-            "--show draws single photos; of a table, `raycap report` makes a page: leave it out"
-        )
     options = dataclasses.replace(options, out=options.out or _default_out(config.source))
-    output_folder(options.out)  # it may be refused: before Ray is started
+    folder = output_folder(options.out)  # it may be refused: before Ray is started
+    if options.show and not folder.is_local:
+        raise UserError(
+            f"--show draws into {options.out}/drawn, a folder on this machine: leave it out, and "
+            "see the pictures with `raycap report`"
+        )
     return _caption_table(dataclasses.replace(config, caption=options))
 
 
@@ -79,7 +80,7 @@ def _caption_table(config: Config) -> int:
     from raycap.bulk.captions import captions_job
     from raycap.bulk.exports import write_exports
     from raycap.bulk.run import run_job
-    from raycap.commands.show_table import show_table
+    from raycap.commands.show_table import draw_table, show_table
     from raycap.sinks import SinkSettings
 
     captioner = read_captioner(config)
@@ -120,6 +121,8 @@ def _caption_table(config: Config) -> int:
     code = run_job(job, {"model": options.model})
     if not options.dry_run:
         show_table(config)
+        if options.show:
+            draw_table(config, source)
     return code
 
 

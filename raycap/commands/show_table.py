@@ -1,17 +1,27 @@
 """What is shown of a finished table of captions: a few captions are printed, up to 1,000 pictures
 get a page."""
 
+import contextlib
 import dataclasses
+import hashlib
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raycap.bulk.job import FACTS
 from raycap.config import Config
 from raycap.errors import UserError
 from raycap.evaluation.captions import read_captions
+from raycap.fetch import Fetcher
 from raycap.fetch.trust import ONLY_WEB
 from raycap.flags import flags_in_words
+from raycap.images.guard import read_guarded
+from raycap.report import drawing
 from raycap.report.options import Report
 from raycap.report.page import write_page
+from raycap.schema import SUCCESS
+from raycap.sources import Source
 from raycap.storage import RunFolder
 from raycap.terminal import printable, write_err, write_out
 from raycap.uris import has_scheme
@@ -19,6 +29,8 @@ from raycap.uris import has_scheme
 # Rows, at most.
 PRINTED, ON_A_PAGE = 50, 1000
 PAGE = "gallery.html"
+DRAWN = "drawn"
+DRAWN_AT_ONCE, REASONS = 8, 5
 
 
 def show_table(config: Config) -> None:
@@ -47,6 +59,44 @@ def show_table(config: Config) -> None:
             write_out(page)
     except UserError as error:
         write_err(f"raycap: the table is whole, but cannot be shown: {error}\n")
+
+
+def draw_table(config: Config, source: Source) -> None:
+    """Draw the first pictures of the table, each with its caption, into OUT/drawn."""
+    out = Path(RunFolder(config.caption.out).path())
+    rows = read_captions(str(out / "captions"), "captions").rows
+    rows = rows.filter(pc.equal(rows["status"], SUCCESS)).sort_by("key")
+    rows = rows.slice(0, config.caption.show_most)
+    (out / DRAWN).mkdir(exist_ok=True)
+    reasons = []
+    with Fetcher(config.fetch, source.trust) as fetcher:
+        for start in range(0, len(rows), DRAWN_AT_ONCE):
+            batch = rows.slice(start, DRAWN_AT_ONCE)
+            pictures = _bytes_of(batch, source, fetcher)
+            for row, data in zip(batch.to_pylist(), pictures, strict=True):
+                whole = read_guarded(data, config.reading, None)
+                if whole.pixels is None:
+                    reasons.append(f"{row['key']}: {whole.error}")
+                    continue
+                digest = hashlib.sha256(data).hexdigest()
+                file = drawing.free_path(row["key"], digest, "captioned", out / DRAWN)
+                notes = {drawing.PHOTO: digest, "Title": row["caption"]}
+                drawing.save(drawing.draw(whole.pixels, row["caption"]), file, notes)
+    write_out(f"drawn: {len(rows) - len(reasons):,} pictures in {out / DRAWN}\n")
+    for reason in reasons[:REASONS]:
+        write_err(f"raycap: not drawn: {printable(reason)}\n")
+
+
+def _bytes_of(rows: pa.Table, source: Source, fetcher: Fetcher) -> list[bytes]:
+    """The pictures of these rows; empty where there is none any more."""
+    found = [picture.data for picture in fetcher.fetch_all(rows["uri"].to_pylist())]
+    absent = [number for number, data in enumerate(found) if not data]
+    if absent:  # perhaps they lie in the source itself
+        with contextlib.suppress(UserError, OSError, ValueError):
+            embedded = source.embedded_pictures(rows.take(absent).select(["key", "uri"]))
+            for number, data in zip(absent, embedded, strict=True):
+                found[number] = data or b""
+    return found
 
 
 def _page_of(out: RunFolder, config: Config) -> Report:

@@ -48,17 +48,17 @@ def save(drawing: Image.Image, path: Path, notes: dict[str, str]) -> None:
         drawing.save(part, "png", pnginfo=texts)
 
 
-def free_path(photo: str, digest: str, what: str) -> Path:
+def free_path(photo: str, digest: str, what: str, folder: Path = Path()) -> Path:
     """The file for a drawing of the photo, a path or URL whose bytes have this digest:
-    NAME.WHAT.png in the working folder, or NAME-2.WHAT.png and so on where that is another file.
+    NAME.WHAT.png in the folder, or NAME-2.WHAT.png and so on where that is another file.
     An older drawing of the photo is replaced."""
     stem = (
         re.sub(r"[^\w.-]+", "_", Path(name_of(photo)).stem)[:LONGEST_NAME].lstrip(".") or "photo"
     )
-    path, number = Path(f"{stem}.{what}.png"), 1
+    path, number = folder / f"{stem}.{what}.png", 1
     while path.exists() and _photo_of(path) != digest:
         number += 1
-        path = Path(f"{stem}-{number}.{what}.png")
+        path = folder / f"{stem}-{number}.{what}.png"
     return path
 
 
