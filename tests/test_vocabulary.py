@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import pickle
+import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -22,6 +25,7 @@ from raycap.vocabulary import (
     Vocabulary,
     VocabularyOptions,
     load_glove,
+    tokenisers,
 )
 
 EVERY_WORD = VocabularyOptions(min_count=1)
@@ -261,3 +265,85 @@ def test_real_captions_and_vectors(shared_data: Path) -> None:
     assert 2500 < len(vocabulary) < 3000 and vocabulary.words[4] == "a"
     assert glove.found / glove.total > 0.99 and glove.malformed_count == 0
     assert glove.matrix.shape == (len(vocabulary), 100)
+
+
+# Tokenisers
+
+
+CAPTIONS = [
+    "A skateboarder rides his skateboard .",
+    "two skateboarders on boards",
+    "the rider boards a boat",
+    "a boat and two riders",
+]
+
+
+def subwords(size=40):
+    options = VocabularyOptions(tokeniser="subwords", min_count=1, max_size=size)
+    return Vocabulary.build(CAPTIONS, options)
+
+
+def test_subwords_give_back_every_caption_of_known_characters():
+    vocabulary = subwords()
+    assert len(vocabulary) <= 44
+    longer = 0
+    for caption in [*CAPTIONS, "boards ride a skater"]:
+        words = vocabulary.cleaning.words(caption)
+        numbers = vocabulary.encode(caption)
+        longer += len(numbers) - 2 - len(words)
+        assert vocabulary.decode(numbers[1:]) == " ".join(words)
+    assert longer > 0  # some words are in pieces
+    assert UNK in vocabulary.encode("жук")
+
+
+def test_subwords_survive_their_file_and_the_way_to_a_worker():
+    vocabulary = subwords()
+    numbers = vocabulary.encode(CAPTIONS[0])
+    again = Vocabulary.from_json(vocabulary.to_json())
+    sent = pickle.loads(pickle.dumps(vocabulary))
+    for other in (again, sent):
+        assert other == vocabulary and other.encode(CAPTIONS[0]) == numbers
+    assert json.loads(vocabulary.to_json())["format"] == 2
+    words = Vocabulary.build(CAPTIONS, EVERY_WORD)
+    assert json.loads(words.to_json())["format"] == 1  # as earlier versions wrote it
+
+
+def test_subwords_do_not_depend_on_the_order_of_the_captions():
+    options = VocabularyOptions(tokeniser="subwords", min_count=1, max_size=40)
+    assert Vocabulary.build(reversed(CAPTIONS), options) == subwords()
+
+
+def test_glove_has_vectors_of_whole_words_only(tmp_path):
+    vocabulary = subwords()
+    assert "\u2581a" in vocabulary.words and "board" not in vocabulary.whole_words()
+    file = tmp_path / "glove.txt"
+    file.write_text("a 1 2\nboard 3 4\n")
+    vectors = load_glove(str(file), vocabulary)
+    assert vectors.matrix[vocabulary.words.index("\u2581a")].tolist() == [1, 2]
+    assert vectors.found == 1
+
+
+def test_coverage_counts_words_that_become_unknown():
+    vocabulary = Vocabulary.build(["a dog", "a cat", "a dog"], VocabularyOptions(min_count=2))
+    counts = Counter(["a", "a", "dog", "cat", "bird", "bird"])
+    assert vocabulary.coverage(counts) == (2, 2, 3)
+    assert subwords().coverage(Counter({"board": 2, "skate": 1, "жук": 4})) == (2, 1, 4)
+
+
+def test_spacy_splits_endings_off():
+    pytest.importorskip("spacy", reason="raycap[spacy] is not installed")
+    caption = "A man's t-shirt isn't 3.5 metres long!"
+    options = VocabularyOptions(tokeniser="spacy", min_count=1)
+    vocabulary = Vocabulary.build([caption], options)
+    assert vocabulary.split(caption) == [
+        *("a", "man", "'s", "t", "shirt", "is", "n't", "3.5", "metres", "long")
+    ]
+    assert Vocabulary.from_json(vocabulary.to_json()).encode(caption) == vocabulary.encode(caption)
+
+
+@pytest.mark.parametrize("tokeniser, package", [("spacy", "spacy"), ("subwords", "tokenizers")])
+def test_a_tokeniser_that_is_not_installed_names_its_extra(tokeniser, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    tokenisers._spacy.cache_clear()
+    with pytest.raises(UserError, match=rf"raycap\[{tokeniser}\]"):
+        Vocabulary.build(["a dog"], VocabularyOptions(tokeniser=tokeniser, min_count=1))

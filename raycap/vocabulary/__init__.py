@@ -2,12 +2,14 @@
 
 from raycap.vocabulary.cleaning import Cleaning
 from raycap.vocabulary.glove import GloveVectors, load_glove
+from raycap.vocabulary.tokenisers import word_splitter
 from raycap.vocabulary.words import (
     END,
     PAD,
     SPECIAL_TOKENS,
     START,
     UNK,
+    Coverage,
     Vocabulary,
     VocabularyOptions,
 )
@@ -19,8 +21,10 @@ __all__ = [
     "START",
     "UNK",
     "Cleaning",
+    "Coverage",
     "GloveVectors",
     "Vocabulary",
     "VocabularyOptions",
     "load_glove",
+    "word_splitter",
 ]

@@ -37,8 +37,7 @@ class Cleaning:
 
     def words(self, caption: str) -> list[str]:
         """The words of `caption` in their order."""
-        text = caption.lower() if self.lowercase else caption
-        text = unicodedata.normalize("NFC", text).replace("\u2019", "'")  # one spelling per word
+        text = self.normalised(caption)
         # By Unicode category: \w would cut the vowel signs out of Hindi and Thai words.
         marks = {character for character in text if unicodedata.category(character)[0] in "PS"}
         if self.keep_joined:
@@ -51,7 +50,15 @@ class Cleaning:
         words = text.translate(replacements).split()
         if self.keep_joined and self.remove_punctuation:
             words = [word if word in _ENDINGS else word.strip("-'") for word in words]
-        words = [word for word in words if word]
+        return self.kept([word for word in words if word])
+
+    def normalised(self, caption: str) -> str:
+        """The caption with one spelling for each word."""
+        text = caption.lower() if self.lowercase else caption
+        return unicodedata.normalize("NFC", text).replace("\u2019", "'")
+
+    def kept(self, words: list[str]) -> list[str]:
+        """The words that are not dropped, up to `max_words`."""
         if self.drop_single_letters:
             words = [word for word in words if len(word) > 1]
         if self.drop_numbers:

@@ -60,8 +60,8 @@ class _Reader:
 
     def __init__(self, path: str, vocabulary: Vocabulary) -> None:
         self.path = path
-        self.words = vocabulary.words[len(SPECIAL_TOKENS) :]
-        self.wanted = {word.encode(): index for index, word in enumerate(self.words)}
+        self.words = vocabulary.whole_words()
+        self.wanted = {word.encode(): index for index, word in enumerate(self.words) if word}
         self.rows: dict[int, npt.NDArray[np.float32]] = {}  # index in `words` -> [E]
         self.width = 0  # numbers in a line, as in the first one
         self.lines = 0
@@ -133,7 +133,9 @@ class _Reader:
             matrix,
             found=len(self.rows),
             total=len(self.words),
-            missing=tuple(word for i, word in enumerate(self.words) if i not in self.rows),
+            missing=tuple(
+                word for i, word in enumerate(self.words) if word and i not in self.rows
+            ),
             malformed=tuple(self.malformed),
             malformed_count=self.malformed_count,
         )

@@ -3,20 +3,31 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, get_args
 
 from raycap.errors import UserError
 from raycap.storage import whole_file
 from raycap.vocabulary.cleaning import Cleaning
+from raycap.vocabulary.tokenisers import (
+    START_OF_WORD,
+    SUBWORDS,
+    Merges,
+    TokeniserName,
+    joined,
+    learn_subwords,
+    subword_splitter,
+    word_splitter,
+)
 
 # Never change these: captioner folders, search and training rely on them.
 PAD, START, END, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
-FORMAT = 1  # of the JSON file
+# Of the JSON file. A vocabulary of words at spaces has format 1, which earlier versions read too.
+FORMAT, FORMAT_OF_WORDS = 2, 1
 
 
 @dataclass(frozen=True)
@@ -25,11 +36,16 @@ class VocabularyOptions:
 
     cleaning: Cleaning = field(default_factory=Cleaning)
     """How a caption becomes words."""
+    tokeniser: TokeniserName = "words"
+    """What a word is: words (split at spaces), spacy (spaCy's rules for English: man's is man and
+    's; needs raycap[spacy]), or subwords (pieces of words, learned from the captions; needs
+    raycap[subwords])."""
     min_count: int = 5
-    """Words that occur fewer times in the training captions become <unk>."""
+    """Words that occur fewer times in the training captions become <unk>; of subwords: pairs that
+    occur fewer times stay apart."""
     max_size: int | None = None
     """Maximum number of words without special tokens, the most frequent first; None for no
-    limit."""
+    limit, of subwords for 5,000."""
     glove: str = ""
     """GloVe text file (path or URI, also .gz and .zip) with the initial embeddings; empty for
     none."""
@@ -45,12 +61,22 @@ class VocabularyOptions:
             )
 
 
+class Coverage(NamedTuple):
+    """How much of some captions a vocabulary knows."""
+
+    known: int  # different words that it has
+    cut: int  # different words that it lacks
+    unknown: int  # words of the captions that become <unk>
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The words in the order of their numbers, special tokens first, and their cleaning."""
 
     words: tuple[str, ...]
     cleaning: Cleaning = field(default_factory=Cleaning)
+    tokeniser: TokeniserName = "words"
+    merges: Merges = ()  # of subwords, in the order in which they are applied
 
     def __post_init__(self) -> None:
         if self.words[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
@@ -64,13 +90,23 @@ class Vocabulary:
     def build(cls, captions: Iterable[str], options: VocabularyOptions) -> Self:
         """The words of `captions` by decreasing count, then alphabetically."""
         counts: Counter[str] = Counter()
+        split = word_splitter(options.tokeniser, options.cleaning)
         for caption in captions:
-            counts.update(options.cleaning.words(caption))
+            counts.update(split(caption))
+        return cls.of_counts(counts, options)
+
+    @classmethod
+    def of_counts(cls, counts: Counter[str], options: VocabularyOptions) -> Self:
+        """As `build`, from how often each word occurs in the captions."""
         if not counts:
             raise UserError(
                 "no words for the vocabulary: the captions are missing, or cleaning removes "
                 "everything"
             )
+        if options.tokeniser == "subwords":
+            most = options.max_size or SUBWORDS
+            pieces, merges = learn_subwords(counts, most, options.min_count)
+            return cls((*SPECIAL_TOKENS, *pieces), options.cleaning, "subwords", merges)
         common = [(word, count) for word, count in counts.items() if count >= options.min_count]
         if not common:
             word, count = counts.most_common(1)[0]
@@ -80,7 +116,7 @@ class Vocabulary:
             )
         common.sort(key=lambda entry: (-entry[1], entry[0]))
         kept = [word for word, _ in common[: options.max_size]]
-        return cls((*SPECIAL_TOKENS, *kept), options.cleaning)
+        return cls((*SPECIAL_TOKENS, *kept), options.cleaning, options.tokeniser)
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -89,11 +125,34 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
+    def coverage(self, counts: Counter[str]) -> "Coverage":
+        """How much of captions with these words it knows."""
+        known = [count for word, count in counts.items() if UNK not in self._numbers_of(word)]
+        return Coverage(len(known), len(counts) - len(known), counts.total() - sum(known))
+
     def encode(self, caption: str) -> list[int]:
-        """`<start>`, a number for each word of the cleaned caption (`<unk>` for unknown ones),
-        `<end>`."""
-        words = self.cleaning.words(caption)
-        return [START, *(self._numbers.get(word, UNK) for word in words), END]
+        """`<start>`, a number for each word or subword of the cleaned caption (`<unk>` for unknown
+        ones), `<end>`."""
+        words = self.split(caption)
+        return [START, *(number for word in words for number in self._numbers_of(word)), END]
+
+    @cached_property
+    def split(self) -> Callable[[str], list[str]]:
+        """Splits a caption into whole words."""
+        return word_splitter(self.tokeniser, self.cleaning)
+
+    @cached_property
+    def _subwords(self) -> Callable[[str], list[str]]:
+        return subword_splitter(self.words, self.merges, SPECIAL_TOKENS[UNK])
+
+    def _numbers_of(self, word: str) -> list[int]:
+        if self.tokeniser == "subwords":
+            return [self._numbers[piece] for piece in self._subwords(word)]
+        return [self._numbers.get(word, UNK)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is built when it is used: not all of it can be sent to other processes."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def decode(self, numbers: Iterable[int]) -> str:
         """The words up to the first `<end>`, joined by spaces, without special tokens."""
@@ -107,11 +166,25 @@ class Vocabulary:
                 )
             if number >= len(SPECIAL_TOKENS):
                 words.append(self.words[number])
-        return " ".join(words)
+        return joined(words) if self.tokeniser == "subwords" else " ".join(words)
+
+    def whole_words(self) -> list[str]:
+        """The words after the special tokens, as they are written; "" for a part of a word."""
+        words = self.words[len(SPECIAL_TOKENS) :]
+        if self.tokeniser != "subwords":
+            return list(words)
+        return [word[1:] if word.startswith(START_OF_WORD) else "" for word in words]
 
     def to_json(self) -> str:
         """The text of the file, with a digest that detects changes."""
-        content = {"format": FORMAT, "cleaning": asdict(self.cleaning), "words": list(self.words)}
+        content: dict[str, Any] = {
+            "format": FORMAT_OF_WORDS,
+            "cleaning": asdict(self.cleaning),
+            "words": list(self.words),
+        }
+        if self.tokeniser != "words":
+            merges = [list(merge) for merge in self.merges]
+            content |= {"format": FORMAT, "tokeniser": self.tokeniser, "merges": merges}
         return json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False, indent=0)
 
     @classmethod
@@ -125,7 +198,7 @@ class Vocabulary:
             ) from error
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
             raise UserError("this JSON is not a vocabulary: it has no format version")
-        if content["format"] != FORMAT:
+        if content["format"] not in (FORMAT, FORMAT_OF_WORDS):
             raise UserError(
                 f"the vocabulary has format {content['format']}, this version reads {FORMAT}: "
                 "use the version of raycap that wrote it, or train again"
@@ -136,7 +209,12 @@ class Vocabulary:
                 "the vocabulary was changed since it was written (its digest differs): copy it "
                 "from its source again"
             )
-        return cls(tuple(content["words"]), Cleaning(**content["cleaning"]))
+        merges = tuple((str(first), str(second)) for first, second in content.get("merges", ()))
+        tokeniser = content.get("tokeniser", "words")
+        if tokeniser not in get_args(TokeniserName):
+            raise UserError(f"the vocabulary has an unknown tokeniser: {tokeniser!s:.40}")
+        cleaning = Cleaning(**content["cleaning"])
+        return cls(tuple(content["words"]), cleaning, tokeniser, merges)
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file; it appears whole."""
