@@ -1,5 +1,7 @@
 """Flickr, COCO and Karpathy's splits in all forms that are shared, and their detection."""
 
+import csv
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -52,6 +54,16 @@ def bars() -> str:
     return "image_name| comment_number| comment\n" + "".join(reversed(lines))
 
 
+def annotated() -> str:
+    """Flickr30k on Hugging Face; its splits are its own."""
+    lines = [["raw", "sentids", "split", "filename", "img_id"]]
+    for number, (name, said) in enumerate(CAPTIONS.items()):
+        lines.append([json.dumps(said), "[0, 1, 2]", "train", name, str(number)])
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue()
+
+
 def pictures(folder: Path, names: Any = CAPTIONS) -> None:
     for name in names:
         write(folder / name)
@@ -69,6 +81,7 @@ LAYOUTS = {
     "kaggle 8k": ("captions.txt", commas, "Images"),
     "kaggle 8k, quoted": ("captions.txt", quoted, "images"),
     "kaggle 30k": ("flickr30k_images/results.csv", bars, "flickr30k_images/flickr30k_images"),
+    "hugging face 30k": ("flickr_annotations_30k.csv", annotated, "flickr30k-images"),
     "kaggle 30k, commas": ("captions.txt", numbered, "flickr30k_images"),
     "flat": ("captions.txt", commas, "."),
 }
@@ -86,6 +99,19 @@ def test_every_layout_of_flickr_gives_the_same(layout: str, tmp_path: Path) -> N
         assert all(Path(row["uri"]) == (tmp_path / folder / row["key"]) for row in found)
         assert {row["split"] for row in found} == {"train"}
         assert noted(Flickr(str(path))).lines() == []
+
+
+def test_flickr30k_of_hugging_face_has_splits_of_its_own(tmp_path: Path) -> None:
+    """A line that cannot be read costs its captions, and is noted."""
+    text = annotated().replace(",train,2_b", ",val,2_b").replace(",train,3_c", ",test,3_c")
+    write(tmp_path / "flickr_annotations_30k.csv", text + "[broken,[3],train,4_d.jpg,3\r\n")
+    pictures(tmp_path / "flickr30k-images", [*CAPTIONS, "4_d.jpg"])
+    flickr = Flickr(str(tmp_path))
+    splits = {row["key"]: row["split"] for row in rows(flickr)}
+    assert splits == {"1_a.jpg": "train", "2_b.jpg": "dev", "3_c.jpg": "test", "4_d.jpg": ""}
+    assert "flickr_annotations_30k.csv line 5: '4_d.jpg'" in str(noted(flickr).lines())
+    drawn = rows(Flickr(str(tmp_path), split_files=False, fractions=(0.0, 1.0, 0.0)))
+    assert {row["split"] for row in drawn if row["references"]} == {"dev"}
 
 
 def test_known_oddities_are_counted(tmp_path: Path) -> None:

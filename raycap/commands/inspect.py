@@ -19,8 +19,10 @@ from raycap.inspection import Inspection, as_text
 from raycap.options import kind_of
 from raycap.progress import Progress
 from raycap.sources import SOURCES, Source
+from raycap.sources.layouts import PAGE, PartState, layout_of
 from raycap.storage import whole_file, write_json
-from raycap.terminal import write_out
+from raycap.storage.location import locate
+from raycap.terminal import printable, write_out
 
 SHOWN_OF_FAILED = ("key", "uri", "status", "error_message", "format", "sha256")
 
@@ -32,6 +34,10 @@ def inspect(config: Config) -> int:
         raise UserError(
             "which pictures? Give a folder, a list or a dataset: raycap inspect SOURCE"
         )
+    layout = _layout(config, source)
+    if missing := [str(state) for state in layout if not state.is_there]:
+        lines = "".join(f"  {printable(line)}\n" for line in missing)
+        write_out(f"missing, or named otherwise; {PAGE} says where to get it:\n{lines}\n")
     source.check()
     failed_rows = out.with_suffix(".failed.jsonl")
     started = time.monotonic()
@@ -45,12 +51,23 @@ def inspect(config: Config) -> int:
         "raycap": __version__,
         "source": {"kind": kind_of(source, SOURCES), "path": source.path},
         "seconds": round(time.monotonic() - started, 1),
+        **({"layout": [state._asdict() for state in layout]} if layout else {}),
         **report,
     }
     write_json(out, report)
     failures = f", and each failed row: {failed_rows}" if report["failed"] else ""
     write_out(f"{as_text(report)}\nwritten: {out}{failures}\n")
     return 1 if report["failed"] or report["left_out"] else 0
+
+
+def _layout(config: Config, source: Source) -> list[PartState]:
+    """The parts of the data set, if it is a well-known one, and of the vectors in the config."""
+    states = layout_of(source.path)
+    if glove := config.vocabulary.glove:
+        is_there = locate(glove).exists()
+        text = glove if is_there else f"missing: {glove}"
+        states.append(PartState("GloVe", "vectors", is_there, text))
+    return states
 
 
 def _read_all(config: Config, source: Source, failed_file: Any) -> dict[str, Any]:

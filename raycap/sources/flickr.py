@@ -1,5 +1,9 @@
 """Flickr8k and Flickr30k as their owners and Kaggle ship them, with or without split files."""
 
+import contextlib
+import csv
+import itertools
+import json
 import re
 from collections import defaultdict
 from collections.abc import Container, Iterator
@@ -27,7 +31,13 @@ from raycap.sources.notes import (
     nothing,
 )
 from raycap.sources.source import SourceDefaults
-from raycap.sources.splits import Fractions, check_fractions, seeded_split, split_in
+from raycap.sources.splits import (
+    Fractions,
+    check_fractions,
+    seeded_split,
+    split_in,
+    split_word,
+)
 from raycap.storage.location import Location, existing, locate
 
 if TYPE_CHECKING:
@@ -35,7 +45,8 @@ if TYPE_CHECKING:
 
 # Names alone do not decide (results.csv may be anything): `caption_format` reads the first line.
 CAPTION_FILES = re.compile(
-    r"(flickr_?(8|30)k\.token(\.txt)?|captions\.(txt|csv)|results(_\d+)?\.(token|csv))",
+    r"(flickr_?(8|30)k\.token(\.txt)?|captions\.(txt|csv)|results(_\d+)?\.(token|csv)"
+    r"|flickr_annotations_30k\.csv)",
     re.IGNORECASE,
 )
 _SPLIT_FILES = re.compile(
@@ -69,6 +80,11 @@ _FORMATS_BY_HEADER = {
 }
 
 
+# Columns of flickr_annotations_30k.csv: on Hugging Face, Flickr30k has a line for each picture,
+# whose captions are a JSON list.
+_ANNOTATED = {"raw", "split", "filename"}
+
+
 class CaptionLine(NamedTuple):
     """One line of a caption file."""
 
@@ -86,8 +102,8 @@ class Flickr(SourceDefaults):
     """
 
     path: str
-    """The caption file (Flickr8k.token.txt, captions.txt, results_20130124.token, results.csv), or
-    a folder that holds it, at most two folders down."""
+    """The caption file (Flickr8k.token.txt, captions.txt, results_20130124.token, results.csv,
+    flickr_annotations_30k.csv), or a folder that holds it, at most two folders down."""
     pictures: str = ""
     """The picture folder. Empty: found near the caption file by looking for a few pictures."""
     split_files: bool = True
@@ -102,11 +118,11 @@ class Flickr(SourceDefaults):
 
     @classmethod
     def recognises(cls, file: Location) -> bool:
-        return bool(CAPTION_FILES.fullmatch(file.name) and caption_format(file))
+        return bool(CAPTION_FILES.fullmatch(file.name) and _is_caption_file(file))
 
     @classmethod
     def recognises_in_folder(cls, file: Location) -> bool:
-        return caption_format(file) is not None
+        return _is_caption_file(file)
 
     def __post_init__(self) -> None:
         check_fractions(self.fractions)
@@ -150,6 +166,8 @@ class Flickr(SourceDefaults):
         return AnnotationFile([*captioned, *others], folder, file)
 
     def _captioned(self, file: Location, root: Location, notes: Notes) -> list[AnnotatedPicture]:
+        if _is_annotated(file):
+            return [self._with_split(picture) for picture in read_annotated(file, notes)]
         captions: dict[str, list[CaptionLine]] = defaultdict(list)
         for caption in read_captions(file, notes):
             captions[caption.name].append(caption)
@@ -164,6 +182,12 @@ class Flickr(SourceDefaults):
             pictures.append(AnnotatedPicture(name, name, split, references))
         return pictures
 
+    def _with_split(self, picture: AnnotatedPicture) -> AnnotatedPicture:
+        """The picture with its own split or, without `split_files`, with a drawn one."""
+        if self.split_files:
+            return picture
+        return picture._replace(split=seeded_split(picture.name, self.fractions, self.seed))
+
     def _found(self) -> tuple[Location, Location]:
         """The caption file, and the folder at or below which everything else lies."""
         location = existing(self.path)
@@ -174,11 +198,12 @@ class Flickr(SourceDefaults):
                 folder = folder.parent
             return location, folder
         for file in location.search(CAPTION_FILES):
-            if caption_format(file):
+            if _is_caption_file(file):
                 return file, location
         raise UserError(
             f"no Flickr caption file in {location.uri} or two folders down: Flickr8k.token.txt, "
-            "captions.txt, results_20130124.token and results.csv were looked for"
+            "captions.txt, results_20130124.token, results.csv and flickr_annotations_30k.csv "
+            "were looked for"
         )
 
     def _listed_splits(
@@ -205,6 +230,35 @@ class Flickr(SourceDefaults):
                 elif name:
                     notes.add(UNKNOWN, line.strip())
         return splits
+
+
+def _is_caption_file(file: Location) -> bool:
+    return caption_format(file) is not None or _is_annotated(file)
+
+
+def _is_annotated(file: Location) -> bool:
+    return set(next(csv.reader([first_line(file)]), [])) >= _ANNOTATED
+
+
+def read_annotated(file: Location, notes: Notes) -> Iterator[AnnotatedPicture]:
+    """The pictures of flickr_annotations_30k.csv; lines that are malformed are noted."""
+    whole = (line for line in Lines(file).or_faults() if not isinstance(line, LongLine))
+    lines = csv.DictReader(whole)
+    for number in itertools.count(2):
+        try:
+            row = next(lines, None)
+        except csv.Error as error:
+            raise UserError(f"{file.uri} line {number}: {error}") from error
+        if row is None:
+            return
+        name, captions = (row.get("filename") or "").strip(), None
+        with contextlib.suppress(ValueError, RecursionError):
+            captions = json.loads(row.get("raw") or "")
+        if not name or not isinstance(captions, list):
+            notes.add(MALFORMED_CAPTION, f"{file.name} line {number}: {name!r}")
+            continue
+        references = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
+        yield AnnotatedPicture(name, name, split_word(row.get("split") or ""), references)
 
 
 def caption_format(file: Location) -> CaptionFormat | None:
