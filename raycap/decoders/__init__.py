@@ -42,8 +42,14 @@ class DecoderOptions:
     """Dropout between layers; in a transformer, on the output of each part of a block."""
     output_dropout: float = 0.5
     """Dropout before the output layer."""
+    output_layers: tuple[int, ...] = ()
+    """Widths of dense layers (linear, ReLU) before the output layer, one after the other."""
 
     def __post_init__(self) -> None:
+        if min(self.output_layers, default=1) < 1:
+            raise UserError(
+                f"decoder.output_layers is {list(self.output_layers)}: give widths of at least 1"
+            )
         for name in ("hidden_width", "embedding_width"):
             if getattr(self, name) < 1:
                 raise UserError(

@@ -8,6 +8,7 @@ references (then also called R), in a search the beams or samples.
 """
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +40,14 @@ class Unrolled(NamedTuple):
     attention: Tensor | None  # [B, R, T, P]
 
 
+def dense_layers(width: int, widths: tuple[int, ...]) -> nn.Sequential:
+    """Linear layers of these widths, each with a ReLU behind it."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((width, *widths)):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
 class Decoder(nn.Module, ABC):
     """The parts that all decoders have: embeddings, projection of the picture, output layer."""
 
@@ -65,6 +74,8 @@ class Decoder(nn.Module, ABC):
             self.projection = nn.Sequential(nn.Linear(width, projected), nn.ReLU())
         self.picture_dropout = nn.Dropout(options.grid_dropout)
         self.output_dropout = nn.Dropout(options.output_dropout)
+        self.dense = dense_layers(output_width, options.output_layers)
+        output_width = (output_width, *options.output_layers)[-1]
         self.bridge: nn.Module = nn.Identity()
         if options.tied_words and output_width != options.embedding_width:
             self.bridge = nn.Linear(output_width, options.embedding_width)
@@ -118,7 +129,7 @@ class Decoder(nn.Module, ABC):
     def logits(self, outputs: Tensor) -> Tensor:
         """Logits [..., V] from outputs [..., O]."""
         weight = self.embedding.weight if self.vocabulary is None else self.vocabulary.weight
-        bridged = self.bridge(self.output_dropout(outputs))
+        bridged = self.bridge(self.dense(self.output_dropout(outputs)))
         return functional.linear(bridged, weight, self.vocabulary_bias)
 
     def embed(self, words: Tensor) -> Tensor:
