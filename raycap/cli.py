@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for each other must sleep. By default they spin. On a busy machine two
     # threads that spin were measured to take 25 times as long as one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch lacks on Apple's GPUs is then computed by the processor.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     log_to_stderr()
     if arguments is None:
         sys.excepthook = print_crash

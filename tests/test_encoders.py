@@ -542,6 +542,16 @@ def test_precision_is_derived_with_a_reason_and_can_be_forced() -> None:
         device.choose_precision("cuda:99")
 
 
+def test_auto_takes_an_apple_gpu_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a machine without one can tell."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    chosen = device.choose_precision()
+    assert (chosen.device.type, chosen.dtype) == ("mps", torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device._device("auto").type == "cuda"
+
+
 def test_a_fine_tuned_encoder_trains_under_autocast() -> None:
     chosen = device.choose_precision("cpu", "bf16")
     encoder = (

@@ -39,7 +39,9 @@ def generate(
     pictures = {"row": torch.arange(len(some), device=some.device)}
     if isinstance(options, Sample):
         uniform = _uniform(options, seeds or [options.seed] * len(some))
-        pictures["uniform"] = uniform.to(some.device)  # [B, K, T]
+        # Apple's GPUs have no float64.
+        numbers = torch.float32 if some.device.type == "mps" else torch.float64
+        pictures["uniform"] = uniform.to(some.device, numbers)  # [B, K, T]
     last_words = torch.full_like(captions["words"][..., 0], START)
     results = []
     for position in range(options.max_length):
@@ -105,7 +107,7 @@ def _sample(options: Sample, log_probabilities: Tensor, uniform: Tensor) -> Tens
         least = descending.masked_fill(cut_off, torch.inf).amin(2, keepdim=True)
         scaled = scaled.masked_fill(probabilities < least, -torch.inf)
     # In float64, so that a number below 1 never selects a word after the last possible one.
-    cumulative = torch.softmax(scaled.double(), 2).cumsum(2)
+    cumulative = torch.softmax(scaled.to(uniform.dtype), 2).cumsum(2)
     quantile = (uniform * cumulative[..., -1]).unsqueeze(2)
     words = torch.searchsorted(cumulative, quantile, right=True).squeeze(2)
     # NaN logits would give an index after the last word.
