@@ -1,4 +1,5 @@
-"""Processes that train together: gradients become sums, whatever their size, layout or absence."""
+"""Processes that train together: gradients become sums, whatever their size, layout or absence;
+synchronised batch norms see the pictures of all."""
 
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch.distributed
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
+from raycap.encoders.batch_norm import synchronise
 from raycap.training.distributed import BUFFER, LARGE, WorkerGroup
 
 
@@ -33,6 +35,35 @@ def flags(rank: int) -> list[bool]:
     return [rank == 1, False, True]
 
 
+def normed() -> nn.Sequential:
+    """A small network with a batch norm before and behind a convolution."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()
+    )
+
+
+def train_normed(rank: int | None, synchronised: bool) -> dict[str, torch.Tensor]:
+    """The gradients and statistics after two steps with 5 pictures and with 1, of which process 0
+    has 3 and 1, and process 1 has 2 and none. None stands for one process with all of them."""
+    network = normed()
+    if synchronised:
+        synchronise(network)
+    for step, count in enumerate((5, 1)):
+        drawn = torch.Generator().manual_seed(step)
+        pictures = torch.randn(count, 3, 6, 6, generator=drawn).requires_grad_()
+        own = pictures[slice(None) if rank is None else slice(rank, None, 2)]
+        (network(own).square() * torch.arange(4.0)[:, None, None]).sum().backward()
+    if rank is not None:
+        WorkerGroup().sum_gradients(list(network.parameters()))
+    gradients = {
+        f"gradient of {name}": weight.grad
+        for name, weight in network.named_parameters()
+        if weight.grad is not None
+    }
+    return gradients | network.state_dict()
+
+
 def add_up(rank: int, address: str, folder: str) -> None:
     torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
     named = weights()
@@ -41,6 +72,8 @@ def add_up(rank: int, address: str, folder: str) -> None:
             weight.grad = gradient(name, weight, rank)
     WorkerGroup().sum_gradients(list(named.values()))
     agreed = WorkerGroup().any(flags(rank), torch.device("cpu"))
+    assert WorkerGroup().largest(3 - rank, torch.device("cpu")) == 3
+    torch.save(train_normed(rank, synchronised=True), Path(folder) / f"norm-{rank}.pt")
     (Path(folder) / f"{rank}.json").write_text(json.dumps(agreed))
     torch.save({name: weight.grad for name, weight in named.items()}, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -62,3 +95,12 @@ def test_two_processes_add_gradients_and_agree_on_flags(tmp_path: Path) -> None:
         assert agreed == [True, False, True], (
             "a flag of any worker is seen by all at the same step"
         )
+    alone = train_normed(None, synchronised=False)
+    assert len(alone) == 5 + 11  # gradients; weights and statistics
+    for rank in (0, 1):
+        shared = torch.load(tmp_path / f"norm-{rank}.pt", weights_only=True)
+        assert shared.keys() == alone.keys()
+        for name, expected in alone.items():
+            torch.testing.assert_close(
+                shared[name], expected, rtol=1e-4, atol=1e-5, msg=f"{name} in process {rank}"
+            )

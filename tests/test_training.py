@@ -31,7 +31,7 @@ from raycap.captioners.trained import CaptionerPlan
 from raycap.config import loads
 from raycap.decoders import DECODERS, Recurrent, TopDown, Transformer
 from raycap.decoders.decoder import Decoder
-from raycap.decoders.teacher_forcing import decoder_inputs, loss_by_picture
+from raycap.decoders.teacher_forcing import decoder_inputs, loss_by_picture, score_padding
 from raycap.device import choose_precision
 from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
@@ -40,7 +40,7 @@ from raycap.images.augmentation import DRAWS, augment, draws_of, names_sides
 from raycap.schema import tensor_column, tensors_of
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Table
-from raycap.storage.training_log import read_epochs, read_log
+from raycap.storage.training_log import METRICS, read_epochs, read_log
 from raycap.training import (
     Augmentation,
     Objective,
@@ -82,7 +82,7 @@ from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, VocabularyOption
 SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
 DECODER_CHOICES = [
     Recurrent(**SMALL, attention_width=16),
-    Recurrent(**SMALL, cell="gru", attention="none", layers=2),
+    Recurrent(**SMALL, cell="gru", attention="none", layers=2, output_layers=(20, 18)),
     TopDown(**SMALL, attention_width=16, projection_width=16),
     Transformer(**SMALL, layers=1, heads=2, layer_dropout=0.0),
 ]
@@ -466,18 +466,28 @@ def test_rates_fall_on_a_plateau_only() -> None:
 def test_an_average_follows_its_formula_and_swaps_back() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    average = WeightAverage(layer, Optimiser(averaging=0.5))
+    layer.register_buffer("statistic", torch.zeros(()))  # such as a batch norm's
+    layer.register_buffer("count", torch.zeros((), dtype=torch.int64))
+    frozen = torch.nn.Linear(1, 1).requires_grad_(False)
+    average = WeightAverage(
+        torch.nn.ModuleDict({"layer": layer, "frozen": frozen}), Optimiser(averaging=0.5)
+    )
     expected = 0.0
     for number in range(1, 5):
         with torch.no_grad():
             layer.weight.fill_(float(number))
+            layer.statistic.fill_(10.0 * number)
+            layer.count.fill_(number)
         average.update()
         decay = min(0.5, (1 + number) / (10 + number))
         expected = decay * expected + (1 - decay) * number
     average.swap()
     assert layer.weight.item() == pytest.approx(expected)
+    assert layer.statistic.item() == pytest.approx(10 * expected)
+    assert layer.count.item() == 4
     average.swap()
-    assert layer.weight.item() == 4
+    assert layer.weight.item() == 4 and layer.statistic.item() == 40
+    assert set(average.tensors()) == {"layer.weight", "layer.statistic", "layer.count"}
 
 
 # Self-critical training
@@ -487,6 +497,66 @@ def test_advantages_sum_to_nothing_and_compare_with_the_others() -> None:
     rewards = np.array([[1.0, 0.0, 0.5], [2.0, 2.0, 2.0]])
     assert advantages(rewards)[0].tolist() == [0.75, -0.75, 0.0]
     assert np.allclose(advantages(rewards).sum(1), 0)
+
+
+@torch.no_grad()
+def test_padding_is_scored_where_the_caption_ends(
+    store: PictureStore, vocabulary: Vocabulary
+) -> None:
+    """As a notebook counts it: the last output is asked for PAD, once for each padding."""
+    learned = dataset(store, vocabulary)
+    batch = learned.batch(learned.rows[:5])
+    for options in DECODER_CHOICES:
+        net = network(options, vocabulary).eval()
+        memory = net.prepare(batch.pictures)
+        logits, _ = net.decoder(memory, decoder_inputs(batch.words))
+        expected = np.zeros(3)
+        for picture, captions in enumerate(batch.words.tolist()):
+            for number, words in enumerate(captions):
+                length = sum(word != PAD for word in words[1:])
+                if length:
+                    last = logits[picture, number, length - 1]
+                    missing = max(0, 12 - length)
+                    expected += missing * np.array(
+                        [-last.log_softmax(0)[PAD].item(), last.argmax().item() == PAD, 1]
+                    )
+        found = score_padding(net.decoder, memory, batch.words, 12)
+        assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+        assert score_padding(net.decoder, memory, batch.words, 1).tolist() == [0, 0, 0]
+
+
+def test_padded_figures_count_every_padding(
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """Padding is never learned, so it makes the loss higher and the accuracy lower."""
+    train = options(epochs=1, validation=Validation(padded_length=30))
+    run(store, vocabulary, tmp_path, train)
+    for line in read_epochs(tmp_path / "metrics.jsonl"):
+        assert line["padded_loss"] > line["validation_loss"]
+        assert 0 < line["padded_accuracy"] < line["accuracy"] / 2
+
+
+@pytest.mark.slow
+def test_a_compiled_step_learns_what_a_plain_one_learns(
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    losses = []
+    for compiled in (False, True):
+        critical = SelfCritical(epochs=1, samples=2, max_length=8)
+        train = options(epochs=2, compile=compiled, tf32=compiled, self_critical=critical)
+        run(store, vocabulary, tmp_path / str(compiled), train)
+        losses.append(
+            [line["validation_loss"] for line in read_epochs(tmp_path / str(compiled) / METRICS)]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_tf32_is_only_for_the_runs_that_ask_for_it(
+    store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    for tf32, precision in ((True, "high"), (False, "highest")):
+        run(store, vocabulary, tmp_path / precision, options(epochs=1, max_steps=1, tf32=tf32))
+        assert torch.get_float32_matmul_precision() == precision
 
 
 @pytest.mark.parametrize("decoder", DECODER_CHOICES, ids=lambda options: type(options).__name__)
@@ -690,7 +760,7 @@ def test_self_critical_training_raises_the_reward(
     store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     critical = SelfCritical(epochs=12, lr=1e-2, samples=4, max_length=10)
-    train = options(epochs=10, validation=Validation(best_by="loss"), self_critical=critical)
+    train = options(epochs=10, self_critical=critical)
     run(store, vocabulary, tmp_path, train)
     rewards = [
         line["reward"]
@@ -767,6 +837,17 @@ def test_only_two_checkpoints_are_kept(
         (lambda: SelfCritical(samples=1), "at least 2"),
         (lambda: Objective(label_smoothing=1.0), "label_smoothing"),
         (lambda: Optimiser(accumulate=0), "accumulate"),
+        (lambda: Train(limit=0), "train.limit"),
+        (lambda: Train(max_steps=0), "train.max_steps"),
+        *(
+            (
+                lambda measure=measure: Train(
+                    self_critical=SelfCritical(epochs=1), validation=Validation(best_by=measure)
+                ),
+                f"best_by is {measure}.*cider_d",
+            )
+            for measure in ("loss", "accuracy")
+        ),
         (lambda: Augmentation(views=2), "crop or flip"),
     ],
 )

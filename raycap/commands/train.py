@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import shlex
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -37,6 +38,8 @@ from raycap.storage.lease import LEASE
 from raycap.storage.training_log import METRICS, PICTURES, read_epochs
 from raycap.terminal import write_out
 from raycap.training.display import CURVE, RunDisplay
+from raycap.training.dry_run import dry_run
+from raycap.training.limited import limited
 from raycap.training.run_files import CAPTIONER, STOP
 from raycap.training.setup import (
     FACTS,
@@ -44,6 +47,7 @@ from raycap.training.setup import (
     check_options,
     check_same,
     check_splits,
+    encoder_of_features,
     gather_setup,
     given_features,
     needs_pixels,
@@ -72,6 +76,9 @@ UPDATES_PER_SECOND = 2
 
 def train(config: Config) -> int:
     """Exit code 0 when the run is finished, 130 when it was stopped before."""
+    if config.train.dry_run:
+        write_out(_dry_run(config))
+        return 0
     out = Path(config.train.out).expanduser().absolute()
     if not run_training(config):
         write_out(f"stopped and saved; the same command continues it: {out}\n")
@@ -103,8 +110,7 @@ def run_training(
     of an EpochLimit, the run waits before each epoch until it may train it.
     """
     config = dataclasses.replace(config, search=config.search or Beam())
-    options, words = config.train, config.vocabulary
-    plan = CaptionerPlan(config.encoder, config.decoder, config.reading, config.search or Beam())
+    options, words, plan = config.train, config.vocabulary, captioner_plan(config)
     check_options(plan, options)
     identity = run_identity(plan, words, options, config.source)
     out = Path(options.out).expanduser().absolute()
@@ -179,6 +185,26 @@ def run_training(
     return True
 
 
+def _dry_run(config: Config) -> str:
+    """The text of --dry-run. Nothing is written."""
+    plan = captioner_plan(config)
+    options = config.train
+    check_options(plan, options)
+    with tempfile.TemporaryDirectory() as folder:
+        listing = Path(folder) / LISTING
+        list_pictures(config, listing, is_resumed=False)
+        encoder = build_encoder(plan, options.start_from)
+        reads_pixels = needs_pixels(config.encoder, options)
+        precision = config.extract.precision
+        words = config.vocabulary
+        return dry_run(plan, words, options, encoder, listing, reads_pixels, precision)
+
+
+def captioner_plan(config: Config) -> CaptionerPlan:
+    """The parts of the captioner that this config trains."""
+    return CaptionerPlan(config.encoder, config.decoder, config.reading, config.search or Beam())
+
+
 def _weights_option(config: Config) -> str:
     """The option that names the weights of a frozen encoder: the captioner's folder does not hold
     them."""
@@ -199,7 +225,7 @@ def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
             "train.features holds no captions: name the source that has them, as in "
             f"raycap train SOURCE --features {config.train.features}"
         )
-    source = with_captions(checked_source(config.source, "train"))
+    source = limited(with_captions(checked_source(config.source, "train")), config.train)
     check_splits(source.path, config.train, write_listing(source, listing))
 
 
@@ -222,6 +248,7 @@ def make_tables(
             views = [
                 AugmentedView(augmentation, number) for number in range(1, augmentation.views + 1)
             ]
+            encoder = encoder_of_features(encoder, config.encoder, config.train)
             jobs = [
                 features_job(config.encoder, encoder, source, *how, view)
                 for view in (None, *views)
@@ -229,6 +256,9 @@ def make_tables(
             jobs = [with_precision(job, precision) for job in jobs]
         jobs = [dataclasses.replace(job, config=dumps(config)) for job in jobs]
         jobs = [in_cache(job, config.train.cache, "train.cache") for job in jobs]
+        # The table in the cache is that of the whole source: a later run adds the other rows.
+        listed = limited(source, config.train)
+        jobs = [dataclasses.replace(job, source=listed) for job in jobs]
         for job in jobs:
             run_job(job, {})
     tables = tuple(f"{job.options.out}/{job.table}" for job in jobs)

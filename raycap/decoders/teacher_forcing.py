@@ -66,6 +66,27 @@ def loss_by_picture(decoder: Decoder, memory: Tensors, words: Tensor) -> Tensor:
     return each.new_zeros(len(words), 3).index_add_(0, picture, each)
 
 
+def score_padding(decoder: Decoder, memory: Tensors, words: Tensor, length: int) -> Tensor:
+    """[3] for captions [B, R, T + 1] that are padded to `length` words: the cross-entropy of all
+    padding, padding predicted correctly, padding.
+
+    This is how notebooks count it whose layers are masked and whose loss is not: behind the end of
+    a caption the decoder's output stays as it is, and PAD is the word to be predicted.
+    """
+    mask = words[..., 1:] != PAD  # [B, R, T]
+    outputs = decoder.unroll(memory, decoder_inputs(words)).outputs  # [B, R, T, O]
+    lengths = mask.sum(2)
+    last = (lengths - 1).clamp(min=0)[..., None, None].expand(-1, -1, 1, outputs.shape[3])
+    is_caption = lengths > 0
+    logits = decoder.logits(outputs.gather(2, last).squeeze(2)[is_caption]).float()  # [N, V]
+    padding = (length - lengths[is_caption]).clamp(min=0).float()  # [N]
+    cross_entropy = -logits.log_softmax(1)[:, PAD]
+    is_correct = (logits.argmax(1) == PAD).float()
+    return torch.stack(
+        [(cross_entropy * padding).sum(), (is_correct * padding).sum(), padding.sum()]
+    )
+
+
 class _CrossEntropy(torch.autograd.Function):
     """From scores [N, V]: the sum of the smoothed cross-entropy, the plain cross-entropy of each
     word [N], and whether each word has the highest score [N].

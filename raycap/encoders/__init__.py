@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from raycap.encoders.encoder import Encoder
 
 Trainable = Literal["none", "last", "all"]
+# What training does with the statistics of batch norms in trained layers.
+BatchNorm = Literal["auto", "frozen", "synchronised", "trained"]
 RANDOM = "random"  # random weights, for trials
 
 

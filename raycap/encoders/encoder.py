@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from raycap.device import Precision
-from raycap.encoders import Trainable
+from raycap.encoders import BatchNorm, Trainable
+from raycap.encoders.batch_norm import synchronise
 from raycap.encoders.preprocessing import Preprocessing
 
 # Pictures whose maps stay in the cache of two threads.
@@ -34,6 +35,15 @@ class Trunk(nn.Module):
 
     def last_stage(self) -> list[nn.Module]:
         """The layers that `trainable: last` trains."""
+        raise NotImplementedError
+
+    def stem(self) -> "Trunk | None":
+        """The layers before the last stage as a trunk of their own; None if the network cannot be
+        cut there."""
+        return None
+
+    def after_stem(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """The output of the last stage for the grid of the stem."""
         raise NotImplementedError
 
     def fold(self) -> None:
@@ -62,6 +72,7 @@ class Encoder(nn.Module):
         # Whether training changes its weights, so that they differ from those that the options
         # name.
         self.is_own = trainable != "none"
+        self.batch_norm: BatchNorm = "auto"
         self._grid = grid
         self._dtype = torch.float32  # of the trunk's weights
         # pixel * scale + shift = (pixel / 255 - mean) / std. Not saved: it follows from the
@@ -105,7 +116,23 @@ class Encoder(nn.Module):
             return Features(*(torch.cat(part) for part in zip(*parts, strict=True)))
         colours = pixels.to(torch.float32, memory_format=torch.channels_last)
         colours = torch.addcmul(self.shift, colours, self.scale)  # [B, 3, S, S]
-        grid, vector = self.trunk(colours.to(self._dtype))
+        return self._features(*self.trunk(colours.to(self._dtype)))
+
+    def stem(self) -> "Encoder | None":
+        """The frozen layers as an encoder of their own, whose features `from_stem` completes; None
+        where not only the last stage is trained, or where the network cannot be cut there."""
+        is_last_trained = self._trained and self.trunk not in self._trained
+        trunk = self.trunk.stem() if is_last_trained else None
+        return None if trunk is None else Encoder(trunk, self.preprocessing)
+
+    def from_stem(self, grid: Tensor) -> Features:
+        """The features of pictures, from the grid [B, P', D'] that `stem` made of them."""
+        side = round(grid.shape[1] ** 0.5)
+        cells = grid.to(self._dtype).transpose(1, 2).reshape(len(grid), grid.shape[2], side, side)
+        cells = cells.contiguous(memory_format=torch.channels_last)
+        return self._features(*self.trunk.after_stem(cells))
+
+    def _features(self, grid: Tensor, vector: Tensor) -> Features:
         grid = grid.float()  # [B, D, H, H]
         if self._grid is not None:
             grid = adaptive_avg_pool2d(grid, self._grid)
@@ -123,14 +150,15 @@ class Encoder(nn.Module):
         """Set the training mode. Frozen layers stay in inference mode: no dropout, and batch norms
         keep their statistics.
 
-        Batch norms in a trained last stage keep their statistics too. These come from a million
-        pictures, and a training step has only a few.
+        With `batch_norm` auto, batch norms in a trained last stage keep their statistics too.
+        These come from a million pictures, and a training step has only a few.
         """
         super().train(False)
         self.training = mode
         for part in self._trained:
             part.train(mode)
-        if self.trunk not in self._trained:
+        is_whole = self.trunk in self._trained
+        if self.batch_norm == "frozen" or (self.batch_norm == "auto" and not is_whole):
             for part in self.trunk.modules():
                 if isinstance(part, nn.modules.batchnorm._NormBase):
                     part.train(False)
@@ -140,9 +168,18 @@ class Encoder(nn.Module):
         """The parameters that are not frozen."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
-    def for_training(self, precision: Precision) -> Self:
+    def for_training(self, precision: Precision, batch_norm: BatchNorm = "auto") -> Self:
         """This encoder on the device, in float32. Call it under `precision.autocast()`."""
+        self.batch_norm = batch_norm
+        if batch_norm == "synchronised":
+            for part in self._trained:
+                synchronise(part)
         return self.to(precision.device).to(memory_format=torch.channels_last)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training changes some of its weights."""
+        return any(True for _ in self.trainable_parameters())
 
     def for_inference(self, precision: Precision) -> "Encoder":
         """A frozen and folded copy on the device, in this precision. Only the original can be

@@ -38,13 +38,22 @@ class ConvolutionalTrunk(Trunk):
 
     def last_stage(self) -> list[nn.Module]:
         """The layers from the last one that halves the picture: a ResNet's layer4."""
-        layers = list(self.layers)
+        return list(self.layers)[self._first_of_last_stage() :]
+
+    def _first_of_last_stage(self) -> int:
         start = 0
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(self.layers):
             for part in layer.modules():
                 if isinstance(part, nn.Conv2d) and part.stride == (2, 2):
                     start = index
-        return layers[start:]
+        return start
+
+    def stem(self) -> "ConvolutionalTrunk":
+        return ConvolutionalTrunk(self.layers[: self._first_of_last_stage()])
+
+    def after_stem(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        grid = self.layers[self._first_of_last_stage() :](grid)
+        return grid, grid.float().mean((2, 3))
 
     def fold(self) -> None:
         """Fold each batch norm into the convolution before it."""

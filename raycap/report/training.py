@@ -122,7 +122,7 @@ def is_run(path: str) -> bool:
 def read_run(name: str, path: str) -> LoggedRun:
     """The run in a folder. Raises UserError if its log has no line yet."""
     try:
-        lines = read_log(Path(path) / METRICS)
+        lines = [line for line in read_log(Path(path) / METRICS) if line["kind"] != "start"]
         config = Path(path) / "config.yaml"
         settings = config.read_text(encoding="utf-8") if config.exists() else ""
         pictures = read_log(Path(path) / PICTURES)

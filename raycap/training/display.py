@@ -5,7 +5,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -18,6 +18,7 @@ from raycap.metrics import headline_scores
 from raycap.storage.training_log import METRICS, LogReader, read_epochs
 from raycap.terminal import lines_of, printable, write_out
 from raycap.training.options import Tracker
+from raycap.training.run_facts import facts_as_text
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class RunDisplay:
         self._trackers = {name: open_tracker(name, out) for name in trackers}
         self._bar: tqdm[Any] | None = None
         self._has_new_epoch = False
+        self._is_first_step = True  # since the start line
+        self._mean_loss = RunningMean()
         self._drawn = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -55,29 +58,43 @@ class RunDisplay:
 
     def update(self) -> None:
         """Show the lines that were added since the last call."""
-        show = {"step": self._step, "epoch": self._epoch, "samples": self._samples}
+        show = {
+            "start": self._start,
+            "step": self._step,
+            "epoch": self._epoch,
+            "samples": self._samples,
+        }
         for line in self._reader.new_lines():
             show[line["kind"]](line)
         if time.monotonic() > self._drawn + SECONDS_BETWEEN_CURVES:
             self._draw_curve()
 
+    def _start(self, line: dict[str, Any]) -> None:
+        for text in facts_as_text(line):
+            self._print(printable(text))
+        self._is_first_step = True
+
     def _step(self, line: dict[str, Any]) -> None:
         rate = f"{line['captions_per_second']:,.0f} captions/s"
+        left = (line["steps"] - line["step"]) / max(line["steps_per_second"], 1e-9)
+        if self._is_first_step:
+            self._print(f"time: about {duration(left)} for all steps, without validation")
+            self._is_first_step = False
+        loss = _loss_or_reward(line) + self._mean_loss.added(line)
         if sys.stderr.isatty():
             if self._bar is None:
                 self._bar = tqdm(
                     desc="train", total=line["steps"], unit=" steps", initial=line["step"]
                 )
-            text = f"epoch {line['epoch']}, {_loss_or_reward(line)}, {rate}"
+            text = f"epoch {line['epoch']}, {loss}, {rate}"
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(line["step"] - self._bar.n)
         else:
-            left = (line["steps"] - line["step"]) / max(line["steps_per_second"], 1e-9)
             log.info(
                 "step %s of %s: %s, %s, %s left",
                 line["step"],
                 line["steps"],
-                _loss_or_reward(line),
+                loss,
                 rate,
                 duration(left),
             )
@@ -110,7 +127,9 @@ class RunDisplay:
 
     def _track(self, line: dict[str, Any], family: str) -> None:
         figures = {
-            f"{family}/{name}": value for name, value in line.items() if isinstance(value, float)
+            f"{family}/{name}": value
+            for name, value in line.items()
+            if isinstance(value, float) or name == "vocabulary"
         }
         for name, tracker in list(self._trackers.items()):
             try:
@@ -125,6 +144,25 @@ class RunDisplay:
         else:
             write_out(text + "\n")
             sys.stdout.flush()
+
+
+class RunningMean:
+    """The exponential running mean of the loss or reward: one figure jumps from line to line."""
+
+    SHARE = 0.1  # of a new line
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._mean = 0.0
+
+    def added(self, line: Mapping[str, Any]) -> str:
+        """The mean with this line, as text; "" for the first line of a phase."""
+        value = float(line["reward"] if "reward" in line else line["training_loss"])
+        if line["phase"] != self._phase:
+            self._phase, self._mean = line["phase"], value
+            return ""
+        self._mean += self.SHARE * (value - self._mean)
+        return f" (running mean {self._mean:.3f})"
 
 
 def _loss_or_reward(line: dict[str, Any]) -> str:

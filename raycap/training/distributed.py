@@ -35,6 +35,14 @@ class WorkerGroup:
             torch.distributed.all_reduce(numbers)
         return numbers
 
+    def largest(self, number: int, device: torch.device) -> int:
+        """The largest of the numbers that the workers give."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number, device=device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX)
+        return int(numbers)
+
     def any(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
         """For each flag, whether any worker has set it. All workers get the same answer."""
         if self.size == 1:

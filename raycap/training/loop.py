@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -26,9 +25,10 @@ from raycap.training.distributed import WorkerGroup
 from raycap.training.neighbours import remember_photos
 from raycap.training.network import Network, load_weights
 from raycap.training.options import Train
+from raycap.training.run_facts import caption_count, data_facts, network_facts
 from raycap.training.run_files import CAPTIONER, STOP, EpochLimit
 from raycap.training.self_critical import CaptionReward
-from raycap.training.setup import TrainingSetup
+from raycap.training.setup import TrainingSetup, trains_encoder
 from raycap.training.step import COUNTED, Learner, Phase, train_step
 from raycap.training.store import PictureStore
 from raycap.training.validation import (
@@ -76,11 +76,14 @@ def train_captioner(
     validation = CaptionDataset(store, store.rows_of(options.validation_split), setup.vocabulary)
     phases = phases_of(options)
     steps_per_epoch = training.steps_per_epoch(options.batch)
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     torch.manual_seed(options.seed)
-    network = build_network(setup, store.holds_pixels, precision).train()
+    runs_encoder = store.holds_pixels or trains_encoder(setup.plan.encoder)
+    network = build_network(setup, runs_encoder, precision).train()
     group.broadcast(network)
     log = RunLog(out)
     steps = sum(phase.epochs for phase in phases) * steps_per_epoch
+    steps = min(steps, options.max_steps or steps)
     run = TrainingRun(
         setup, out, training, validation, network, precision, group, log, steps_per_epoch, steps
     )
@@ -89,8 +92,11 @@ def train_captioner(
     state = TrainState() if checkpoint is None else checkpoint.state
     if group.leads:
         log.forget_after(state.step)
+        log.add(start_line(run, state))
 
     for number in range(state.phase, len(phases)):
+        if state.step >= steps and number > state.phase:
+            break  # max_steps ended the phase before
         phase = phases[number]
         reward = CaptionReward(training, options.self_critical) if phase.is_self_critical else None
         learner = Learner(network, options, phase, steps_per_epoch, reward, precision, group)
@@ -106,7 +112,9 @@ def train_captioner(
             state = dataclasses.replace(state, phase=number, epoch=0, step_of_epoch=0, waited=0)
 
         patience = options.validation.patience
-        while state.epoch < phase.epochs and not (patience and state.waited >= patience):
+        while state.epoch < phase.epochs and state.step < steps:
+            if patience and state.waited >= patience:
+                break
             if epoch_limit is not None and group.leads:
                 epoch_limit.wait(state.epochs_done, out / STOP)
             if not train_epoch(run, learner, phase, state):
@@ -147,13 +155,15 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
     saved_at = time.monotonic()
     started = saved_at - state.seconds
     logged = LoggedAt(counts.clone(), state.step, saved_at)
-    for batches in read_ahead(shares[state.step_of_epoch :], read):
+    left = shares[state.step_of_epoch :][: run.steps - state.step]
+    for batches in read_ahead(left, read):
         counts += train_step(learner, batches, state, sampling)
         state.step += 1
         state.step_of_epoch += 1
         state.seconds = time.monotonic() - started
 
-        if state.step % options.log_steps == 0 or state.step_of_epoch == run.steps_per_epoch:
+        is_last = state.step_of_epoch == run.steps_per_epoch or state.step == run.steps
+        if state.step % options.log_steps == 0 or is_last:
             total = group.sum(counts.clone())
             if group.leads:
                 run.log.add(step_line(run, phase, state, learner.lr, total, logged))
@@ -248,10 +258,24 @@ def build_network(setup: TrainingSetup, with_encoder: bool, precision: Precision
     decoder = setup.plan.decoder.build(
         len(setup.vocabulary), encoder.positions, encoder.width, setup.embeddings
     )
-    network = Network(decoder, encoder.for_training(precision) if with_encoder else None)
+    if with_encoder:
+        encoder = encoder.for_training(precision, setup.options.batch_norm)
+    network = Network(decoder, encoder if with_encoder else None)
     if setup.options.start_from:
         load_weights(network, setup.options.start_from)
     return network.to(precision.device)
+
+
+def start_line(run: TrainingRun, state: TrainState) -> dict[str, Any]:
+    """The log line with the facts of the run, written at each start."""
+    return {
+        "kind": "start",
+        "step": state.step,
+        **network_facts(run.setup, run.network, run.precision, run.group.size),
+        **data_facts(run.setup, run.training, run.validation),
+        "steps_per_epoch": run.steps_per_epoch,
+        "steps": run.steps,
+    }
 
 
 @dataclass(frozen=True)
@@ -294,8 +318,7 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
     """Write the captioner of the epoch with this log line. The folder contains the encoder only if
     it was trained."""
     options, training = run.setup.options, run.training
-    references = training.store.captions["references"].take(training.rows)
-    captions = pc.sum(pc.list_value_length(references)).as_py()
+    captions = caption_count(training)
     splits = ", ".join(options.training_splits)
     about_training = {
         "phase": line["phase"].replace("_", "-"),

@@ -47,11 +47,10 @@ def _vectors(
     store, found = dataset.store, []
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     for batch in read_ahead(batches, lambda batch: store.rows[batch]):
-        if store.holds_pixels:
-            assert network.encoder is not None
-            pixels = torch.from_numpy(batch).to(precision.device)
+        if network.encoder is not None:
+            pictures = torch.from_numpy(batch).to(precision.device)
             with precision.autocast():
-                vectors = network.encoder(pixels.permute(0, 3, 1, 2)).vector
+                _, vectors = network.features(pictures)
             found.append(vectors.float().cpu().numpy())
         else:
             found.append(batch[:, -1].astype(np.float32))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from raycap.training.network import Network
 from raycap.training.options import Optimiser, Schedule, Train
@@ -85,46 +86,59 @@ class LearningRates:
 
 
 class WeightAverage:
-    """An exponential moving average of the trainable weights; without a decay it does nothing."""
+    """An exponential moving average of the parts that training changes: their weights, and their
+    buffers such as the statistics of batch norms. Without a decay it does nothing."""
 
     def __init__(self, network: nn.Module, options: Optimiser) -> None:
         self.decay = options.averaging
-        self._live = {
-            name: weight for name, weight in network.named_parameters() if weight.requires_grad
+        parts = {
+            name: part
+            for name, part in network.named_children()
+            if any(weight.requires_grad for weight in part.parameters())
         }
-        self._mean: dict[str, Tensor] = {}
+        self._live = nn.ModuleDict(parts)
+        self._mean: AveragedModel | None = None
         self.restart()
 
     def restart(self) -> None:
         """Start a new average with the current weights."""
         self.steps = 0
         if self.decay:
-            self._mean = {name: weight.detach().clone() for name, weight in self._live.items()}
+            self._mean = AveragedModel(self._live, multi_avg_fn=self._average, use_buffers=True)
+            self._mean.n_averaged += 1  # at 0 the first update would copy
+
+    def update(self) -> None:
+        """Call after each step."""
+        if self._mean is not None:
+            self.steps += 1
+            self._mean.update_parameters(self._live)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Call after each step. The decay is smaller in the first steps, so that the initial
-        weights are forgotten sooner."""
-        if self._mean:
-            self.steps += 1
-            decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-            weights: list[Tensor] = list(self._live.values())
-            torch._foreach_lerp_(list(self._mean.values()), weights, 1 - decay)
+    def _average(self, means: Any, weights: Any, _: Any) -> None:
+        """The decay is smaller in the first steps, so that the initial weights are forgotten
+        sooner."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        if means[0].is_floating_point():
+            torch._foreach_lerp_(means, weights, 1 - decay)
+        else:  # a count of batches
+            torch._foreach_copy_(means, weights)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the average and the network's weights. Call it before validation, and again
         after saving."""
-        for name, mean in self._mean.items():
-            live = self._live[name]
-            kept = live.detach().clone()
-            live.copy_(mean)
+        live = self._live.state_dict()
+        for name, mean in self.tensors().items():
+            kept = live[name].clone()
+            live[name].copy_(mean)
             mean.copy_(kept)
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self._mean)
+        return {} if self._mean is None else self._mean.module.state_dict()
 
+    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         self.steps = steps
-        for name, mean in self._mean.items():
-            mean.copy_(tensors[name])
+        for name, mean in self.tensors().items():
+            if name in tensors:  # checkpoints of earlier versions have no buffers
+                mean.copy_(tensors[name])

@@ -2,16 +2,17 @@
 before any worker is started."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from raycap.captioners.trained import CaptionerPlan
 from raycap.captioners.trained.folder import digest_of, encoder_of, plan_of, words_of
 from raycap.decoders import DECODERS
-from raycap.encoders import ENCODERS, EncoderOptions
+from raycap.encoders import ENCODERS, EncoderOptions, Torchvision, ViTB16
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.images.reading import LIMITS
@@ -21,15 +22,23 @@ from raycap.sources import SOURCES, Source
 from raycap.storage import RunFolder, differences
 from raycap.training.options import Train
 from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
-from raycap.vocabulary import Vocabulary, VocabularyOptions, load_glove
+from raycap.vocabulary import (
+    Coverage,
+    Vocabulary,
+    VocabularyOptions,
+    load_glove,
+    word_splitter,
+)
 
 TABLE, FACTS = "features", "facts.json"
 # Options that may differ when a run is continued: the result does not depend on them.
 MAY_CHANGE = (
     "out",
     "fresh",
+    "dry_run",
     "cache",
     "workers",
+    "compile",
     "log_steps",
     "checkpoint_minutes",
     "neighbours",
@@ -39,6 +48,31 @@ MAY_CHANGE = (
 )
 # Options of encoders and decoders that do not change the shapes of weights. Dropout is another.
 WITHOUT_EFFECT_ON_WEIGHTS = ("weights", "trainable", "embedding_trainable")
+
+
+@dataclass
+class DataFacts:
+    """What a run learns from: pictures and captions of each split, and how often each word occurs
+    in the training captions."""
+
+    pictures: Counter[str] = field(default_factory=Counter)  # with captions, by split
+    captions: Counter[str] = field(default_factory=Counter)
+    words: Counter[str] = field(default_factory=Counter)
+
+    def add(
+        self,
+        rows: pa.Table | pa.RecordBatch,
+        splits: Sequence[str],
+        split_caption: Callable[[str], list[str]],
+    ) -> None:
+        """Count rows of CAPTION_COLUMNS. Words are those of the captions of these splits."""
+        both = rows["split"].to_pylist(), rows["references"].to_pylist()
+        for split, of_picture in zip(*both, strict=True):
+            self.pictures[split or ""] += bool(of_picture)
+            self.captions[split or ""] += len(of_picture or ())
+            if split in splits:
+                for caption in of_picture:
+                    self.words.update(split_caption(caption))
 
 
 @dataclass(frozen=True)
@@ -51,6 +85,7 @@ class TrainingSetup:
     encoder: Encoder
     pictures: PictureTables
     embeddings: np.ndarray | None = None  # [V, E] initial word embeddings
+    coverage: Coverage | None = None  # of the training captions
 
     @property
     def search(self) -> SearchChoice:
@@ -58,11 +93,34 @@ class TrainingSetup:
         return self.plan.search
 
 
+def trains_encoder(encoder: EncoderOptions) -> bool:
+    """Whether the encoder runs at every step, because training changes some of its layers."""
+    return getattr(encoder, "trainable", "none") != "none"
+
+
+def caches_stem(encoder: EncoderOptions, options: Train) -> bool:
+    """Whether the frozen stages of an encoder whose last stage is trained are run once, and the
+    last stage at every step."""
+    can_be_cut = isinstance(encoder, Torchvision) and not isinstance(encoder, ViTB16)
+    is_cut = can_be_cut and getattr(encoder, "trainable", "none") == "last"
+    return is_cut and options.cache_frozen_stages and not augments_steps(options)
+
+
+def augments_steps(options: Train) -> bool:
+    """Whether pictures are changed at every step."""
+    return options.augmentation.on and not options.augmentation.views
+
+
 def needs_pixels(encoder: EncoderOptions, options: Train) -> bool:
-    """Whether training reads pixels, because the encoder runs at every step."""
-    is_trained = getattr(encoder, "trainable", "none") != "none"
-    is_augmented = options.augmentation.on and not options.augmentation.views
-    return is_trained or is_augmented
+    """Whether training reads pixels."""
+    is_trained = trains_encoder(encoder) and not caches_stem(encoder, options)
+    return is_trained or augments_steps(options)
+
+
+def encoder_of_features(encoder: Encoder, options: EncoderOptions, train: Train) -> Encoder:
+    """What the features of a run are made with: the encoder, or its frozen stages."""
+    stem = encoder.stem() if caches_stem(options, train) else None
+    return encoder if stem is None else stem
 
 
 def check_options(plan: CaptionerPlan, options: Train) -> None:
@@ -79,7 +137,7 @@ def check_options(plan: CaptionerPlan, options: Train) -> None:
             "it"
         )
     views = options.augmentation.views
-    if views and getattr(encoder, "trainable", "none") != "none":
+    if views and trains_encoder(encoder) and not caches_stem(encoder, options):
         raise UserError(
             "augmentation.views are encoded once, and this encoder is trained: set views to 0, or "
             "encoder.trainable to none"
@@ -89,7 +147,7 @@ def check_options(plan: CaptionerPlan, options: Train) -> None:
             "augmentation.views are made from the pictures: leave out train.features, or set "
             "views to 0"
         )
-    if needs_pixels(encoder, options) and options.features:
+    if options.features and (trains_encoder(encoder) or augments_steps(options)):
         raise UserError(
             "a trainable encoder, or augmentation, needs the pictures at every step, and "
             "train.features were made with a frozen encoder: leave out train.features, or turn "
@@ -207,31 +265,36 @@ def gather_setup(
     could not be trained. `vocabulary` is given if the run is continued."""
     table = pictures.tables[0]
     shapes = row_shapes(table)
-    if "grid" in shapes and shapes["grid"] != (encoder.positions, encoder.width):
+    made_with = encoder_of_features(encoder, plan.encoder, options)
+    if "grid" in shapes and shapes["grid"] != (made_with.positions, made_with.width):
         raise UserError(
             f"{table} holds grids of {shapes['grid']} (positions, width), the encoder makes "
-            f"{(encoder.positions, encoder.width)}: they were made with another encoder"
+            f"{(made_with.positions, made_with.width)}: they were made with another encoder"
         )
-    captioned: Counter[str] = Counter()  # pictures with captions, by split
-    captions: list[str] = []
-    for rows in read_captions(pictures).to_batches(max_chunksize=ROWS_AT_ONCE):
-        splits, references = rows["split"].to_pylist(), rows["references"].to_pylist()
-        for split, of_picture in zip(splits, references, strict=True):
-            captioned[split or ""] += bool(of_picture)
-            if split in options.training_splits:
-                captions += of_picture
-    check_splits(table, options, captioned)
-
     if vocabulary is None and options.start_from:
         vocabulary = words_of(options.start_from)
+    facts, split_caption = DataFacts(), caption_splitter(vocabulary, words)
+    for rows in read_captions(pictures).to_batches(max_chunksize=ROWS_AT_ONCE):
+        facts.add(rows, options.training_splits, split_caption)
+    check_splits(table, options, facts.pictures)
     if vocabulary is None:
-        vocabulary = Vocabulary.build(captions, words)
+        vocabulary = Vocabulary.of_counts(facts.words, words)
     embeddings = None
     if words.glove:
         embeddings = load_glove(words.glove, vocabulary, options.seed).matrix
     # Built once here, so that wrong options are refused before any worker is started.
     plan.decoder.build(len(vocabulary), encoder.positions, encoder.width, embeddings)
-    return TrainingSetup(plan, options, vocabulary, encoder, pictures, embeddings)
+    coverage = vocabulary.coverage(facts.words)
+    return TrainingSetup(plan, options, vocabulary, encoder, pictures, embeddings, coverage)
+
+
+def caption_splitter(
+    vocabulary: Vocabulary | None, words: VocabularyOptions
+) -> Callable[[str], list[str]]:
+    """Splits captions as the vocabulary does or, if there is none yet, as the options say."""
+    if vocabulary is not None:
+        return vocabulary.split
+    return word_splitter(words.tokeniser, words.cleaning)
 
 
 def check_splits(table: str, options: Train, captioned: Counter[str]) -> None:

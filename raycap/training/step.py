@@ -71,6 +71,8 @@ class Learner:
         group: WorkerGroup,
     ) -> None:
         self.network, self.options, self.reward = network, options, reward
+        # Captions of each batch have another length, so shapes are dynamic.
+        self.part_loss = torch.compile(part_loss, dynamic=True) if options.compile else part_loss
         self.precision, self.group = precision, group
         self.steps_per_epoch = steps_per_epoch
         self.optimiser = build_optimiser(network, options, phase.lr)
@@ -79,6 +81,12 @@ class Learner:
         is_fp16 = precision.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=is_fp16)
         self.weights = [weight for weight in network.parameters() if weight.requires_grad]
+        self.synchronises = (
+            network.encoder is not None
+            and network.encoder.is_trained
+            and options.batch_norm == "synchronised"
+            and group.size > 1
+        )
 
     @property
     def lr(self) -> float:
@@ -146,9 +154,11 @@ def train_step(
     counts = torch.zeros(len(COUNTED), device=device)
     for part in parts:
         with precision.autocast():
-            loss, added = part_loss(learner, part, words, captions)
+            loss, added = learner.part_loss(learner, part, words, captions)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         counts += added
+    if learner.synchronises:
+        _join_batch_norms(learner, len(parts))
 
     # Update the weights.
     group.sum_gradients(learner.weights)
@@ -161,6 +171,18 @@ def train_step(
     optimiser.zero_grad()
     learner.average.update()
     return counts
+
+
+def _join_batch_norms(learner: Learner, parts: int) -> None:
+    """Run the encoder on no picture, forward and backward, where other workers have more parts in
+    this step: their batch norms wait for all workers."""
+    encoder, device = learner.network.encoder, learner.precision.device
+    assert encoder is not None
+    no_pixels = torch.zeros(0, 3, encoder.size, encoder.size, dtype=torch.uint8, device=device)
+    for _ in range(learner.group.largest(parts, device) - parts):
+        with learner.precision.autocast():
+            grid, vector = encoder(no_pixels)
+        learner.scaler.scale(grid.sum() + vector.sum()).backward()
 
 
 class StepPart(NamedTuple):
@@ -178,7 +200,7 @@ def change_pictures(learner: Learner, batch: Batch) -> Batch:
     """The batch with its pixels augmented, and encoded if the encoder is frozen. A batch of
     features is returned as it is."""
     options, pictures = learner.options.augmentation, batch.pictures
-    if learner.network.encoder is not None and options.on:
+    if pictures.dtype == torch.uint8 and options.on:
         draws = torch.rand(len(batch.rows), DRAWS, device=learner.precision.device)
         pixels = augment(pictures.permute(0, 3, 1, 2), options, draws, batch.has_sides)
         pictures = pixels.permute(0, 2, 3, 1)

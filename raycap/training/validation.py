@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from raycap.decoders.decoder import Tensors
+from raycap.decoders.teacher_forcing import score_padding
 from raycap.device import Precision
 from raycap.metrics import METRICS, Corpus
 from raycap.search import SearchChoice
@@ -49,6 +50,7 @@ def validate(
     same result."""
     network.eval()
     counts = torch.zeros(4, device=precision.device)
+    padding = torch.zeros(3, device=precision.device)
     written: list[WrittenCaption] = []
     own_rows = dataset.rows[group.rank :: group.size]
     starts = range(0, len(own_rows), options.batch)
@@ -59,6 +61,10 @@ def validate(
             memory = network.prepare(batch.pictures)
             plain = Objective(label_smoothing=0.0)
             counts += caption_loss(network.decoder, memory, batch.words, plain).counts
+            if options.padded_length:
+                padding += score_padding(
+                    network.decoder, memory, batch.words, options.padded_length
+                )
             written += write_captions(network, memory, batch.rows, dataset.vocabulary, search)
     network.train()
 
@@ -77,8 +83,13 @@ def validate(
         "perplexity": float(np.exp(cross_entropy / words)),
         "accuracy": correct / words,
         **{name: scores[name].value for name in (*CAPTION_SCORES, *HEALTH_SCORES)},
+        "vocabulary": round(scores["vocabulary"].value),
         "samples": samples_of(dataset, [one for one in written if one.row in sample_rows]),
     }
+    if options.padded_length:
+        padding_loss, padding_correct, padded = group.sum(padding).tolist()
+        figures["padded_loss"] = (cross_entropy + padding_loss) / (words + padded)
+        figures["padded_accuracy"] = (correct + padding_correct) / (words + padded)
     pictures = []
     cider_d = scores["cider_d"].per_picture.tolist()
     for one, score, captions in zip(written, cider_d, references, strict=True):

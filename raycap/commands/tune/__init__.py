@@ -71,6 +71,8 @@ def tune(config: Config) -> int:
     out = Path(options.out).expanduser().absolute()
     folder = output_folder(str(out))
 
+    if train.dry_run:
+        raise UserError("--train.dry-run is about one run: give it to `raycap train`")
     # What is searched? What cannot work is refused before anything is started.
     space = read_space(options.space, functools.partial(with_parameters, config))
     check_options(plan_of(config), config.train)
@@ -149,7 +151,9 @@ def plan_of(config: Config) -> CaptionerPlan:
 def listing_of(out: Path, config: Config) -> Path:
     """The file of what this config's source says of its pictures: a space may have several
     sources."""
-    source = config.source and to_plain(config.source, SOURCES)
+    source: Any = config.source and to_plain(config.source, SOURCES)
+    if config.train.limit is not None:
+        source = [source, config.train.limit]
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     return out / LISTINGS / f"{digest[:16]}.arrow"
 

@@ -60,6 +60,7 @@ class SweepPlan:
             needs_pixels(config.encoder, config.train),
             dataclasses.asdict(augmentation) if augmentation.views else None,
             config.train.start_from,
+            config.train.limit,
         ]
         return json.dumps(parts, sort_keys=True)
 
