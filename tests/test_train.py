@@ -123,7 +123,7 @@ def test_a_finished_run_reports_it_and_does_nothing(
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_a_run_of_an_earlier_version_continues_without_its_removed_options(
+def test_a_run_of_an_earlier_version_continues_with_other_options(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
@@ -138,6 +138,17 @@ def test_a_run_of_an_earlier_version_continues_without_its_removed_options(
     assert main([*arguments, "--epochs", "1"]) == 0
     file = tmp_path / "run" / "run.json"
     record = json.loads(file.read_text())
+    identity = record["identity"]
+    for section, option in (
+        *((identity["train"], name) for name in ("limit", "batch_norm", "cache_frozen_stages")),
+        (identity["train"]["validation"], "padded_length"),
+        (identity["vocabulary"], "tokeniser"),
+        (identity["decoder"], "output_layers"),
+    ):
+        del section[option]  # which that version did not have
+    file.write_text(json.dumps(record))
+    assert main([*arguments, "--epochs", "1", "--batch-norm", "frozen"]) == 2
+    assert "train.batch_norm was 'auto', now 'frozen'" in capsys.readouterr().err
     for value, code in ((False, 0), (True, 2)):
         record["identity"]["decoder"]["scaled_words"] = value
         file.write_text(json.dumps(record))

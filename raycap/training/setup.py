@@ -186,13 +186,39 @@ def check_same(
         return
     earlier = dict(record.get("identity", {}))
     for section, options in earlier.items():
+        now = identity.get(section)
         if isinstance(options, Mapping):
-            earlier[section] = without_removed(section, options)
+            options = without_removed(section, options)
+            if isinstance(now, Mapping):
+                options = _with_added(options, now, _defaults_of(section, options))
+            earlier[section] = options
     if different := differences(earlier, identity):
         raise UserError(
             f"{folder} holds another {what} ({'; '.join(different)}): give another --out, or "
             "--fresh to start over there"
         )
+
+
+def _defaults_of(section: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The default options of a section of a run's identity, of the kind that it names."""
+    sections: dict[str, Any] = {"train": Train, "vocabulary": VocabularyOptions}
+    kinds: dict[str, Mapping[str, Any]] = {"encoder": ENCODERS, "decoder": DECODERS}
+    part = sections.get(section) or kinds.get(section, {}).get(str(options.get("kind")))
+    return {} if part is None else to_plain(part())
+
+
+def _with_added(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of an earlier run, with those that its version did not have: they had the values
+    that change nothing, which are the defaults."""
+    filled = dict(earlier)
+    for name, value in now.items():
+        if name not in filled:
+            filled[name] = defaults.get(name)
+        elif isinstance(value, Mapping) and isinstance(filled[name], Mapping):
+            filled[name] = _with_added(filled[name], value, defaults.get(name, {}))
+    return filled
 
 
 def given_features(features: str, listing: str, encoder: Encoder) -> PictureTables:
