@@ -3,6 +3,7 @@ to learn."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,8 +30,13 @@ from raycap.schema import (
     features_schema,
     tensor_column,
     tensor_field,
+    tensor_shape,
 )
 from raycap.sources import Source
+
+# Of a row group: its tensors, before they are compressed, and its rows.
+BYTES_OF_GROUP = 16 * 2**20
+FEWEST_IN_GROUP, MOST_IN_GROUP = 16, 1024
 
 
 class AugmentedView(NamedTuple):
@@ -57,6 +63,7 @@ def features_job(
 ) -> TableJob:
     """A grid and a vector for each picture, as it is or in a changed view."""
     sha256 = digest_of(encoder)
+    schema = features_schema(encoder.positions, encoder.width, options.int8)
     identity: dict[str, Any] = {
         "format": FEATURES_FORMAT,
         "source": source_identity(source, options.split),
@@ -79,9 +86,10 @@ def features_job(
         identity=identity,
         layout=FileLayout(
             rows=options.part_rows,
-            schema=features_schema(encoder.positions, encoder.width, options.int8),
+            schema=schema,
             carry=(),
             metadata={"raycap": __version__, "encoder_sha256": sha256},
+            group_rows=rows_of_group(schema),
         ),
         intake=square_of(encoder),
         open_model=functools.partial(_open_encoder, encoder, view),
@@ -118,10 +126,22 @@ def pixels_job(
             schema=pixels_schema(square.size),
             carry=(),
             metadata={"raycap": __version__},
+            group_rows=rows_of_group(pixels_schema(square.size)),
         ),
         intake=square,
         open_model=_pixel_rows,
     )
+
+
+def rows_of_group(schema: pa.Schema) -> int:
+    """The rows of a row group. Training may read a table by the row group, in random order."""
+    shapes = [
+        (tensor_shape(field), np.dtype(field.metadata[b"dtype"].decode()))
+        for field in schema
+        if tensor_shape(field)
+    ]
+    bytes_of_row: int = sum(math.prod(shape or ()) * dtype.itemsize for shape, dtype in shapes)
+    return max(FEWEST_IN_GROUP, min(BYTES_OF_GROUP // bytes_of_row, MOST_IN_GROUP))
 
 
 def pixels_schema(size: int) -> pa.Schema:

@@ -61,6 +61,7 @@ class FileLayout:
     metadata: dict[str, str]
     # Of caption tables: makes captions and flags of a file again as this run finishes them.
     finish: Callable[[pa.Table], pa.Table] | None = None
+    group_rows: int | None = None  # the most in one row group, where rows are large
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,8 @@ def write_rows(
     """Write one Parquet file. Returns its path, size and rows."""
     metadata = {**layout.metadata, COUNTS: counts.to_json()}
     content = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), content, compression="zstd")
+    table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, content, compression="zstd", row_group_size=layout.group_rows)
     data = content.getvalue()
     folder.write(path, data)
     return path, data.size, len(table)
