@@ -321,7 +321,7 @@ class TrainedCaptioner(Captioner):
         doubt = None if self.neighbours is None else self.neighbours.doubt
         if doubt is None or "doubt" not in extras:
             return False
-        return extras["doubt"] >= doubt.threshold or extras["unfamiliar"] >= MOST_UNFAMILIAR
+        return bool(extras["doubt"] >= doubt.threshold or extras["unfamiliar"] >= MOST_UNFAMILIAR)
 
     def _score_true_words(
         self, memory: Tensors, references: Sequence[Sequence[str]]
