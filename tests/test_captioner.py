@@ -369,7 +369,7 @@ def changed(folder: Path, **values: object) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, 3])
 def test_another_format_names_the_remedy(
     captioner: TrainedCaptioner, tmp_path: Path, number: int
 ) -> None:
