@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         "files that may still be committed are removed",
-        "raycap/bulk/run.py",
+        "raycap/bulk/clean_up.py",
         "operation_of(name) <= newest",
         "True",
         "tests/test_compaction.py",
@@ -174,8 +174,8 @@ MUTANTS = (
     Mutant(
         "the first unit ignores the sample",
         "raycap/bulk/listing.py",
-        " and self.options.sample == 1",
-        "",
+        "self.options.sample < 1 or self.options.only",
+        "False",
         "tests/test_units_of_files.py -k sample",
     ),
     Mutant(
