@@ -117,7 +117,9 @@ def test_drawings_are_of_the_photo_and_replace_only_their_own_kind(
     assert Path("00000.captioned.png").read_bytes() == before
 
 
-@pytest.mark.parametrize("source", ["folder", "embedded"])
+@pytest.mark.parametrize(
+    "source", ["folder", pytest.param("embedded", marks=pytest.mark.thorough)]
+)
 def test_the_first_pictures_of_a_table_are_drawn(
     source: str, folder: Path, model: Path, no_ray: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

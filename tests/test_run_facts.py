@@ -103,6 +103,7 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_says(
     assert any(line.startswith("time: about") for line in said)
 
 
+@pytest.mark.thorough
 def test_a_run_ends_after_the_steps_that_it_was_given(command: list[str], tmp_path: Path) -> None:
     """Its steps are the first of the whole run, and a phase that is not reached is left out."""
     command += ["--epochs", "1", "--self-critical.epochs", "1", "--self-critical.max-length", "8"]
@@ -126,6 +127,7 @@ def steps_of(run: Path) -> list[dict[str, Any]]:
     return [line for line in read_log(run / "metrics.jsonl") if line["kind"] == "step"]
 
 
+@pytest.mark.thorough
 def test_a_limit_takes_the_first_pictures_of_each_split(tmp_path: Path) -> None:
     """And a later run without it finds their features, and adds the others."""
     (tmp_path / "run.yaml").write_text("source: {kind: shapes, count: 40}\n" + CONFIG)

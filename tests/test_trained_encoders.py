@@ -58,7 +58,7 @@ def test_the_stem_is_cached_where_nothing_changes_before_the_last_stage() -> Non
         assert not caches_stem(ResNet18(weights="random", trainable=trainable), Train())
 
 
-@pytest.mark.parametrize("kind", [ResNet18, MobileNetV2])
+@pytest.mark.parametrize("kind", [ResNet18, pytest.param(MobileNetV2, marks=pytest.mark.thorough)])
 def test_the_stem_and_the_last_stage_are_the_encoder(kind: Any) -> None:
     import torch
 

@@ -525,6 +525,7 @@ def test_padding_is_scored_where_the_caption_ends(
         assert score_padding(net.decoder, memory, batch.words, 1).tolist() == [0, 0, 0]
 
 
+@pytest.mark.thorough
 def test_padded_figures_count_every_padding(
     store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
@@ -551,6 +552,7 @@ def test_a_compiled_step_learns_what_a_plain_one_learns(
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_tf32_is_only_for_the_runs_that_ask_for_it(
     store: PictureStore, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
