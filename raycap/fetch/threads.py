@@ -10,9 +10,9 @@ from raycap.fetch.host_queue import HostQueue
 T = TypeVar("T")
 
 # A request that takes longer than this is slow.
-SECONDS_TO_BE_SLOW = 1.0
+SECONDS_TO_BE_SLOW = 0.5
 MOST_SLOW = 1024
-SECONDS_BETWEEN_LOOKS = 0.25
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class RequestThreads(Generic[T]):
