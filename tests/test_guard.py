@@ -19,7 +19,13 @@ from PIL import Image
 
 from raycap.errors import UserError
 from raycap.images import Reading, Square, guard, read_picture
-from raycap.images.guard import is_ordinary, needs_guard, read_guarded, read_in_child
+from raycap.images.guard import (
+    is_ordinary,
+    needs_guard,
+    read_guarded,
+    read_in_child,
+    read_together,
+)
 
 pytestmark = pytest.mark.skipif(
     os.name != "posix", reason="the limits of child processes are POSIX"
@@ -29,17 +35,19 @@ ALL = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "heif", "avif", "jpeg2000", 
 READING = Reading(formats=ALL, timeout=60)
 SQUARE = Square(32)
 
-# Replaces the BMP reader in child processes, and does what the word at the end of a file says.
+# Replaces the readers of BMP and PNG in child processes, and does what the word at the end of a
+# file says.
 HOSTILE_READER = """
 import ctypes, os, sys, time
 from pathlib import Path
 from raycap.images import formats
 
-plain = formats.READERS["bmp"]
+plain = dict(formats.READERS)
 notes = Path(__file__).parent / "notes"
 
 def hostile(data, limits):
-    word = data.rpartition(b"|")[2].decode()
+    end = data[-12:]  # that of a PNG never holds the mark
+    word = end.rpartition(b"|")[2].decode() if b"|" in end else ""
     if word:
         with notes.open("a") as log:
             log.write(f"{word} {os.getpid()}\\n")
@@ -61,9 +69,9 @@ def hostile(data, limits):
         raise ValueError(str(sorted({"ray", "torch"} & set(sys.modules))))
     elif word == "environment":
         raise ValueError(f"{os.environ['OMP_NUM_THREADS']} {os.getpriority(os.PRIO_PROCESS, 0)}")
-    return plain(data, limits)
+    return plain["png" if data.startswith(b"\\x89PNG") else "bmp"](data, limits)
 
-formats.READERS["bmp"] = hostile
+formats.READERS["bmp"] = formats.READERS["png"] = hostile
 """
 
 
@@ -77,7 +85,7 @@ def saved(kind: str, size: tuple[int, int] = (60, 40), mode: str = "RGB", **opti
     return file.getvalue()
 
 
-BMP = saved("bmp")
+BMP, PNG = saved("bmp"), saved("png")
 
 
 @pytest.fixture
@@ -136,6 +144,48 @@ def test_a_bad_picture_has_its_reason_and_the_next_one_is_read(
     assert np.array_equal(
         read_in_child(BMP, READING, SQUARE).pixels, read_picture(BMP, READING, SQUARE).pixels
     )
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("hold", "reading it took longer than 1.5 s (--reading.timeout)"),
+        ("die", "reading it kills the process"),
+        ("eat", "reading it takes more than 100 MiB of memory (--reading.max-memory)"),
+    ],
+)
+def test_of_pictures_read_together_a_bad_one_alone_has_the_reason(
+    notes: Path, word: str, reason: str
+):
+    """Large ones, suspicious ones and broken ones are among them."""
+    large = PNG + bytes(guard.BYTES_TOGETHER)
+    good = [PNG, saved("jpeg", (9, 7)), BMP, large, b"", b"GIF89a", saved("png", (3, 3))]
+    bodies = [*good, PNG + b"|" + word.encode(), *good]
+    found = read_together(bodies, Reading(formats=ALL, timeout=1.5, max_memory=100), SQUARE)
+    bad = found.pop(len(good))
+    assert (bad.error, bad.pixels, bad.format) == (reason, None, "png")
+    for data, picture in zip([*good, *good], found, strict=True):
+        alone = read_picture(data, READING, SQUARE)
+        assert (picture.error, picture.width, picture.height, picture.format) == (
+            alone.error,
+            alone.width,
+            alone.height,
+            alone.format,
+        )
+        assert np.array_equal(picture.pixels, alone.pixels)
+
+
+def test_ordinary_pictures_are_read_in_one_child_without_waiting_for_each(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bodies = [PNG + b"|a"] * (2 * guard.PICTURES_TOGETHER + 1)
+    asked: list[int] = []
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda *what: asked.append(what[0]) or write(*what))
+    found = read_together(bodies, READING, SQUARE)
+    assert {picture.error for picture in found} == {""} and len(found) == len(bodies)
+    assert len({line.split()[-1] for line in lines(notes)}) == 1
+    assert len(asked) == 3
 
 
 def test_a_picture_that_eats_memory_is_tried_again_where_others_were_read_before(notes: Path):

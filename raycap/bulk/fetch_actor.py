@@ -1,8 +1,9 @@
-"""Processes that fetch pictures from the web for all workers of a job.
+"""Processes that fetch pictures from the web for all workers of a job, and decode them.
 
 Each host is asked by one of them, always the same, so its limits hold for the whole job. They hold
 no logical processor: a request that waits keeps none busy. Workers say what they want (`add`) and
-take what has arrived (`take`).
+get what has arrived: decoded by children of this process (`load`), so that bodies do not travel,
+or as it is, for a task that decodes it elsewhere (`take`).
 """
 
 import asyncio
@@ -12,35 +13,71 @@ import threading
 import time
 import uuid
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError
 
 from raycap.bulk.bodies import pack
 from raycap.bulk.loading import BYTES_OF_BODIES
-from raycap.cluster.autoscaler import has_autoscaler
+from raycap.bulk.pictures import LoadedRows
 from raycap.cluster.nodes import capacity
-from raycap.fetch import Download, Fetch, Fetched, Fetcher, Trust, Unfinished
+from raycap.fetch import Download, Fetch, Fetcher, Trust, Unfinished
 from raycap.fetch.budget import MemoryBudget
+from raycap.images import Intake, Reading
+from raycap.images.guard import PICTURES_TOGETHER
+from raycap.images.loading import read_fetched
 
-# One process fetches for so many processors that decode.
+# One process fetches, and decodes, for so many processors.
 CPUS_PER_FETCHER = 4
 MOST_FETCHERS = 64
-FETCHERS_OF_GROWING_CLUSTERS = 8
 # Pictures that have arrived are given out when there are enough of them, or after a short time:
-# a task that decodes few of them costs as much as its pictures.
+# an answer with few of them costs as much as its pictures.
 BYTES_PER_TAKE = 16 * 2**20
 SECONDS_TO_GATHER = 0.5
 SECONDS_TO_BE_ASKED, SECONDS_BETWEEN_LOOKS = 5.0, 0.01
+SECONDS_TO_END = 10.0
 
 
-def start_fetchers(fetch: Fetch, trust: Trust, label: str, nodes: dict[str, str] | None) -> Any:
-    """The fetching actors of a job, spread over the nodes that decode. Their number stays the
-    same: a host then never has two of them. Ray starts one that is lost on another node."""
-    cpus = capacity(label).get("CPU", 1.0)
-    least = FETCHERS_OF_GROWING_CLUSTERS if has_autoscaler() else 1
-    count = max(least, min(MOST_FETCHERS, int(cpus // CPUS_PER_FETCHER)))
+@dataclass(frozen=True)
+class Fetchers:
+    """The fetching actors of a job, spread over the nodes that decode. Each host belongs to one of
+    them. Ray starts one that is lost on another node."""
+
+    actors: list[Any]
+    decoders: int  # children of each one
+    cpus: int  # of all nodes that decode
+    generation: int = 0  # others that take the place of these have a higher one
+
+    def end(self) -> None:
+        """Returns when no process of them asks any host: their successors may begin."""
+        for actor in self.actors:
+            ray.kill(actor)
+        end = time.monotonic() + SECONDS_TO_END
+        for actor in self.actors:
+            with contextlib.suppress(RayError):  # it answers no more
+                while time.monotonic() < end:
+                    ray.get(actor.forget.remote(""), timeout=SECONDS_TO_END)
+
+
+NO_FETCHERS = Fetchers([], 0, 0)
+
+
+def count_fetchers(label: str) -> tuple[int, int]:
+    """How many fetching actors the nodes with the label should have, and their processors."""
+    cpus = max(1, int(capacity(label).get("CPU", 1)))
+    return max(1, min(MOST_FETCHERS, cpus // CPUS_PER_FETCHER)), cpus
+
+
+def start_fetchers(
+    how: dict[str, Any], label: str, nodes: dict[str, str] | None, generation: int = 0
+) -> Fetchers:
+    """`how` says how pictures are loaded."""
+    count, cpus = count_fetchers(label)
+    decoders = -(-cpus // count)
     actor: Any = ray.remote(FetchActor)
     options = actor.options(
         num_cpus=0,
@@ -50,7 +87,18 @@ def start_fetchers(fetch: Fetch, trust: Trust, label: str, nodes: dict[str, str]
         scheduling_strategy="SPREAD",
         label_selector=nodes or {},
     )
-    return [options.remote(fetch, trust, number, count) for number in range(count)]
+    how = {name: how[name] for name in ("fetch", "trust", "reading", "intake")}
+    actors = [options.remote(number, count, decoders, **how) for number in range(count)]
+    return Fetchers(actors, decoders, cpus, generation)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Which rows come with it."""
+
+    life: str  # of the actor: it has another one after it was started again
+    numbers: list[int]
+    elsewhere: list[tuple[int, Unfinished]]  # with these another fetcher has to go on
 
 
 class _Desk:
@@ -62,6 +110,7 @@ class _Desk:
         self.arrived: deque[tuple[int, Download]] = deque()
         self.bytes = 0  # that have arrived
         self.is_closed = False
+        self.turn = asyncio.Lock()  # of calls that wait for what arrives
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         # Set when so many rows have arrived, or as many as a `take` can have.
@@ -142,7 +191,16 @@ class _Desk:
 class FetchActor:
     """Fetches from some hosts. Actor number `number` of `count`."""
 
-    def __init__(self, fetch: Fetch, trust: Trust, number: int, count: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        count: int,
+        decoders: int,
+        fetch: Fetch,
+        trust: Trust,
+        reading: Reading,
+        intake: Intake,
+    ) -> None:
         from raycap.fetch.owners import owner_of_host
 
         owns = functools.partial(_is_owner, owner_of_host, number, count)
@@ -150,6 +208,10 @@ class FetchActor:
         self._budget = MemoryBudget(BYTES_OF_BODIES)
         self._desks: dict[str, _Desk] = {}
         self._life = uuid.uuid4().hex
+        self._reading, self._intake = reading, intake
+        # Each thread has a child process that decodes.
+        self._decoders = decoders
+        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
 
     async def add(self, worker: str, wanted: list[tuple[int, Unfinished]]) -> None:
         """Begin to fetch."""
@@ -158,34 +220,60 @@ class FetchActor:
             desk = self._desks[worker] = _Desk()
         desk.want(wanted, self._fetcher, self._budget)
 
-    async def take(
-        self, worker: str, rows: int
-    ) -> tuple[tuple[str, list[int], list[tuple[int, Unfinished]]], pa.Table]:
-        """Up to so many pictures, when some have arrived: which life of this actor it is, their
-        numbers, those with which another fetcher has to go on, and the bodies."""
+    async def load(self, worker: str, rows: int) -> tuple[Answer, pa.Table]:
+        """Up to so many pictures, decoded, when some have arrived."""
+        answer, given = await self._arrived(worker, rows)
+        loaded = LoadedRows(self._intake if given else None, len(given))
+        together = min(PICTURES_TOGETHER, -(-len(given) // (2 * self._decoders)) or 1)
+        loop = asyncio.get_running_loop()
+        parts = [
+            loop.run_in_executor(
+                self._threads, self._decode, loaded, start, given[start : start + together]
+            )
+            for start in range(0, len(given), together)
+        ]
+        del given  # bodies are held no longer than they are needed
+        await asyncio.gather(*parts)
+        return answer, loaded.to_arrow()
+
+    async def take(self, worker: str, rows: int) -> tuple[Answer, pa.Table]:
+        """The same, as bodies."""
+        answer, given = await self._arrived(worker, rows)
+        bodies = pack(answer.numbers, [download.result.result() for download in given])
+        for download in given:
+            download.release()
+        return answer, bodies
+
+    async def _arrived(self, worker: str, rows: int) -> tuple[Answer, list[Download]]:
         end = time.monotonic() + SECONDS_TO_BE_ASKED
         while worker not in self._desks and time.monotonic() < end:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)  # calls may overtake each other
         desk = self._desks.get(worker)
         if desk is None:  # this process is new, and knows nothing of what the worker wants
             raise LookupError(worker)
-        await desk.wait_for(1, None)
-        await desk.wait_for(rows, SECONDS_TO_GATHER)
-        numbers: list[int] = []
-        pictures: list[Fetched] = []
-        elsewhere: list[tuple[int, Unfinished]] = []
-        given = desk.give_out(rows)
+        async with desk.turn:
+            await desk.wait_for(1, None)
+            await desk.wait_for(rows, SECONDS_TO_GATHER)
+            given = desk.give_out(rows)
+        numbers, elsewhere, downloads = [], [], []
         for number, download in given:
-            picture = download.result.result()
-            if picture.rest:
-                elsewhere.append((number, picture.rest))
+            if rest := download.result.result().rest:
+                elsewhere.append((number, rest))
+                download.release()
             else:
                 numbers.append(number)
-                pictures.append(picture)
-        bodies = pack(numbers, pictures)
-        for _, download in given:
-            download.release()
-        return (self._life, numbers, elsewhere), bodies
+                downloads.append(download)
+        return Answer(self._life, numbers, elsewhere), downloads
+
+    def _decode(self, loaded: LoadedRows, start: int, downloads: list[Download]) -> None:
+        """Called by the threads that decode."""
+        try:
+            fetched = [download.result.result() for download in downloads]
+            for row, picture in enumerate(read_fetched(fetched, self._reading, self._intake)):
+                loaded.put(start + row, picture)
+        finally:
+            for download in downloads:
+                download.release()
 
     async def forget(self, worker: str) -> None:
         """A worker has ended."""

@@ -15,7 +15,7 @@ from raycap.fetch import Fetch, Fetched, Fetcher, Trust
 from raycap.fetch.hosts import FETCHED
 from raycap.images import Intake, Picture, Reading, read_picture, read_whole
 from raycap.images.guard import needs_guard, read_guarded, read_in_child
-from raycap.images.loading import Read, load_pictures
+from raycap.images.loading import LoadedPicture, Read, load_pictures
 from raycap.sources import Source
 
 # What loading adds to a manifest row, besides the pixels.
@@ -30,6 +30,7 @@ LOADED = pa.schema(
         FETCHED,
     ]
 )
+_LOADED = [(field.name, field.type) for field in LOADED]
 
 
 def load_table(
@@ -58,14 +59,27 @@ def load_table(
     elif source is not None:
         table = _with_bytes(table, source)
     items = _items(table) if bodies is None else unpack(bodies)
-    found: list[dict[str, Any]] = [{}] * len(table)
-    kept = PictureColumn(intake, len(table)) if keep_pixels else None
+    loaded = LoadedRows(intake if keep_pixels else None, len(table))
     fetcher = _fetcher(fetch, trust)
     read = read or _reader()
     for row, picture in load_pictures(items, fetcher, reading, intake, read, patience):
-        if kept is not None and picture.pixels is not None:
-            kept.put(row, picture.pixels)
-        found[row] = {
+        loaded.put(row, picture)
+        del picture  # the next body is on its way
+    return with_loaded(table.drop_columns(["bytes"]), loaded.to_arrow())
+
+
+class LoadedRows:
+    """What was loaded for some rows. It is put in in any order."""
+
+    def __init__(self, intake: Intake | None, rows: int) -> None:
+        """Without an intake, pixels are not kept."""
+        self._found: list[dict[str, Any]] = [{}] * rows
+        self._kept = None if intake is None else PictureColumn(intake, rows)
+
+    def put(self, row: int, picture: LoadedPicture) -> None:
+        if self._kept is not None and picture.pixels is not None:
+            self._kept.put(row, picture.pixels)
+        self._found[row] = {
             "status": picture.status,
             "error_message": picture.error,
             "format": picture.format,
@@ -74,14 +88,20 @@ def load_table(
             "sha256": picture.sha256,
             FETCHED.name: _transfer(picture.fetched),
         }
-        del picture  # the next body is on its way
 
-    table = table.drop_columns(["bytes", "error"])
-    for field in LOADED:
-        column = pa.array([row[field.name] for row in found], field.type)
-        table = table.append_column(field.name, column)
-    if kept is not None:
-        table = table.append_column("pixels", kept.to_arrow())
+    def to_arrow(self) -> pa.Table:
+        columns = [pa.array([row[name] for row in self._found], kind) for name, kind in _LOADED]
+        table = pa.table(columns, schema=LOADED)
+        if self._kept is not None:
+            table = table.append_column("pixels", self._kept.to_arrow())
+        return table
+
+
+def with_loaded(rows: pa.Table, loaded: pa.Table) -> pa.Table:
+    """Manifest rows without their bodies, and what was loaded for them."""
+    table = rows.drop_columns(["error"])
+    for name in loaded.column_names:
+        table = table.append_column(loaded.schema.field(name), loaded[name])
     return table
 
 

@@ -1,5 +1,6 @@
-"""Loads pictures on a Ray cluster: those from the web are fetched by the fetching actors,
-everything else by the tasks that decode.
+"""Loads pictures on a Ray cluster: those from the web are fetched and decoded by the fetching
+actors, everything else by tasks. Tasks help to decode what the actors have fetched where there are
+more processors than theirs.
 
 One thread holds all state. Everything that happens is a call in its queue.
 """
@@ -19,9 +20,11 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
+from raycap.bulk.fetch_actor import Answer, Fetchers
 from raycap.bulk.loading import Loaded, RowPlace, rows_at, web_rows
-from raycap.bulk.pictures import load_table
+from raycap.bulk.pictures import load_table, with_loaded
 from raycap.fetch import Unfinished
+from raycap.images import Intake, Square
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +33,14 @@ log = logging.getLogger(__name__)
 RETRIES = 3
 # A row that was asked for so long ago only waits: others are asked for.
 SECONDS_TO_WAIT = 2.0
-ROWS_PER_ASK, MOST_ASKED = 64, 1024
+ROWS_PER_ASK, MOST_ASKED = 128, 1024
+# A fetching actor gives so many pictures at a time if they take no more: each answer costs as much
+# as some pictures.
+MOST_ROWS_PER_LOAD, BYTES_PER_LOAD = 128, 24 * 2**20
 # A decoding task whose store is silent for so long gives its rows to the fetching actors.
 SECONDS_IN_TASK = 5.0
+# Calls of one fetching actor that is behind: it decodes for one while the other travels.
+LOADS_AT_ONCE = 2
 # Losses of one fetching actor with nothing fetched between them. Then the worker gives up.
 MOST_LOSSES = 5
 SECONDS_AFTER_A_LOSS = 1.0
@@ -46,13 +54,16 @@ class _Ask:
     left: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Fetching:
     """What one fetching actor is asked for."""
 
     actor: Any
     rows: dict[int, tuple[RowPlace, Unfinished, _Ask]] = field(default_factory=dict)
+    loads: int = 0  # calls that have no answer yet
     is_taking: bool = False
+    is_behind: bool = False  # it has more than it can decode at once
+    is_lost: bool = False  # and not yet asked again
     life: str = ""  # which process it is
     losses: int = 0
 
@@ -67,7 +78,7 @@ class RayLoader:
         how: dict[str, Any],
         rows_per_task: int,
         most_tasks: int,
-        fetchers: Sequence[Any],
+        fetchers: Fetchers,
         nodes: dict[str, str] | None,
     ) -> None:
         self._task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, label_selector=nodes or {})(
@@ -75,13 +86,15 @@ class RayLoader:
         )
         self._name, self._how = name, how
         self._rows_per_task, self._free_tasks = rows_per_task, most_tasks
-        self._fetching = [_Fetching(actor) for actor in fetchers]
+        self._rows_per_load = max(rows_per_task, _rows_that_fit(how["intake"]))
+        self._fetchers = fetchers
+        self._fetching = [_Fetching(actor) for actor in fetchers.actors]
         self._calls: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
         self._calls = queue.SimpleQueue()
         self._loaded: queue.SimpleQueue[Loaded | BaseException | None] = queue.SimpleQueue()
         self._rows: dict[int, pa.Table] = {}
         self._next_number = 0
-        self._patience = SECONDS_IN_TASK if fetchers else None
+        self._patience = SECONDS_IN_TASK if fetchers.actors else None
         # What is not begun: slices for tasks, rows to be fetched, and bodies to be decoded.
         self._parts: deque[list[RowPlace]] = deque()
         self._wanted: deque[tuple[RowPlace, Unfinished]] = deque()
@@ -113,6 +126,10 @@ class RayLoader:
 
     def forget(self, work: int) -> None:
         self._call(self._forget, work)
+
+    def use_fetchers(self, fetchers: Fetchers) -> None:
+        """The cluster has changed. If these are others, the former ones have ended."""
+        self._call(self._use_fetchers, fetchers)
 
     def stop(self) -> None:
         self._calls.put(None)
@@ -161,7 +178,7 @@ class RayLoader:
 
     def _go_on(self) -> None:
         """Begin what can be begun."""
-        while self._free_tasks and (self._bodies or self._parts):
+        while self._free_tasks > 0 and (self._bodies or self._parts):
             self._free_tasks -= 1
             if self._bodies:
                 places, starts, bodies = self._bodies.popleft()
@@ -169,7 +186,7 @@ class RayLoader:
             else:
                 self._decode(self._parts.popleft(), [], patience=self._patience)
         recent = self._count_waiting()
-        if self._free_tasks and not self._bodies:
+        if self._free_tasks > 0 and not self._bodies:
             # New rows are asked for only while there is room to decode them.
             while self._wanted and recent < MOST_ASKED:
                 some = [
@@ -178,8 +195,20 @@ class RayLoader:
                 self._ask(some)
                 recent += len(some)
             for fetching in self._fetching:
-                if fetching.rows and not fetching.is_taking:
-                    self._take(fetching)
+                if fetching.rows and not fetching.is_lost:
+                    self._call_fetcher(fetching)
+
+    def _call_fetcher(self, fetching: _Fetching) -> None:
+        """Get what it has fetched."""
+        if not fetching.loads:
+            self._load(fetching)
+        elif fetching.is_behind:
+            under_way = sum(each.loads for each in self._fetching)
+            if fetching.loads < LOADS_AT_ONCE and self._free_tasks > under_way:
+                self._load(fetching)  # it decodes these while the others are on their way
+            busy = sum(each.is_behind for each in self._fetching)
+            if not fetching.is_taking and self._fetchers.cpus > busy * self._fetchers.decoders:
+                self._take(fetching)
 
     def _count_waiting(self) -> int:
         """Returns how many rows were asked for only now."""
@@ -209,50 +238,98 @@ class RayLoader:
             starts = [start for _, start in some]
             fetching.actor.add.remote(self._name, list(zip(numbers, starts, strict=True)))
 
+    def _load(self, fetching: _Fetching) -> None:
+        fetching.loads += 1
+        answer = fetching.actor.load.remote(self._name, self._rows_per_load)
+        self._when_done(answer, self._loaded_there, fetching)
+
+    def _loaded_there(self, answer: Any, fetching: _Fetching) -> None:
+        fetching.loads -= 1
+        if fetching not in self._fetching:
+            return
+        if isinstance(answer, RayActorError | ObjectLostError | LookupError):
+            return self._ask_again(fetching, answer)
+        if isinstance(answer, BaseException):
+            raise answer
+        given, loaded = answer
+        fetching.is_behind = len(given.numbers) == self._rows_per_load
+        known = self._note(fetching, given)
+        if known:
+            if len(known) < len(given.numbers):  # others were given twice, after a loss
+                loaded = loaded.take(list(known))
+            self._free_tasks -= 1
+            places = [place for place, _ in known.values()]
+            rows = rows_at(self._rows, places).drop_columns(["embedded"])
+            self._loaded.put(Loaded(places, with_loaded(rows, loaded)))
+
     def _take(self, fetching: _Fetching) -> None:
         fetching.is_taking = True
         take = fetching.actor.take.options(num_returns=2)
-        numbers, bodies = take.remote(self._name, self._rows_per_task)
-        self._when_done(numbers, self._taken, fetching, bodies)
+        given, bodies = take.remote(self._name, self._rows_per_task)
+        self._when_done(given, self._taken, fetching, bodies)
 
     def _taken(self, answer: Any, fetching: _Fetching, bodies: Any) -> None:
         fetching.is_taking = False
+        if fetching not in self._fetching:
+            return
         if isinstance(answer, RayActorError | LookupError):
             return self._ask_again(fetching, answer)
         if isinstance(answer, BaseException):
             raise answer
-        life, numbers, elsewhere = answer
-        if fetching.life not in ("", life):
-            self._ask_again(fetching, LookupError("it was started again"))
-        fetching.life, fetching.losses = life, 0
-        taken = [self._answered(fetching, number) for number in numbers]
-        if taken:
-            places, starts = [place for place, _ in taken], [start for _, start in taken]
+        known = list(self._note(fetching, answer).values())
+        if len(known) < len(answer.numbers):
+            self._wanted.extendleft(known)
+        elif known:
+            places, starts = [place for place, _ in known], [start for _, start in known]
             self._bodies.append((places, starts, bodies))
-        for number, start in elsewhere:
-            place, _ = self._answered(fetching, number)
-            self._wanted.appendleft((place, start))
 
-    def _answered(self, fetching: _Fetching, number: int) -> tuple[RowPlace, Unfinished]:
-        place, start, ask = fetching.rows.pop(number)
+    def _note(self, fetching: _Fetching, given: Answer) -> dict[int, tuple[RowPlace, Unfinished]]:
+        """Which rows have come, by their place in the answer. Those that an earlier answer had
+        are left out."""
+        if fetching.life not in ("", given.life):
+            self._ask_again(fetching, LookupError("it was started again"))
+        fetching.life, fetching.losses = given.life, 0
+        for number, start in given.elsewhere:
+            if (known := self._answered(fetching, number)) is not None:
+                self._wanted.appendleft((known[0], start))
+        known = ((index, self._answered(fetching, n)) for index, n in enumerate(given.numbers))
+        return {index: row for index, row in known if row is not None}
+
+    def _answered(self, fetching: _Fetching, number: int) -> tuple[RowPlace, Unfinished] | None:
+        found = fetching.rows.pop(number, None)
+        if found is None:
+            return None
+        place, start, ask = found
         ask.left -= 1
         return place, start
 
     def _ask_again(self, fetching: _Fetching, error: BaseException) -> None:
         """A fetching actor was lost. A new one takes its place, which knows nothing."""
+        if fetching.is_lost:  # by another call
+            return
+        fetching.is_lost = True
         fetching.losses += 1
         if fetching.losses > MOST_LOSSES:
             raise error
         log.warning("a process that fetches was lost (%s): its pictures are fetched again", error)
-        fetching.is_taking = True  # until it is asked again
         timer = threading.Timer(SECONDS_AFTER_A_LOSS, self._call, (self._ask_now, fetching))
         timer.daemon = True
         timer.start()
 
     def _ask_now(self, fetching: _Fetching) -> None:
-        fetching.is_taking = False
+        fetching.is_lost = False
         lost = [(number, start) for number, (_, start, _) in fetching.rows.items()]
         fetching.actor.add.remote(self._name, lost)
+
+    def _use_fetchers(self, fetchers: Fetchers) -> None:
+        before, self._fetchers = self._fetchers, fetchers
+        if fetchers.generation == before.generation:
+            return
+        for fetching in self._fetching:
+            for place, start, ask in fetching.rows.values():
+                ask.left = 0
+                self._wanted.append((place, start))
+        self._fetching = [_Fetching(actor) for actor in fetchers.actors]
 
     def _decode(self, places: list[RowPlace], starts: list[Unfinished], **how: Any) -> None:
         table = rows_at(self._rows, places)
@@ -293,3 +370,10 @@ class RayLoader:
                 self._call(method, error, *arguments)
 
         answer.future().add_done_callback(done)
+
+
+def _rows_that_fit(intake: Intake) -> int:
+    """How many pictures come in one answer; 0 if it is not known how large they are."""
+    if not isinstance(intake, Square):
+        return 0
+    return min(MOST_ROWS_PER_LOAD, BYTES_PER_LOAD // (3 * intake.size**2))

@@ -9,17 +9,19 @@ import itertools
 import os
 import queue
 import socket
+import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raycap.bulk.fetch_actor import start_fetchers
+from raycap.bulk.fetch_actor import NO_FETCHERS, Fetchers, count_fetchers, start_fetchers
 from raycap.bulk.job import TableJob
 from raycap.bulk.placement import (
     Place,
@@ -42,6 +44,8 @@ from raycap.uris import is_local
 # Calls of a worker at one time: chunks, and questions about its progress.
 MOST_CALLS = MOST_CHUNKS + 4
 TASKS_AT_ONCE = 32
+# Fetching actors are started anew when there should be so many times as many.
+GROWTH = 2
 # How often new nodes are looked for.
 SECONDS_BETWEEN_STARTS = 10.0
 # A worker says how far it is when half of what it had is done, or after some time.
@@ -73,24 +77,23 @@ class RayPool:
         self._job, self._events = job, events
         self._nodes = selector(job.cluster.decode_on)
         self._places: dict[Worker, Place] = {}
-        self._order = [ray.put(order)]
+        self._order, self._how = [ray.put(order)], order.loading()
         self._start_after = self._notices_after = 0.0
         options, cluster = job.options, job.cluster
         batches = MOST_PIECES if few is None else -(-few // options.batch)
         # If an autoscaler has to bring the nodes, wait for them.
         wait_for_nodes([decoding_need(cluster, batches)], cluster.wait)
         provide_model_nodes(options, cluster, options.actors or batches)
-        self._fetchers: list[Any] = []
+        self._fetchers = NO_FETCHERS
         if order.source.names_urls or not is_local(order.source.path):
-            trust = order.source.trust
-            self._fetchers = start_fetchers(order.fetch, trust, cluster.decode_on, self._nodes)
+            self._fetchers = start_fetchers(self._how, cluster.decode_on, self._nodes)
         if order.out.is_local:  # they must see the folder too
             check_visible({order.out.path(): "--out"})
 
     def close(self) -> None:
         for worker in list(self.workers):
             self.stop_worker(worker)
-        for fetcher in self._fetchers:
+        for fetcher in self._fetchers.actors:
             ray.kill(fetcher)
 
     def start_workers(self, rows: int | None) -> None:
@@ -101,6 +104,7 @@ class RayPool:
             return
         is_first = self._start_after == 0.0
         self._start_after = time.monotonic() + SECONDS_BETWEEN_STARTS
+        self._use_new_nodes()
         options, cluster = self._job.options, self._job.cluster
         batches = MOST_PIECES if rows is None else -(-rows // options.batch)
         try:
@@ -140,6 +144,25 @@ class RayPool:
         self._places[worker] = place
         self._when_done(actor.ready.remote(), worker, None)
 
+    def _use_new_nodes(self) -> None:
+        """Tell workers how many processors decode now. When the cluster has grown so much, start
+        more fetching actors. Each host then has another one: the old ones have to end before, and
+        what they were asked for is asked again."""
+        fetchers, label = self._fetchers, self._job.cluster.decode_on
+        if not fetchers.actors:
+            return
+        count, cpus = count_fetchers(label)
+        if cpus == fetchers.cpus:
+            return
+        if count < GROWTH * len(fetchers.actors):
+            self._fetchers = replace(fetchers, cpus=cpus)
+        else:
+            fetchers.end()
+            number = fetchers.generation + 1
+            self._fetchers = start_fetchers(self._how, label, self._nodes, number)
+        for worker in self.workers:
+            worker.actor.use_fetchers.remote(self._fetchers)
+
     def _leave_draining_nodes(self) -> None:
         """Workers on nodes that will be taken away get no new chunks. They finish those that they
         have, if there is time, and end; new ones are started elsewhere."""
@@ -165,7 +188,7 @@ class RayPool:
             del self._places[worker]
         worker.chunks.clear()
         ray.kill(worker.actor)
-        for fetcher in self._fetchers:
+        for fetcher in self._fetchers.actors:
             fetcher.forget.remote(worker.name)
 
     def make(self, worker: Worker, chunk: Chunk) -> None:
@@ -227,26 +250,35 @@ class ChunkActor:
         lookahead: int,
         nodes: dict[str, str] | None,
         name: str,
-        fetchers: list[Any],
+        fetchers: Fetchers,
     ) -> None:
         self._order, self._threads = order, threads
         self._lookahead, self._nodes = lookahead, nodes
         self._name, self._fetchers = name, fetchers
+        self._loader: RayLoader | None = None
+        self._lock = threading.Lock()
 
     def ready(self) -> None:
         """Loads the model. Ray would not say which error ended `__init__`."""
         order: WorkOrder = ray.get(self._order[0])
         node = ray.get_runtime_context().get_node_id()[:8]
         name = f"{socket.gethostname()}/{node} {os.getpid()}"
-        loader = RayLoader(
-            self._name,
-            order.loading(),
-            order.rows_per_task,
-            self._lookahead,
-            self._fetchers,
-            self._nodes,
-        )
+        with self._lock:
+            loader = self._loader = RayLoader(
+                self._name,
+                order.loading(),
+                order.rows_per_task,
+                self._lookahead,
+                self._fetchers,
+                self._nodes,
+            )
         self._worker = ChunkWorker(order, loader, self._threads, name)
+
+    def use_fetchers(self, fetchers: Fetchers) -> None:
+        with self._lock:
+            self._fetchers = fetchers
+            if self._loader is not None:
+                self._loader.use_fetchers(fetchers)
 
     def make(self, chunk: Chunk) -> FinishedChunk:
         return self._worker.make(chunk)

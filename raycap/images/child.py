@@ -15,10 +15,11 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from PIL import AvifImagePlugin
 
-from raycap.images.guard import ANSWER, READY, REQUEST
+from raycap.images.guard import ANSWER, READY, REQUEST, SIZE
 from raycap.images.intake import Intake
 from raycap.images.reading import Picture, Reading, read_picture, read_whole
 
@@ -45,35 +46,45 @@ def main() -> None:
     with os.fdopen(requests, "rb") as incoming, os.fdopen(answers, "wb", buffering=0) as outgoing:
         outgoing.write(READY)
         while head := incoming.read(REQUEST.size):
-            size, settings_size = REQUEST.unpack(head)
+            count, settings_size = REQUEST.unpack(head)
             reading, intake = settings(incoming.read(settings_size))
-            _set_alarm(reading.timeout + GRACE_SECONDS)
+            sizes = [size for [size] in SIZE.iter_unpack(incoming.read(count * SIZE.size))]
             _limit_memory(max_memory)
-            picture = _read(exchange, size, reading, intake)
+            pictures = []
+            start, free = 0, sum(sizes)  # of the next body, and of the room behind all bodies
+            for size in sizes:
+                _set_alarm(reading.timeout + GRACE_SECONDS)
+                picture = _read(exchange, start, size, reading, intake)
+                pictures.append(_answer(picture, exchange, free, max_memory))
+                start += size
+                free += 0 if picture.pixels is None else picture.pixels.nbytes
+                del picture
             _limit_memory(None)
             retire = _mapped() - mapped_at_start > MOST_GROWTH
-            answer = _answer(picture, exchange, max_memory, retire)
+            answer = json.dumps({"pictures": pictures, "retire": retire}).encode()
             _set_alarm(0)
             outgoing.write(ANSWER.pack(len(answer)) + answer)
 
 
-def _read(exchange: int, size: int, reading: Reading, intake: Intake | None) -> Picture:
+def _read(
+    exchange: int, start: int, size: int, reading: Reading, intake: Intake | None
+) -> Picture:
     try:
-        data = os.pread(exchange, size, 0)
+        data = os.pread(exchange, size, start)
     except MemoryError:
         return Picture(None, "", 0, 0, "too little memory")
     return read_whole(data, reading) if intake is None else read_picture(data, reading, intake)
 
 
-def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> bytes:
-    """The picture as JSON; its pixels go into the exchange file."""
+def _answer(picture: Picture, exchange: int, free: int, max_memory: int) -> dict[str, Any]:
+    """What the parent is told of the picture; its pixels go into the exchange file."""
     shape = None
     if picture.pixels is not None:
         shape = picture.pixels.shape
-        os.ftruncate(exchange, picture.pixels.nbytes)
-        written, pixels = 0, picture.pixels.data.cast("B")
-        while written < len(pixels):
-            written += os.pwrite(exchange, pixels[written:], written)
+        left = picture.pixels.data.cast("B")
+        while left:
+            written = os.pwrite(exchange, left, free)
+            left, free = left[written:], free + written
     no_memory = bool(NO_MEMORY.search(picture.error))
     if picture.error.startswith("too much memory"):
         no_memory = False  # rejected by the header: nothing was decoded
@@ -81,16 +92,14 @@ def _answer(picture: Picture, exchange: int, max_memory: int, retire: bool) -> b
     # Some decoders report a lack of memory as a broken file, which only large pictures leave open.
     if error and picture.width * picture.height * BYTES_A_PIXEL > max_memory:
         error += IN_DOUBT
-    fields = {
+    return {
         "format": picture.format,
         "width": picture.width,
         "height": picture.height,
         "error": error,
         "shape": shape,
         "no_memory": no_memory,
-        "retire": retire,
     }
-    return json.dumps(fields).encode()
 
 
 def _end_with(parent: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raycap.fetch import Fetched, Fetcher
-from raycap.images.guard import read_guarded
+from raycap.images.guard import read_guarded, read_together
 from raycap.images.intake import Intake
 from raycap.images.reading import Picture, Reading
 from raycap.schema import FAILED_TO_DECODE, FAILED_TO_FETCH, SUCCESS
@@ -50,17 +50,9 @@ def load_pictures(
     """
 
     def loaded(fetched: Fetched) -> LoadedPicture:
-        if fetched.rest:
-            return LoadedPicture("", "", None, "", 0, 0, "", fetched)
-        if fetched.error:
-            return LoadedPicture(FAILED_TO_FETCH, fetched.error, None, "", 0, 0, "", fetched)
-        picture = read(fetched.data, reading, intake)
-        status = FAILED_TO_DECODE if picture.error else SUCCESS
-        digest = hashlib.sha256(fetched.data).hexdigest()
-        size = (picture.width, picture.height)
-        return LoadedPicture(
-            status, picture.error, picture.pixels, picture.format, *size, digest, fetched
-        )
+        if fetched.rest or fetched.error:
+            return _not_there(fetched)
+        return _loaded(fetched, read(fetched.data, reading, intake))
 
     uris: dict[int, str] = {}
     for number, item in enumerate(items):
@@ -72,6 +64,30 @@ def load_pictures(
     for place, fetched in fetcher.fetch_each(list(uris.values()), patience=patience):
         yield numbers[place], loaded(fetched)
         del fetched  # the next body is on its way
+
+
+def read_fetched(
+    fetched: Sequence[Fetched], reading: Reading, intake: Intake | None
+) -> list[LoadedPicture]:
+    """Pictures that have arrived, read in a child process."""
+    pictures = iter(
+        read_together([each.data for each in fetched if not each.error], reading, intake)
+    )
+    return [_not_there(each) if each.error else _loaded(each, next(pictures)) for each in fetched]
+
+
+def _not_there(fetched: Fetched) -> LoadedPicture:
+    status = FAILED_TO_FETCH if fetched.error else ""
+    return LoadedPicture(status, fetched.error, None, "", 0, 0, "", fetched)
+
+
+def _loaded(fetched: Fetched, picture: Picture) -> LoadedPicture:
+    status = FAILED_TO_DECODE if picture.error else SUCCESS
+    digest = hashlib.sha256(fetched.data).hexdigest()
+    size = (picture.width, picture.height)
+    return LoadedPicture(
+        status, picture.error, picture.pixels, picture.format, *size, digest, fetched
+    )
 
 
 def load_in_order(
