@@ -1,8 +1,9 @@
 """Addresses fetched, decoded and resized per second: raycap beside img2dataset, on one list, from
-a server here, of which some hosts never answer.
+a server here, of which some hosts never answer, or hardly.
 
-    python benchmarks/urls.py --peer VENV/bin/img2dataset --photos FOLDER [--rows 3000]
-        [--rounds 3] [--dead 0 1 5] [--keep] [--shard 1000] [--floor] [--processes]
+    python benchmarks/urls.py --peer VENV/bin/img2dataset --photos FOLDER [--rows 10000]
+        [--rounds 3] [--dead 0 1 5] [--drip 60] [--latency 0.05] [--connections 8]
+        [--keep] [--shard 1000] [--whole] [--floor] [--processes]
 
 Both fetch each address, decode it and bring it to 224 pixels. raycap does so as a captioning job
 does, with all its checks of addresses, sizes and pictures, for a worker that has no model;
@@ -11,11 +12,15 @@ resized pictures as JPEG files (raycap into its table), otherwise neither does. 
 default limits: img2dataset gives a picture 10 seconds, raycap up to 30 with retries.
 
 In turn, each in a process of its own. The steady rate is that of the answers between the first
-half and the last tenth, so without the start and the wait for the last dead hosts. Processor time
-is that of all processes of a program over the same stretch, for each answer: it hardly depends on
-what else the machine does. Medians over the rounds. --shard is img2dataset's number of rows in a
-file; by default each of its processes has one. --floor also measures what a plain loop takes that
-fetches with a session of `requests` in threads and resizes with Pillow, without any checks.
+half and the last tenth, so without the start and the wait for the last dead hosts. A program is
+ended a little later; with --whole it may finish. Processor time is that of all processes of a
+program over the same stretch, for each answer. Medians over the rounds. --shard is img2dataset's
+number of rows in a file; by default each of its processes has one.
+
+--drip lets the dead hosts answer, in so many seconds, a few bytes at a time. --latency is how long
+each other answer takes, and --connections how many both have at a time, in all: with both, hosts
+are the limit and not processors. --floor also measures what a plain loop takes that fetches with a
+session of `requests` in threads and resizes with Pillow, without any checks.
 """
 
 import argparse
@@ -27,6 +32,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socketserver
 import statistics
 import subprocess
@@ -34,6 +40,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +60,16 @@ from raycap.sources import Urls
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOOD_HOSTS, ROWS_OF_DEAD_HOST = 50, 10
+# When a program is ended, as a share of the answers.
+ENOUGH = 0.95
+DRIPS = 30  # parts in which a slow host sends a picture
+SECONDS_TO_END = 60
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-def serve(photos: Path, pipe: Any) -> None:
+def serve(photos: Path, pipe: Any, latency: float, drip: float) -> None:
     """The photos under as many names as one likes, from memory, on connections that stay. Hosts
-    127.0.1.x accept connections and never answer."""
+    127.0.1.x accept connections and never answer, or in `drip` seconds."""
     held = [
         path.read_bytes() for path in sorted(photos.iterdir()) if path.suffix.lower() == ".jpg"
     ][:100]
@@ -67,7 +78,8 @@ def serve(photos: Path, pipe: Any) -> None:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            if self.connection.getsockname()[0].startswith("127.0.1."):
+            is_dead = self.connection.getsockname()[0].startswith("127.0.1.")
+            if is_dead and not drip:
                 time.sleep(120)
                 self.close_connection = True
                 return
@@ -75,10 +87,19 @@ def serve(photos: Path, pipe: Any) -> None:
                 self.send_error(404)
                 return
             body = held[int(self.path[1:-4]) % len(held)]
+            if latency:
+                time.sleep(latency)
             self.send_response(200)
             self.send_header("Content-Type", "image/jpeg")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            if is_dead:
+                part = -(-len(body) // DRIPS)
+                with contextlib.suppress(OSError):  # nobody may wait for it so long
+                    for start in range(0, len(body), part):
+                        self.wfile.write(body[start : start + part])
+                        time.sleep(drip / DRIPS)
+                return
             self.wfile.write(body)
             answered.append(time.monotonic())
 
@@ -88,13 +109,19 @@ def serve(photos: Path, pipe: Any) -> None:
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads, request_queue_size = True, 1024
 
+        def handle_error(self, *_: object) -> None:
+            """A program was ended while it read."""
+
     server = Server(("0.0.0.0", 0), Handler)
     answered: list[float] = []
     pipe.send(server.server_address[1])
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    while pipe.recv() == "answers":  # since the last time
-        pipe.send(list(answered))
-        answered.clear()
+    while True:
+        if pipe.recv() == "count":
+            pipe.send(len(answered))
+        else:  # since the last time
+            pipe.send(list(answered))
+            answered.clear()
 
 
 def addresses(rows: int, dead: float, port: int) -> list[str]:
@@ -107,18 +134,21 @@ def addresses(rows: int, dead: float, port: int) -> list[str]:
     return [f"http://{host}:{port}/{number}.jpg" for number, host in enumerate(hosts)]
 
 
-def ours(urls: Path, out: Path, keep: bool) -> list[str]:
+def ours(urls: Path, out: Path, keep: bool, connections: int) -> list[str]:
     return [
         sys.executable,
         __file__,
         "--child",
         str(urls),
         str(out),
+        f"--connections={connections}",
         *(["--keep"] if keep else []),
     ]
 
 
-def theirs(peer: str, urls: Path, out: Path, keep: bool, shard: int) -> list[str]:
+def theirs(
+    peer: str, urls: Path, out: Path, keep: bool, shard: int, connections: int
+) -> list[str]:
     processes = os.cpu_count() or 1
     rows = len(urls.read_text().splitlines())
     return [
@@ -130,7 +160,7 @@ def theirs(peer: str, urls: Path, out: Path, keep: bool, shard: int) -> list[str
         "--resize_mode=keep_ratio",
         "--image_size=224",
         f"--output_format={'files' if keep else 'dummy'}",
-        "--thread_count=64",
+        f"--thread_count={connections // processes if connections else 64}",
     ]
 
 
@@ -144,14 +174,18 @@ class NoModel:
         """Nothing is to be loaded."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if isinstance(table["pixels"].type, pa.FixedShapeTensorType):
+            table = table.drop_columns(["pixels"])  # as a captioner does
         table = table.append_column("caption", table["format"])
         for name, value in {**SAID, "alternatives": []}.items():
             kind = CAPTIONS.field(name).type
             table = table.append_column(name, pa.array([value] * len(table), kind))
-        return table.rename_columns({"pixels": "picture"})
+        return table.rename_columns(
+            ["picture" if name == "pixels" else name for name in table.column_names]
+        )
 
 
-def child(urls: Path, out: Path, keep: bool) -> None:
+def child(urls: Path, out: Path, keep: bool, connections: int) -> None:
     """A captioning job without a model."""
     options = CaptionOptions(out=str(out), actors=1, threads=1, gpus=0)
     kept = [pa.field("picture", pa.large_binary())] if keep else []
@@ -164,7 +198,7 @@ def child(urls: Path, out: Path, keep: bool) -> None:
         layout=FileLayout(options.part_rows, pa.schema([*CAPTIONS, *kept]), (), {}),
         intake=Encoded(224) if keep else Square(224, "squash", "bilinear"),
         open_model=NoModel,
-        fetch=Fetch(allow_private=True),
+        fetch=Fetch(allow_private=True, threads=connections or Fetch.threads),
         cluster=Cluster(local_rows=0),
     )
     run_job(job, {})
@@ -226,20 +260,42 @@ class ProcessorTime(threading.Thread):
         self._seen.append((time.monotonic(), dict(self._by_name)))
 
 
-def run(command: list[str]) -> tuple[float, ProcessorTime]:
-    """Run a program; the seconds that it took, and its processor time."""
+def run(command: list[str], has_enough: Callable[[], bool]) -> tuple[float, ProcessorTime]:
+    """Run a program until it has enough; the seconds that it took, and its processor time."""
     start = time.perf_counter()
     # Ray gives its workers a low priority: beside other work they would hardly run.
     environment = {**os.environ, "RAY_worker_niceness": "0"}
-    with Path(os.devnull).open("wb") as nothing:
+    with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment, stdout=nothing, stderr=nothing
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
         )
         used = ProcessorTime(process.pid)
-        if process.wait():
+        while process.poll() is None and not has_enough():
+            time.sleep(0.2)
+        seconds = time.perf_counter() - start
+        used.stop()
+        if process.poll() is None:
+            end(process)
+        elif process.returncode:
+            said.seek(0)
+            sys.stdout.write(said.read()[-5000:].decode(errors="replace"))
             raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    used.stop()
-    return time.perf_counter() - start, used
+    return seconds, used
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a program and all its processes: raycap removes what its Ray has written."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(SECONDS_TO_END if "--child" in process.args else 1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def floor(urls: Path) -> None:
@@ -269,34 +325,42 @@ def measure(given: argparse.Namespace, home: Path, pipe: Any, port: int, dead: f
     cost: dict[str, list[float]] = {name: [] for name in programs}
     urls = home / "urls.txt"
     urls.write_text("\n".join(addresses(given.rows, dead, port)) + "\n")
+    good = given.rows - round(given.rows * dead)
+
+    def has_enough() -> bool:
+        pipe.send("count")
+        return bool(pipe.recv() >= ENOUGH * good) and not given.whole
+
     for turn in range(given.rounds):
         for name in whole:
             out = home / f"{name}{turn}"
-            command = ours(urls, out, given.keep)
+            command = ours(urls, out, given.keep, given.connections)
             if name == "img2dataset":
-                command = theirs(given.peer, urls, out, given.keep, given.shard)
+                how = (given.keep, given.shard, given.connections)
+                command = theirs(given.peer, urls, out, *how)
             elif name == "floor":
                 command = [sys.executable, __file__, "--floor-child", str(urls)]
-            seconds, used = run(command)
-            whole[name].append(given.rows / seconds)
+            seconds, used = run(command, has_enough)
             pipe.send("answers")
             answers = pipe.recv()
-            first, last = len(answers) // 2, len(answers) * 9 // 10
+            whole[name].append(len(answers) / seconds)
+            first, last = good // 2, good * 9 // 10
             steady[name].append((last - first) / (answers[last] - answers[first]))
             spent = used.between(answers[first], answers[last])
             spent = {each: 1000 * took / (last - first) for each, took in spent.items()}
             cost[name].append(sum(spent.values()))
             shutil.rmtree(out, ignore_errors=True)
             print(
-                f"{turn} {name}: {len(answers):,} answers, whole run {whole[name][-1]:.1f}/s, "
-                f"steady {steady[name][-1]:.1f}/s, {cost[name][-1]:.2f} ms of a processor each",
+                f"{turn} {name}: {len(answers):,} answers, "
+                f"with the start {whole[name][-1]:.1f}/s, steady {steady[name][-1]:.1f}/s, "
+                f"{cost[name][-1]:.2f} ms of a processor each",
                 flush=True,
             )
             if given.processes:
                 for title, milliseconds in spent.items():
                     print(f"    {milliseconds:7.2f} ms  {title}")
     for title, unit, rates in (
-        ("whole run", "/s", whole),
+        ("with the start", "/s", whole),
         ("steady", "/s", steady),
         ("processor time", " ms", cost),
     ):
@@ -312,9 +376,13 @@ def main() -> None:
     )
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--peer", help="img2dataset, in an environment of its own")
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dead", type=float, nargs="+", default=[0, 1, 5], help="percent of rows")
+    parser.add_argument("--drip", type=float, default=0.0, help="seconds of an answer")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds of a good answer")
+    parser.add_argument("--connections", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="let programs finish")
     parser.add_argument("--keep", action="store_true", help="write the resized pictures")
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--floor", action="store_true", help="measure a plain loop too")
@@ -323,7 +391,7 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.child[0], given.child[1], given.keep)
+        child(given.child[0], given.child[1], given.keep, given.connections)
         return
     if given.floor_child:
         floor(given.floor_child)
@@ -331,7 +399,8 @@ def main() -> None:
     if not (given.photos and given.peer):
         parser.error("give --photos FOLDER and --peer VENV/bin/img2dataset")
     pipe, its_pipe = multiprocessing.Pipe()
-    server = multiprocessing.Process(target=serve, args=(given.photos, its_pipe), daemon=True)
+    how = (given.photos, its_pipe, given.latency, given.drip)
+    server = multiprocessing.Process(target=serve, args=how, daemon=True)
     server.start()
     home, port = Path(tempfile.mkdtemp(prefix="raycap-urls-")), pipe.recv()
     try:
