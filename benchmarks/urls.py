@@ -280,7 +280,7 @@ def run(command: list[str], has_enough: Callable[[], bool]) -> tuple[float, Proc
         seconds = time.perf_counter() - start
         used.stop()
         if process.poll() is None:
-            end(process)
+            end(process, command)
         elif process.returncode:
             said.seek(0)
             sys.stdout.write(said.read()[-5000:].decode(errors="replace"))
@@ -288,11 +288,11 @@ def run(command: list[str], has_enough: Callable[[], bool]) -> tuple[float, Proc
     return seconds, used
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: "subprocess.Popen[bytes]", command: list[str]) -> None:
     """End a program and all its processes: raycap removes what its Ray has written."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(SECONDS_TO_END if "--child" in process.args else 1)
+        process.wait(SECONDS_TO_END if "--child" in command else 1)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

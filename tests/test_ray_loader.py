@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from raycap.bulk.fetch_actor import Answer, Fetchers
+from raycap.bulk.fetch_actor import FetchAnswer, Fetchers
 from raycap.bulk.pictures import LoadedRows
 from raycap.bulk.ray_loader import RayLoader
 from raycap.fetch import Fetch, Fetched
@@ -68,13 +68,13 @@ def manifest(rows: int) -> pa.Table:
     )
 
 
-def answer(life: str, numbers: list[int]) -> tuple[Answer, pa.Table]:
+def answer(life: str, numbers: list[int]) -> tuple[FetchAnswer, pa.Table]:
     """Each picture has its number as its digest."""
     loaded = LoadedRows(None, len(numbers))
     for row, number in enumerate(numbers):
         picture = LoadedPicture("success", "", None, "png", 1, 1, str(number), Fetched(b"", ""))
         loaded.put(row, picture)
-    return Answer(life, numbers, []), loaded.to_arrow()
+    return FetchAnswer(life, numbers, []), loaded.to_arrow()
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def start_fetchers(
 
 
 @dataclass(frozen=True)
-class Answer:
+class FetchAnswer:
     """Which rows come with it."""
 
     life: str  # of the actor: it has another one after it was started again
@@ -220,7 +220,7 @@ class FetchActor:
             desk = self._desks[worker] = _Desk()
         desk.want(wanted, self._fetcher, self._budget)
 
-    async def load(self, worker: str, rows: int) -> tuple[Answer, pa.Table]:
+    async def load(self, worker: str, rows: int) -> tuple[FetchAnswer, pa.Table]:
         """Up to so many pictures, decoded, when some have arrived."""
         answer, given = await self._arrived(worker, rows)
         loaded = LoadedRows(self._intake if given else None, len(given))
@@ -236,7 +236,7 @@ class FetchActor:
         await asyncio.gather(*parts)
         return answer, loaded.to_arrow()
 
-    async def take(self, worker: str, rows: int) -> tuple[Answer, pa.Table]:
+    async def take(self, worker: str, rows: int) -> tuple[FetchAnswer, pa.Table]:
         """The same, as bodies."""
         answer, given = await self._arrived(worker, rows)
         bodies = pack(answer.numbers, [download.result.result() for download in given])
@@ -244,7 +244,7 @@ class FetchActor:
             download.release()
         return answer, bodies
 
-    async def _arrived(self, worker: str, rows: int) -> tuple[Answer, list[Download]]:
+    async def _arrived(self, worker: str, rows: int) -> tuple[FetchAnswer, list[Download]]:
         end = time.monotonic() + SECONDS_TO_BE_ASKED
         while worker not in self._desks and time.monotonic() < end:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)  # calls may overtake each other
@@ -263,7 +263,7 @@ class FetchActor:
             else:
                 numbers.append(number)
                 downloads.append(download)
-        return Answer(self._life, numbers, elsewhere), downloads
+        return FetchAnswer(self._life, numbers, elsewhere), downloads
 
     def _decode(self, loaded: LoadedRows, start: int, downloads: list[Download]) -> None:
         """Called by the threads that decode."""

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 
-from raycap.bulk.fetch_actor import Answer, Fetchers
+from raycap.bulk.fetch_actor import FetchAnswer, Fetchers
 from raycap.bulk.loading import Loaded, RowPlace, rows_at, web_rows
 from raycap.bulk.pictures import load_table, with_loaded
 from raycap.fetch import Unfinished
@@ -283,7 +283,9 @@ class RayLoader:
             places, starts = [place for place, _ in known], [start for _, start in known]
             self._bodies.append((places, starts, bodies))
 
-    def _note(self, fetching: _Fetching, given: Answer) -> dict[int, tuple[RowPlace, Unfinished]]:
+    def _note(
+        self, fetching: _Fetching, given: FetchAnswer
+    ) -> dict[int, tuple[RowPlace, Unfinished]]:
         """Which rows have come, by their place in the answer. Those that an earlier answer had
         are left out."""
         if fetching.life not in ("", given.life):
@@ -292,8 +294,8 @@ class RayLoader:
         for number, start in given.elsewhere:
             if (known := self._answered(fetching, number)) is not None:
                 self._wanted.appendleft((known[0], start))
-        known = ((index, self._answered(fetching, n)) for index, n in enumerate(given.numbers))
-        return {index: row for index, row in known if row is not None}
+        rows = ((index, self._answered(fetching, n)) for index, n in enumerate(given.numbers))
+        return {index: row for index, row in rows if row is not None}
 
     def _answered(self, fetching: _Fetching, number: int) -> tuple[RowPlace, Unfinished] | None:
         found = fetching.rows.pop(number, None)
