@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from raycap.metrics import METRICS, CiderReward, Corpus, tokenise
+from raycap.metrics import METRICS, CiderReward, Corpus, DocumentFrequencies, tokenise
 from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
 
 Captions = list[str]
@@ -82,8 +82,9 @@ def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
 
 def sampled(
     references: References, pictures: int, samples: int
-) -> tuple[CiderReward, Any, Any, list[str]]:
-    """A reward, and a batch of captions as sampling writes them: [pictures x samples, T]."""
+) -> tuple[Callable[[], object], Any, list[str]]:
+    """What rewards a batch of captions as sampling writes them, [pictures x samples, T]; their
+    pictures; and their texts."""
     vocabulary = Vocabulary.build(
         (caption for every in references for caption in every), VocabularyOptions()
     )
@@ -96,7 +97,11 @@ def sampled(
         near = place if row % 2 else random.integers(len(references))
         numbers = encoded[near][random.integers(len(encoded[near]))][1:21]
         batch[row, : len(numbers)] = numbers
-    return CiderReward(encoded), batch, places, [vocabulary.decode(row) for row in batch]
+    reward = CiderReward(DocumentFrequencies.counted(encoded))
+    of_pictures = [encoded[place] for place in places[::samples]]
+    numbers_of_pictures = np.repeat(np.arange(pictures), samples)
+    act = lambda: reward(batch, of_pictures, numbers_of_pictures)  # noqa: E731
+    return act, places, [vocabulary.decode(row) for row in batch]
 
 
 def main() -> None:
@@ -117,8 +122,8 @@ def main() -> None:
         ratio = scoring[name] / scoring["raycap"]
         print(f"{name:>14}: {seconds:.2f} s for {len(captions)} captions, {ratio:.1f}x")
 
-    reward, batch, places, texts = sampled(references, options.pictures, options.samples)
-    sides = {"raycap": lambda: reward(batch, places)}
+    reward, places, texts = sampled(references, options.pictures, options.samples)
+    sides = {"raycap": reward}
     if peer:
         scorer = importlib.import_module("pycocoevalcap.cider.cider").Cider()
         clean = [tokenise(references[place]) for place in places]
@@ -127,7 +132,7 @@ def main() -> None:
         sides["pycocoevalcap"] = lambda: scorer.compute_score(wanted, found)
     rewarding = medians(sides, 5 * options.rounds)
     for name, seconds in rewarding.items():
-        per_second, ms = len(batch) / seconds, seconds * 1000
+        per_second, ms = len(texts) / seconds, seconds * 1000
         print(f"{name:>14}: {per_second:.0f} rewards per second, {ms:.1f} ms per batch")
     code = "import time; t = time.perf_counter(); import raycap.metrics; "
     code += "print(time.perf_counter() - t)"

@@ -39,6 +39,7 @@ from raycap.decoders.teacher_forcing import decoder_inputs
 from raycap.device import choose_precision
 from raycap.encoders import ResNet50
 from raycap.images import Reading, read_picture
+from raycap.metrics import DocumentFrequencies
 from raycap.training import Objective, Optimiser, Schedule, SelfCritical, Train
 from raycap.training.checkpoint import TrainState
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
@@ -207,13 +208,14 @@ def rewards_share(dataset: CaptionDataset, batch: int, steps: int) -> tuple[floa
     spent = [0.0]
 
     class TimedReward(CaptionReward):
-        def __call__(self, captions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        def __call__(self, captions: np.ndarray, words: np.ndarray) -> np.ndarray:
             start = time.perf_counter()
-            rewards = super().__call__(captions, rows)
+            rewards = super().__call__(captions, words)
             spent[0] += time.perf_counter() - start
             return rewards
 
-    side = ours(dataset, batch, WorkerGroup(), TimedReward(dataset, SelfCritical(samples=5)))
+    frequencies = DocumentFrequencies.counted(dataset.captions(row) for row in dataset.rows)
+    side = ours(dataset, batch, WorkerGroup(), TimedReward(frequencies, SelfCritical(samples=5)))
     next(side)
     spent[0], start = 0.0, time.perf_counter()
     for _ in itertools.islice(side, steps):

@@ -67,12 +67,14 @@ def write(
     table: pa.Table,
     rows: Sequence[dict[str, Any]] | None = None,
     files: int = 2,
+    group: int | None = None,
 ) -> str:
     """The table as Parquet files, as `raycap extract` leaves them, and beside them its source."""
     folder.mkdir(parents=True)
     size = -(-len(table) // files)
     for number in range(files):
-        pq.write_table(table.slice(number * size, size), folder / f"part-{number:05}.parquet")
+        part = table.slice(number * size, size)
+        pq.write_table(part, folder / f"part-{number:05}.parquet", row_group_size=group)
     lines = source_rows(len(table)) if rows is None else rows
     (folder / SOURCE).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return str(folder)

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from plain_cider import plain_cider
 
 from raycap.errors import UserError
-from raycap.metrics import METRICS, CiderReward, Corpus, Score, compare, interval, tokenise
+from raycap.metrics import (
+    METRICS,
+    CiderReward,
+    Corpus,
+    DocumentFrequencies,
+    Score,
+    compare,
+    interval,
+    tokenise,
+)
 from raycap.metrics.rouge import longest_common
 from raycap.vocabulary import END, PAD, START
 
@@ -201,7 +210,9 @@ def test_the_reward_equals_plain_cider_d(references: list, rows: list, count_end
             *(rest if END in numbers else []),
         ]
         captions[row, : len(written)] = written
-    rewards = CiderReward(references, count_end)(captions, places)
+    frequencies = DocumentFrequencies.counted(references, count_end)
+    frequencies = DocumentFrequencies.from_bytes(frequencies.to_bytes())
+    rewards = CiderReward(frequencies)(captions, references, places)
     theirs = [[counted(numbers) for numbers in captions] for captions in references]
     for (numbers, _, _), place, reward in zip(rows, places, rewards, strict=True):
         ours = [[] for _ in theirs]
@@ -428,7 +439,9 @@ def test_impossible_options_are_refused() -> None:
     for make in (
         lambda: METRICS["cider_d"](sigma=0),
         lambda: METRICS["rouge_l"](beta=-1),
-        lambda: CiderReward([[]]),
+        lambda: CiderReward(DocumentFrequencies.counted([]))(
+            np.zeros((1, 1), int), [[]], np.zeros(1, int)
+        ),
     ):
         with pytest.raises(UserError):
             make()

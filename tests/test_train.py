@@ -192,7 +192,12 @@ def test_another_run_in_the_same_folder_is_refused_and_fresh_starts_over(
             ["--augmentation.flip", "--augmentation.views", "2"],
             ["augmentation.views", "leave out train.features"],
         ),
-        (["--out", "s3://bucket/run"], ["s3://bucket/run"]),
+        (["--out", "memory://run"], ["memory of one process"]),
+        (["--window", "0"], ["train.window is 0"]),
+        (
+            ["--augmentation.flip", "--augmentation.views", "2", "--train.data", "stream"],
+            ["augmentation.views need the whole tables"],
+        ),
         (["--start-from", "no-such-captioner"], ["no-such-captioner"]),
     ],
 )
@@ -361,8 +366,9 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(
 
 LEAVES_AT_ONCE = """
 import os, signal, sys, threading, time
-from pathlib import Path
 from raycap.commands.train import run_and_display
+from raycap.storage import RunFolder
+from raycap.training.run_files import StopRequest
 
 class Display:
     def update(self):
@@ -372,7 +378,8 @@ for seconds in (0.5, 2):
     threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    run_and_display(lambda: time.sleep(3600), Path(sys.argv[1]), Display())
+    stop = StopRequest(RunFolder(sys.argv[1]))
+    run_and_display(lambda: time.sleep(3600), stop, Display())
 except KeyboardInterrupt:
     sys.exit(130)
 """

@@ -37,9 +37,11 @@ from raycap.encoders import Pixels
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
 from raycap.images.augmentation import DRAWS, augment, draws_of, names_sides
+from raycap.metrics import DocumentFrequencies
 from raycap.schema import tensor_column, tensors_of
 from raycap.search import Beam, Greedy, Sample
 from raycap.sources import Table
+from raycap.storage import RunFolder
 from raycap.storage.training_log import METRICS, read_epochs, read_log
 from raycap.training import (
     Augmentation,
@@ -192,10 +194,10 @@ def test_an_epoch_is_every_picture_once_however_many_share_it(
     store: PictureStore, vocabulary: Vocabulary, batch: int, ranks: int, epoch: int
 ) -> None:
     learned = dataset(store, vocabulary)
-    alone = learned.shares(epoch, 7, batch, 0, 1)
+    alone = list(learned.shares(epoch, 7, batch, 0, 1))
     assert len(alone) == learned.steps_per_epoch(batch)
     assert sorted(np.concatenate(alone)) == sorted(learned.rows)
-    together = [learned.shares(epoch, 7, batch, rank, ranks) for rank in range(ranks)]
+    together = [list(learned.shares(epoch, 7, batch, rank, ranks)) for rank in range(ranks)]
     for number, whole in enumerate(alone):
         assert sorted(np.concatenate([own[number] for own in together])) == sorted(whole)
 
@@ -256,7 +258,7 @@ def test_a_picture_is_seen_as_itself_or_as_one_of_its_views(
         expected = grids[place] + (0 if (view, place) == (2, 11) else view)
         assert np.array_equal(shown, expected.astype(np.float16))
     learned = dataset(store, vocabulary)
-    epochs = [np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in range(30)]
+    epochs = [np.concatenate(list(learned.shares(epoch, 0, 4, 0, 1))) for epoch in range(30)]
     assert all(sorted(epoch % 12) == sorted(learned.rows) for epoch in epochs)
     # Of 30 looks at 9 pictures.
     assert np.all(np.bincount(np.concatenate(epochs) // 12, minlength=3) > 60)
@@ -334,7 +336,7 @@ def test_a_view_shows_a_picture_always_alike() -> None:
 def test_each_epoch_has_another_order(store: PictureStore, vocabulary: Vocabulary) -> None:
     learned = dataset(store, vocabulary)
     first, second, again = (
-        np.concatenate(learned.shares(epoch, 0, 4, 0, 1)) for epoch in (0, 1, 0)
+        np.concatenate(list(learned.shares(epoch, 0, 4, 0, 1))) for epoch in (0, 1, 0)
     )
     assert not np.array_equal(first, second)
     assert np.array_equal(first, again)
@@ -605,8 +607,9 @@ def test_a_reference_is_rewarded_most_and_a_cut_one_less(
     captions[0, 1, :-3] = true[:-3]
     captions[0, 2, 0] = END
     for bleu_4 in (0.0, 0.5, 1.0):
-        reward = CaptionReward(learned, SelfCritical(bleu_4=bleu_4))
-        rewards = reward(captions, np.array([place]))[0]
+        frequencies = DocumentFrequencies.counted(map(learned.captions, learned.rows))
+        reward = CaptionReward(frequencies, SelfCritical(bleu_4=bleu_4))
+        rewards = reward(captions, learned.batch(np.array([place])).words.numpy())[0]
         assert rewards[0] > rewards[2] >= 0
         # BLEU alone is content with words of one reference and the length of another.
         if bleu_4 < 1:
@@ -640,7 +643,7 @@ def run(
     setup = TrainingSetup(
         plan, train, vocabulary, encoder, PictureTables(("a table",), "a listing")
     )
-    return loop.train_captioner(setup, store, out, CPU, WorkerGroup())
+    return loop.train_captioner(setup, store, RunFolder(str(out)), CPU, WorkerGroup())
 
 
 @pytest.mark.parametrize(
@@ -888,13 +891,13 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not installed
     with pytest.raises(UserError, match=r"raycap\[wandb\]"):
-        open_tracker("wandb", tmp_path)
+        open_tracker("wandb", tmp_path, "run")
 
 
 class Unreachable:
     """A tracker whose server goes away after the first figures, or was never there."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, name: str) -> None:
         if out.name == "never":
             raise ConnectionError("no route to tracker.example")
         self.heard = 0
@@ -913,8 +916,8 @@ def test_a_tracker_that_fails_is_refused_before_and_given_up_during_a_run(
 ) -> None:
     monkeypatch.setitem(TRACKERS, "mlflow", Unreachable)
     with pytest.raises(UserError, match=r"mlflow cannot be opened.*no route to tracker.example"):
-        open_tracker("mlflow", tmp_path / "never")
-    with RunDisplay(tmp_path, ["mlflow"]):
+        open_tracker("mlflow", tmp_path / "never", "run")
+    with RunDisplay(RunFolder(str(tmp_path)), ["mlflow"]):
         run(store, vocabulary, tmp_path, options(epochs=2))
     assert (tmp_path / CURVE).exists()
 

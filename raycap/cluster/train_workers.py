@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,33 +20,37 @@ from raycap.cluster.nodes import capacity, check_visible, selector
 from raycap.cluster.session import find_user_error
 from raycap.device import choose_precision
 from raycap.errors import UserError
-from raycap.storage import cache_folder
+from raycap.storage import RunFolder, cache_folder
 from raycap.training import Train
+from raycap.training.data import open_pictures
 from raycap.training.distributed import WorkerGroup
 from raycap.training.loop import train_captioner
 from raycap.training.run_files import EpochLimit
 from raycap.training.setup import TrainingSetup
-from raycap.training.store import open_store
+from raycap.uris import is_local
 
 # Ray Train's folder in the run folder; removed when the run ends.
 RAYS_OWN = "_ray"
+# An elastic run looks for new nodes this often. Each change costs the steps since the last
+# checkpoint.
+SECONDS_BETWEEN_RESIZES = 60.0
 
 
-def train_here(setup: TrainingSetup, out: Path, name: str, epoch_token: str = "") -> None:
+def train_here(setup: TrainingSetup, out: RunFolder, name: str, epoch_token: str = "") -> None:
     """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit with that
     token. `name` is not used."""
     workers = setup.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
-    store = open_store(setup.pictures, cache_folder(setup.options.cache))
+    store = open_pictures(setup.pictures, setup.options, cache_folder(setup.options.cache))
     precision = choose_precision(device, setup.options.precision)
-    limit = EpochLimit(out, epoch_token) if epoch_token else None
+    limit = EpochLimit(Path(out.path()), epoch_token) if epoch_token else None
     train_captioner(setup, store, out, precision, WorkerGroup(), epoch_limit=limit)
 
 
 def train_on_workers(
     setup: TrainingSetup,
-    out: Path,
+    out: RunFolder,
     name: str,
     epoch_token: str = "",
     cluster: Cluster | None = None,
@@ -55,23 +60,35 @@ def train_on_workers(
     cluster = cluster or Cluster()
     options = setup.options
     count, gpu = _workers(options, cluster)
+    workers = options.workers
+    elastic = (workers.min, workers.max) if workers.min and workers.max else None
     nodes = selector(cluster.model_on)
-    check_visible({str(out): "train.out"})  # again, because new nodes may have joined
+    # Again, because new nodes may have joined.
+    visible = {table: "the feature table" for table in setup.pictures.tables if is_local(table)}
+    if out.is_local:
+        visible[out.path()] = "train.out"
+    check_visible(visible)
+    # Ray's controller writes there, on this machine; workers do not.
+    rays_own = out.path(RAYS_OWN) if out.is_local else tempfile.mkdtemp(prefix="raycap-ray-")
     resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
     # Workers keep the driver's working directory, so that relative paths in the config hold.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     failures = options.workers.failures
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"setup": ray.put(setup), "out": str(out), "epoch_token": epoch_token},
+        train_loop_config={"setup": ray.put(setup), "out": out, "epoch_token": epoch_token},
         scaling_config=ScalingConfig(
-            num_workers=count, use_gpu=gpu, resources_per_worker=resources, label_selector=nodes
+            num_workers=elastic or count,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            label_selector=nodes,
+            elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
         ),
         # TorchTrainer is typed for the old RunConfig, and wants the new one.
         run_config=RunConfig(  # type: ignore[arg-type]
             # A new name for each start: under the name of a finished run Ray would train nothing.
             name=name,
-            storage_path=str(out / RAYS_OWN),
+            storage_path=rays_own,
             failure_config=FailureConfig(max_failures=failures, controller_failure_limit=failures),
         ),
     )
@@ -83,7 +100,7 @@ def train_on_workers(
                 raise user_error from error
         raise
     finally:
-        shutil.rmtree(out / RAYS_OWN, ignore_errors=True)
+        shutil.rmtree(rays_own, ignore_errors=True)
 
 
 def _work(given: dict[str, Any]) -> None:
@@ -98,11 +115,13 @@ def _work(given: dict[str, Any]) -> None:
         torch.cuda.set_device(device)
     group, cache = WorkerGroup(), cache_folder(options.cache)
     if context.get_local_rank() == 0:  # once on each machine
-        open_store(setup.pictures, cache)
+        open_pictures(setup.pictures, options, cache)
     group.wait()
-    store = open_store(setup.pictures, cache)
-    precision, out = choose_precision(str(device), options.precision), Path(given["out"])
-    limit = EpochLimit(out, given["epoch_token"]) if given["epoch_token"] else None
+    store = open_pictures(setup.pictures, options, cache)
+    precision = choose_precision(str(device), options.precision)
+    out: RunFolder = given["out"]
+    token = given["epoch_token"]
+    limit = EpochLimit(Path(out.path()), token) if token else None
     train_captioner(setup, store, out, precision, group, ray.train.report, limit)
 
 
@@ -110,7 +129,7 @@ def _workers(options: Train, cluster: Cluster) -> tuple[int, bool]:
     """How many workers, and whether on GPUs. Waits for nodes where an autoscaler has to start
     them. Raises UserError if the cluster is too small, because Ray would wait for ever."""
     workers, label = options.workers, cluster.model_on
-    least = workers.count or 1
+    least = workers.count or workers.min or 1
     each: dict[str, float] = {"CPU": workers.cpus}
     each_with_gpu = {**each, "GPU": workers.gpus}
     need = Need("to train", label, each_with_gpu if workers.gpu else each, least, least)
@@ -126,7 +145,7 @@ def _workers(options: Train, cluster: Cluster) -> tuple[int, bool]:
             "--train.workers.gpu asks for GPUs, but Ray sees none here: leave it out, or join a "
             "cluster"
         )
-    count = workers.count or (min(gpus, options.batch) if gpu else 1)
+    count = workers.count or workers.min or (min(gpus, options.batch) if gpu else 1)
     if gpu and count > gpus:
         raise UserError(
             f"--train.workers.count is {count}, but there are {gpus} GPUs: take as many workers, "

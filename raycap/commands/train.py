@@ -33,14 +33,18 @@ from raycap.errors import UserError
 from raycap.evaluation.references import with_captions
 from raycap.metrics import headline_scores
 from raycap.search import Beam
-from raycap.storage import Lease, output_folder
+from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.lease import LEASE
 from raycap.storage.training_log import METRICS, PICTURES, read_epochs
 from raycap.terminal import write_out
+from raycap.training import Train
+from raycap.training.data import data_mode
 from raycap.training.display import CURVE, RunDisplay
 from raycap.training.dry_run import dry_run
 from raycap.training.limited import limited
-from raycap.training.run_files import CAPTIONER, STOP
+from raycap.training.row_groups import ROWS, join_captions
+from raycap.training.run_files import CAPTIONER, StopRequest
+from raycap.training.self_critical import FREQUENCIES
 from raycap.training.setup import (
     FACTS,
     build_encoder,
@@ -53,7 +57,8 @@ from raycap.training.setup import (
     needs_pixels,
     run_identity,
 )
-from raycap.training.store import LISTING, PictureTables, write_listing
+from raycap.training.store import LISTING, PictureTables, local_copy, write_listing
+from raycap.uris import local_path
 from raycap.vocabulary import Vocabulary
 
 RUN, CONFIG, WORDS = "run.json", "config.yaml", "vocabulary.json"
@@ -66,11 +71,13 @@ FILES = (
     WORDS,
     LISTING,
     CAPTIONER,
+    ROWS,
+    FREQUENCIES,
     "checkpoints",
     "tensorboard",
     RAYS_OWN,
 )
-PRECISION = "features_precision"  # in run.json
+PRECISION, DATA = "features_precision", "data"  # in run.json
 UPDATES_PER_SECOND = 2
 
 
@@ -79,7 +86,7 @@ def train(config: Config) -> int:
     if config.train.dry_run:
         write_out(_dry_run(config))
         return 0
-    out = Path(config.train.out).expanduser().absolute()
+    out = run_folder(config.train.out)
     if not run_training(config):
         write_out(f"stopped and saved; the same command continues it: {out}\n")
         return 130
@@ -90,7 +97,7 @@ def train(config: Config) -> int:
         scores += (
             f"; distinct captions {best['distinct']:.0%}, words used {best['vocabulary']:,.0f}"
         )
-    captioner = f"{config.train.out}/{CAPTIONER}"
+    captioner = f"{config.train.out.rstrip('/')}/{CAPTIONER}"
     write_out(
         f"kept: epoch {best['epoch']} ({scores})\n"
         f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
@@ -98,6 +105,12 @@ def train(config: Config) -> int:
         f"{_weights_option(config)} --out captions\n"
     )
     return 0
+
+
+def run_folder(out: str) -> RunFolder:
+    """The folder of a run, with an absolute path if it is on a disk."""
+    path = local_path(out)
+    return output_folder(out if path is None else str(Path(path).expanduser().absolute()))
 
 
 def run_training(
@@ -113,8 +126,8 @@ def run_training(
     options, words, plan = config.train, config.vocabulary, captioner_plan(config)
     check_options(plan, options)
     identity = run_identity(plan, words, options, config.source)
-    out = Path(options.out).expanduser().absolute()
-    folder = output_folder(str(out))
+    folder = run_folder(options.out)
+    stop = StopRequest(folder)
 
     with Lease(folder) as lease:
         # Is there a run in the folder already, and is it this one?
@@ -123,47 +136,53 @@ def run_training(
                 folder.remove(name)
         check_same(folder, folder.read_json(RUN), identity, "run")
         if folder.exists(FACTS):
-            write_out(f"{out} holds this run, finished; nothing to do (--fresh starts over)\n")
+            write_out(f"{folder} holds this run, finished; nothing to do (--fresh starts over)\n")
             return True
 
         # What can be refused without Ray is refused before it starts.
+        record = folder.read_json(RUN) or {}
         if pictures is None:
-            list_pictures(config, out / LISTING, is_resumed=folder.exists(RUN))
+            write_pictures_of_source(config, folder, is_resumed=bool(record))
+        listing = str(folder / LISTING)
         encoder = build_encoder(plan, options.start_from)
         if pictures is None and options.features:
-            pictures = given_features(options.features, str(out / LISTING), encoder)
+            pictures = given_features(options.features, listing, encoder)
 
         is_here = options.workers.count == 0
         with contextlib.nullcontext() if is_here else session(config.cluster, workers_heard=False):
-            if ray.is_initialized():
-                check_visible({str(out / LEASE): "train.out"})
+            if ray.is_initialized() and folder.is_local:
+                check_visible({folder.path(LEASE): "train.out"})
             if pictures is None:
-                pictures = make_tables(config, encoder, out / LISTING, folder.read_json(RUN))
-            vocabulary = Vocabulary.load(out / WORDS) if (out / WORDS).exists() else None
+                pictures = make_tables(config, encoder, listing, record)
+            # Runs of earlier versions had local data.
+            mode = data_mode(pictures, options, record.get(DATA, "local" if record else ""))
+            if mode == "stream":
+                pictures = join_with_captions(pictures, folder, options)
+            known = folder.read(WORDS)
+            vocabulary = None if known is None else Vocabulary.from_json(known.decode())
             setup = gather_setup(plan, words, options, encoder, pictures, vocabulary)
 
             # Written only now, so that a run that was refused does not claim the folder.
-            record = {"raycap": __version__, "act": "train", "identity": identity}
+            record = {"raycap": __version__, "act": "train", "identity": identity, DATA: mode}
             if pictures.precision:
                 record[PRECISION] = pictures.precision
             folder.write_json(RUN, record)
             folder.write(CONFIG, dumps(config).encode())
-            setup.vocabulary.save(out / WORDS)
-            (out / STOP).unlink(missing_ok=True)
+            folder.write(WORDS, setup.vocabulary.to_json().encode())
+            stop.remove()
 
             if is_here:
-                work = functools.partial(train_here, setup, out, lease.run, epoch_token)
+                work = functools.partial(train_here, setup, folder, lease.run, epoch_token)
             else:
                 work = functools.partial(
-                    train_on_workers, setup, out, lease.run, epoch_token, config.cluster
+                    train_on_workers, setup, folder, lease.run, epoch_token, config.cluster
                 )
-            with RunDisplay(out, options.trackers) as display:
-                run_and_display(work, out, display)
+            with RunDisplay(folder, options.trackers) as display:
+                run_and_display(work, stop, display)
 
-    if (out / STOP).exists():
-        (out / STOP).unlink()
+    if stop.remove():
         return False
-    log = read_epochs(out / METRICS)
+    log = read_epochs(folder / METRICS)
     best = [line for line in log if line["best"]][-1]
     folder.write_json(
         FACTS,
@@ -215,6 +234,27 @@ def _weights_option(config: Config) -> str:
     )
 
 
+def write_pictures_of_source(config: Config, folder: RunFolder, is_resumed: bool) -> None:
+    """`list_pictures` into the folder of a run, which may be in a store."""
+    if folder.is_local:
+        list_pictures(config, Path(folder.path(LISTING)), is_resumed)
+    elif not (is_resumed and folder.exists(LISTING)):
+        with tempfile.TemporaryDirectory() as scratch:
+            listing = Path(scratch) / LISTING
+            list_pictures(config, listing, is_resumed=False)
+            folder.put(LISTING, str(listing))
+
+
+def join_with_captions(
+    pictures: PictureTables, folder: RunFolder, options: Train
+) -> PictureTables:
+    """The tables as they are streamed: with the captions of their rows in the run's folder."""
+    rows = folder / ROWS
+    with local_copy(pictures.listing) as listing:
+        join_captions(pictures.tables[0], listing, rows, options)
+    return dataclasses.replace(pictures, rows=str(rows))
+
+
 def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
     """Write what the source says of its pictures, once for the whole run, and refuse a source that
     lacks a split."""
@@ -230,7 +270,10 @@ def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
 
 
 def make_tables(
-    config: Config, encoder: Encoder, listing: Path, record: Mapping[str, Any] | None = None
+    config: Config,
+    encoder: Encoder,
+    listing: Path | str,
+    record: Mapping[str, Any] | None = None,
 ) -> PictureTables:
     """The tables to learn from, made from the source, or found where an earlier run has made the
     same.
@@ -280,7 +323,7 @@ def _features_precision(
     return machines.choose_precision(config.extract)
 
 
-def run_and_display(work: Callable[[], object], out: Path, display: RunDisplay) -> None:
+def run_and_display(work: Callable[[], object], stop: StopRequest, display: RunDisplay) -> None:
     """Run `work` in a thread and show its progress. The first Ctrl-C lets it save and stop, the
     second does not wait."""
     # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving
@@ -295,13 +338,15 @@ def run_and_display(work: Callable[[], object], out: Path, display: RunDisplay) 
             result.set_exception(error)
 
     Thread(target=target, daemon=True).start()
+    is_stopping = False
     while not result.done():
         try:
             wait([result], 1 / UPDATES_PER_SECOND)
             display.update()
         except KeyboardInterrupt:
-            if (out / STOP).exists():
+            if is_stopping:
                 raise
-            (out / STOP).touch()
+            is_stopping = True
+            stop.make()
             write_out("saving after this step; Ctrl-C again does not wait for it\n")
     result.result()

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 from raycap.metrics.bleu import Bleu
 from raycap.metrics.cider import Cider, CiderD, CiderReward
 from raycap.metrics.corpus import Corpus
+from raycap.metrics.frequencies import DocumentFrequencies
 from raycap.metrics.glove_similarity import GloveSimilarity
 from raycap.metrics.health import Health
 from raycap.metrics.java_scores import Meteor, Spice
@@ -84,6 +85,7 @@ __all__ = [
     "CiderReward",
     "Comparison",
     "Corpus",
+    "DocumentFrequencies",
     "Metric",
     "Score",
     "ScoreFacts",

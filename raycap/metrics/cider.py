@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from raycap.errors import UserError
 from raycap.metrics.corpus import Corpus
+from raycap.metrics.frequencies import DocumentFrequencies, Encoded, counted_tokens
 from raycap.metrics.ngrams import Captions, Grams, Ints, ReferenceGrams
 from raycap.metrics.scores import Floats, Score, ScoreFacts, mean_score
 from raycap.vocabulary.words import END, PAD, START
@@ -72,67 +73,71 @@ def _per_picture(corpus: Corpus, sigma: float | None) -> Floats:
 
 
 class CiderReward:
-    """CIDEr-D as a reward for sampled captions. The references are counted once, at the start."""
+    """CIDEr-D as a reward for sampled captions. The references come with the captions; how rare
+    n-grams are comes from the whole data."""
 
-    def __init__(
-        self,
-        references: Sequence[Sequence[Sequence[int]]],
-        count_end: bool = True,
-        sigma: float = 6.0,
-    ) -> None:
-        """`references`: the encoded captions of each picture, whose `<start>` and `<pad>` are
-        ignored.
-
-        With `count_end`, `<end>` is a token of captions, references and document frequencies.
+    def __init__(self, frequencies: DocumentFrequencies, sigma: float = 6.0) -> None:
+        """If the frequencies count `<end>`, it is a token of captions and references, too.
         Without it, a captioner learns to stop in mid-sentence ("a man in a"), because nothing is
         lost by leaving out the last words.
         """
-        empty = sum(not captions for captions in references)
-        if empty:
-            raise UserError(f"{empty} picture(s) have no captions to reward by: leave them out")
-        self.count_end = count_end
-        self._grams = ReferenceGrams(
-            [[self._counted(caption) for caption in captions] for captions in references]
-        )
-        self._similarity = TfIdfSimilarity(self._grams, sigma)
-
-    def _counted(self, caption: Sequence[int]) -> list[int]:
-        dropped = (PAD, START) if self.count_end else (PAD, START, END)
-        return [number for number in caption if number not in dropped]
+        self._frequencies, self._sigma = frequencies, sigma
 
     def __call__(
-        self, captions: npt.NDArray[np.integer], pictures: Ints
+        self,
+        captions: npt.NDArray[np.integer],
+        references: Sequence[Encoded],
+        pictures: Ints,
     ) -> npt.NDArray[np.float32]:
-        """The reward [B] of `captions` [B, T] by the references of their `pictures` [B].
+        """The reward [B] of `captions` [B, T]. `pictures` [B] has the picture of each, and
+        `references` the encoded captions of each picture, whose `<start>` and `<pad>` are ignored.
 
         Only the tokens up to the first `<end>` count.
         """
+        empty = sum(not of_picture for of_picture in references)
+        if empty:
+            raise UserError(f"{empty} picture(s) have no captions to reward by: leave them out")
+        count_end = self._frequencies.count_end
         captions = np.asarray(captions, np.int64)
         ended = np.cumsum(captions == END, axis=1) - (captions == END)  # 0 up to the first <end>
         counts = (ended == 0) & (captions != PAD) & (captions != START)
-        if not self.count_end:
+        if not count_end:
             counts &= captions != END
         flat = Captions(captions[counts], np.nonzero(counts)[0], len(captions))
-        grams = list(self._grams.look_up(flat))
-        pictures = np.asarray(pictures, np.int64)
-        rewards = self._similarity.to_references(grams, flat.lengths, pictures)
+        # The captions are added as pictures, so that all their n-grams are in the table.
+        own = [[row[kept].tolist()] for row, kept in zip(captions, counts, strict=True)]
+        grams = ReferenceGrams([*(counted_tokens(one, count_end) for one in references), *own])
+        similarity = TfIdfSimilarity(grams, self._sigma, self._frequencies)
+        looked_up = list(grams.look_up(flat))
+        rewards = similarity.to_references(looked_up, flat.lengths, np.asarray(pictures, np.int64))
         return rewards.astype(np.float32)
 
 
 class TfIdfSimilarity:
     """TF-IDF cosine similarity between captions and the references of their pictures."""
 
-    def __init__(self, references: ReferenceGrams, sigma: float | None) -> None:
-        """`sigma` is None for CIDEr: no length penalty, and counts are not clipped."""
+    def __init__(
+        self,
+        references: ReferenceGrams,
+        sigma: float | None,
+        frequencies: DocumentFrequencies | None = None,
+    ) -> None:
+        """`sigma` is None for CIDEr: no length penalty, and counts are not clipped. The document
+        frequencies are those of the references, or given."""
         self._references, self._sigma = references, sigma
+        pictures = len(references.per_picture) if frequencies is None else frequencies.pictures
+        hashes = references.hashes()
         # For each n: [table + 1], [n-grams of the references], [R].
         self.rarity: list[Floats] = []
         self.weights: list[Floats] = []
         self.norms: list[Floats] = []
         for n, grams in enumerate(references.grams, start=1):
             # One more, for n-grams that no reference has (place -1).
-            documents = np.append(references.documents(n), 1)
-            rarity = np.log(len(references.per_picture)) - np.log(documents)
+            if frequencies is None:
+                documents = np.append(references.documents(n), 1)
+            else:
+                documents = np.append(frequencies.of(n, next(hashes)), 1)
+            rarity = np.log(pictures) - np.log(documents)
             weights = grams.count * rarity[grams.place]
             squares = np.bincount(grams.caption, weights**2, len(references.picture))
             self.rarity.append(rarity)

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.signedinteger[Any]]
 
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
 
 @dataclass(frozen=True)
 class Captions:
@@ -89,6 +91,15 @@ class ReferenceGrams:
             self.grams.append(grams.reordered(order))
             self._keys.append(keys[order])
             self._tables.append(table)
+
+    def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """For each n, a hash of each n-gram of the table. It depends on the tokens only."""
+        shorter = np.zeros(1, np.uint64)
+        for table in self._tables:
+            first, last = np.divmod(table, self._base)
+            shorter = shorter[first] * _HASH_FACTOR + last.astype(np.uint64) + np.uint64(1)
+            shorter ^= shorter >> np.uint64(29)
+            yield shorter
 
     def look_up(self, captions: Captions) -> Iterator[Grams]:
         """The n-grams of captions, for each n, with their places in the table."""

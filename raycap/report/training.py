@@ -14,8 +14,9 @@ from raycap.metrics import facts_of, find_facts, headline_scores
 from raycap.report.pictures import PagePictures, Panel, Thumbnail, square_of
 from raycap.sources import Shapes, Source
 from raycap.sources.records import root_of
+from raycap.storage import RunFolder
 from raycap.storage.training_log import METRICS, PICTURES, read_log
-from raycap.uris import is_local
+from raycap.uris import STORES, is_local, scheme_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,22 +117,24 @@ class SamplePicture:
 
 def is_run(path: str) -> bool:
     """Whether a folder holds a training run."""
+    if scheme_of(path) in STORES:
+        return RunFolder(path).exists(METRICS)
     return (Path(path) / METRICS).is_file()
 
 
 def read_run(name: str, path: str) -> LoggedRun:
     """The run in a folder. Raises UserError if its log has no line yet."""
     try:
-        lines = [line for line in read_log(Path(path) / METRICS) if line["kind"] != "start"]
-        config = Path(path) / "config.yaml"
-        settings = config.read_text(encoding="utf-8") if config.exists() else ""
-        pictures = read_log(Path(path) / PICTURES)
+        folder = RunFolder(path)
+        lines = [line for line in read_log(folder / METRICS) if line["kind"] != "start"]
+        settings = (folder.read("config.yaml") or b"").decode("utf-8")
+        pictures = read_log(folder / PICTURES)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the training run in {path}: {error}") from error
     if not lines:
         raise UserError(f"{path}/{METRICS} has no line yet: the run has only begun")
-    finished = (Path(path) / "facts.json").exists()
-    return LoggedRun(name, lines, settings, finished, pictures, str(Path(path) / "captioner"))
+    finished = folder.exists("facts.json")
+    return LoggedRun(name, lines, settings, finished, pictures, f"{path.rstrip('/')}/captioner")
 
 
 def run_values(

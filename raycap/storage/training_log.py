@@ -5,68 +5,108 @@ line for each validation picture, from the best epoch.
 """
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from raycap.storage.files import whole_file
+from raycap.storage.folder import RunFolder
 
 METRICS = "metrics.jsonl"
 PICTURES = "validation.jsonl"
+# Nothing can be appended to an object of a store: the whole log is written again, not more often.
+SECONDS_BETWEEN_WRITES = 5.0
 
 
 class RunLog:
     """Writes metrics.jsonl and validation.jsonl. Only the leader of the workers does so."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / METRICS
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._local = Path(folder.path(METRICS)) if folder.is_local else None
+        self._lines: list[str] = []  # all lines, if the folder is in a store
+        self._is_behind = False
+        self._written = time.monotonic()
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line. `read_log` ignores a line that is not complete."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+        if self._local is not None:
+            with self._local.open("a", encoding="utf-8") as file:
+                file.write(text)
+            return
+        self._lines.append(text)
+        self._is_behind = True
+        is_due = time.monotonic() > self._written + SECONDS_BETWEEN_WRITES
+        if is_due or line["kind"] == "epoch":
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not in the store yet. A checkpoint must not be ahead of the log."""
+        if self._is_behind:
+            self._folder.write(METRICS, "".join(self._lines).encode())
+            self._is_behind, self._written = False, time.monotonic()
 
     def write_pictures(
         self, pictures: Iterable[dict[str, Any]], attention: Iterable[dict[str, Any]]
     ) -> None:
         """Write the captions of all validation pictures, and the attention maps of some."""
         looked = {each["key"]: each for each in attention}
-        with whole_file(self.path.with_name(PICTURES)) as file:
-            for picture in pictures:
-                line = picture | looked.get(picture["key"], {})
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines = [
+            json.dumps(picture | looked.get(picture["key"], {}), ensure_ascii=False) + "\n"
+            for picture in pictures
+        ]
+        self._folder.write(PICTURES, "".join(lines).encode())
 
     def forget_after(self, step: int) -> None:
         """Delete the lines after this step. The run continues from there and writes them again."""
-        kept = [line for line in read_log(self.path) if line["step"] <= step]
-        with whole_file(self.path) as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        kept = [
+            json.dumps(line, ensure_ascii=False) + "\n"
+            for line in read_log(self._folder / METRICS)
+            if line["step"] <= step
+        ]
+        if self._local is None:
+            self._lines, self._is_behind = kept, True
+            self.flush()
+            return
+        with whole_file(self._local) as file:
+            file.writelines(kept)
 
 
 class LogReader:
     """Reads a log while another process writes it. After a worker was lost, lines may be deleted
     and written again."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seen = len(read_log(path))  # lines of an earlier start of the run
+    def __init__(self, folder: RunFolder) -> None:
+        self._file = folder / METRICS
+        self._seen = len(read_log(self._file))  # lines of an earlier start of the run
+        self._pause = 0.0 if folder.is_local else SECONDS_BETWEEN_WRITES
+        self._read = time.monotonic()
 
-    def new_lines(self) -> list[dict[str, Any]]:
-        """The lines since the last call."""
-        lines = read_log(self.path)
+    def new_lines(self, at_once: bool = False) -> list[dict[str, Any]]:
+        """The lines since the last call. A store is not asked each time, unless `at_once`."""
+        if not at_once and time.monotonic() < self._read + self._pause:
+            return []
+        lines = read_log(self._file)
         new = lines[min(self._seen, len(lines)) :]
-        self._seen = len(lines)
+        self._seen, self._read = len(lines), time.monotonic()
         return new
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines. A killed run may have left an incomplete one at the end."""
-    if not path.exists():
-        return []
-    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in complete if line]
+def read_log(file: Path | RunFolder) -> list[dict[str, Any]]:
+    """The complete lines of a file, which may be in a store. A killed run may have left an
+    incomplete line at the end."""
+    if isinstance(file, RunFolder) and not file.is_local:
+        folder, _, name = file.uri.rpartition("/")
+        content = RunFolder(folder).read(name) or b""
+        text = content.decode("utf-8")
+    else:
+        path = file if isinstance(file, Path) else Path(file.path())
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1] if line]
 
 
-def read_epochs(path: Path) -> list[dict[str, Any]]:
+def read_epochs(file: Path | RunFolder) -> list[dict[str, Any]]:
     """The lines of finished epochs."""
-    return [line for line in read_log(path) if line["kind"] == "epoch"]
+    return [line for line in read_log(file) if line["kind"] == "epoch"]

@@ -1,9 +1,19 @@
-"""Checkpoints: the state from which a killed run continues, with the same result."""
+"""Checkpoints: the state from which a killed run continues, with the same result.
 
+    run/checkpoints/step-000000450/state.safetensors     all tensors that training changes
+    run/checkpoints/step-000000450/state.json            the rest; written last
+
+A folder without state.json is not a checkpoint. Both files appear when they are complete, on disks
+and in object stores.
+"""
+
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +23,8 @@ import torch
 from torch import Tensor
 
 from raycap.errors import UserError
-from raycap.storage import whole_path, write_json
+from raycap.storage import RunFolder
+from raycap.storage.folder import STAGED
 
 FOLDER, STATE, TENSORS = "checkpoints", "state.json", "state.safetensors"
 KEPT = 2
@@ -43,44 +54,101 @@ class Checkpoint(NamedTuple):
     numbers: dict[str, Any]
 
 
-def save_checkpoint(
-    run: Path, state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
-) -> None:
-    """Write a checkpoint atomically, then delete all but the newest ones."""
-    folder = run / FOLDER / f"step-{state.step:09}"
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one after the other. Training goes on meanwhile."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[None] | None = None
+
+    def save(
+        self, state: TrainState, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+    ) -> None:
+        """Copy the state, and begin to write it. Waits for the previous checkpoint."""
+        self.wait()
+        # Training changes the tensors in place while they are written.
+        copies = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
+        # "place": the name in the files of earlier versions.
+        rest = {"place": dataclasses.asdict(state), **numbers}
+        # As text: the numbers may change, too.
+        text = json.dumps(rest, indent=2, ensure_ascii=False)
+        name = f"{FOLDER}/step-{state.step:09}"
+        self._written = self._pool.submit(_write, self._run, name, copies, text)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is complete. Raises UserError if it failed."""
+        if self._written is not None:
+            self._written.result()
+            self._written = None
+
+    def close(self) -> None:
+        """Wait, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+def _write(run: RunFolder, name: str, tensors: dict[str, Tensor], text: str) -> None:
+    """Write a checkpoint, then delete all but the newest ones."""
     try:
-        with whole_path(folder) as part:
-            part.mkdir()
-            safetensors.torch.save_file(on_cpu, part / TENSORS)
-            # "place": the name in the files of earlier versions.
-            write_json(part / STATE, {"place": dataclasses.asdict(state), **numbers})
+        with tempfile.TemporaryDirectory(dir=run.scratch()) as scratch:
+            file = f"{scratch}/{TENSORS}"
+            safetensors.torch.save_file(tensors, file)
+            run.put(f"{name}/{TENSORS}", file)
     except OSError as error:
         raise UserError(f"cannot save a checkpoint in {run}: {error}") from error
-    for old in _checkpoints(run)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    run.remove_empty(STAGED)
+    run.write(f"{name}/{STATE}", text.encode())
+    complete = [each for each in _folders(run) if run.exists(f"{each}/{STATE}")]
+    for old in _folders(run):
+        if old < complete[-KEPT:][0]:
+            run.remove(old)
 
 
-def load_checkpoint(run: Path, device: torch.device) -> Checkpoint | None:
-    """The newest checkpoint, if there is one."""
-    found = _checkpoints(run)
-    if not found:
-        return None
-    newest = found[-1]
-    try:
-        numbers = json.loads((newest / STATE).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(newest / TENSORS, device=str(device))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"the checkpoint {newest} is damaged ({error}): delete it to continue from an older "
-            "one"
-        ) from error
-    return Checkpoint(TrainState(**numbers.pop("place")), tensors, numbers)
+def load_checkpoint(run: RunFolder, device: torch.device) -> Checkpoint | None:
+    """The newest complete checkpoint, if there is one."""
+    for name in reversed(_folders(run)):
+        text = run.read(f"{name}/{STATE}")
+        if text is None:
+            continue
+        try:
+            numbers = json.loads(text)
+            with _local_file(run, f"{name}/{TENSORS}") as file:
+                tensors = safetensors.torch.load_file(file, device=str(device))
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"the checkpoint {run}/{name} is damaged ({error}): delete it to continue from "
+                "an older one"
+            ) from error
+        return Checkpoint(TrainState(**numbers.pop("place")), tensors, numbers)
+    return None
 
 
-def _checkpoints(run: Path) -> list[Path]:
-    """The folders of all checkpoints, the newest last."""
-    return sorted((run / FOLDER).glob("step-*"))
+@contextlib.contextmanager
+def _local_file(run: RunFolder, name: str) -> Iterator[Path]:
+    """A local file with the content of a file of the run."""
+    if run.is_local:
+        yield Path(run.path(name))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+
+        def download(source: Any) -> None:
+            with copy.open("wb") as file:
+                shutil.copyfileobj(source, file)
+
+        run.reading(name, download)
+        yield copy
+
+
+def _folders(run: RunFolder) -> list[str]:
+    """The folders of all checkpoints, complete or not, the newest last."""
+    return [f"{FOLDER}/{name}" for name in run.folders(FOLDER) if name.startswith("step-")]
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

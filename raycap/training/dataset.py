@@ -7,15 +7,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from raycap.decoders.teacher_forcing import pad_captions
 from raycap.images.augmentation import names_sides
+from raycap.training.order import BlockCursor, EpochOrder, GroupedOrder
 from raycap.training.store import PictureStore
 from raycap.vocabulary import Vocabulary
 
 PREFETCH = 2  # batches read before they are asked for
+ROWS_AT_ONCE = 256
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,11 +41,28 @@ class Batch(NamedTuple):
         return Batch(self.rows, *(part.pin_memory() for part in self[1:]))
 
 
-class CaptionDataset:
-    """The pictures of some splits. Captions are encoded on demand, to save memory."""
+class Sample(NamedTuple):
+    """Some training pictures without their grids."""
 
-    def __init__(self, store: PictureStore, rows: np.ndarray, vocabulary: Vocabulary) -> None:
-        self.store, self.rows, self.vocabulary = store, rows, vocabulary
+    pictures: np.ndarray  # [B, D] vectors, or rows of the table [B, ...]
+    captions: list[list[list[int]]]  # of each picture, as token numbers
+
+
+class CaptionDataset:
+    """The pictures of some splits. Captions are encoded on demand, to save memory.
+
+    With an `order`, an epoch has the order in which a stream of the same table would be read. Then
+    `rows` must be in the order of the table.
+    """
+
+    def __init__(
+        self,
+        store: PictureStore,
+        rows: np.ndarray,
+        vocabulary: Vocabulary,
+        order: GroupedOrder | None = None,
+    ) -> None:
+        self.store, self.rows, self.vocabulary, self.order = store, rows, vocabulary, order
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,19 +83,58 @@ class CaptionDataset:
         return -(-len(self) // batch)
 
     def shares(
-        self, epoch: int, seed: int, batch: int, worker: int, workers: int
-    ) -> list[np.ndarray]:
-        """For each step of an epoch, the items of this worker, possibly none. In an epoch each
-        picture occurs once, as itself or as one of its views.
+        self, epoch: int, seed: int, batch: int, worker: int, workers: int, start: int = 0
+    ) -> Iterator[np.ndarray]:
+        """For each step of an epoch from `start` on, the items of this worker, possibly none. In
+        an epoch each picture occurs once, as itself or as one of its views.
 
         The pictures of a step depend on seed and epoch only, not on the number of workers.
         """
+        if self.order is not None:
+            yield from self._grouped_shares(self.order.epoch(epoch), batch, worker, workers, start)
+            return
         random = np.random.default_rng((seed, epoch))
         order = random.permutation(self.rows)
         views = random.integers(1 + len(self.store.views), size=len(order))
         order = order + len(self.store) * views
-        steps = [order[start : start + batch] for start in range(0, len(order), batch)]
-        return [step[worker::workers] for step in steps]
+        for first in range(start * batch, len(order), batch):
+            yield order[first : first + batch][worker::workers]
+
+    def _grouped_shares(
+        self, order: EpochOrder, batch: int, worker: int, workers: int, start: int
+    ) -> Iterator[np.ndarray]:
+        assert self.order is not None
+        firsts = np.cumsum(self.order.sizes) - self.order.sizes
+        cursor = BlockCursor(order)
+        for first in range(start * batch, len(self), batch):
+            positions = order.positions(first, first + batch, worker, workers)
+            places = [cursor.picture(*order.lane_and_place(int(one))) for one in positions]
+            numbers = [firsts[group] + number for group, number in places]
+            yield self.rows[np.array(numbers, np.int64)]
+
+    def close(self) -> None:
+        """Nothing is open. A stream has threads that read."""
+
+    def count_captions(self) -> int:
+        """How many captions the pictures have."""
+        references = self.store.captions["references"].take(self.rows)
+        return pc.sum(pc.list_value_length(references)).as_py() or 0
+
+    def references(self) -> Iterator[list[str]]:
+        """The human captions of each picture."""
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            rows = self.rows[start : start + ROWS_AT_ONCE]
+            yield from self.store.captions["references"].take(rows).to_pylist()
+
+    def sample(self, most: int, whole: bool) -> Iterator[Sample]:
+        """All pictures, or `most` of them at equal distances, and their captions. Of features only
+        the vectors, unless they are wanted `whole`."""
+        chosen = np.linspace(0, len(self) - 1, min(most, len(self))).astype(int)
+        for start in range(0, len(chosen), ROWS_AT_ONCE):
+            rows = self.rows[chosen[start : start + ROWS_AT_ONCE]]
+            pictures = self.store.rows[rows]
+            vectors = pictures if whole else pictures[:, -1]
+            yield Sample(vectors, [self.captions(row) for row in rows])
 
 
 def read_ahead(items: Iterable[Item], make: Callable[[Item], Result]) -> Iterator[Result]:

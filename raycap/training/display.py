@@ -4,6 +4,7 @@ curve and the trackers."""
 import hashlib
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from raycap import plots
 from raycap.errors import UserError
 from raycap.metrics import headline_scores
+from raycap.storage import RunFolder
 from raycap.storage.training_log import METRICS, LogReader, read_epochs
 from raycap.terminal import lines_of, printable, write_out
 from raycap.training.options import Tracker
@@ -30,10 +32,13 @@ SECONDS_BETWEEN_CURVES = 10.0
 class RunDisplay:
     """Shows new lines of the log whenever `update` is called."""
 
-    def __init__(self, out: Path, trackers: Iterable[Tracker]) -> None:
+    def __init__(self, out: RunFolder, trackers: Iterable[Tracker]) -> None:
         self._out = out
-        self._reader = LogReader(out / METRICS)
-        self._trackers = {name: open_tracker(name, out) for name in trackers}
+        self._reader = LogReader(out)
+        # Trackers write to the local disk; what they write is copied to a store.
+        self._scratch = None if out.is_local else tempfile.TemporaryDirectory()
+        self._local = Path(out.path() if self._scratch is None else self._scratch.name)
+        self._trackers = {name: open_tracker(name, self._local, out.uri) for name in trackers}
         self._bar: tqdm[Any] | None = None
         self._has_new_epoch = False
         self._is_first_step = True  # since the start line
@@ -49,14 +54,26 @@ class RunDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.update()
+        self.update(at_once=True)
         self._draw_curve()
         if self._bar is not None:
             self._bar.close()
         for tracker in self._trackers.values():
             tracker.close()
+        if self._scratch is not None:
+            self._copy_to_store()
+            self._scratch.cleanup()
 
-    def update(self) -> None:
+    def _copy_to_store(self) -> None:
+        """Copy what trackers have written. A store that fails must not end hours of training."""
+        for file in (each for each in self._local.rglob("*") if each.is_file()):
+            try:
+                self._out.put(file.relative_to(self._local).as_posix(), str(file))
+            except UserError as error:
+                log.warning("%s", error)
+                return
+
+    def update(self, at_once: bool = False) -> None:
         """Show the lines that were added since the last call."""
         show = {
             "start": self._start,
@@ -64,7 +81,7 @@ class RunDisplay:
             "epoch": self._epoch,
             "samples": self._samples,
         }
-        for line in self._reader.new_lines():
+        for line in self._reader.new_lines(at_once):
             show[line["kind"]](line)
         if time.monotonic() > self._drawn + SECONDS_BETWEEN_CURVES:
             self._draw_curve()
@@ -114,8 +131,11 @@ class RunDisplay:
     def _draw_curve(self) -> None:
         """Draw the learning curve, if it has changed."""
         if self._has_new_epoch:
-            plots.save(plots.learning_curve(read_epochs(self._out / METRICS)), self._out / CURVE)
+            figure = plots.learning_curve(read_epochs(self._out / METRICS))
+            plots.save(figure, self._local / CURVE)
             self._has_new_epoch, self._drawn = False, time.monotonic()
+            if self._scratch is not None:
+                self._copy_to_store()
 
     def _samples(self, line: dict[str, Any]) -> None:
         for sample in line["samples"]:
@@ -196,7 +216,7 @@ class OpenTracker(Protocol):
 class TensorBoard:
     """Event files in the run's folder."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, name: str) -> None:
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(out / "tensorboard"))
@@ -212,12 +232,12 @@ class TensorBoard:
 class MLflow:
     """A run of the experiment `raycap`, at MLFLOW_TRACKING_URI."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, name: str) -> None:
         import mlflow
 
         self._mlflow = mlflow
         mlflow.set_experiment("raycap")
-        mlflow.start_run(run_name=out.name)
+        mlflow.start_run(run_name=_last_part(name))
 
     def add(self, step: int, figures: dict[str, float]) -> None:
         named = {name.replace("/", "."): value for name, value in figures.items()}
@@ -230,13 +250,13 @@ class MLflow:
 class WeightsAndBiases:
     """A run of the project `raycap`."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, name: str) -> None:
         import wandb
 
         # The same folder continues the same run; another folder of that name is another run.
-        run_id = f"{out.name}-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+        run_id = f"{_last_part(name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         self._run = wandb.init(
-            project="raycap", name=out.name, dir=str(out), id=run_id, resume="allow"
+            project="raycap", name=_last_part(name), dir=str(out), id=run_id, resume="allow"
         )
 
     def add(self, step: int, figures: dict[str, float]) -> None:
@@ -253,10 +273,15 @@ TRACKERS: dict[Tracker, type[OpenTracker]] = {
 }
 
 
-def open_tracker(name: Tracker, out: Path) -> OpenTracker:
-    """Open a tracker. Raises UserError, with the name of the extra, if its package is missing."""
+def _last_part(uri: str) -> str:
+    return uri.rstrip("/").rpartition("/")[2]
+
+
+def open_tracker(name: Tracker, out: Path, run: str) -> OpenTracker:
+    """Open a tracker, which may write files into `out`. `run` is the path or URI of the run's
+    folder. Raises UserError, with the name of the extra, if its package is missing."""
     try:
-        return TRACKERS[name](out)  # type: ignore[call-arg]
+        return TRACKERS[name](out, run)  # type: ignore[call-arg]
     except ImportError as error:
         raise UserError(
             f"the tracker {name} needs a package: pip install 'raycap[{name}]' ({error})"

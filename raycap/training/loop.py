@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,19 +18,22 @@ from torch import Tensor
 from raycap.captioners.trained.folder import save_folder
 from raycap.device import Precision
 from raycap.metrics import facts_of
+from raycap.storage import RunFolder
 from raycap.storage.training_log import RunLog
-from raycap.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from raycap.training.checkpoint import CheckpointWriter, TrainState, load_checkpoint
+from raycap.training.data import TrainingData, datasets_of
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
 from raycap.training.neighbours import remember_photos
 from raycap.training.network import Network, load_weights
 from raycap.training.options import Train
-from raycap.training.run_facts import caption_count, data_facts, network_facts
-from raycap.training.run_files import CAPTIONER, STOP, EpochLimit
-from raycap.training.self_critical import CaptionReward
+from raycap.training.run_facts import data_facts, network_facts
+from raycap.training.run_files import CAPTIONER, EpochLimit, StopRequest
+from raycap.training.self_critical import CaptionReward, document_frequencies
 from raycap.training.setup import TrainingSetup, trains_encoder
 from raycap.training.step import COUNTED, Learner, Phase, train_step
 from raycap.training.store import PictureStore
+from raycap.training.stream import PictureStream
 from raycap.training.validation import (
     CAPTION_SCORES,
     HEALTH_SCORES,
@@ -39,27 +42,32 @@ from raycap.training.validation import (
     write_samples,
 )
 
+# Elastic workers are started again whenever their number changes.
+MINUTES_IF_ELASTIC = 5.0
+
 
 @dataclass(frozen=True)
 class TrainingRun:
     """What does not change during a run."""
 
     setup: TrainingSetup
-    out: Path
-    training: CaptionDataset
+    out: RunFolder
+    training: TrainingData
     validation: CaptionDataset
     network: Network
     precision: Precision
     group: WorkerGroup
     log: RunLog
+    stop: StopRequest
+    checkpoints: CheckpointWriter
     steps_per_epoch: int
     steps: int  # of the whole run
 
 
 def train_captioner(
     setup: TrainingSetup,
-    store: PictureStore,
-    out: Path,
+    store: PictureStore | PictureStream,
+    out: RunFolder,
     precision: Precision,
     group: WorkerGroup,
     report: Callable[[dict[str, Any]], None] | None = None,
@@ -72,8 +80,7 @@ def train_captioner(
     before each epoch until the limit allows it. The other workers wait for the leader.
     """
     options = setup.options
-    training = CaptionDataset(store, store.rows_of(*options.training_splits), setup.vocabulary)
-    validation = CaptionDataset(store, store.rows_of(options.validation_split), setup.vocabulary)
+    training, validation = datasets_of(store, options, setup.vocabulary)
     phases = phases_of(options)
     steps_per_epoch = training.steps_per_epoch(options.batch)
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
@@ -85,9 +92,35 @@ def train_captioner(
     steps = sum(phase.epochs for phase in phases) * steps_per_epoch
     steps = min(steps, options.max_steps or steps)
     run = TrainingRun(
-        setup, out, training, validation, network, precision, group, log, steps_per_epoch, steps
+        setup,
+        out,
+        training,
+        validation,
+        network,
+        precision,
+        group,
+        log,
+        StopRequest(out),
+        CheckpointWriter(out),
+        steps_per_epoch,
+        steps,
     )
+    try:
+        return train_phases(run, report, epoch_limit)
+    finally:
+        training.close()
+        run.checkpoints.close()
 
+
+def train_phases(
+    run: TrainingRun,
+    report: Callable[[dict[str, Any]], None] | None,
+    epoch_limit: EpochLimit | None,
+) -> bool:
+    """Train from the newest checkpoint. Returns False if the run was asked to stop."""
+    options, group, out, log = run.setup.options, run.group, run.out, run.log
+    network, precision, training = run.network, run.precision, run.training
+    phases, steps_per_epoch = phases_of(options), run.steps_per_epoch
     checkpoint = load_checkpoint(out, precision.device)
     state = TrainState() if checkpoint is None else checkpoint.state
     if group.leads:
@@ -95,10 +128,10 @@ def train_captioner(
         log.add(start_line(run, state))
 
     for number in range(state.phase, len(phases)):
-        if state.step >= steps and number > state.phase:
+        if state.step >= run.steps and number > state.phase:
             break  # max_steps ended the phase before
         phase = phases[number]
-        reward = CaptionReward(training, options.self_critical) if phase.is_self_critical else None
+        reward = caption_reward(run) if phase.is_self_critical else None
         learner = Learner(network, options, phase, steps_per_epoch, reward, precision, group)
         if checkpoint is not None:
             learner.restore(checkpoint.tensors, checkpoint.numbers)
@@ -112,11 +145,11 @@ def train_captioner(
             state = dataclasses.replace(state, phase=number, epoch=0, step_of_epoch=0, waited=0)
 
         patience = options.validation.patience
-        while state.epoch < phase.epochs and state.step < steps:
+        while state.epoch < phase.epochs and state.step < run.steps:
             if patience and state.waited >= patience:
                 break
             if epoch_limit is not None and group.leads:
-                epoch_limit.wait(state.epochs_done, out / STOP)
+                epoch_limit.wait(state.epochs_done, run.stop.is_made)
             if not train_epoch(run, learner, phase, state):
                 return False
             line = validate_epoch(run, learner, phase, state)
@@ -125,7 +158,7 @@ def train_captioner(
                 report({name: value for name, value in line.items() if name != "samples"})
     if group.leads and options.neighbours:
         remember_photos(
-            out / CAPTIONER, network, training, validation, options.neighbours, precision
+            str(out / CAPTIONER), network, training, run.validation, options.neighbours, precision
         )
     return True
 
@@ -135,7 +168,12 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
     to stop before the end of the epoch."""
     options, group = run.setup.options, run.group
     shares = run.training.shares(
-        state.epochs_done, options.seed, options.batch, group.rank, group.size
+        state.epochs_done,
+        options.seed,
+        options.batch,
+        group.rank,
+        group.size,
+        start=state.step_of_epoch,
     )
     # Sums over this worker's steps. A checkpoint has the sums of all workers: the leader takes
     # them.
@@ -152,10 +190,13 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
         on_gpu = run.precision.device.type == "cuda"
         return [batch.pinned() for batch in batches] if on_gpu else batches
 
+    save_minutes = options.checkpoint_minutes
+    if options.workers.is_elastic:
+        save_minutes = save_minutes or MINUTES_IF_ELASTIC
     saved_at = time.monotonic()
     started = saved_at - state.seconds
     logged = LoggedAt(counts.clone(), state.step, saved_at)
-    left = shares[state.step_of_epoch :][: run.steps - state.step]
+    left = islice(shares, run.steps - state.step)
     for batches in read_ahead(left, read):
         counts += train_step(learner, batches, state, sampling)
         state.step += 1
@@ -180,8 +221,8 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
         # The leader decides when to stop and when to save. All workers must do so after the same
         # step.
         minutes = (time.monotonic() - saved_at) / 60
-        is_save_due = group.leads and 0 < options.checkpoint_minutes <= minutes
-        is_stop_requested = group.leads and (run.out / STOP).exists()
+        is_save_due = group.leads and 0 < save_minutes <= minutes
+        is_stop_requested = group.leads and run.stop.is_made()
         stop, is_save_due = group.any([is_stop_requested, is_save_due], run.precision.device)
         if stop or is_save_due:
             state.counts = group.sum(counts.clone()).tolist()
@@ -311,14 +352,25 @@ def step_line(
 def save(run: TrainingRun, learner: Learner, state: TrainState) -> None:
     """Write a checkpoint from which the run can continue."""
     if run.group.leads:
-        save_checkpoint(run.out, state, learner.tensors(), learner.numbers())
+        run.log.flush()
+        run.checkpoints.save(state, learner.tensors(), learner.numbers())
+
+
+def caption_reward(run: TrainingRun) -> CaptionReward:
+    """The reward of self-critical training. The leader counts the document frequencies, once for
+    the whole run."""
+    if run.group.leads:
+        document_frequencies(run.out, run.training)
+    run.group.wait()
+    frequencies = document_frequencies(run.out, run.training)
+    return CaptionReward(frequencies, run.setup.options.self_critical)
 
 
 def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
     """Write the captioner of the epoch with this log line. The folder contains the encoder only if
     it was trained."""
     options, training = run.setup.options, run.training
-    captions = caption_count(training)
+    captions = training.count_captions()
     splits = ", ".join(options.training_splits)
     about_training = {
         "phase": line["phase"].replace("_", "-"),
@@ -345,7 +397,7 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
         },
     }
     save_folder(
-        run.out / CAPTIONER,
+        str(run.out / CAPTIONER),
         run.setup.plan,
         run.setup.vocabulary,
         run.network.encoder or run.setup.encoder,

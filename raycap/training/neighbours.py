@@ -1,25 +1,22 @@
 """The end of a training run: the captioner remembers the training photos and their captions."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from raycap.captioners.trained.folder import add_neighbours
 from raycap.captioners.trained.neighbours import build_neighbours
 from raycap.device import Precision
-from raycap.training.dataset import CaptionDataset, read_ahead
+from raycap.training.data import TrainingData
+from raycap.training.dataset import CaptionDataset
 from raycap.training.network import Network, load_weights
-from raycap.training.validation import spread
 
-BATCH = 256
 MOST_CALIBRATED = 5_000  # validation pictures that say which distances are usual
 
 
 def remember_photos(
-    captioner: Path,
+    captioner: str,
     network: Network,
-    training: CaptionDataset,
+    training: TrainingData,
     validation: CaptionDataset,
     most: int,
     precision: Precision,
@@ -29,29 +26,29 @@ def remember_photos(
 
     The network gets the weights of the folder, the best ones: its encoder may have been trained.
     """
-    load_weights(network, str(captioner))
+    load_weights(network, captioner)
     network.eval()
-    rows = spread(training.rows, most)
-    captions = [[words[1:-1] for words in training.captions(row)] for row in rows]
-    neighbours = build_neighbours(_vectors(network, training, rows, precision), captions)
-    usual = spread(validation.rows, MOST_CALIBRATED)
-    calibrated = neighbours.calibrated(_vectors(network, validation, usual, precision))
-    add_neighbours(captioner, calibrated)
+    whole = network.encoder is not None
+    vectors, captions = [], []
+    for sample in training.sample(most, whole):
+        vectors.append(_vectors(network, sample.pictures, precision))
+        captions += [[words[1:-1] for words in of_picture] for of_picture in sample.captions]
+    neighbours = build_neighbours(np.concatenate(vectors), captions)
+    usual = [
+        _vectors(network, sample.pictures, precision)
+        for sample in validation.sample(MOST_CALIBRATED, whole)
+    ]
+    add_neighbours(captioner, neighbours.calibrated(np.concatenate(usual)))
 
 
 @torch.no_grad()
-def _vectors(
-    network: Network, dataset: CaptionDataset, rows: np.ndarray, precision: Precision
-) -> np.ndarray:
-    """The vectors [N, D] of pictures whose features or pixels are in the store."""
-    store, found = dataset.store, []
-    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    for batch in read_ahead(batches, lambda batch: store.rows[batch]):
-        if network.encoder is not None:
-            pictures = torch.from_numpy(batch).to(precision.device)
-            with precision.autocast():
-                _, vectors = network.features(pictures)
-            found.append(vectors.float().cpu().numpy())
-        else:
-            found.append(batch[:, -1].astype(np.float32))
-    return np.concatenate(found)
+def _vectors(network: Network, rows: np.ndarray, precision: Precision) -> np.ndarray:
+    """The vectors [B, D] of pictures, of which these are the vectors, or what the network reads if
+    it has an encoder."""
+    if network.encoder is None:
+        return rows.astype(np.float32)
+    pictures = torch.from_numpy(rows).to(precision.device)
+    with precision.autocast():
+        _, vectors = network.features(pictures)
+    found: np.ndarray = vectors.float().cpu().numpy()
+    return found

@@ -12,6 +12,7 @@ from raycap.images.augmentation import Augmentation
 # The score by which the best epoch is chosen: the lowest loss, or the highest of the others.
 Measure = Literal["cider_d", "bleu_4", "rouge_l", "accuracy", "loss"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+DataMode = Literal["auto", "local", "stream"]
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,11 @@ class Workers:
     count: int | None = None
     """Number of workers; none: one per GPU, or one where there is none. 0: train in this process,
     without Ray Train."""
+    min: int | None = None
+    """Elastic: the fewest workers, instead of count. The run goes on with fewer when a node is
+    lost, and with more when one joins, from the last checkpoint."""
+    max: int | None = None
+    """Elastic: the most workers."""
     gpu: bool | None = None
     """Train on GPUs, one for each worker; none: where the cluster has some."""
     cpus: float = 0.5
@@ -180,7 +186,17 @@ class Workers:
     failures: int = 3
     """How often a lost worker is replaced; the run continues from the last checkpoint."""
 
+    @property
+    def is_elastic(self) -> bool:
+        return self.min is not None or self.max is not None
+
     def __post_init__(self) -> None:
+        if self.is_elastic and not (self.min and self.max and self.min <= self.max):
+            raise UserError(
+                f"workers.min is {self.min} and workers.max is {self.max}: give both, from 1 up"
+            )
+        if self.is_elastic and self.count is not None:
+            raise UserError("workers.count is a fixed number: leave out workers.min and max")
         if self.count is not None and self.count < 0:
             raise UserError(
                 f"workers.count is {self.count}: give 1 or more, or 0 to train in this process"
@@ -217,6 +233,14 @@ class Train:
     cache: str = ""
     """Folder for feature tables and unpacked rows, shared by all machines; empty:
     ~/.cache/raycap."""
+    data: DataMode = "auto"
+    """local: each machine unpacks the feature table to its disk. stream: workers read it while
+    they train. auto: local if the unpacked table takes at most half of the free space of the
+    cache's disk."""
+    window: int | None = None
+    """Pictures that are shuffled together, from row groups in random order; none: 2,048 where data
+    is streamed, all pictures where it is local. The memory of all workers holds about as many
+    pictures."""
     start_from: str = ""
     """A captioner folder whose vocabulary and weights (the encoder's too) to start from; or
     shipped, raycap's own."""
@@ -254,7 +278,7 @@ class Train:
     needs a C++ compiler."""
     checkpoint_minutes: float = 0.0
     """Also save within an epoch, this many minutes after the last save; 0 saves only after
-    epochs."""
+    epochs, and with elastic workers every 5 minutes."""
     log_steps: int = 50
     """Write a line to metrics.jsonl every this many steps."""
     neighbours: int = 100_000
@@ -297,6 +321,11 @@ class Train:
             )
         if self.batch < 1:
             raise UserError(f"train.batch is {self.batch}: give at least 1 picture")
+        if self.window is not None and self.window < 1:
+            raise UserError(
+                f"train.window is {self.window}: give a number of pictures, such as 2048, or "
+                "leave it out"
+            )
         for name in ("lr", "encoder_lr", "embedding_lr"):
             rate = getattr(self, name)
             if rate is not None and not (math.isfinite(rate) and rate > 0):
@@ -326,7 +355,6 @@ class Train:
                 f"the split {self.validation_split} is in train.training_splits and is "
                 "train.validation_split: use it for one of them"
             )
-        if self.workers.count and self.batch < self.workers.count:
-            raise UserError(
-                f"train.batch is {self.batch}: {self.workers.count} workers need a picture each"
-            )
+        workers = self.workers.count or self.workers.max
+        if workers and self.batch < workers:
+            raise UserError(f"train.batch is {self.batch}: {workers} workers need a picture each")

@@ -4,17 +4,17 @@ and steps."""
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow.compute as pc
 from torch import nn
 
 from raycap.device import Precision
+from raycap.training.data import TrainingData
 from raycap.training.dataset import CaptionDataset
 from raycap.training.network import Network
 from raycap.training.setup import TrainingSetup
 
 
 def data_facts(
-    setup: TrainingSetup, training: CaptionDataset, validation: CaptionDataset
+    setup: TrainingSetup, training: TrainingData, validation: CaptionDataset
 ) -> dict[str, Any]:
     """Pictures and captions of each side, and what the vocabulary knows of the words."""
     coverage, options = setup.coverage, setup.options
@@ -24,18 +24,11 @@ def data_facts(
     }
     return {
         "pictures": {split: len(dataset) for split, dataset in sides.items()},
-        "captions": {split: caption_count(dataset) for split, dataset in sides.items()},
+        "captions": {split: dataset.count_captions() for split, dataset in sides.items()},
         "vocabulary": len(setup.vocabulary),
         "words_cut": None if coverage is None else coverage.cut,
         "unknown_words": None if coverage is None else coverage.unknown,
     }
-
-
-def caption_count(dataset: CaptionDataset) -> int:
-    """How many captions the pictures of the data set have."""
-    references = dataset.store.captions["references"].take(dataset.rows)
-    count: int = pc.sum(pc.list_value_length(references)).as_py()
-    return count
 
 
 def network_facts(

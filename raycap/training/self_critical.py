@@ -10,38 +10,55 @@ from torch import Tensor
 
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import decoder_inputs
-from raycap.metrics import CiderReward
+from raycap.metrics import CiderReward, DocumentFrequencies
 from raycap.metrics.ngrams import Captions, Ints, ReferenceGrams
 from raycap.search import Sample
-from raycap.training.dataset import CaptionDataset
+from raycap.storage import RunFolder
+from raycap.training.data import TrainingData
 from raycap.training.options import SelfCritical
 from raycap.vocabulary import END, PAD, START, UNK
 
+FREQUENCIES = "frequencies.npz"  # in the run's folder
 LONGEST_NGRAM = 4
 
 
 class CaptionReward:
-    """The rewards of sampled captions, computed with the references of the training pictures.
+    """The rewards of sampled captions, computed with the references of their pictures and the
+    document frequencies of the training data.
 
     `<end>` counts as a word. Otherwise a captioner learns to stop in mid-sentence.
     """
 
-    def __init__(self, dataset: CaptionDataset, options: SelfCritical) -> None:
-        self._rows = np.sort(dataset.rows)
-        references = [dataset.captions(row) for row in self._rows]
-        self._cider = CiderReward(references)
-        self._bleu = BleuReward(references) if options.bleu_4 else None
+    def __init__(self, frequencies: DocumentFrequencies, options: SelfCritical) -> None:
+        self._cider = CiderReward(frequencies)
         self._bleu_weight = options.bleu_4
 
-    def __call__(self, captions: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Rewards [B, K] of captions [B, K, T] of the pictures in `rows` [B] of the store."""
-        pictures = np.repeat(np.searchsorted(self._rows, rows), captions.shape[1])
+    def __call__(self, captions: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Rewards [B, K] of captions [B, K, T] of pictures with the references `words`
+        [B, R, T + 1]."""
+        references = [
+            [[token for token in one if token != PAD] for one in of_picture if one[0] != PAD]
+            for of_picture in words.tolist()
+        ]
+        pictures = np.repeat(np.arange(len(captions)), captions.shape[1])
         flat = captions.reshape(-1, captions.shape[2])
-        rewards = self._cider(flat, pictures)
-        if self._bleu is not None:
-            bleu = 10 * self._bleu(flat, pictures)
+        rewards = self._cider(flat, references, pictures)
+        if self._bleu_weight:
+            bleu = 10 * BleuReward(references)(flat, pictures)
             rewards = (1 - self._bleu_weight) * rewards + self._bleu_weight * bleu
         return rewards.reshape(captions.shape[:2])
+
+
+def document_frequencies(folder: RunFolder, training: TrainingData) -> DocumentFrequencies:
+    """The document frequencies of the training captions, from the run's folder. If they are not
+    there, they are counted and written."""
+    content = folder.read(FREQUENCIES)
+    if content is None:
+        encode = training.vocabulary.encode
+        encoded = ([encode(one) for one in own] for own in training.references())
+        content = DocumentFrequencies.counted(encoded).to_bytes()
+        folder.write(FREQUENCIES, content)
+    return DocumentFrequencies.from_bytes(content)
 
 
 def draw_captions(

@@ -2,7 +2,7 @@
 before any worker is started."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from raycap.search import Beam, SearchChoice, search_identity
 from raycap.sources import SOURCES, Source
 from raycap.storage import RunFolder, differences
 from raycap.training.options import Train
+from raycap.training.row_groups import open_row_groups
 from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
 from raycap.vocabulary import (
     Coverage,
@@ -37,6 +38,7 @@ MAY_CHANGE = (
     "fresh",
     "dry_run",
     "cache",
+    "data",
     "workers",
     "compile",
     "log_steps",
@@ -131,12 +133,13 @@ def check_options(plan: CaptionerPlan, options: Train) -> None:
             f"search.consensus is {search.consensus:g}, and train.neighbours is 0: a captioner "
             "needs remembered photos for it, so leave out one of the two"
         )
-    if not RunFolder(options.out).is_local:
-        raise UserError(
-            f"train.out is {options.out}: train into a folder that all machines share, then copy "
-            "it"
-        )
+    RunFolder(options.out)  # raises UserError if there is no such store
     views = options.augmentation.views
+    if views and (options.data == "stream" or options.window is not None):
+        raise UserError(
+            "augmentation.views need the whole tables on each machine: leave out train.data "
+            "stream and train.window, or set views to 0"
+        )
     if views and trains_encoder(encoder) and not caches_stem(encoder, options):
         raise UserError(
             "augmentation.views are encoded once, and this encoder is trained: set views to 0, or "
@@ -300,7 +303,7 @@ def gather_setup(
     if vocabulary is None and options.start_from:
         vocabulary = words_of(options.start_from)
     facts, split_caption = DataFacts(), caption_splitter(vocabulary, words)
-    for rows in read_captions(pictures).to_batches(max_chunksize=ROWS_AT_ONCE):
+    for rows in caption_batches(pictures):
         facts.add(rows, options.training_splits, split_caption)
     check_splits(table, options, facts.pictures)
     if vocabulary is None:
@@ -321,6 +324,14 @@ def caption_splitter(
     if vocabulary is not None:
         return vocabulary.split
     return word_splitter(words.tokeniser, words.cleaning)
+
+
+def caption_batches(pictures: PictureTables) -> Iterator[pa.Table | pa.RecordBatch]:
+    """CAPTION_COLUMNS of the rows of the first table, some at a time."""
+    if pictures.rows:
+        yield from open_row_groups(pictures.tables[0], RunFolder(pictures.rows)).captions()
+    else:
+        yield from read_captions(pictures).to_batches(max_chunksize=ROWS_AT_ONCE)
 
 
 def check_splits(table: str, options: Train, captioned: Counter[str]) -> None:

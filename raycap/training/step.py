@@ -232,7 +232,7 @@ def drawn_captions(learner: Learner, reward: CaptionReward, batch: Batch) -> Ste
         memory = network.prepare(batch.pictures)
         drawn = draw_captions(network.decoder, memory, options, seeds)
     network.train()
-    rewards = reward(drawn.cpu().numpy(), batch.rows)
+    rewards = reward(drawn.cpu().numpy(), batch.words.cpu().numpy())
     captions = torch.tensor(rewards.size, device=drawn.device)
     return StepPart(
         batch.pictures,

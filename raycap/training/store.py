@@ -13,8 +13,9 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +30,15 @@ from raycap.schema import FEATURES_FORMAT, MANIFEST, SUCCESS, tensor_shape, tens
 from raycap.sources import Source
 from raycap.storage import open_uri, whole_path, write_json
 from raycap.storage.filesystem import filesystem_of
-from raycap.uris import is_local
+from raycap.uris import is_local, local_path
 
 LISTING = "pictures.arrow"
 ROWS, KEYS, FORM = "rows.bin", "keys.arrow", "form.json"
 ROWS_AT_ONCE = 128
 CAPTION_COLUMNS = ["key", "split", "references"]
+
+# Some pictures of a table: features or pixels [n, ...], and their other columns.
+Piece = tuple[np.ndarray, pa.Table]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class PictureTables:
     tables: tuple[str, ...]
     listing: str
     precision: str = ""  # of the features, if they were made for this run
+    rows: str = ""  # folder with the captions of the rows, if the table is streamed
 
 
 class View(NamedTuple):
@@ -71,6 +76,7 @@ class PictureStore:
     rows: np.ndarray  # [N, ...], memory-mapped
     captions: pa.Table  # CAPTION_COLUMNS; split and references may be null
     views: tuple[View, ...] = ()
+    groups: np.ndarray | None = None  # rows of each row group of the table, if asked for
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,13 +100,17 @@ class PictureStore:
         Sorted, because a table that is made again may have another order of rows, and the same
         seed must give the same epochs.
         """
-        in_splits = pc.is_in(self.captions["split"], pa.array(splits, pa.string()))
-        lengths = pc.list_value_length(self.captions["references"])
-        captioned = pc.greater(lengths, 0).fill_null(False)
-        rows = pa.array(np.flatnonzero(pc.and_(in_splits, captioned).to_numpy()))
+        rows = pa.array(np.flatnonzero(usable(self.captions, splits)))
         order = pc.sort_indices(self.captions["key"].take(rows))
         by_key: np.ndarray = rows.take(order).to_numpy()
         return by_key
+
+    def rows_by_group(self, *splits: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same rows in the order of the table, and how many each row group has."""
+        assert self.groups is not None
+        kept = usable(self.captions, splits)
+        group_of_row = np.repeat(np.arange(len(self.groups)), self.groups)
+        return np.flatnonzero(kept), np.bincount(group_of_row[kept], minlength=len(self.groups))
 
     def pictures(self, items: np.ndarray) -> np.ndarray:
         """The features or pixels of these items. Where a view lacks a picture, the picture itself
@@ -113,7 +123,15 @@ class PictureStore:
         return found
 
 
-def open_store(pictures: PictureTables, cache: Path) -> PictureStore:
+def usable(captions: pa.Table, splits: Sequence[str]) -> np.ndarray:
+    """For each row of CAPTION_COLUMNS, whether it has captions and is in one of the splits."""
+    in_splits = pc.is_in(captions["split"], pa.array(splits, pa.string()))
+    captioned = pc.greater(pc.list_value_length(captions["references"]), 0).fill_null(False)
+    both: np.ndarray = pc.and_(in_splits, captioned).to_numpy()
+    return both
+
+
+def open_store(pictures: PictureTables, cache: Path, with_groups: bool = False) -> PictureStore:
     """Unpack the tables if that is not done yet, and open the first one with the others as
     views."""
     (rows, keys), *others = (unpack_table(table, cache) for table in pictures.tables)
@@ -121,17 +139,29 @@ def open_store(pictures: PictureTables, cache: Path) -> PictureStore:
     for other_rows, other_keys in others:
         places = pc.index_in(keys, other_keys).fill_null(-1).to_numpy()
         views.append(View(other_rows, places))
-    folder = Path(str(rows.filename)).parent
-    return PictureStore(rows, _mapped_captions(keys, pictures.listing, folder), tuple(views))
+    captions = _mapped_captions(keys, pictures.listing, Path(str(rows.filename)).parent)
+    groups = _rows_of_groups(pictures.tables[0]) if with_groups else None
+    return PictureStore(rows, captions, tuple(views), groups)
+
+
+def _rows_of_groups(table: str) -> np.ndarray:
+    """How many successful rows each row group of the table has."""
+    counts = []
+    for name, *_ in parquet_files(table):
+        with _opened(name, table) as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                status = parquet.read_row_group(group, columns=["status"])["status"]
+                counts.append(pc.sum(pc.equal(status, SUCCESS)).as_py() or 0)
+    return np.array(counts, np.int64)
 
 
 def _mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Table:
     """The result of `captions_of`, memory-mapped from a file next to the unpacked rows."""
-    with Path(listing).open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-    file = folder / f"captions-{digest}.arrow"
-    if not file.exists():
-        captions = captions_of(keys, listing).combine_chunks()
+    with local_copy(listing) as local:
+        file = folder / f"captions-{digest_of_file(local)}.arrow"
+        captions = None if file.exists() else captions_of(keys, str(local)).combine_chunks()
+    if captions is not None:
         with (
             whole_path(file) as part,
             pa.OSFile(str(part), "wb") as out,
@@ -141,10 +171,31 @@ def _mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Ta
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A local path with the content of a file; a temporary one if the file is in a store."""
+    path = local_path(uri)
+    if path is not None:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        with open_uri(uri) as file, copy.open("wb") as out:
+            shutil.copyfileobj(file, out)
+        yield copy
+
+
+def digest_of_file(path: Path) -> str:
+    """A short digest of what the file holds."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
 def read_captions(pictures: PictureTables) -> pa.Table:
     """CAPTION_COLUMNS of each readable picture of the first table."""
     keys = pa.concat_tables(read_rows(pictures.tables[0], ["key"]))["key"]
-    return captions_of(keys, pictures.listing)
+    with local_copy(pictures.listing) as local:
+        return captions_of(keys, str(local))
 
 
 def captions_of(keys: pa.ChunkedArray, listing: str) -> pa.Table:
@@ -179,13 +230,31 @@ def write_listing(source: Source, file: Path) -> Counter[str]:
 def unpack_table(table: str, cache: Path) -> tuple[np.memmap, pa.ChunkedArray]:
     """The rows and keys of the table at this path or URI. It is unpacked into `cache`, unless an
     earlier run on this machine has done so."""
-    files = _parquet_files(table)
-    fingerprint = json.dumps([KEYS, str(table), *files], default=str)
-    folder = cache / "rows" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+    fingerprint = json.dumps([KEYS, str(table), *parquet_files(table)], default=str)
+    columns = list(row_shapes(table))
+
+    def pieces() -> Iterator[tuple[np.ndarray, pa.Table]]:
+        for piece in read_rows(table, ["key", *columns]):
+            yield rows_of_table(piece, columns), piece.select(["key"])
+
+    rows, others = write_unpacked(unpacked_folder(fingerprint, cache), pieces, table, cache)
+    return rows, others["key"]
+
+
+def unpacked_folder(fingerprint: str, cache: Path) -> Path:
+    """The folder of unpacked rows with this fingerprint."""
+    return cache / "rows" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
+
+
+def write_unpacked(
+    folder: Path, pieces: Callable[[], Iterator[Piece]], table: str, cache: Path
+) -> tuple[np.memmap, pa.Table]:
+    """The unpacked rows in `folder`, with the columns that they came with. They are written there
+    first, from `pieces`, unless an earlier run on this machine has done so."""
     if not (folder / FORM).exists():
         part = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.part")
         try:
-            _unpack(table, part)
+            _write_pieces(part, pieces(), table)
             with contextlib.suppress(OSError):  # another process has unpacked the same table
                 part.rename(folder)
         except OSError as error:
@@ -196,25 +265,23 @@ def unpack_table(table: str, cache: Path) -> tuple[np.memmap, pa.ChunkedArray]:
             shutil.rmtree(part, ignore_errors=True)
 
     form = json.loads((folder / FORM).read_text(encoding="utf-8"))
-    keys = pa.ipc.open_file(pa.memory_map(str(folder / KEYS))).read_all()["key"]
-    shape = (len(keys), *form["shape"])
-    return np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape), keys
+    columns = pa.ipc.open_file(pa.memory_map(str(folder / KEYS))).read_all()
+    shape = (len(columns), *form["shape"])
+    return np.memmap(folder / ROWS, form["dtype"], mode="r", shape=shape), columns
 
 
-def _unpack(table: str, folder: Path) -> None:
+def _write_pieces(folder: Path, pieces: Iterator[Piece], table: str) -> None:
     folder.mkdir(parents=True)
-    columns = list(row_shapes(table))
-    keys, form = [], None
+    kept, form = [], None
     with (folder / ROWS).open("wb") as out:
-        for piece in read_rows(table, ["key", *columns]):
-            if len(piece):
-                rows = _rows(piece, columns)
+        for rows, columns in pieces:
+            if len(rows):
                 rows.tofile(out)
                 form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
-                keys.append(piece.select(["key"]))
+                kept.append(columns)
     if form is None:
         raise UserError(f"{table} holds no readable picture")
-    whole = pa.concat_tables(keys).combine_chunks()
+    whole = pa.concat_tables(kept).combine_chunks()
     with (
         pa.OSFile(str(folder / KEYS), "wb") as file,
         pa.ipc.new_file(file, whole.schema) as writer,
@@ -223,11 +290,12 @@ def _unpack(table: str, folder: Path) -> None:
     write_json(folder / FORM, form)  # last: the folder is complete once it has this file
 
 
-def _rows(piece: pa.Table, columns: list[str]) -> np.ndarray:
-    """Features [n, P + 1, D], from the columns of grid and vector, or pixels [n, S, S, 3]."""
+def rows_of_table(piece: pa.Table, columns: list[str]) -> np.ndarray:
+    """Features [n, P + 1, D], from the columns of grid and vector; pixels [n, S, S, 3]; or vectors
+    [n, D], if that is the only column."""
     arrays: dict[str, np.ndarray] = {name: tensors_of(piece, name) for name in columns}
-    if "pixels" in arrays:
-        return arrays["pixels"]
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
     grid = arrays["grid"] * arrays["scale"][:, None] if "scale" in arrays else arrays["grid"]
     return np.concatenate([grid, arrays["vector"][:, None]], axis=1)
 
@@ -235,7 +303,7 @@ def _rows(piece: pa.Table, columns: list[str]) -> np.ndarray:
 def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensor columns of a table: `grid`, `vector` and, for int8, `scale`; or
     `pixels`."""
-    with _opened(_parquet_files(table)[0][0], table) as file:
+    with _opened(parquet_files(table)[0][0], table) as file:
         schema = pq.read_schema(file)
     known = [name for name in ("grid", "scale", "vector", "pixels") if name in schema.names]
     shapes = {name: tensor_shape(schema.field(name)) for name in known}
@@ -253,7 +321,7 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
 
 def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
     """The successful rows of a table in their order, up to ROWS_AT_ONCE at a time."""
-    for name, *_ in _parquet_files(table):
+    for name, *_ in parquet_files(table):
         with _opened(name, table) as file:
             parquet = pq.ParquetFile(file)
             missing = [name for name in columns if name not in parquet.schema_arrow.names]
@@ -266,7 +334,7 @@ def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
                 yield rows.filter(pc.equal(rows["status"], SUCCESS))
 
 
-def _parquet_files(table: str) -> list[tuple[str, int, Any]]:
+def parquet_files(table: str) -> list[tuple[str, int, Any]]:
     """The Parquet files of a table, sorted: URI, size, and time of change or ETag."""
     try:
         filesystem, root = filesystem_of(table)

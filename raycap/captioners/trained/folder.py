@@ -49,8 +49,9 @@ from raycap.images import Reading
 from raycap.options import from_plain, to_plain
 from raycap.search import SEARCHES, Beam, SearchChoice
 from raycap.shipped import place_of
-from raycap.storage import whole_path
+from raycap.storage import RunFolder, whole_path
 from raycap.unset_weights import unset_weights
+from raycap.uris import local_path
 from raycap.vocabulary import Vocabulary
 
 
@@ -66,7 +67,7 @@ class CaptionerParts(NamedTuple):
 
 
 def save_folder(
-    path: Path,
+    path: Path | str,
     plan: CaptionerPlan,
     vocabulary: Vocabulary,
     encoder: Encoder,
@@ -76,7 +77,7 @@ def save_folder(
     numbers: Numbers = "float32",
     neighbours: Neighbours | None = None,
 ) -> None:
-    """Write a new folder beside `path`, then rename it there: no reader sees half of one."""
+    """Write a captioner folder at a path or URI: no reader sees half of one."""
     include_encoder = include_encoder or encoder.is_own
     # Where they came from matters no more.
     if include_encoder and not isinstance(plan.encoder, Pixels):
@@ -110,7 +111,7 @@ def save_folder(
     _put(path, files)
 
 
-def add_neighbours(path: Path, neighbours: Neighbours) -> None:
+def add_neighbours(path: Path | str, neighbours: Neighbours) -> None:
     """Give the captioner folder at `path` these neighbours, in place of those that it has."""
     place = str(path)
     config = read_config(place)
@@ -318,7 +319,16 @@ def digest_of(network: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _put(path: Path, files: Mapping[str, bytes]) -> None:
+def _put(path: Path | str, files: Mapping[str, bytes]) -> None:
+    local = local_path(str(path))
+    if local is None:
+        # Files of a store cannot be replaced together. Without config.json, it is no captioner.
+        folder = RunFolder(str(path))
+        folder.remove_file(CONFIG)
+        for name in sorted(files, key=lambda name: name == CONFIG):
+            folder.write(name, files[name])
+        return
+    path = Path(local)
     try:
         with whole_path(path) as part:
             part.mkdir()
