@@ -1,6 +1,6 @@
 """Streamed training data beside unpacked data.
 
-python benchmarks/stream.py [--rows 6000 60000 600000]      memory and reading, grids of 16 numbers
+python benchmarks/stream.py [--rows 6000 60000 600000]      memory and reading, grids of 12 numbers
 python benchmarks/stream.py --speed [--pictures 2000]       training steps, grids of 49 x 1280
 
 - memory: the most that a process holds for itself (RssAnon), above what it held after its
@@ -140,7 +140,7 @@ def measured(part: str, folder: Path) -> None:
         while not ended.wait(0.05):
             most[0] = max(most[0], held())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     began, used = time.monotonic(), time.process_time()
     {"driver": drive, "worker": work}[part](folder)
@@ -155,8 +155,7 @@ def memory(rows: list[int]) -> None:
     for count in rows:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            # Grids of 16 numbers: with a vector of 4 they take a kilobyte with their captions.
-            write_table(folder, count, 4, 4, 80)
+            write_table(folder, count, 1, 12, 80)
             for part in ("driver", "worker"):
                 command = [sys.executable, __file__, "--part", part, "--folder", scratch]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)

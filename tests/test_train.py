@@ -402,14 +402,16 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.thorough
 def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: None) -> None:
+    here, fixed = ["--workers.count", "0"], ["--workers.count", "2"]
+    elastic = ["--workers.min", "1", "--workers.max", "2", "--train.data", "stream"]
+    streams = ["--epochs", "2", "--train.window", "24"]
     curves = []
-    for count in ("0", "2"):
-        out = tmp_path / count
-        flags = ["--out", str(out), "--workers.count", count, "--epochs", "2"]
+    for name, workers in {"here": here, "fixed": fixed, "elastic": elastic}.items():
+        flags = ["--out", str(tmp_path / name), *workers, *streams]
         assert main(["train", "--config", str(config), *flags]) == 0
-        curves.append(curve(out))
-    assert close(*curves)
-    assert not (tmp_path / "2" / "_ray").exists()
+        curves.append(curve(tmp_path / name))
+        assert not (tmp_path / name / "_ray").exists()
+    assert close(*curves[:2]) and close(curves[0], curves[2])
 
 
 @pytest.mark.thorough
