@@ -18,7 +18,7 @@ from raycap.vocabulary.words import END, PAD, START
 
 LONGEST = 4
 MOST = 2_000_000  # n-grams of each length; COCO has fewer that occur in two pictures
-PICTURES_AT_ONCE = 10_000
+PICTURES_AT_ONCE = 2_000
 
 Hashes = npt.NDArray[np.uint64]
 Encoded = Sequence[Sequence[int]]  # the captions of a picture, as token numbers
