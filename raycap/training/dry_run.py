@@ -24,7 +24,7 @@ from raycap.training.loop import build_network, phases_of
 from raycap.training.network import Network
 from raycap.training.options import Train
 from raycap.training.run_facts import data_facts, facts_as_text, network_facts
-from raycap.training.self_critical import CaptionReward
+from raycap.training.self_critical import CaptionReward, count_frequencies
 from raycap.training.setup import (
     DataFacts,
     TrainingSetup,
@@ -158,7 +158,9 @@ def _seconds_of_step(
     precision: Precision,
 ) -> float:
     options, group = setup.options, WorkerGroup()
-    reward = CaptionReward(share, options.self_critical) if phase.is_self_critical else None
+    reward = None
+    if phase.is_self_critical:
+        reward = CaptionReward(count_frequencies(share), options.self_critical)
     learner = Learner(network, options, phase, steps_per_epoch, reward, precision, group)
     pieces = np.array_split(share.rows, options.optimiser.accumulate)
     started = 0.0

@@ -54,11 +54,16 @@ def document_frequencies(folder: RunFolder, training: TrainingData) -> DocumentF
     there, they are counted and written."""
     content = folder.read(FREQUENCIES)
     if content is None:
-        encode = training.vocabulary.encode
-        encoded = ([encode(one) for one in own] for own in training.references())
-        content = DocumentFrequencies.counted(encoded).to_bytes()
+        content = count_frequencies(training).to_bytes()
         folder.write(FREQUENCIES, content)
     return DocumentFrequencies.from_bytes(content)
+
+
+def count_frequencies(training: TrainingData) -> DocumentFrequencies:
+    """The document frequencies of the training captions."""
+    encode = training.vocabulary.encode
+    encoded = ([encode(one) for one in own] for own in training.references())
+    return DocumentFrequencies.counted(encoded)
 
 
 def draw_captions(
