@@ -96,8 +96,8 @@ def test_in_this_process_and_from_the_command_line(config: Path, tmp_path: Path)
     assert captioner.facts["training"]["epoch"] == facts["kept"]["epoch"]
     remembered = captioner.neighbours
     learned_from = int(captioner.facts["data"]["learned from"].split()[0])
-    assert len(remembered.vectors) == len(remembered.captions) == learned_from
-    assert len(remembered.likeness) == int(captioner.facts["data"]["judged by"].split()[0])
+    assert len(remembered.vectors) == learned_from and remembered.captions.fits(learned_from)
+    assert len(remembered.familiarity) == int(captioner.facts["data"]["judged by"].split()[0])
 
 
 def test_a_finished_run_reports_it_and_does_nothing(
