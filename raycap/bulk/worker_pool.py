@@ -20,8 +20,9 @@ from raycap.terminal import write_err
 SECONDS_TO_END = 30.0
 # A model in this process is as fast as the decoder of one child on four processors.
 PROCESSORS_PER_DECODER, MOST_DECODING = 4, 8
-# Chunks of one worker at one time, at most. Most of them wait for slow rows.
-MOST_CHUNKS = 64
+# Chunks of one worker at one time, at most. Most of them wait for slow rows: in a list of
+# addresses of which 5% are dead, nearly each chunk of 64 rows waits for half a minute.
+MOST_CHUNKS = 256
 
 
 @dataclass(eq=False)
