@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raycap.errors import UserError
 from raycap.storage import RunFolder, cache_folder, open_uri
-from raycap.training.dataset import Batch, CaptionDataset, Sample
+from raycap.training.dataset import Batch, CaptionDataset, SampledRows
 from raycap.training.options import Train
 from raycap.training.order import GroupedOrder
 from raycap.training.row_groups import READERS, open_row_groups
@@ -41,7 +41,7 @@ class TrainingData(Protocol):
     def close(self) -> None: ...
     def count_captions(self) -> int: ...
     def references(self) -> Iterator[list[str]]: ...
-    def sample(self, most: int, whole: bool) -> Iterator[Sample]: ...
+    def sample(self, most: int, whole: bool) -> Iterator[SampledRows]: ...
 
 
 def data_mode(pictures: PictureTables, options: Train, recorded: str) -> str:

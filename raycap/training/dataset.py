@@ -41,7 +41,7 @@ class Batch(NamedTuple):
         return Batch(self.rows, *(part.pin_memory() for part in self[1:]))
 
 
-class Sample(NamedTuple):
+class SampledRows(NamedTuple):
     """Some training pictures without their grids."""
 
     pictures: np.ndarray  # [B, D] vectors, or rows of the table [B, ...]
@@ -126,7 +126,7 @@ class CaptionDataset:
             rows = self.rows[start : start + ROWS_AT_ONCE]
             yield from self.store.captions["references"].take(rows).to_pylist()
 
-    def sample(self, most: int, whole: bool) -> Iterator[Sample]:
+    def sample(self, most: int, whole: bool) -> Iterator[SampledRows]:
         """All pictures, or `most` of them at equal distances, and their captions. Of features only
         the vectors, unless they are wanted `whole`."""
         chosen = np.linspace(0, len(self) - 1, min(most, len(self))).astype(int)
@@ -134,7 +134,7 @@ class CaptionDataset:
             rows = self.rows[chosen[start : start + ROWS_AT_ONCE]]
             pictures = self.store.rows[rows]
             vectors = pictures if whole else pictures[:, -1]
-            yield Sample(vectors, [self.captions(row) for row in rows])
+            yield SampledRows(vectors, [self.captions(row) for row in rows])
 
 
 def read_ahead(items: Iterable[Item], make: Callable[[Item], Result]) -> Iterator[Result]:

@@ -27,7 +27,7 @@ FEWEST_LANES, MOST_LANES = 16, 256
 GROUPS_PER_LANE = 4
 
 
-class Piece(NamedTuple):
+class GroupSlice(NamedTuple):
     """The pictures `start` to `stop` of a row group. Only pictures to learn from are counted."""
 
     group: int
@@ -36,10 +36,10 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Consecutive pictures of a lane, which are in memory together."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[GroupSlice, ...]
     start: int  # in the lane
     order: Ints  # [n] in which its pictures come
 
@@ -99,7 +99,7 @@ class EpochOrder:
         """The lane of a position, and the place in that lane."""
         return position % self.lanes, position // self.lanes
 
-    def blocks(self, lane: int, place: int = 0) -> Iterator[Block]:
+    def blocks(self, lane: int, place: int = 0) -> Iterator[RowBlock]:
         """The blocks of a lane, beginning with the one that has this place.
 
         A block ends with a row group. The first blocks of the lanes differ in length, so that not
@@ -115,10 +115,10 @@ class EpochOrder:
             if stop - first > place:
                 random = np.random.default_rng((*self._seed, lane, number))
                 order = random.permutation(stop - start)
-                yield Block(self._pieces(start, stop), start - first, order)
+                yield RowBlock(self._pieces(start, stop), start - first, order)
             start, number, wanted = stop, number + 1, self._in_block
 
-    def _pieces(self, start: int, stop: int) -> tuple[Piece, ...]:
+    def _pieces(self, start: int, stop: int) -> tuple[GroupSlice, ...]:
         """The parts of row groups from one place to another of the permuted sequence."""
         pieces = []
         for index in range(int(np.searchsorted(self._ends, start, "right")), len(self._ends)):
@@ -126,7 +126,9 @@ class EpochOrder:
             if begins >= stop:
                 break
             ends = min(stop, int(self._ends[index]))
-            pieces.append(Piece(int(self._groups[index]), max(start - begins, 0), ends - begins))
+            pieces.append(
+                GroupSlice(int(self._groups[index]), max(start - begins, 0), ends - begins)
+            )
         return tuple(pieces)
 
 
@@ -136,10 +138,10 @@ class BlockCursor:
 
     def __init__(self, order: EpochOrder) -> None:
         self._order = order
-        self._lanes: dict[int, Iterator[Block]] = {}
-        self._current: dict[int, Block] = {}
+        self._lanes: dict[int, Iterator[RowBlock]] = {}
+        self._current: dict[int, RowBlock] = {}
 
-    def block(self, lane: int, place: int) -> Block:
+    def block(self, lane: int, place: int) -> RowBlock:
         """The block of a lane that has this place."""
         if lane not in self._lanes:
             self._lanes[lane] = self._order.blocks(lane, place)

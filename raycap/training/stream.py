@@ -20,8 +20,8 @@ from raycap.decoders.teacher_forcing import pad_captions
 from raycap.errors import UserError
 from raycap.images.augmentation import names_sides
 from raycap.storage.retry import with_retries
-from raycap.training.dataset import Batch, Sample
-from raycap.training.order import Block, EpochOrder, GroupedOrder
+from raycap.training.dataset import Batch, SampledRows
+from raycap.training.order import EpochOrder, GroupedOrder, RowBlock
 from raycap.training.row_groups import RowGroups, read_group
 from raycap.training.store import (
     CAPTION_COLUMNS,
@@ -160,7 +160,7 @@ class StreamedDataset:
             kept = captions["references"].filter(pa.array(usable(captions, self.splits)))
             yield from kept.to_pylist()
 
-    def sample(self, most: int, whole: bool) -> Iterator[Sample]:
+    def sample(self, most: int, whole: bool) -> Iterator[SampledRows]:
         """All pictures, or `most` of them at equal distances, and their captions. Of features only
         the vectors, unless they are wanted `whole`."""
         sizes = self.order.sizes
@@ -177,7 +177,7 @@ class StreamedDataset:
             places = own - starts[group]
             references = captions["references"].take(pa.array(places)).to_pylist()
             encoded = [[self.vocabulary.encode(one) for one in each] for each in references]
-            yield Sample(rows[places], encoded)
+            yield SampledRows(rows[places], encoded)
 
 
 class LoadedBlock(NamedTuple):
@@ -192,7 +192,7 @@ class LoadedBlock(NamedTuple):
 class Lane:
     """How far the reading of a lane has come."""
 
-    blocks: Iterator[Block]
+    blocks: Iterator[RowBlock]
     block: LoadedBlock | None = None
     following: "Future[LoadedBlock] | None" = None
 
@@ -245,7 +245,7 @@ class EpochReader:
         if block is not None:
             lane.following = self._pool.submit(self._load, block)
 
-    def _load(self, block: Block) -> LoadedBlock:
+    def _load(self, block: RowBlock) -> LoadedBlock:
         stream, rows, references = self._stream, None, [[""]] * len(block.order)
         inverse = np.argsort(block.order)
         start = 0
