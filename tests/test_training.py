@@ -84,7 +84,7 @@ from raycap.vocabulary import END, PAD, START, UNK, Vocabulary, VocabularyOption
 SMALL = {"hidden_width": 24, "embedding_width": 16, "output_dropout": 0.0}
 DECODER_CHOICES = [
     Recurrent(**SMALL, attention_width=16),
-    Recurrent(**SMALL, cell="gru", attention="none", layers=2, output_layers=(20, 18)),
+    Recurrent(**SMALL, cell="gru", attention="none", layers=2, output_layers=(64, 64)),
     TopDown(**SMALL, attention_width=16, projection_width=16),
     Transformer(**SMALL, layers=1, heads=2, layer_dropout=0.0),
 ]
