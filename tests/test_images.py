@@ -89,7 +89,7 @@ sys.path[:0] = sys.argv[1:]
 import hostile
 from raycap.images import Reading, Square, read_picture
 warnings.simplefilter("ignore")
-files = [(kind.name, kind.data, Reading(**kind.options), Square()) for kind in KINDS]
+files = [(kind.name, kind.data, Reading(**kind.options), Square()) for kind in hostile.hostile()]
 for name, data in hostile.flips():
     salvaging = Reading(salvage_truncated=True), Square(size=32, resize="pad")
     files += [(name, data, Reading(), Square()), (name + " salvaged", data, *salvaging)]
