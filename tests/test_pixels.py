@@ -381,8 +381,7 @@ def test_bands_show_what_the_whole_shows(
     for box in ((0, 0, 301, 203), (3.5, 2.25, 290.0, 190.5)):
         whole = np.asarray(pixels.scale_to(picture, size, box, kernel))
         with monkeypatch.context() as patch:
-            patch.setattr(pixels, "_BANDS_FROM", 0)
-            patch.setattr(pixels, "_BAND_PIXELS", 301 * 9)
+            patch.setattr(pixels, "_CACHED_PIXELS", 301 * 9)
             scaled = np.asarray(pixels.scale_to(picture, size, box, kernel))
             off = np.abs(shown(mode, scaled) - shown(mode, whole))
             assert off.max() <= 3 and off.mean() < 0.02, "the filter's numbers are rounded"

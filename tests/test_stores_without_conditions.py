@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from small_captioner import photos
 from toy_captioner import SizeOptions
 
-from raycap.bulk import run as bulk_run
+from raycap.bulk import last_commit
 from raycap.bulk.captions import captions_job
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.run import run_job
@@ -89,7 +89,7 @@ def test_a_store_that_ignores_conditions_needs_a_word_of_the_user(
             run(source, out)
         assert RunFolder(out).names(hidden=True) == [], "nothing is left there"
     with monkeypatch.context() as killed:  # between the last commit of chunks and the join
-        killed.setattr(bulk_run, "join_part", None)
+        killed.setattr(last_commit, "join_part", None)
         with pytest.raises(TypeError):
             run(source, out, **UNSAFE)
     assert OutputTable(RunFolder(f"{out}/captions")).completed == 0
