@@ -400,18 +400,27 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
 # Ray's workers
 
 
-@pytest.mark.thorough
-def test_two_workers_do_what_one_does(config: Path, tmp_path: Path, one_ray: None) -> None:
-    here, fixed = ["--workers.count", "0"], ["--workers.count", "2"]
-    elastic = ["--workers.min", "1", "--workers.max", "2", "--train.data", "stream"]
-    streams = ["--epochs", "2", "--train.window", "24"]
+ELASTIC = "--workers.min 1 --workers.max 2 --train.data stream"
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param("--workers.count 2", marks=pytest.mark.thorough),
+        pytest.param(ELASTIC, marks=pytest.mark.slow),
+    ],
+    ids=["fixed", "elastic"],
+)
+def test_two_workers_do_what_one_does(
+    workers: str, config: Path, tmp_path: Path, one_ray: None
+) -> None:
     curves = []
-    for name, workers in {"here": here, "fixed": fixed, "elastic": elastic}.items():
-        flags = ["--out", str(tmp_path / name), *workers, *streams]
-        assert main(["train", "--config", str(config), *flags]) == 0
+    for name, flags in {"here": "--workers.count 0", "ray": workers}.items():
+        out = ["--out", str(tmp_path / name), "--epochs", "2", "--train.window", "24"]
+        assert main(["train", "--config", str(config), *out, *flags.split()]) == 0
         curves.append(curve(tmp_path / name))
         assert not (tmp_path / name / "_ray").exists()
-    assert close(*curves[:2]) and close(curves[0], curves[2])
+    assert close(*curves)
 
 
 @pytest.mark.thorough
