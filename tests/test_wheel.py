@@ -41,4 +41,4 @@ def test_the_wheel_captions_a_photo(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     imported_from, caption = answer.stdout.splitlines()
     assert Path(imported_from).is_relative_to(tmp_path / "venv")
-    assert caption == "a tennis player is playing in the ball"
+    assert caption == "a tennis player is playing with a ball in the air"
