@@ -179,7 +179,7 @@ Answer = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 @dataclass
 class Disturbed:
-    """An S3 server that can be told to fail for some time, and that notes what it is asked."""
+    """An S3 server that fails for some time when it is asked to, and that records its requests."""
 
     answer: Answer
     outages: dict[str, _Outage] = field(default_factory=dict)

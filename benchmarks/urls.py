@@ -95,7 +95,7 @@ def serve(photos: Path, pipe: Any, latency: float, drip: float) -> None:
             self.end_headers()
             if is_dead:
                 part = -(-len(body) // DRIPS)
-                with contextlib.suppress(OSError):  # nobody may wait for it so long
+                with contextlib.suppress(OSError):  # the client may have gone
                     for start in range(0, len(body), part):
                         self.wfile.write(body[start : start + part])
                         time.sleep(drip / DRIPS)

@@ -103,7 +103,7 @@ def close_all() -> None:
         guard._idle.pop().close()
 
 
-def told(word: str, **changes):
+def read_word(word: str, **changes):
     return read_in_child(BMP + b"|" + word.encode(), Reading(formats=ALL, **changes), SQUARE)
 
 
@@ -136,7 +136,7 @@ def is_running(pid: int) -> bool:
 def test_a_bad_picture_has_its_reason_and_the_next_one_is_read(
     notes: Path, word: str, tries: int, reason: str
 ):
-    picture = told(word, timeout=1.5, max_memory=100)
+    picture = read_word(word, timeout=1.5, max_memory=100)
     assert (picture.error, picture.pixels, picture.format) == (reason, None, "bmp")
     pids = {int(line.split()[-1]) for line in lines(notes)}
     assert len(pids) == len(lines(notes)) == tries, "each try has a new child process"
@@ -189,8 +189,8 @@ def test_ordinary_pictures_are_read_in_one_child_without_waiting_for_each(
 
 
 def test_a_picture_that_eats_memory_is_tried_again_where_others_were_read_before(notes: Path):
-    assert told("", max_memory=100).error == ""
-    assert told("eat", max_memory=100).error.startswith("reading it takes more than 100 MiB")
+    assert read_word("", max_memory=100).error == ""
+    assert read_word("eat", max_memory=100).error.startswith("reading it takes more than 100 MiB")
     assert len(lines(notes)) == 2
 
 
@@ -198,7 +198,7 @@ def test_a_child_that_was_started_early_reads_the_first_picture(notes: Path):
     guard.start_early(READING)
     guard.start_early(READING)
     [child] = guard._idle
-    assert told("die").error == "reading it kills the process"
+    assert read_word("die").error == "reading it kills the process"
     assert lines(notes)[0] == f"die {child._process.pid}"
 
 
@@ -207,30 +207,30 @@ def test_a_child_that_was_started_early_and_ended_is_replaced(notes: Path):
     [child] = guard._idle
     child._process.kill()
     child._process.wait()
-    assert told("").error == ""
+    assert read_word("").error == ""
 
 
 def test_a_child_that_dies_once_costs_no_picture(notes: Path):
-    assert told("die once").error == ""
+    assert read_word("die once").error == ""
     assert len(lines(notes)) == 2
 
 
 def test_a_child_killed_from_outside_costs_no_picture(notes: Path):
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(told, "sleep", timeout=6)
+        answer = pool.submit(read_word, "sleep", timeout=6)
         for tries in (1, 2):
             wait_for(lambda tries=tries: len(lines(notes)) == tries)
             os.kill(int(lines(notes)[-1].split()[-1]), signal.SIGKILL)
         assert answer.result().error == "reading it kills the process"
-    assert told("").error == ""
+    assert read_word("").error == ""
     idle = guard._idle[-1]
     os.kill(idle._process.pid, signal.SIGKILL)  # between two pictures it counts for neither
     wait_for(lambda: not idle.is_alive())
-    assert told("die once").error == ""
+    assert read_word("die once").error == ""
 
 
 def test_a_child_is_used_again_until_it_has_leaked(notes: Path):
-    told("a"), told("b"), told("leak"), told("c")
+    read_word("a"), read_word("b"), read_word("leak"), read_word("c")
     pids = [line.split()[-1] for line in lines(notes)]
     assert pids[0] == pids[1] == pids[2] != pids[3]
 
@@ -238,12 +238,12 @@ def test_a_child_is_used_again_until_it_has_leaked(notes: Path):
 def test_children_import_neither_ray_nor_torch(notes: Path):
     # What this process has loaded makes no difference.
     sys.modules.setdefault("torch", sys.modules["os"])
-    assert told("modules").error == "broken bmp: []"
+    assert read_word("modules").error == "broken bmp: []"
 
 
 def test_children_use_one_thread(notes: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
-    assert told("environment").error == f"broken bmp: 1 {os.getpriority(os.PRIO_PROCESS, 0)}"
+    assert read_word("environment").error == f"broken bmp: 1 {os.getpriority(os.PRIO_PROCESS, 0)}"
 
 
 @pytest.mark.parametrize("word", ["sleep", "hold", ""])
@@ -297,13 +297,13 @@ def test_many_threads_read_at_once(notes: Path):
 
 
 def test_a_fork_has_children_of_its_own(notes: Path):
-    told("before")
+    read_word("before")
     pid = os.fork()
     if not pid:
-        fine = not guard._idle and not told("after").error
+        fine = not guard._idle and not read_word("after").error
         os._exit(0 if fine else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    told("before")
+    read_word("before")
     first, after, last = (line.split()[-1] for line in lines(notes))
     assert first == last != after
 
@@ -315,7 +315,7 @@ def test_an_interrupted_read_leaves_no_busy_child(notes: Path, monkeypatch: pyte
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        told("sleep")
+        read_word("sleep")
     assert not guard._idle and not is_running(int(lines(notes)[0].split()[-1]))
 
 

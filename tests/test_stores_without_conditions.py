@@ -28,7 +28,7 @@ from raycap.storage.delta import storage_options
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
-from fault_stores import moto_bucket  # a server that can be told what it cannot do
+from fault_stores import moto_bucket  # a server that can be started without an ability
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 PICTURES = 5

@@ -44,7 +44,7 @@ from raycap.uris import is_local
 # Calls of a worker at one time: chunks, and questions about its progress.
 MOST_CALLS = MOST_CHUNKS + 4
 TASKS_AT_ONCE = 32
-# Fetching actors are started anew when there should be so many times as many.
+# Fetching actors are replaced when there should be this many times as many.
 GROWTH = 2
 # How often new nodes are looked for.
 SECONDS_BETWEEN_STARTS = 10.0

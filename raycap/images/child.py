@@ -77,7 +77,7 @@ def _read(
 
 
 def _answer(picture: Picture, exchange: int, free: int, max_memory: int) -> dict[str, Any]:
-    """What the parent is told of the picture; its pixels go into the exchange file."""
+    """The answer to the parent about the picture; its pixels go into the exchange file."""
     shape = None
     if picture.pixels is not None:
         shape = picture.pixels.shape
