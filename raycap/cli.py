@@ -178,7 +178,9 @@ def _choose(config: "Config", section: str, kind: str | None, path: str | None) 
     kind, _, model = str(kind).partition(":")  # timm:NAME is timm with that model
     part = choose(CHOICES[section], kind, section)
     if present is None or kind_of(present, CHOICES[section]) != kind:
-        options = {"path": path or getattr(present, "path", "")} if section == "source" else {}
+        options = {}
+        if section == "source" and (path or getattr(present, "path", "")):
+            options["path"] = path or present.path  # without one, the kind's own: shapes has one
         present = part(**options)
     elif path is not None:
         present = dataclasses.replace(present, path=path)

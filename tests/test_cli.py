@@ -130,6 +130,12 @@ def test_print_config_prints_yaml_that_loads(
     assert config.source is not None and config.source.path == str(tmp_path)
 
 
+def test_a_kind_of_source_without_a_path_has_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--source", "shapes", "--print-config"]) == 0
+    source = loads(capsys.readouterr().out).source
+    assert source is not None and source.path == "shapes"
+
+
 def test_the_version_is_one() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())[
         "project"

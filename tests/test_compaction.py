@@ -157,7 +157,7 @@ def open_model(options: BulkOptions, threads: int) -> Callable[[pa.Table], pa.Ta
 def test_an_operation_ends_when_the_source_is_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(  # without Ray, though nobody knows how many rows come
+    monkeypatch.setattr(  # without Ray, though the number of rows is not known
         Machines,
         "worker_pool",
         lambda self, job, order, events, rows: LocalPool(

@@ -145,7 +145,7 @@ def test_a_writer_that_loads_late_is_not_stopped_by_the_library(
         (tmp_path / folder).mkdir()
         writers = start(place, tmp_path / folder, (key, 1))
         assert outcomes(writers, tmp_path / folder) == ["committed"]
-    assert keys(place) == ["a", "a"], "doubled, for nobody compared"
+    assert keys(place) == ["a", "a"], "doubled, because nothing was compared"
 
 
 def test_a_new_operation_is_seen_by_the_writers_of_the_old_one(

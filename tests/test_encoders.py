@@ -411,7 +411,7 @@ def test_offline_the_message_names_the_option_for_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # where nobody listens
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")  # where no server listens
     monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember other proxies
     with pytest.raises(
         UserError, match=r"weights of resnet18 could not be downloaded .*--encoder\.weights FILE"

@@ -187,7 +187,7 @@ def test_shares_one_step_after_the_other(tmp_path: Path) -> None:
 
     assert first.share() == 0, "before it knows the others"
     first.beat()
-    assert first.share() == 1, "who sees nobody begins at once"
+    assert first.share() == 1, "a process without others begins at once"
     second.beat()
     assert second.share() == 0, "the first one does not know it yet"
     let_beat(LEASE, first, second)

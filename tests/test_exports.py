@@ -174,7 +174,7 @@ def export_both(command: Command) -> None:
 def killed_everywhere(act: Callable[[], None], folder: Path, copies: Path) -> list[Path]:
     """The folder as a kill would leave it, at each step that changes a file."""
     steps: list[Path] = []
-    one_at_a_time = threading.RLock()  # while the folder is copied, nobody writes
+    one_at_a_time = threading.RLock()  # nothing is written while the folder is copied
 
     def recorded(name: str) -> Callable[..., Any]:
         method = getattr(RunFolder, name)

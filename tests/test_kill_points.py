@@ -124,7 +124,7 @@ def state(folder: Path) -> str:
 def killed_everywhere(command: Command, out: Path, copies: Path) -> list[Path]:
     """The folder as a kill would leave it, at each step of the command."""
     recorder = Recorder(out, copies)
-    # The worker and the driver are threads here: while the folder is copied, nobody writes.
+    # The worker and the driver are threads here: nothing is written while the folder is copied.
     one_at_a_time = threading.RLock()
 
     def recorded(owner: type, name: str) -> Callable[..., Any]:

@@ -300,7 +300,7 @@ def usual(data: Path) -> list[str]:
 def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(
     data: Path, tmp_path: Path
 ) -> None:
-    """Fine-tuned first, then frozen as it has become: features are made anew, and the captioner
+    """Fine-tuned first, then frozen as it has become: features are made again, and the captioner
     stands alone."""
     tuned, frozen = tmp_path / "tuned", tmp_path / "frozen"
     learning = ["--encoder.trainable", "last", "--encoder-lr", "0.01", "--epochs", "1"]

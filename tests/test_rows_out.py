@@ -121,7 +121,7 @@ def test_what_is_no_file_and_has_the_name_of_a_picture(tmp_path: Path) -> None:
 
 
 def unlistable(folder: Path, depth: int = 17) -> str:
-    """Nested folders with a path longer than the system allows: nobody can list the last."""
+    """Nested folders with a path longer than the system allows: no process can list the last."""
     here = Path.cwd()
     os.chdir(folder)
     for _ in range(depth):

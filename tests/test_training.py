@@ -799,7 +799,7 @@ def test_a_captioner_is_started_from(
 def test_a_frozen_encoder_looks_at_a_picture_once_in_a_step(
     store: PictureStore, vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changed anew at every step, drawn for and learned from: all of one look."""
+    """Changed again at every step, drawn for and learned from: all of one look."""
     squares = np.random.default_rng(0).integers(256, size=(len(store), 32, 32, 3), dtype=np.uint8)
     looked: list[int] = []
     forward = Encoder.forward

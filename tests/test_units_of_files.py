@@ -36,7 +36,7 @@ Rows = list[dict[str, Any]]
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many units, partitions, files and shards for a few rows."""
     monkeypatch.setattr(pieces, "UNIT_BYTES", 64)
-    monkeypatch.setattr("os.fsync", lambda file: None)  # nobody pulls the plug
+    monkeypatch.setattr("os.fsync", lambda file: None)  # there is no power cut
     monkeypatch.setattr(plan_module, "SHARD_ROWS", 3)
     monkeypatch.setattr(listing_module, "ROWS_IN_FILE", 3)
     monkeypatch.setattr(listing_module, "SHARDS_IN_BLOCK", 2)
