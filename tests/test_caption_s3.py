@@ -20,6 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("no_ray")
 def test_from_a_bucket_into_a_bucket(tmp_path: Path, model: Path, s3: Any, s3_server: str) -> None:
     store = {"aws_endpoint_url": s3_server, "aws_allow_http": "true"}

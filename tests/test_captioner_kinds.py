@@ -151,6 +151,15 @@ SLOWLY = pytest.mark.parametrize(
     [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "endpoint")) for kind in KINDS],
     indirect=True,
 )
+# Two kinds in the default tests, the others with the thorough ones.
+THOROUGHLY = pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(kind, marks=() if kind in ("trained", "endpoint") else pytest.mark.thorough)
+        for kind in KINDS
+    ],
+    indirect=True,
+)
 
 
 class Captions:
@@ -215,7 +224,10 @@ def test_every_bad_picture_has_a_row_with_its_reason(tmp_path: Path, flags: list
 TIMERS = (asyncio.TimerHandle, contextvars.Context, weakref.ReferenceType)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ("trained", pytest.param("huggingface", marks=pytest.mark.thorough), "endpoint", "vllm"),
+)
 def test_pictures_are_not_kept(kind: str, model_of: Callable[[str], str]) -> None:
     with opened(kind, model_of(kind)) as captioner:
         [sample] = captioner.load_pictures([np.zeros((40, 60, 3), np.uint8)])
@@ -287,6 +299,7 @@ def test_another_prompt_is_another_run(
     assert len(rows(out)) == 2
 
 
+@THOROUGHLY
 def test_tables_are_evaluated_and_shown(tmp_path: Path, flags: list[str]) -> None:
     out, scores, page = tmp_path / "out", tmp_path / "scores.json", tmp_path / "page.html"
     shapes = ["--source", "shapes", "--source.count", "20"]

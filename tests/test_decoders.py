@@ -60,6 +60,14 @@ VARIANTS = {
         **SMALL | {"layer_dropout": 0.0}, layers=1, heads=2, tied_words=True
     ),
 }
+# One of each kind of decoder, cell and attention.
+QUICK_TO_LEARN = (
+    "lstm",
+    "gru_attention_alone_gated",
+    "gru_plain_initial_state",
+    "top_down",
+    "transformer",
+)
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 
 
@@ -170,7 +178,15 @@ def train(decoder, grid, vector, words, following, steps, enough=0.03):
     return loss.item()
 
 
-@variants
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            options, id=name, marks=() if name in QUICK_TO_LEARN else pytest.mark.thorough
+        )
+        for name, options in VARIANTS.items()
+    ],
+)
 def test_learns_captions_and_writes_them_again(options):
     """Pictures, each with the same caption twice, which greedy search can learn."""
     decoder = built(options)

@@ -47,7 +47,7 @@ def kept(folder: Path) -> int:
     return sum(len(path.read_bytes().splitlines()) for path in folder.rglob("*.jsonl"))
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
 def test_after_kills_only_unfinished_calls_are_paid_again(kills: int, tmp_path: Path) -> None:
     folder, chance = tmp_path / "_answers", random.Random(kills)
     pictures = [f"{chunk} {number}".encode() for chunk in CHUNKS for number in range(40)]

@@ -309,6 +309,7 @@ def test_a_hundred_hostile_files_and_addresses(about_a_hundred: Captioned) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.thorough
 @pytest.mark.usefixtures("one_ray")
 def test_a_hundred_hostile_files_and_addresses_are_inspected(about_a_hundred: Captioned) -> None:
     for case, place, failed in about_a_hundred:

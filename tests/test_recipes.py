@@ -64,7 +64,7 @@ REAL_LAYOUTS = ("flickr30k", "kaggle30k", "huggingface30k", "karpathy2014")
 # One for each kind of encoder, decoder, data and training; the others are slow tests.
 MARKS: dict[tuple[str, str], Any] = {
     ("smoke", ""): (),
-    ("flickr8k", ""): (),
+    ("flickr8k", ""): pytest.mark.thorough,
     ("coco", ""): pytest.mark.thorough,
     ("recipe-resnet50-gru-glove", "fine_tuned"): pytest.mark.thorough,
     ("recipe-resnet50-bahdanau-gru-coco", ""): pytest.mark.thorough,
@@ -297,6 +297,7 @@ def usual(data: Path) -> list[str]:
     return [*flags, "--augmentation.no-flip", "--self-critical.epochs", "1"]
 
 
+@pytest.mark.thorough
 def test_a_run_looks_with_the_encoder_of_the_captioner_that_it_starts_from(
     data: Path, tmp_path: Path
 ) -> None:

@@ -652,7 +652,7 @@ def run(
         pytest.param(
             choice,
             id=type(choice).__name__,
-            marks=pytest.mark.thorough if isinstance(choice, TopDown) else (),
+            marks=() if choice in DECODER_CHOICES[1::2] else pytest.mark.thorough,
         )
         for choice in DECODER_CHOICES
     ],
