@@ -68,13 +68,13 @@ def manifest(rows: int) -> pa.Table:
     )
 
 
-def answer(life: str, numbers: list[int]) -> tuple[FetchAnswer, pa.Table]:
+def answer(life: str, numbers: list[int], behind: int = 0) -> tuple[FetchAnswer, pa.Table]:
     """Each picture has its number as its digest."""
     loaded = LoadedRows(None, len(numbers))
     for row, number in enumerate(numbers):
         picture = LoadedPicture("success", "", None, "png", 1, 1, str(number), Fetched(b"", ""))
         loaded.put(row, picture)
-    return FetchAnswer(life, numbers, []), loaded.to_arrow()
+    return FetchAnswer(life, numbers, [], behind), loaded.to_arrow()
 
 
 @pytest.fixture
@@ -109,6 +109,25 @@ def take(loader: RayLoader, rows: int) -> dict[str, str]:
         assert not found.keys() & set(keys)
         found |= dict(zip(keys, loaded.table["sha256"].to_pylist(), strict=True))
     return found
+
+
+@pytest.mark.parametrize("behind", [0, 100, 1020, 5000])
+def test_what_a_fetching_actor_has_does_not_wait_for_a_server(
+    behind: int, start: Callable[..., RayLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that wait are given others beside them. Those that are only to be decoded are not."""
+    monkeypatch.setattr("raycap.bulk.ray_loader.SECONDS_TO_WAIT", 0.01)
+    actor = Actor()
+    loader = start(Fetchers([actor], 2, 2))
+    loader.add(0, manifest(ROWS + 1020))
+    first = wait_for(actor.load.calls, 1)
+    while len(actor.wanted()) < ROWS + 1020:
+        wait_a_moment()
+    first.answer.set_result(answer("a", actor.wanted()[:ROWS], behind))
+    take(loader, ROWS)
+    wait_for(actor.load.calls, 2)
+    while loader.rows_waiting != 1020 - min(behind, 1020):
+        wait_a_moment()
 
 
 def test_rows_that_are_answered_twice_come_once(start: Callable[..., RayLoader]) -> None:

@@ -99,6 +99,7 @@ class FetchAnswer:
     life: str  # of the actor: it has another one after it was started again
     numbers: list[int]
     elsewhere: list[tuple[int, Unfinished]]  # with these another fetcher has to go on
+    behind: int = 0  # other rows that have arrived and are not given out yet
 
 
 class _Desk:
@@ -255,6 +256,7 @@ class FetchActor:
             await desk.wait_for(1, None)
             await desk.wait_for(rows, SECONDS_TO_GATHER)
             given = desk.give_out(rows)
+            behind = len(desk.arrived)
         numbers, elsewhere, downloads = [], [], []
         for number, download in given:
             if rest := download.result.result().rest:
@@ -263,7 +265,7 @@ class FetchActor:
             else:
                 numbers.append(number)
                 downloads.append(download)
-        return FetchAnswer(self._life, numbers, elsewhere), downloads
+        return FetchAnswer(self._life, numbers, elsewhere, behind), downloads
 
     def _decode(self, loaded: LoadedRows, start: int, downloads: list[Download]) -> None:
         """Called by the threads that decode."""

@@ -63,6 +63,7 @@ class _Fetching:
     loads: int = 0  # calls that have no answer yet
     is_taking: bool = False
     is_behind: bool = False  # it has more than it can decode at once
+    behind: int = 0  # rows that it had fetched and not decoded when it last answered
     is_lost: bool = False  # and not yet asked again
     life: str = ""  # which process it is
     losses: int = 0
@@ -185,15 +186,15 @@ class RayLoader:
                 self._decode(places, starts, bodies=bodies)
             else:
                 self._decode(self._parts.popleft(), [], patience=self._patience)
-        recent = self._count_waiting()
+        expected = self._count_waiting()
         if self._free_tasks > 0 and not self._bodies:
             # New rows are asked for only while there is room to decode them.
-            while self._wanted and recent < MOST_ASKED:
+            while self._wanted and expected < MOST_ASKED:
                 some = [
                     self._wanted.popleft() for _ in range(min(ROWS_PER_ASK, len(self._wanted)))
                 ]
                 self._ask(some)
-                recent += len(some)
+                expected += len(some)
             for fetching in self._fetching:
                 if fetching.rows and not fetching.is_lost:
                     self._call_fetcher(fetching)
@@ -211,14 +212,17 @@ class RayLoader:
                 self._take(fetching)
 
     def _count_waiting(self) -> int:
-        """Returns how many rows were asked for only now."""
+        """Returns how many rows can be expected soon: they were asked for only now, or a fetching
+        actor has them. All others wait for a server."""
         long_ago = time.monotonic() - SECONDS_TO_WAIT
         while self._asks and (self._asks[0].asked_at < long_ago or not self._asks[0].left):
             self._asks.popleft()
         recent = sum(ask.left for ask in self._asks)
         asked = sum(len(fetching.rows) for fetching in self._fetching)
-        self._rows_waiting = asked - recent
-        return recent
+        behind = sum(fetching.behind for fetching in self._fetching)
+        expected = max(recent, min(behind, asked))
+        self._rows_waiting = asked - expected
+        return expected
 
     def _ask(self, wanted: Sequence[tuple[RowPlace, Unfinished]]) -> None:
         from raycap.fetch.owners import owner_of  # urllib3 takes 50 ms
@@ -290,7 +294,7 @@ class RayLoader:
         are left out."""
         if fetching.life not in ("", given.life):
             self._ask_again(fetching, LookupError("it was started again"))
-        fetching.life, fetching.losses = given.life, 0
+        fetching.life, fetching.losses, fetching.behind = given.life, 0, given.behind
         for number, start in given.elsewhere:
             if (known := self._answered(fetching, number)) is not None:
                 self._wanted.appendleft((known[0], start))
@@ -319,7 +323,7 @@ class RayLoader:
         timer.start()
 
     def _ask_now(self, fetching: _Fetching) -> None:
-        fetching.is_lost = False
+        fetching.is_lost, fetching.behind = False, 0
         lost = [(number, start) for number, (_, start, _) in fetching.rows.items()]
         fetching.actor.add.remote(self._name, lost)
 

@@ -47,6 +47,9 @@ ROWS_TO_JUDGE = 200
 SECONDS_WITHOUT_PROGRESS = 900.0
 SECONDS_BETWEEN_COMMITS, FILES_PER_COMMIT = 2.0, 500
 SECONDS_BETWEEN_LOOKS = 1.0
+# A worker that is quick is given as many rows as it makes in so long: where most chunks wait for a
+# slow row, few answers come that would bring it new ones.
+SECONDS_AHEAD = 4.0
 # Rows of one worker that may wait for slow servers.
 MOST_ROWS_IDLE = 20_000
 
@@ -149,14 +152,14 @@ class ChunkScheduler:
         that only wait for a server do not count."""
         pool.ask_progress()
         while (chunk := self._peek()) is not None:
-            enough = max(2 * chunk.rows, 4 * self.job.options.batch)
+            least = max(2 * chunk.rows, 4 * self.job.options.batch)
             able = [
                 worker
                 for worker in pool.workers
                 if worker.is_ready
                 and not worker.is_leaving
-                and worker.rows_to_do < enough
-                and worker.rows < enough + MOST_ROWS_IDLE
+                and worker.rows_to_do < max(least, SECONDS_AHEAD * worker.pace)
+                and worker.rows < least + MOST_ROWS_IDLE
                 and len(worker.chunks) < MOST_CHUNKS
             ]
             if not able:
@@ -257,10 +260,10 @@ class ChunkScheduler:
             self._check_failures()
         elif isinstance(answer, WorkerProgress):
             worker.is_asked = False
-            worker.rows_idle = answer.rows_idle
-            if answer.rows_done == worker.rows_done:
+            rows_before = worker.rows_done
+            worker.note_progress(answer)
+            if worker.rows_done == rows_before:
                 return
-            worker.rows_done = answer.rows_done
         else:
             worker.is_ready = True
         self._progressed_at = time.monotonic()

@@ -20,6 +20,8 @@ from raycap.terminal import write_err
 SECONDS_TO_END = 30.0
 # A model in this process is as fast as the decoder of one child on four processors.
 PROCESSORS_PER_DECODER, MOST_DECODING = 4, 8
+# Over which the pace of a worker is measured.
+SECONDS_OF_PACE = 1.0
 # Chunks of one worker at one time, at most. Most of them wait for slow rows: in a list of
 # addresses of which 5% are dead, nearly each chunk of 64 rows waits for half a minute.
 MOST_CHUNKS = 256
@@ -36,8 +38,17 @@ class Worker:
     is_asked: bool = False  # how far it is, and has not answered yet
     rows_done: int = 0
     rows_idle: int = 0  # of its chunks: done, or waiting for a server
+    pace: float = 0.0  # rows a second
     chunks: set[Chunk] = field(default_factory=set)  # that it works on
     started_at: float = field(default_factory=time.monotonic)
+    _paced: tuple[float, int] = (0.0, 0)  # when the pace was measured, and the rows done by then
+
+    def note_progress(self, progress: WorkerProgress) -> None:
+        self.rows_done, self.rows_idle = progress.rows_done, progress.rows_idle
+        now, (before, rows_before) = time.monotonic(), self._paced
+        if now - before >= SECONDS_OF_PACE:
+            self.pace = (self.rows_done - rows_before) / (now - before) if before else 0.0
+            self._paced = now, self.rows_done
 
     @property
     def rows(self) -> int:
@@ -182,7 +193,7 @@ class LocalPool:
     def ask_progress(self) -> None:
         if self._made is not None:
             [worker] = self.workers
-            worker.rows_idle = self._made.progress().rows_idle
+            worker.note_progress(self._made.progress())
 
     def stop_worker(self, worker: Worker) -> None: ...
 
