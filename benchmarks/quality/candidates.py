@@ -48,7 +48,7 @@ def read_captioner(options: argparse.Namespace) -> tuple[TrainedCaptioner, Beam]
 
 
 def with_counts(search: Beam, counts: str) -> Beam:
-    """With so many beams, drawn captions and, where given, this fusion: "5,0,4"."""
+    """With so many beams, drawn captions and, where given, this fusion: "5,0,3"."""
     width, drawn, *fusion = counts.split(",")
     return replace(
         search, width=int(width), drawn=int(drawn), fusion=float(fusion[0]) if fusion else 0.0

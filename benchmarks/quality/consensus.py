@@ -2,7 +2,7 @@
 
     python benchmarks/quality/features.py KEPT
     python benchmarks/quality/consensus.py KEPT [--captioner shipped]
-        [--candidates 3,0 5,0 5,0,4 10,20] [--neighbours human own] [--mirror] [--meteor]
+        [--candidates 3,0 5,0 5,0,3 10,20] [--neighbours human own] [--mirror] [--meteor]
 
 For each set of candidates (beams, drawn captions, weight of fusion) the weight of consensus is
 chosen by CIDEr-D on one half of dev, and the other half is scored with it, in both directions:
@@ -129,7 +129,7 @@ def line(
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--candidates", nargs="*", default=["3,0", "5,0", "5,0,4", "10,20"])
+    arguments.add_argument("--candidates", nargs="*", default=["3,0", "5,0", "5,0,3", "10,20"])
     arguments.add_argument("--neighbours", nargs="*", default=["human"], choices=("human", "own"))
     arguments.add_argument("--width", nargs="*", type=int, default=[WIDTH])
     arguments.add_argument("--nearest", type=int, default=NEAREST)

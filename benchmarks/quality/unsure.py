@@ -2,7 +2,7 @@
 caption agrees with the captions of similar training photos.
 
     python benchmarks/quality/features.py KEPT
-    python benchmarks/quality/unsure.py KEPT [--candidates 5,0,4] [--weight 4]
+    python benchmarks/quality/unsure.py KEPT [--candidates 5,0,3] [--weight 4]
 
 Wrong are the lowest quarter by CIDEr-D against the references, over dev and coco-mini together. A
 sign is judged by its AUC: how often it is stronger for a wrong caption than for a right one. Signs
@@ -72,7 +72,7 @@ def chosen_captions(
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--weight", type=float, default=4.0)
-    arguments.add_argument("--candidates", default="5,0,4", help="beams, drawn, fusion")
+    arguments.add_argument("--candidates", default="5,0,3", help="beams, drawn, fusion")
     options = arguments.parse_args()
     captioner, search = read_captioner(options)
     search = replace(with_counts(search, options.candidates), consensus=options.weight)
