@@ -128,7 +128,8 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     choices = [section for section in command.sections if section in CHOICES]
     for section in choices:
         first.add_argument(f"--{section}")
-    if command.words:
+    has_references = bool(command.words) and "source" in command.sections
+    if has_references:
         first.add_argument("--references")
     filled = command.several if len(words) > 1 and command.several else command.words
     chosen, flags = first.parse_known_args(arguments if filled else [*words[1:], *arguments])
@@ -139,7 +140,9 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
             "FILE.yaml"
         )
     config = load(chosen.config, chosen.run) if chosen.config else Config()
-    path = chosen.references if command.words else None if filled else next(iter(words), None)
+    path = None if filled else next(iter(words), None)
+    if has_references:
+        path = chosen.references
     if filled and words:
         own = dataclasses.replace(getattr(config, name), **{filled: tuple(words)})
         config = dataclasses.replace(config, **{name: own})
@@ -309,9 +312,9 @@ def _common_flags(command: Command) -> str:
 
     choices = [section for section in command.sections if section in CHOICES]
     kinds = [f"--{section} {{{','.join(CHOICES[section])}}}" for section in choices]
-    references = (
-        ["--references SOURCE (any dataset with human captions),"] if command.words else []
-    )
+    references = []
+    if command.words and "source" in command.sections:
+        references = ["--references SOURCE (any dataset with human captions),"]
     return "\n".join(
         [
             f"{_words(command)} comes first. Also: --config FILE.yaml (flags override it), "
@@ -343,4 +346,5 @@ def _short_names(command: Command) -> list[str]:
 
 
 def _words(command: Command) -> str:
-    return "TABLE..." if command.words else "SOURCE"
+    """What the words before the flags are: `TABLE...` for `tables`."""
+    return f"{command.words.removesuffix('s').upper()}..." if command.words else "SOURCE"

@@ -17,6 +17,7 @@ import yaml
 
 from raycap import options
 from raycap.bulk.options import CaptionOptions, ExtractOptions
+from raycap.captioners.combining import Combine
 from raycap.captioners.kinds import CAPTIONERS, CaptionerChoice
 from raycap.cluster import Cluster
 from raycap.decoders import DECODERS, DecoderChoice, TopDown
@@ -86,6 +87,7 @@ class Config:
     captioner: CaptionerChoice | None = None
     finish: Finish = field(default_factory=Finish)
     flags: Flags = field(default_factory=Flags)
+    combine: Combine = field(default_factory=Combine)
     evaluate: Evaluate = field(default_factory=Evaluate)
     metric: MetricOptions = field(default_factory=MetricOptions)
     report: Report = field(default_factory=Report)

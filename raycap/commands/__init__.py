@@ -76,6 +76,12 @@ COMMANDS = {
             "cluster",
         ),
     ),
+    "combine": Command(
+        "make one captioner of several trained ones: an ensemble, or the mean of their weights",
+        "raycap.commands.combine:combine",
+        ("combine",),
+        words="captioners",
+    ),
     "evaluate": Command(
         "score tables of captions, or captioners, against human captions, with confidence "
         "intervals",

@@ -6,10 +6,12 @@ its lines in `DECODERS` and `DecoderChoice`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raycap.errors import UserError
+from raycap.options import from_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,3 +212,48 @@ DECODERS: dict[str, type[DecoderChoice]] = {
     "top_down": TopDown,
     "transformer": Transformer,
 }
+
+
+MOST_MEMBERS = 16
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several decoders that predict each word together, by the mean of their probabilities.
+
+    It is made of trained decoders (`raycap combine`) and not trained itself.
+    """
+
+    members: tuple[dict[str, Any], ...]
+    """The options of each decoder, with its kind: {"kind": "top_down", ...}."""
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.members) <= MOST_MEMBERS:
+            raise UserError(
+                f"decoder.members are {len(self.members)}: an ensemble has 2 to {MOST_MEMBERS}"
+            )
+        self.decoders()
+
+    def decoders(self) -> tuple[DecoderChoice, ...]:
+        """The options of each decoder."""
+        return tuple(from_plain(DECODERS, member, "decoder") for member in self.members)
+
+    def build(
+        self,
+        vocabulary_size: int,
+        positions: int,
+        width: int,
+        embeddings: np.ndarray | None = None,
+    ) -> Decoder:
+        """The decoder for grids [B, positions, width]."""
+        from raycap.decoders.ensemble import EnsembleDecoder
+
+        built = [
+            member.build(vocabulary_size, positions, width, embeddings)
+            for member in self.decoders()
+        ]
+        return EnsembleDecoder(built)
+
+
+# Those of captioner folders: besides the decoders that can be trained, what is made of them.
+SAVED_DECODERS: Mapping[str, Any] = {**DECODERS, "ensemble": Ensemble}

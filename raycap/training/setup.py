@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raycap.captioners.trained import CaptionerPlan
 from raycap.captioners.trained.folder import digest_of, encoder_of, plan_of, words_of
-from raycap.decoders import DECODERS
+from raycap.decoders import DECODERS, Ensemble
 from raycap.encoders import ENCODERS, EncoderOptions, Torchvision, ViTB16
 from raycap.encoders.encoder import Encoder
 from raycap.errors import UserError
@@ -254,6 +254,11 @@ def build_encoder(plan: CaptionerPlan, start_from: str) -> Encoder:
     if not start_from:
         return plan.encoder.build()
     earlier = plan_of(start_from)
+    if isinstance(earlier.decoder, Ensemble):
+        raise UserError(
+            f"{start_from} is an ensemble, which cannot be trained: give one of the captioners "
+            "that it was made of"
+        )
     wrong = differences(
         {
             "encoder": _options_of_weights(earlier.encoder, ENCODERS),

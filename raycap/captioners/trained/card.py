@@ -5,7 +5,7 @@ from typing import Any
 
 from raycap.captioners.trained.neighbours import Neighbours
 from raycap.captioners.trained.plan import CaptionerPlan
-from raycap.decoders import DECODERS
+from raycap.decoders import SAVED_DECODERS, Ensemble
 from raycap.encoders import ENCODERS
 from raycap.options import kind_of
 from raycap.search import SEARCHES
@@ -51,7 +51,7 @@ def card(
         "",
         f"- encoder: {kind_of(plan.encoder, ENCODERS)} on {square.size}x{square.size} pixels "
         f"({square.resize}); its weights are {where}",
-        f"- decoder: {kind_of(plan.decoder, DECODERS)}",
+        f"- decoder: {_decoder(plan)}",
         f"- vocabulary: {len(vocabulary):,} words",
         f"- search: {kind_of(plan.search, SEARCHES)}",
         *_remembered(neighbours),
@@ -61,6 +61,14 @@ def card(
     for name, title in SECTIONS.items():
         lines += [f"## {title}", "", *_said(facts.get(name, "not recorded")), ""]
     return "\n".join(lines)
+
+
+def _decoder(plan: CaptionerPlan) -> str:
+    kind = kind_of(plan.decoder, SAVED_DECODERS)
+    if not isinstance(plan.decoder, Ensemble):
+        return kind
+    members = [kind_of(member, SAVED_DECODERS) for member in plan.decoder.decoders()]
+    return f"{kind}, the mean probabilities of {len(members)} decoders ({', '.join(members)})"
 
 
 def _remembered(neighbours: Neighbours | None) -> list[str]:

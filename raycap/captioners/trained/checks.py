@@ -15,7 +15,7 @@ import torch
 
 from raycap import __version__, plainjson
 from raycap.captioners.trained.weights import SCALE
-from raycap.decoders import DECODERS
+from raycap.decoders import SAVED_DECODERS
 from raycap.encoders import ENCODERS
 from raycap.errors import UserError
 from raycap.images import Reading
@@ -23,15 +23,17 @@ from raycap.search import SEARCHES
 from raycap.storage import read_uri
 from raycap.unset_weights import unset_weights
 
-# Of the folder; raise it when the meaning of its files changes. Since 2, weights may be int8.
-FORMAT = 2
+# Of the folder; raise it when the meaning of its files changes. Since 2, weights may be int8;
+# since 3, there may be several decoders.
+FORMAT = 3
+FORMAT_OF_INT8 = 2
 OLDEST_FORMAT = 1
 CONFIG, MODEL, WORDS, CARD = "config.json", "model.safetensors", "vocabulary.json", "README.md"
 NEIGHBOURS = "neighbours.safetensors"
 # Its sections in config.json, and their options.
 PARTS: dict[str, Any] = {
     "encoder": ENCODERS,
-    "decoder": DECODERS,
+    "decoder": SAVED_DECODERS,
     "reading": Reading,
     "search": SEARCHES,
 }

@@ -17,6 +17,7 @@ from raycap.captioners.trained.checks import (
     CARD,
     CONFIG,
     FORMAT,
+    FORMAT_OF_INT8,
     LONGEST_WORD,
     MODEL,
     MOST_POSITIONS,
@@ -40,7 +41,7 @@ from raycap.captioners.trained.checks import (
 from raycap.captioners.trained.neighbours import Neighbours, from_file, to_file
 from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.captioners.trained.weights import Numbers, pack, unpack
-from raycap.decoders import DECODERS
+from raycap.decoders import SAVED_DECODERS, Ensemble
 from raycap.decoders.decoder import Decoder
 from raycap.encoders import ENCODERS, RANDOM, EncoderOptions, Pixels, Torchvision
 from raycap.encoders.encoder import Encoder
@@ -92,23 +93,38 @@ def save_folder(
     if neighbours is not None:
         files[NEIGHBOURS] = to_file(neighbours)
     config: dict[str, Any] = {
-        "format": FORMAT if numbers == "int8" else OLDEST_FORMAT,
+        "format": format_of(plan, numbers),
         "raycap": __version__,
         "encoder": to_plain(plan.encoder, ENCODERS),
-        "decoder": to_plain(plan.decoder, DECODERS),
+        "decoder": to_plain(plan.decoder, SAVED_DECODERS),
         "reading": to_plain(plan.reading),
         "search": to_plain(plan.search, SEARCHES),
         "encoder_included": include_encoder,
         "encoder_sha256": digest_of(encoder),
         "facts": dict(facts),
     }
-    config["sha256"] = {
-        name: hashlib.sha256(content).hexdigest() for name, content in files.items()
-    }
-    config["sha256"][CONFIG] = digest_of_config(config)
-    files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     files[CARD] = card(plan, vocabulary, facts, include_encoder, neighbours).encode()
-    _put(path, files)
+    write_files(path, config, files)
+
+
+def format_of(plan: CaptionerPlan, numbers: Numbers) -> int:
+    """The format of a folder: the oldest one that has all that is in it."""
+    if isinstance(plan.decoder, Ensemble):
+        return FORMAT
+    return FORMAT_OF_INT8 if numbers == "int8" else OLDEST_FORMAT
+
+
+def write_files(path: Path | str, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a captioner folder. `config` is the content of config.json without the digests of
+    `files`, the other ones."""
+    digests = {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in files.items()
+        if name != CARD
+    }
+    digests[CONFIG] = digest_of_config(config)
+    content = json.dumps({**config, "sha256": digests}, indent=2, ensure_ascii=False)
+    _put(path, {**files, CONFIG: content.encode()})
 
 
 def add_neighbours(path: Path | str, neighbours: Neighbours) -> None:
@@ -117,12 +133,10 @@ def add_neighbours(path: Path | str, neighbours: Neighbours) -> None:
     config = read_config(place)
     files = {name: read_checked(place, name, config["sha256"]) for name in (MODEL, WORDS)}
     files[NEIGHBOURS] = to_file(neighbours)
-    config["sha256"][NEIGHBOURS] = hashlib.sha256(files[NEIGHBOURS]).hexdigest()
-    files[CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     plan, vocabulary = _plan(place, config), _words(place, config)
     about = card(plan, vocabulary, config["facts"], config["encoder_included"], neighbours)
     files[CARD] = about.encode()
-    _put(path, files)
+    write_files(path, config, files)
 
 
 def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
@@ -160,7 +174,15 @@ def load_folder(path: str, encoder_weights: str) -> CaptionerParts:
     return CaptionerParts(plan, vocabulary, encoder, decoder, config["facts"], neighbours)
 
 
-def _neighbours(path: str, config: Mapping[str, Any], width: int, words: int) -> Neighbours | None:
+def neighbours_of(path: str, words: int) -> Neighbours | None:
+    """The remembered photos of the captioner there, which has so many words."""
+    path = place_of(path)
+    return _neighbours(path, read_config(path), None, words)
+
+
+def _neighbours(
+    path: str, config: Mapping[str, Any], width: int | None, words: int
+) -> Neighbours | None:
     if NEIGHBOURS not in config["sha256"]:
         return None
     content = read_checked(path, NEIGHBOURS, config["sha256"])
@@ -207,6 +229,9 @@ def _plan(path: str, config: Mapping[str, Any]) -> CaptionerPlan:
         raise UserError(f"{name} is not of a captioner: it is nested too deeply") from None
     for section in ("encoder", "decoder", "search"):
         check_numbers(section, parts[section], name)
+    if isinstance(parts["decoder"], Ensemble):
+        for member in parts["decoder"].decoders():
+            check_numbers("decoder", member, name)
     # Which pictures are accepted is for whoever reads them to say, not for the folder: it may only
     # ask for less.
     usual, theirs = Reading(), parts["reading"]

@@ -181,8 +181,9 @@ def to_file(neighbours: Neighbours) -> bytes:
     return safetensors.numpy.save(contiguous, {"format": str(FORMAT)})
 
 
-def from_file(content: bytes, width: int, words: int, name: str) -> Neighbours:
-    """What `to_file` wrote, for an encoder of this width and a vocabulary of so many words.
+def from_file(content: bytes, width: int | None, words: int, name: str) -> Neighbours:
+    """What `to_file` wrote, for an encoder of this width (None for any) and a vocabulary of so
+    many words.
 
     `name` is the file's, for messages. The file may be from anybody.
     """
@@ -216,8 +217,9 @@ def from_file(content: bytes, width: int, words: int, name: str) -> Neighbours:
         captions is not None
         and photos > 0
         and 0 < own_width <= MOST_WIDTH
-        and own["mean"].shape == (width,)
-        and own["projection"].shape == (width, own_width)
+        and own["mean"].ndim == 1
+        and width in (None, len(own["mean"]))
+        and own["projection"].shape == (len(own["mean"]), own_width)
         and own["familiarity"].ndim == 1
         and bool(np.isfinite(own["mean"]).all() and np.isfinite(own["projection"]).all())
         and bool(np.isfinite(own["familiarity"]).all())
