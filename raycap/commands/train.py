@@ -42,6 +42,7 @@ from raycap.training.data import data_mode
 from raycap.training.display import CURVE, RunDisplay
 from raycap.training.dry_run import dry_run
 from raycap.training.limited import limited
+from raycap.training.neighbours import REMEMBERED
 from raycap.training.row_groups import ROWS, join_captions
 from raycap.training.run_files import CAPTIONER, StopRequest
 from raycap.training.self_critical import FREQUENCIES
@@ -73,6 +74,7 @@ FILES = (
     CAPTIONER,
     ROWS,
     FREQUENCIES,
+    REMEMBERED,
     "checkpoints",
     "tensorboard",
     RAYS_OWN,

@@ -16,6 +16,7 @@ from raycap.captioners.trained import CaptionerPlan
 from raycap.captioners.trained.folder import words_of
 from raycap.device import Precision, PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder
+from raycap.training.captions import CaptionWriter
 from raycap.training.checkpoint import TrainState
 from raycap.training.dataset import CaptionDataset
 from raycap.training.display import duration
@@ -178,7 +179,8 @@ def _seconds_of_validation(
 ) -> float:
     """For one picture."""
     started = time.perf_counter()
-    validate(network, judged, setup.options.validation, setup.search, precision, WorkerGroup())
+    writer = CaptionWriter(network, setup.vocabulary, setup.search, precision)
+    validate(writer, judged, setup.options.validation, WorkerGroup())
     return (time.perf_counter() - started) / len(judged)
 
 

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from raycap.captioners.trained.folder import save_folder
+from raycap.captioners.trained.neighbours import Neighbours
 from raycap.device import Precision
 from raycap.metrics import facts_of
 from raycap.storage import RunFolder
 from raycap.storage.training_log import RunLog
+from raycap.training.captions import CaptionWriter
 from raycap.training.checkpoint import CheckpointWriter, TrainState, load_checkpoint
 from raycap.training.data import TrainingData, datasets_of
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
-from raycap.training.neighbours import remember_photos
+from raycap.training.neighbours import REMEMBERED, complete_captioner, photos_for_run
 from raycap.training.network import Network, load_weights
 from raycap.training.options import Train
 from raycap.training.run_facts import data_facts, network_facts
@@ -62,6 +64,15 @@ class TrainingRun:
     checkpoints: CheckpointWriter
     steps_per_epoch: int
     steps: int  # of the whole run
+    neighbours: Neighbours | None  # where they are known before the end
+
+    @property
+    def writer(self) -> CaptionWriter:
+        """Writes the captions of validation pictures."""
+        setup = self.setup
+        return CaptionWriter(
+            self.network, setup.vocabulary, setup.search, self.precision, self.neighbours
+        )
 
 
 def train_captioner(
@@ -88,6 +99,10 @@ def train_captioner(
     runs_encoder = store.holds_pixels or trains_encoder(setup.plan.encoder)
     network = build_network(setup, runs_encoder, precision).train()
     group.broadcast(network)
+    neighbours = None
+    if options.neighbours and not trains_encoder(setup.plan.encoder):
+        most = options.neighbours
+        neighbours = photos_for_run(out, network, training, validation, most, precision, group)
     log = RunLog(out)
     steps = sum(phase.epochs for phase in phases) * steps_per_epoch
     steps = min(steps, options.max_steps or steps)
@@ -104,6 +119,7 @@ def train_captioner(
         CheckpointWriter(out),
         steps_per_epoch,
         steps,
+        neighbours,
     )
     try:
         return train_phases(run, report, epoch_limit)
@@ -157,9 +173,9 @@ def train_phases(
             if report is not None:
                 report({name: value for name, value in line.items() if name != "samples"})
     if group.leads and options.neighbours:
-        remember_photos(
-            str(out / CAPTIONER), network, training, run.validation, options.neighbours, precision
-        )
+        most, batch = options.neighbours, options.validation.batch
+        complete_captioner(str(out / CAPTIONER), run.writer, training, run.validation, most, batch)
+        out.remove(REMEMBERED)
     return True
 
 
@@ -213,9 +229,7 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
         every = options.validation.samples_every
         shows_samples = every and options.validation.samples and state.step % every == 0
         if shows_samples and group.leads:
-            samples = write_samples(
-                run.network, run.validation, options.validation, run.setup.search, run.precision
-            )
+            samples = write_samples(run.writer, run.validation, options.validation)
             run.log.add({"kind": "samples", "step": state.step, "samples": samples})
 
         # The leader decides when to stop and when to save. All workers must do so after the same
@@ -239,15 +253,13 @@ def validate_epoch(
 ) -> dict[str, Any]:
     """Validate after an epoch, save the captioner if it is the best so far, and write the log
     line. Returns the log line."""
-    setup, options = run.setup, run.setup.options
+    options = run.setup.options
     started = time.monotonic()
     training_counts, state.counts = state.counts, []
     learner.average.swap()  # the averaged weights are validated and kept
     # The batch norm statistics of a trained encoder differ between workers: take the leader's.
     run.group.broadcast(run.network)
-    result = validate(
-        run.network, run.validation, options.validation, setup.search, run.precision, run.group
-    )
+    result = validate(run.writer, run.validation, options.validation, run.group)
 
     measure = options.validation.best_by
     facts = facts_of(measure)
@@ -274,7 +286,7 @@ def validate_epoch(
     if run.group.leads:
         if is_best:
             keep_captioner(run, line)
-            attention = attention_maps(run.network, run.validation, setup.search, run.precision)
+            attention = attention_maps(run.writer, run.validation)
             run.log.write_pictures(result.pictures, attention)
         run.log.add(line)
     learner.average.swap()
@@ -404,4 +416,5 @@ def keep_captioner(run: TrainingRun, line: dict[str, Any]) -> None:
         run.network.decoder,
         facts,
         include_encoder=False,
+        neighbours=run.neighbours,
     )

@@ -4,18 +4,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raycap.decoders.decoder import Tensors
 from raycap.decoders.teacher_forcing import score_padding
-from raycap.device import Precision
 from raycap.metrics import METRICS, Corpus
-from raycap.search import SearchChoice
+from raycap.training.captions import CaptionWriter
 from raycap.training.dataset import CaptionDataset, read_ahead
 from raycap.training.distributed import WorkerGroup
 from raycap.training.loss import caption_loss
-from raycap.training.network import Network
 from raycap.training.options import Objective, Validation
-from raycap.vocabulary import Vocabulary
 
 USED_METRICS = ("bleu", "rouge_l", "cider_d")
 CAPTION_SCORES = tuple(facts.name for name in USED_METRICS for facts in METRICS[name].scores)
@@ -39,33 +37,26 @@ class WrittenCaption(NamedTuple):
 
 @torch.no_grad()
 def validate(
-    network: Network,
-    dataset: CaptionDataset,
-    options: Validation,
-    search: SearchChoice,
-    precision: Precision,
-    group: WorkerGroup,
+    writer: CaptionWriter, dataset: CaptionDataset, options: Validation, group: WorkerGroup
 ) -> ValidationResult:
     """Caption and score the validation pictures, each worker its share. All workers return the
     same result."""
+    network, device = writer.network, writer.precision.device
     network.eval()
-    counts = torch.zeros(4, device=precision.device)
-    padding = torch.zeros(3, device=precision.device)
+    counts = torch.zeros(4, device=device)
+    padding = torch.zeros(3, device=device)
+    plain = Objective(label_smoothing=0.0)
     written: list[WrittenCaption] = []
     own_rows = dataset.rows[group.rank :: group.size]
     starts = range(0, len(own_rows), options.batch)
     batches = [own_rows[start : start + options.batch] for start in starts]
     for batch in read_ahead(batches, dataset.batch):
-        batch = batch.to(precision.device)
-        with precision.autocast():
-            memory = network.prepare(batch.pictures)
-            plain = Objective(label_smoothing=0.0)
-            counts += caption_loss(network.decoder, memory, batch.words, plain).counts
-            if options.padded_length:
-                padding += score_padding(
-                    network.decoder, memory, batch.words, options.padded_length
-                )
-            written += write_captions(network, memory, batch.rows, dataset.vocabulary, search)
+        batch = batch.to(device)
+        memory, vectors = writer.read(batch.pictures)
+        counts += caption_loss(network.decoder, memory, batch.words, plain).counts
+        if options.padded_length:
+            padding += score_padding(network.decoder, memory, batch.words, options.padded_length)
+        written += write_captions(writer, memory, vectors, batch.rows, dataset)
     network.train()
 
     cross_entropy, correct, words, _ = group.sum(counts).tolist()
@@ -101,49 +92,41 @@ def validate(
 
 
 def write_captions(
-    network: Network,
+    writer: CaptionWriter,
     memory: Tensors,
+    vectors: Tensor,
     rows: np.ndarray,
-    vocabulary: Vocabulary,
-    search: SearchChoice,
+    dataset: CaptionDataset,
 ) -> list[WrittenCaption]:
-    """Captions of the pictures in these rows; `memory` is the decoder's memory of them."""
-    found = search.search(network.decoder, memory).words[:, 0].tolist()
-    return [
-        WrittenCaption(int(row), vocabulary.decode(words))
-        for row, words in zip(rows, found, strict=True)
-    ]
+    """Captions of the pictures in these rows, which the decoder has read."""
+    keys = [dataset.store.key(row) for row in rows]
+    texts = writer.texts(memory, vectors, keys)
+    return [WrittenCaption(int(row), text) for row, text in zip(rows, texts, strict=True)]
 
 
 @torch.no_grad()
 def write_samples(
-    network: Network,
-    dataset: CaptionDataset,
-    options: Validation,
-    search: SearchChoice,
-    precision: Precision,
+    writer: CaptionWriter, dataset: CaptionDataset, options: Validation
 ) -> list[dict[str, str]]:
     """Captions of a few pictures, for samples in the middle of an epoch."""
-    network.eval()
+    writer.network.eval()
     rows = spread(dataset.rows, options.samples)
-    with precision.autocast():
-        memory = network.prepare(dataset.batch(rows).to(precision.device).pictures)
-        written = write_captions(network, memory, rows, dataset.vocabulary, search)
-    network.train()
+    batch = dataset.batch(rows).to(writer.precision.device)
+    written = write_captions(writer, *writer.read(batch.pictures), rows, dataset)
+    writer.network.train()
     return samples_of(dataset, written)
 
 
 @torch.no_grad()
-def attention_maps(
-    network: Network, dataset: CaptionDataset, search: SearchChoice, precision: Precision
-) -> list[dict[str, Any]]:
+def attention_maps(writer: CaptionWriter, dataset: CaptionDataset) -> list[dict[str, Any]]:
     """For a few pictures, the words of the caption and the attention [T][P] for each word."""
-    batch = dataset.batch(spread(dataset.rows, ATTENTION_PICTURES)).to(precision.device)
-    network.eval()
-    with precision.autocast():
-        memory = network.prepare(batch.pictures)
-        found = search.search(network.decoder, memory, attention=True).hypotheses()
-    network.train()
+    rows = spread(dataset.rows, ATTENTION_PICTURES)
+    batch = dataset.batch(rows).to(writer.precision.device)
+    keys = [dataset.store.key(row) for row in rows]
+    writer.network.eval()
+    memory, vectors = writer.read(batch.pictures)
+    found = [captions for captions, _ in writer.find(memory, vectors, keys, attention=True)]
+    writer.network.train()
     maps = []
     for row, hypotheses in zip(batch.rows, found, strict=True):
         attention = hypotheses[0].attention if hypotheses else None  # [T, P] of the best
