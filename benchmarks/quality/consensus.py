@@ -10,13 +10,16 @@ chosen by CIDEr-D on one half of dev, and the other half is scored with it, in b
 bootstrap interval.
 
 Neighbours: `human` remembers the human captions of the training photos, `own` captions that the
-captioner wrote for them (own_captions.py). `--nearest` photos count; `--exact` measures agreement
-by CIDEr-D with their whole captions, all alike, and not by vectors of n-grams.
+captioner wrote for them (own_captions.py). `--nearest` photos count, the more similar ones for
+more, or with `--alike` all the same. N-grams that fewer than `--fewest` photos have are left out.
+`--exact` measures agreement by CIDEr-D with their whole captions, all alike, and not by vectors of
+n-grams.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 from candidates import candidates_of, parser, processor_ms, read_captioner, with_counts
@@ -24,6 +27,7 @@ from features import PhotoSet, read_set
 from own_captions import own_captions
 
 from raycap.captioners.trained.consensus import per_word
+from raycap.captioners.trained.gram_vectors import FEWEST_PHOTOS, build_gram_vectors
 from raycap.captioners.trained.neighbours import (
     NEAREST,
     WIDTH,
@@ -48,11 +52,17 @@ def encoded(vocabulary: Vocabulary, photos: PhotoSet) -> list[list[list[int]]]:
 
 
 def agreements(
-    candidates: Each, neighbours: Neighbours, vectors: Floats, nearest: int = NEAREST
+    candidates: Each,
+    neighbours: Neighbours,
+    vectors: Floats,
+    nearest: int = NEAREST,
+    alike: bool = False,
 ) -> list[Floats]:
-    """Of each photo's candidates with its neighbours."""
+    """Of each photo's candidates with its neighbours, which all count the same if `alike`."""
     return [
-        neighbours.agreement([one.words for one in each], rows, likeness)
+        neighbours.agreement(
+            [one.words for one in each], rows, 0 * likeness if alike else likeness
+        )
         for each, rows, likeness in zip(
             candidates, *neighbours.nearest(vectors, nearest), strict=True
         )
@@ -132,7 +142,9 @@ def main() -> None:
     arguments.add_argument("--candidates", nargs="*", default=["3,0", "5,0", "5,0,3", "10,20"])
     arguments.add_argument("--neighbours", nargs="*", default=["human"], choices=("human", "own"))
     arguments.add_argument("--width", nargs="*", type=int, default=[WIDTH])
-    arguments.add_argument("--nearest", type=int, default=NEAREST)
+    arguments.add_argument("--nearest", nargs="*", type=int, default=[NEAREST])
+    arguments.add_argument("--alike", action="store_true")
+    arguments.add_argument("--fewest", type=int, default=FEWEST_PHOTOS)
     arguments.add_argument("--exact", action="store_true")
     arguments.add_argument("--own-captions", type=int, default=3, help="of each training photo")
     arguments.add_argument("--own-candidates", default="3,0", help="beams, drawn")
@@ -165,21 +177,21 @@ def main() -> None:
         for width in options.width:
             started = time.process_time()
             neighbours = build_neighbours(training.vectors, captions, width)
+            grams = build_gram_vectors(captions, options.fewest)
+            neighbours = replace(neighbours, captions=grams)
             print(
                 f"\nneighbours: {kind}, {width} numbers a photo, {len(to_file(neighbours)):,} "
                 f"bytes; built in {time.process_time() - started:.1f} s"
             )
-            for counts in options.candidates:
+            for counts, nearest in product(options.candidates, options.nearest):
                 own = with_counts(search, counts)
                 found = candidates_of(options.kept, "dev", captioner, own, neighbours)
                 search_ms = processor_ms(options.kept, captioner, own, neighbours)
                 started = time.process_time()
                 if options.exact:
-                    agreement = exact_agreements(
-                        found, neighbours, dev.vectors, options.nearest, captions
-                    )
+                    agreement = exact_agreements(found, neighbours, dev.vectors, nearest, captions)
                 else:
-                    agreement = agreements(found, neighbours, dev.vectors, options.nearest)
+                    agreement = agreements(found, neighbours, dev.vectors, nearest, options.alike)
                 ranking = (time.process_time() - started) / len(agreement)
                 value = values(found, dev, decode)
                 chosen = {weight: choose(found, agreement, weight) for weight in WEIGHTS}
@@ -196,7 +208,10 @@ def main() -> None:
                 both = zip(
                     captions_by_weight[second], captions_by_weight[first], half, strict=True
                 )
-                name = f"{own.width} beams, {own.drawn} drawn, fusion {own.fusion:g}"
+                name = (
+                    f"{own.width} beams, {own.drawn} drawn, fusion {own.fusion:g}, "
+                    f"{nearest} nearest"
+                )
                 print(
                     f"{name}: search {search_ms:.1f} ms, ranking "
                     f"{1000 * ranking:.1f} ms a photo; weights by halves {first:g}, {second:g}; "
