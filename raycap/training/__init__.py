@@ -5,6 +5,7 @@ Start with `loop.py`, which has a whole training run in the order in which thing
 """
 
 from raycap.images.augmentation import Augmentation as Augmentation
+from raycap.training.options import Distillation as Distillation
 from raycap.training.options import Measure as Measure
 from raycap.training.options import Objective as Objective
 from raycap.training.options import Optimiser as Optimiser

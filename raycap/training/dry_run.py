@@ -20,6 +20,7 @@ from raycap.training.captions import CaptionWriter
 from raycap.training.checkpoint import TrainState
 from raycap.training.dataset import CaptionDataset
 from raycap.training.display import duration
+from raycap.training.distillation import read_teacher
 from raycap.training.distributed import WorkerGroup
 from raycap.training.loop import build_network, phases_of
 from raycap.training.network import Network
@@ -121,7 +122,8 @@ def _setup(
     listed: pa.Table,
 ) -> TrainingSetup:
     """As `gather_setup`, of the listing alone."""
-    vocabulary = words_of(options.start_from) if options.start_from else None
+    known = options.start_from or options.distillation.teacher
+    vocabulary = words_of(known) if known else None
     facts = DataFacts()
     facts.add(listed, options.training_splits, caption_splitter(vocabulary, words))
     if vocabulary is None:
@@ -162,7 +164,10 @@ def _seconds_of_step(
     reward = None
     if phase.is_self_critical:
         reward = CaptionReward(count_frequencies(share), options.self_critical)
-    learner = Learner(network, options, phase, steps_per_epoch, reward, precision, group)
+    teacher = None
+    if options.distillation.teacher and not phase.is_self_critical:
+        teacher = read_teacher(options.distillation, precision.device)
+    learner = Learner(network, options, phase, steps_per_epoch, reward, precision, group, teacher)
     pieces = np.array_split(share.rows, options.optimiser.accumulate)
     started = 0.0
     for step in range(1 + TIMED_STEPS):

@@ -25,6 +25,7 @@ from raycap.training.captions import CaptionWriter
 from raycap.training.checkpoint import CheckpointWriter, TrainState, load_checkpoint
 from raycap.training.data import TrainingData, datasets_of
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
+from raycap.training.distillation import read_teacher
 from raycap.training.distributed import WorkerGroup
 from raycap.training.neighbours import REMEMBERED, complete_captioner, photos_for_run
 from raycap.training.network import Network, load_weights
@@ -148,7 +149,12 @@ def train_phases(
             break  # max_steps ended the phase before
         phase = phases[number]
         reward = caption_reward(run) if phase.is_self_critical else None
-        learner = Learner(network, options, phase, steps_per_epoch, reward, precision, group)
+        teacher = None
+        if options.distillation.teacher and not phase.is_self_critical:
+            teacher = read_teacher(options.distillation, precision.device)
+        learner = Learner(
+            network, options, phase, steps_per_epoch, reward, precision, group, teacher
+        )
         if checkpoint is not None:
             learner.restore(checkpoint.tensors, checkpoint.numbers)
             checkpoint = None

@@ -126,6 +126,28 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """Learning from another captioner besides the human captions: in the cross-entropy phase, for
+    each word the probabilities that it would give to all words."""
+
+    teacher: str = ""
+    """Folder of that captioner, such as an ensemble of `raycap combine`; empty: none. It has the
+    encoder of this run, which gets its vocabulary."""
+    weight: float = 0.5
+    """Share of the loss that is about its probabilities; the rest is about the true words."""
+    temperature: float = 1.0
+    """Both distributions are softened by this: above 1, unlikely words count for more."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1:
+            raise UserError(f"distillation.weight is {self.weight}: give a share above 0, up to 1")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UserError(
+                f"distillation.temperature is {self.temperature}: give more than 0, such as 1"
+            )
+
+
+@dataclass(frozen=True)
 class SelfCritical:
     """Training on the metric itself, after cross-entropy and from its best epoch: captions are
     drawn, and those that score better than the picture's other draws become likelier."""
@@ -294,6 +316,7 @@ class Train:
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
     validation: Validation = field(default_factory=Validation)
+    distillation: Distillation = field(default_factory=Distillation)
     self_critical: SelfCritical = field(default_factory=SelfCritical)
     augmentation: Augmentation = field(default_factory=Augmentation)
     workers: Workers = field(default_factory=Workers)
@@ -341,6 +364,11 @@ class Train:
             raise UserError(
                 "train.batch_norm is synchronised, which does not go together with "
                 "objective.scheduled_sampling: give frozen or trained, or scheduled_sampling 0"
+            )
+        if self.distillation.teacher and not self.epochs:
+            raise UserError(
+                "train.distillation is a part of the cross-entropy phase, and train.epochs is 0: "
+                "give a number of epochs, or leave out distillation.teacher"
             )
         if self.self_critical.epochs and self.validation.best_by in ("loss", "accuracy"):
             raise UserError(

@@ -20,6 +20,7 @@ from raycap.options import to_plain, without_removed
 from raycap.search import Beam, SearchChoice, search_identity
 from raycap.sources import SOURCES, Source
 from raycap.storage import RunFolder, differences
+from raycap.training.distillation import check_teacher
 from raycap.training.options import Train
 from raycap.training.row_groups import open_row_groups
 from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
@@ -144,6 +145,11 @@ def check_options(plan: CaptionerPlan, options: Train) -> None:
         raise UserError(
             "augmentation.views are encoded once, and this encoder is trained: set views to 0, or "
             "encoder.trainable to none"
+        )
+    if options.distillation.teacher and trains_encoder(encoder):
+        raise UserError(
+            "train.distillation needs the encoder of its teacher, and this run trains its own: "
+            "set encoder.trainable to none, or leave out distillation.teacher"
         )
     if views and options.features:
         raise UserError(
@@ -305,8 +311,11 @@ def gather_setup(
             f"{table} holds grids of {shapes['grid']} (positions, width), the encoder makes "
             f"{(made_with.positions, made_with.width)}: they were made with another encoder"
         )
-    if vocabulary is None and options.start_from:
-        vocabulary = words_of(options.start_from)
+    teacher = options.distillation.teacher
+    if vocabulary is None and (options.start_from or teacher):
+        vocabulary = words_of(options.start_from or teacher)
+    if vocabulary is not None and teacher:
+        check_teacher(options.distillation, plan, encoder, vocabulary)
     facts, split_caption = DataFacts(), caption_splitter(vocabulary, words)
     for rows in caption_batches(pictures):
         facts.add(rows, options.training_splits, split_caption)

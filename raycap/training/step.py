@@ -14,6 +14,7 @@ from raycap.device import Precision
 from raycap.images.augmentation import DRAWS, augment
 from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from raycap.training.dataset import Batch
+from raycap.training.distillation import Teacher, distilled_loss
 from raycap.training.distributed import WorkerGroup
 from raycap.training.loss import caption_loss, scheduled_sampling_inputs
 from raycap.training.network import Network, without_prefix
@@ -69,8 +70,10 @@ class Learner:
         reward: CaptionReward | None,
         precision: Precision,
         group: WorkerGroup,
+        teacher: Teacher | None = None,
     ) -> None:
         self.network, self.options, self.reward = network, options, reward
+        self.teacher = teacher
         # Captions of each batch have another length, so shapes are dynamic.
         self.part_loss = torch.compile(part_loss, dynamic=True) if options.compile else part_loss
         self.precision, self.group = precision, group
@@ -249,11 +252,17 @@ def part_loss(
     """The part's share of the loss, and its sums in the order of COUNTED. `words` and `captions`
     are the numbers of words and captions of the whole step, of all workers."""
     decoder, options = learner.network.decoder, learner.options
-    memory = learner.network.prepare(part.pictures)
+    features = learner.network.features(part.pictures)
     if part.rewards is None or part.advantages is None:
-        summed = caption_loss(decoder, memory, part.words, options.objective, part.inputs)
+        if learner.teacher is not None:
+            objective, teacher = options.objective, learner.teacher
+            summed = distilled_loss(decoder, features, part.words, objective, teacher, part.inputs)
+        else:
+            memory = decoder.prepare(*features)
+            summed = caption_loss(decoder, memory, part.words, options.objective, part.inputs)
         loss = summed.objective / words + summed.penalty / captions
         return loss, torch.cat([summed.counts, summed.counts.new_zeros(1)])
+    memory = decoder.prepare(*features)
     temperature = options.self_critical.temperature
     likelihood, mask = log_likelihood(decoder, memory, part.words, temperature)
     advantage = part.advantages.unsqueeze(2).expand(mask.shape)[mask]  # [N]

@@ -277,6 +277,21 @@ def words_of(path: str) -> Vocabulary:
     return _words(path, read_config(path))
 
 
+def decoder_of(path: str) -> Decoder:
+    """The decoder of the captioner there, without its encoder."""
+    path = place_of(path)
+    config = read_config(path)
+    plan, vocabulary = _plan(path, config), _words(path, config)
+    with on_paper(path):
+        encoder = plan.encoder.build(pretrained=False)
+        sketch = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
+    check_shapes(sketch, read_shapes(path), "decoder.", path)
+    with unset_weights():
+        decoder = plan.decoder.build(len(vocabulary), encoder.positions, encoder.width)
+    _fill(decoder, _state(path, config), "decoder.", path)
+    return decoder
+
+
 def state_of(path: str) -> dict[str, Tensor]:
     """The weights of the captioner there, under `decoder.` and, if they are in it, `encoder.`."""
     path = place_of(path)
