@@ -115,7 +115,7 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
 
     Also returns whether the config is only to be printed.
     """
-    from raycap.config import CHOICES, Config, load
+    from raycap.config import CHOICES, from_plain, load
     from raycap.search import Beam
 
     command = COMMANDS[name]
@@ -139,7 +139,10 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
             f"--run {chosen.run} names one of the runs of a file: say which with --config "
             "FILE.yaml"
         )
-    config = load(chosen.config, chosen.run) if chosen.config else Config()
+    # Other defaults belong to a model that is fine-tuned.
+    tuned = _value_of_flag(flags, "--model", "--train.model") if name == "train" else ""
+    changes = {"train": {"model": tuned}} if tuned else {}
+    config = load(chosen.config, chosen.run, changes) if chosen.config else from_plain(changes)
     path = None if filled else next(iter(words), None)
     if has_references:
         path = chosen.references
@@ -149,7 +152,9 @@ def configure(name: str, arguments: Sequence[str]) -> "tuple[Config, bool]":
     for section in choices:
         kind = getattr(chosen, section)
         config = _choose(config, section, kind, path if section == "source" else None)
-    if "captioner" in command.sections:
+    if name == "train":
+        config, flags = _with_model_to_tune(config, flags)
+    elif "captioner" in command.sections:
         config, flags = _with_kind_of_model(config, flags)
     # A captioner has its own search. Another one is meant only if a captioner is trained, or by a
     # --search flag.
@@ -222,6 +227,23 @@ def _with_kind_of_model(config: "Config", flags: list[str]) -> "tuple[Config, li
     return _with_named_prompts(config, flags)
 
 
+def _with_model_to_tune(config: "Config", flags: list[str]) -> "tuple[Config, list[str]]":
+    """For `raycap train --model`: the captioner of the config is the model that is fine-tuned."""
+    from raycap.captioners.huggingface.options import HuggingFaceModel
+
+    if config.train.model and config.captioner is None:
+        config = dataclasses.replace(config, captioner=HuggingFaceModel())
+    asked = [flag for flag in flags if re.match(r"--(captioner\.|prompt(=|$))", flag)]
+    if asked and not config.train.model:
+        raise UserError(
+            f"{asked[0].partition('=')[0]}: that is for a model that is fine-tuned; name it "
+            "(--model smolvlm, or a folder), or leave it out"
+        )
+    if not config.train.model:  # a captioner in the file is for other commands
+        config = dataclasses.replace(config, captioner=None)
+    return config, [_long_name(flag) for flag in flags]
+
+
 # --captioner.prompts.tags TEXT, --captioner.prompts.tags.max-tokens 40
 _NAMED_PROMPT = re.compile(r"(--captioner\.prompts\.)(\w+)(\.[\w-]+)?(?==|$)")
 
@@ -252,14 +274,13 @@ def _long_name(flag: str) -> str:
     return f"{SHORT_NAMES.get(name, name)}{equals}{value}"
 
 
-def _value_of_flag(flags: list[str], name: str) -> str:
-    """The value of the last `--name VALUE` or `--name=VALUE`."""
+def _value_of_flag(flags: list[str], *names: str) -> str:
+    """The value of the last `--name VALUE` or `--name=VALUE`, with one of these names."""
     value = ""
     for flag, after in itertools.zip_longest(flags, flags[1:], fillvalue=""):
-        if flag == name:
-            value = after
-        elif flag.startswith(f"{name}="):
-            value = flag.partition("=")[2]
+        name, equals, behind = flag.partition("=")
+        if name in names:
+            value = behind if equals else after
     return value
 
 

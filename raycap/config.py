@@ -32,6 +32,7 @@ from raycap.report import Report
 from raycap.search import SEARCHES, SearchChoice
 from raycap.sources import SOURCES, Source
 from raycap.training import Train
+from raycap.training.options import FINE_TUNING
 from raycap.tuning import Tune
 from raycap.uris import has_scheme
 from raycap.variants import chosen, merged
@@ -103,21 +104,27 @@ CHOICES: dict[str, Mapping[str, Any]] = {
 }
 
 
-def load(path: str, run: str = "") -> Config:
-    """Read a YAML file. `run` chooses one of the runs in it, if it holds several. Raises UserError
-    for unknown options."""
+def load(path: str, run: str = "", changes: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file. `run` chooses one of the runs in it, if it holds several. `changes` are
+    merged over what it says. Raises UserError for unknown options."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the config {path}: {error}") from error
-    return loads(text, path, run)
+    return loads(text, path, run, changes)
 
 
-def loads(text: str, name: str = "the config", run: str = "") -> Config:
+def loads(
+    text: str,
+    name: str = "the config",
+    run: str = "",
+    changes: Mapping[str, Any] | None = None,
+) -> Config:
     """As `load`, from text. `name` is what messages call the file."""
     data = parse(text, name)
     try:
-        return from_plain(chosen({} if data is None else data, run))
+        data = chosen({} if data is None else data, run)
+        return from_plain(merged(data, changes) if changes else data)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -154,6 +161,8 @@ def from_plain(data: Any) -> Config:
     for name, value in data.items():
         if name not in shapes:
             raise UserError(f"there is no option '{name}'{options.nearest(str(name), shapes)}")
+        if name == "train" and isinstance(value, Mapping) and value.get("model"):
+            value = merged(FINE_TUNING, value)
         sections[name] = options.from_plain(CHOICES.get(name, shapes[name]), value, name)
     return Config(**sections)
 

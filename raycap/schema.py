@@ -86,6 +86,20 @@ def features_schema(positions: int, width: int, int8: bool = False) -> pa.Schema
     )
 
 
+# The pictures that a model is fine-tuned on, in the sizes in which it takes them.
+FITTED_PICTURES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("sha256", pa.string()),  # of the picture's file
+        ("pixels", pa.large_binary()),  # [H, W, 3], red, green, blue
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ]
+)
+
+
 CAPTIONS = pa.schema(
     [
         ("key", pa.string()),

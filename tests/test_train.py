@@ -366,7 +366,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch(
 
 LEAVES_AT_ONCE = """
 import os, signal, sys, threading, time
-from raycap.commands.train import run_and_display
+from raycap.commands.training_run import run_and_display
 from raycap.storage import RunFolder
 from raycap.training.run_files import StopRequest
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from raycap import plainjson
 from raycap.captioners.endpoint.options import Endpoint
+from raycap.captioners.huggingface.fine_tuned import is_fine_tuned
 from raycap.captioners.huggingface.options import HuggingFaceModel
 from raycap.captioners.presets import PRESETS
 from raycap.captioners.vllm.options import Vllm
@@ -62,6 +63,8 @@ def kind_of_model(model: str) -> str:
         return "huggingface"
     if model == SHIPPED:
         return "trained"
+    if is_fine_tuned(model):
+        return "huggingface"
     fields = read_model_config(model)
     if fields is not None:
         return "huggingface" if is_of_hugging_face(fields) else "trained"

@@ -24,6 +24,9 @@ from raycap.storage import RunFolder, cache_folder
 from raycap.training import Train
 from raycap.training.data import open_pictures
 from raycap.training.distributed import WorkerGroup
+from raycap.training.fine_tuning.loop import fine_tune
+from raycap.training.fine_tuning.pictures import open_fitted
+from raycap.training.fine_tuning.setup import FineTuningSetup
 from raycap.training.loop import train_captioner
 from raycap.training.run_files import EpochLimit
 from raycap.training.setup import TrainingSetup
@@ -36,20 +39,37 @@ RAYS_OWN = "_ray"
 SECONDS_BETWEEN_RESIZES = 60.0
 
 
-def train_here(setup: TrainingSetup, out: RunFolder, name: str, epoch_token: str = "") -> None:
+AnySetup = TrainingSetup | FineTuningSetup
+
+
+def open_data(setup: AnySetup, cache: Path) -> Any:
+    """The pictures of a run. What has to be unpacked is unpacked into `cache`."""
+    if isinstance(setup, FineTuningSetup):
+        return open_fitted(setup.pictures, cache)
+    return open_pictures(setup.pictures, setup.options, cache)
+
+
+def train_worker(setup: AnySetup, data: Any, *others: Any) -> bool:
+    """Train, as one of the workers of a run: from parts, or by fine-tuning a model."""
+    if isinstance(setup, FineTuningSetup):
+        return fine_tune(setup, data, *others)
+    return train_captioner(setup, data, *others)
+
+
+def train_here(setup: AnySetup, out: RunFolder, name: str, epoch_token: str = "") -> None:
     """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit with that
     token. `name` is not used."""
     workers = setup.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
-    store = open_pictures(setup.pictures, setup.options, cache_folder(setup.options.cache))
+    data = open_data(setup, cache_folder(setup.options.cache))
     precision = choose_precision(device, setup.options.precision)
     limit = EpochLimit(Path(out.path()), epoch_token) if epoch_token else None
-    train_captioner(setup, store, out, precision, WorkerGroup(), epoch_limit=limit)
+    train_worker(setup, data, out, precision, WorkerGroup(), None, limit)
 
 
 def train_on_workers(
-    setup: TrainingSetup,
+    setup: AnySetup,
     out: RunFolder,
     name: str,
     epoch_token: str = "",
@@ -64,6 +84,8 @@ def train_on_workers(
     elastic = (workers.min, workers.max) if workers.min and workers.max else None
     nodes = selector(cluster.model_on)
     # Again, because new nodes may have joined.
+    if isinstance(setup, FineTuningSetup) and setup.captioner.digest:
+        check_visible({setup.captioner.model: "train.model"})
     visible = {table: "the feature table" for table in setup.pictures.tables if is_local(table)}
     if out.is_local:
         visible[out.path()] = "train.out"
@@ -105,7 +127,7 @@ def train_on_workers(
 
 def _work(given: dict[str, Any]) -> None:
     """The function that each worker runs."""
-    setup: TrainingSetup = ray.get(given["setup"])
+    setup: AnySetup = ray.get(given["setup"])
     context, options = ray.train.get_context(), setup.options
     torch.set_num_threads(
         options.workers.threads or max(1, _processors() // context.get_local_world_size())
@@ -115,14 +137,14 @@ def _work(given: dict[str, Any]) -> None:
         torch.cuda.set_device(device)
     group, cache = WorkerGroup(), cache_folder(options.cache)
     if context.get_local_rank() == 0:  # once on each machine
-        open_pictures(setup.pictures, options, cache)
+        open_data(setup, cache)
     group.wait()
-    store = open_pictures(setup.pictures, options, cache)
+    data = open_data(setup, cache)
     precision = choose_precision(str(device), options.precision)
     out: RunFolder = given["out"]
     token = given["epoch_token"]
     limit = EpochLimit(Path(out.path()), token) if token else None
-    train_captioner(setup, store, out, precision, group, ray.train.report, limit)
+    train_worker(setup, data, out, precision, group, ray.train.report, limit)
 
 
 def _workers(options: Train, cluster: Cluster) -> tuple[int, bool]:

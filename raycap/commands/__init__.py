@@ -46,10 +46,12 @@ COMMANDS = {
         ("extract", "source", "fetch", "reading", "encoder", "cluster"),
     ),
     "train": Command(
-        "train a captioner on pictures with human captions; the same command resumes it",
+        "train a captioner on pictures with human captions, or fine-tune one (--model); the same "
+        "command resumes it",
         "raycap.commands.train:train",
         (
             "train",
+            "captioner",
             "source",
             "fetch",
             "reading",

@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from raycap import __version__
+from raycap.captioners.huggingface.fine_tuned import is_fine_tuned
+from raycap.captioners.huggingface.options import HuggingFaceModel
 from raycap.captioners.kinds import is_of_hugging_face, is_of_raycap, read_model_config
 from raycap.config import Config, dumps
 from raycap.errors import UserError
@@ -78,6 +80,8 @@ def evaluate(config: Config) -> int:
 
 def _is_captioner(path: str) -> bool:
     """Whether this is a captioner folder of raycap's. Raises UserError for another model."""
+    if is_fine_tuned(path):
+        return True
     fields = read_model_config(path)
     if fields is None or is_of_raycap(fields):
         return fields is not None
@@ -124,7 +128,10 @@ def _write_captions(
         precision = machines.choose_precision(options)
         for name, path in captioners.items():
             write_out(f"captions of {printable(name)}:\n")
-            named = dataclasses.replace(config, caption=dataclasses.replace(options, model=path))
+            is_tuned = is_fine_tuned(path)
+            asked = dataclasses.replace(options, model=path, true_words=not is_tuned)
+            kind = HuggingFaceModel() if is_tuned else None
+            named = dataclasses.replace(config, caption=asked, captioner=kind)
             captioner = read_captioner(named)
             job = captions_job(
                 captioner, source, named.caption, config.fetch, config.reading, config.cluster

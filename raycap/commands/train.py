@@ -6,14 +6,11 @@ import dataclasses
 import functools
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from collections.abc import Mapping
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import ray
-import torch
 
 from raycap import __version__
 from raycap.bulk.features import AugmentedView, features_job, pixels_job
@@ -24,8 +21,20 @@ from raycap.bulk.run import run_job
 from raycap.captioners.trained import CaptionerPlan
 from raycap.cluster.nodes import check_visible
 from raycap.cluster.session import session
-from raycap.cluster.train_workers import RAYS_OWN, train_here, train_on_workers
+from raycap.cluster.train_workers import train_here, train_on_workers
+from raycap.commands.fine_tune import dry_run_of_tuning, run_tuning
 from raycap.commands.source import checked_source
+from raycap.commands.training_run import (
+    CONFIG,
+    RUN,
+    WORDS,
+    is_finished,
+    list_pictures,
+    run_and_display,
+    run_folder,
+    write_facts,
+    write_pictures_of_source,
+)
 from raycap.config import Config, dumps
 from raycap.device import PrecisionName
 from raycap.encoders.encoder import Encoder
@@ -33,63 +42,40 @@ from raycap.errors import UserError
 from raycap.evaluation.references import with_captions
 from raycap.metrics import headline_scores
 from raycap.search import Beam
-from raycap.storage import Lease, RunFolder, output_folder
+from raycap.storage import Lease, RunFolder
 from raycap.storage.lease import LEASE
-from raycap.storage.training_log import METRICS, PICTURES, read_epochs
+from raycap.storage.training_log import METRICS, read_epochs
 from raycap.terminal import write_out
 from raycap.training import Train
 from raycap.training.data import data_mode
 from raycap.training.display import CURVE, RunDisplay
 from raycap.training.dry_run import dry_run
 from raycap.training.limited import limited
-from raycap.training.neighbours import REMEMBERED
 from raycap.training.row_groups import ROWS, join_captions
 from raycap.training.run_files import CAPTIONER, StopRequest
-from raycap.training.self_critical import FREQUENCIES
 from raycap.training.setup import (
-    FACTS,
     build_encoder,
     check_options,
-    check_same,
-    check_splits,
     encoder_of_features,
     gather_setup,
     given_features,
     needs_pixels,
     run_identity,
 )
-from raycap.training.store import LISTING, PictureTables, local_copy, write_listing
-from raycap.uris import local_path
+from raycap.training.store import LISTING, PictureTables, local_copy
 from raycap.vocabulary import Vocabulary
 
-RUN, CONFIG, WORDS = "run.json", "config.yaml", "vocabulary.json"
-# What a run writes into its folder.
-FILES = (
-    RUN,
-    FACTS,
-    METRICS,
-    PICTURES,
-    WORDS,
-    LISTING,
-    CAPTIONER,
-    ROWS,
-    FREQUENCIES,
-    REMEMBERED,
-    "checkpoints",
-    "tensorboard",
-    RAYS_OWN,
-)
 PRECISION, DATA = "features_precision", "data"  # in run.json
-UPDATES_PER_SECOND = 2
 
 
 def train(config: Config) -> int:
     """Exit code 0 when the run is finished, 130 when it was stopped before."""
+    is_tuned = bool(config.train.model)
     if config.train.dry_run:
-        write_out(_dry_run(config))
+        write_out(dry_run_of_tuning(config) if is_tuned else _dry_run(config))
         return 0
     out = run_folder(config.train.out)
-    if not run_training(config):
+    if not (run_tuning(config) if is_tuned else run_training(config)):
         write_out(f"stopped and saved; the same command continues it: {out}\n")
         return 130
     best = [line for line in read_epochs(out / METRICS) if line["best"]][-1]
@@ -109,12 +95,6 @@ def train(config: Config) -> int:
     return 0
 
 
-def run_folder(out: str) -> RunFolder:
-    """The folder of a run, with an absolute path if it is on a disk."""
-    path = local_path(out)
-    return output_folder(out if path is None else str(Path(path).expanduser().absolute()))
-
-
 def run_training(
     config: Config, pictures: PictureTables | None = None, epoch_token: str = ""
 ) -> bool:
@@ -132,13 +112,7 @@ def run_training(
     stop = StopRequest(folder)
 
     with Lease(folder) as lease:
-        # Is there a run in the folder already, and is it this one?
-        if options.fresh:
-            for name in FILES:
-                folder.remove(name)
-        check_same(folder, folder.read_json(RUN), identity, "run")
-        if folder.exists(FACTS):
-            write_out(f"{folder} holds this run, finished; nothing to do (--fresh starts over)\n")
+        if is_finished(folder, identity, options.fresh):
             return True
 
         # What can be refused without Ray is refused before it starts.
@@ -184,25 +158,7 @@ def run_training(
 
     if stop.remove():
         return False
-    log = read_epochs(folder / METRICS)
-    best = [line for line in log if line["best"]][-1]
-    folder.write_json(
-        FACTS,
-        {
-            "raycap": __version__,
-            "act": "train",
-            "epochs": len(log),
-            "kept": {
-                name: value
-                for name, value in best.items()
-                if name not in ("kind", "best", "samples")
-            },
-            "seconds": log[-1]["seconds"],
-            "identity": identity,
-            "config": dumps(config),
-            "versions": {"ray": ray.__version__, "torch": torch.__version__},
-        },
-    )
+    write_facts(folder, identity, config)
     return True
 
 
@@ -229,22 +185,13 @@ def captioner_plan(config: Config) -> CaptionerPlan:
 def _weights_option(config: Config) -> str:
     """The option that names the weights of a frozen encoder: the captioner's folder does not hold
     them."""
+    if config.train.model:
+        return ""
     weights = getattr(config.encoder, "weights", "random")
     is_in_folder = getattr(config.encoder, "trainable", "none") != "none"
     return (
         "" if is_in_folder or weights == "random" else f" --encoder-weights {shlex.quote(weights)}"
     )
-
-
-def write_pictures_of_source(config: Config, folder: RunFolder, is_resumed: bool) -> None:
-    """`list_pictures` into the folder of a run, which may be in a store."""
-    if folder.is_local:
-        list_pictures(config, Path(folder.path(LISTING)), is_resumed)
-    elif not (is_resumed and folder.exists(LISTING)):
-        with tempfile.TemporaryDirectory() as scratch:
-            listing = Path(scratch) / LISTING
-            list_pictures(config, listing, is_resumed=False)
-            folder.put(LISTING, str(listing))
 
 
 def join_with_captions(
@@ -255,20 +202,6 @@ def join_with_captions(
     with local_copy(pictures.listing) as listing:
         join_captions(pictures.tables[0], listing, rows, options)
     return dataclasses.replace(pictures, rows=str(rows))
-
-
-def list_pictures(config: Config, listing: Path, is_resumed: bool) -> None:
-    """Write what the source says of its pictures, once for the whole run, and refuse a source that
-    lacks a split."""
-    if is_resumed and listing.exists():
-        return
-    if config.train.features and config.source is None:
-        raise UserError(
-            "train.features holds no captions: name the source that has them, as in "
-            f"raycap train SOURCE --features {config.train.features}"
-        )
-    source = limited(with_captions(checked_source(config.source, "train")), config.train)
-    check_splits(source.path, config.train, write_listing(source, listing))
 
 
 def make_tables(
@@ -323,32 +256,3 @@ def _features_precision(
     if recorded or asked != "auto":
         return recorded or asked
     return machines.choose_precision(config.extract)
-
-
-def run_and_display(work: Callable[[], object], stop: StopRequest, display: RunDisplay) -> None:
-    """Run `work` in a thread and show its progress. The first Ctrl-C lets it save and stop, the
-    second does not wait."""
-    # Not in this thread: Ray Train would take Ctrl-C for itself, and end the run without saving
-    # it. Not in a pool either: Python waits for a pool's threads before it exits.
-    result: Future[None] = Future()
-
-    def target() -> None:
-        try:
-            work()
-            result.set_result(None)
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            result.set_exception(error)
-
-    Thread(target=target, daemon=True).start()
-    is_stopping = False
-    while not result.done():
-        try:
-            wait([result], 1 / UPDATES_PER_SECOND)
-            display.update()
-        except KeyboardInterrupt:
-            if is_stopping:
-                raise
-            is_stopping = True
-            stop.make()
-            write_out("saving after this step; Ctrl-C again does not wait for it\n")
-    result.result()

@@ -106,7 +106,7 @@ def dry_run(
         *facts_as_text(facts),
         _data_on_disk(encoder, made_with, listed, looks, bool(options.features)),
         f"memory: {weights / MB:,.0f} MB for weights, gradients and the optimiser; "
-        f"{_peak_memory(precision) / MB:,.0f} MB at the peak of this trial",
+        f"{peak_memory(precision) / MB:,.0f} MB at the peak of this trial",
         f"time: about {duration(total)} ({duration(encoding_seconds)} to encode, "
         f"{duration(train_seconds)} to train, {duration(validation_seconds)} to validate), by "
         "this machine as busy as it is now",
@@ -217,7 +217,7 @@ def _data_on_disk(
     )
 
 
-def _peak_memory(precision: Precision) -> float:
+def peak_memory(precision: Precision) -> float:
     """In bytes: of the device, or of this process."""
     if precision.device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(precision.device))

@@ -229,7 +229,7 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
         if state.step % options.log_steps == 0 or is_last:
             total = group.sum(counts.clone())
             if group.leads:
-                run.log.add(step_line(run, phase, state, learner.lr, total, logged))
+                run.log.add(step_line(run.steps, phase, state, learner.lr, total, logged))
             logged = LoggedAt(total, state.step, time.monotonic())
 
         every = options.validation.samples_every
@@ -347,10 +347,10 @@ class LoggedAt:
 
 
 def step_line(
-    run: TrainingRun, phase: Phase, state: TrainState, lr: float, counts: Tensor, logged: LoggedAt
+    steps: int, phase: Phase, state: TrainState, lr: float, counts: Tensor, logged: LoggedAt
 ) -> dict[str, Any]:
-    """A log line about the steps since the last such line. `counts` are the sums of all workers
-    since the beginning of the epoch."""
+    """A log line about the steps since the last such line, of `steps` in the whole run. `counts`
+    are the sums of all workers since the beginning of the epoch."""
     seconds = max(time.monotonic() - logged.time, 1e-9)
     new = (counts - logged.counts).tolist()
     captions = new[COUNTED.index("captions")]
@@ -359,7 +359,7 @@ def step_line(
         "phase": phase.name,
         "epoch": state.epochs_done + 1,
         "step": state.step,
-        "steps": run.steps,
+        "steps": steps,
         **phase.figures(new),
         "lr": lr,
         "captions_per_second": round(captions / seconds, 1),

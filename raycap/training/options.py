@@ -1,6 +1,7 @@
 """The options of a training run. The string under a field is its help text."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -185,6 +186,50 @@ class SelfCritical:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """What `--model` fine-tunes: small matrices beside the layers of the model (LoRA, by peft).
+    The model's own weights stay as they are."""
+
+    rank: int = 16
+    """Rank of the matrices. More learn more, and take more memory."""
+    alpha: float = 32.0
+    """The change that they make is multiplied by alpha / rank."""
+    dropout: float = 0.05
+    """Dropout of what goes into them."""
+    layers: str = ""
+    """Which layers have them: a regular expression that fits the whole name of a layer. Empty: all
+    linear layers of the language model"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank is {self.rank}: give at least 1, such as 16")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"lora.alpha is {self.alpha}: give more than 0, such as 32")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout is {self.dropout}: give a share from 0 to below 1")
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise UserError(
+                f"lora.layers is {self.layers!r}, which is no regular expression ({error}): give "
+                r"one such as .*language_model.*\.(q_proj|v_proj)"
+            ) from error
+
+
+# With `model`, these options have other values where nothing else is asked for: a model that
+# describes pictures already needs fewer and smaller steps than one that begins with nothing.
+FINE_TUNING = {
+    "epochs": 3,
+    "batch": 16,
+    "lr": 2e-4,
+    "log_steps": 10,
+    "objective": {"label_smoothing": 0.0},
+    "schedule": {"warmup": 20},
+    "validation": {"batch": 16},
+}
+
+
+@dataclass(frozen=True)
 class Workers:
     """The processes that train: how many, and on what."""
 
@@ -249,6 +294,9 @@ class Train:
     max_steps: int | None = None
     """End the run after this many steps, with a validation. Learning rates are those of the whole
     run."""
+    model: str = ""
+    """A Hugging Face model to fine-tune, instead of a captioner to train: a folder, a name of the
+    hub, or a short name such as smolvlm. --captioner.* are its options."""
     features: str = ""
     """A feature table that `raycap extract` made; empty: made from the source, and kept for later
     runs."""
@@ -312,6 +360,7 @@ class Train:
     """What the model card calls the data."""
     data_licence: str = ""
     """What the model card says of the data's licence."""
+    lora: Lora = field(default_factory=Lora)
     objective: Objective = field(default_factory=Objective)
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)

@@ -59,16 +59,20 @@ def facts_as_text(facts: Mapping[str, Any]) -> list[str]:
         f"{split}: {count:,} pictures, {facts['captions'][split]:,} captions"
         for split, count in facts["pictures"].items()
     ]
-    words = f"{facts['vocabulary']:,} words"
-    if facts["words_cut"] is not None:
-        words += (
-            f", {facts['words_cut']:,} rare ones cut (they occur {facts['unknown_words']:,} times)"
-        )
+    if "model" in facts:  # it is fine-tuned
+        of_words = f"model: {facts['model']} ({facts['family']}), asked {facts['prompt']!r}"
+    else:
+        of_words = f"vocabulary: {facts['vocabulary']:,} words"
+        if facts["words_cut"] is not None:
+            of_words += (
+                f", {facts['words_cut']:,} rare ones cut (they occur {facts['unknown_words']:,} "
+                "times)"
+            )
     many = f"{facts['workers']} workers, each on " if facts["workers"] > 1 else ""
     return [
         f"device: {many}{facts['device']} in {facts['precision']} ({facts['reason']})",
         *data,
-        f"vocabulary: {words}",
+        of_words,
         f"parameters: {facts['parameters_trained']:,} trained, "
         f"{facts['parameters_frozen']:,} frozen",
         f"steps: {facts['steps_per_epoch']:,} per epoch, {facts['steps']:,} in all",

@@ -169,6 +169,7 @@ def run_identity(
 ) -> dict[str, Any]:
     """The options that determine the result of a run."""
     train = to_plain(options)
+    left_out = (*MAY_CHANGE, "model", "lora")  # of runs that fine-tune a model
     reading = to_plain(plan.reading)
     identity = {
         "reading": {name: value for name, value in reading.items() if name not in LIMITS},
@@ -176,7 +177,7 @@ def run_identity(
         "encoder": to_plain(plan.encoder, ENCODERS),
         "decoder": to_plain(plan.decoder, DECODERS),
         "search": search_identity(plan.search),
-        "train": {name: value for name, value in train.items() if name not in MAY_CHANGE},
+        "train": {name: value for name, value in train.items() if name not in left_out},
     }
     if source is not None:
         identity["source"] = to_plain(source, SOURCES)

@@ -63,18 +63,13 @@ def validate(
     written = sorted(group.gather(written))
     references = [dataset.store.references(one.row) for one in written]
     corpus = Corpus([one.caption for one in written], references)
-    scores = {
-        score.name: score
-        for name in (*USED_METRICS, "health")
-        for score in METRICS[name]().compute(corpus)
-    }
+    figures_of_captions, cider_d = score_captions(corpus)
     sample_rows = spread(dataset.rows, options.samples)
     figures = {
         "validation_loss": cross_entropy / words,
         "perplexity": float(np.exp(cross_entropy / words)),
         "accuracy": correct / words,
-        **{name: scores[name].value for name in (*CAPTION_SCORES, *HEALTH_SCORES)},
-        "vocabulary": round(scores["vocabulary"].value),
+        **figures_of_captions,
         "samples": samples_of(dataset, [one for one in written if one.row in sample_rows]),
     }
     if options.padded_length:
@@ -82,13 +77,26 @@ def validate(
         figures["padded_loss"] = (cross_entropy + padding_loss) / (words + padded)
         figures["padded_accuracy"] = (correct + padding_correct) / (words + padded)
     pictures = []
-    cider_d = scores["cider_d"].per_picture.tolist()
     for one, score, captions in zip(written, cider_d, references, strict=True):
         key = dataset.store.key(one.row)
         pictures.append(
             {"key": key, "caption": one.caption, "cider_d": score, "references": captions}
         )
     return ValidationResult(figures, pictures)
+
+
+def score_captions(corpus: Corpus) -> tuple[dict[str, Any], list[float]]:
+    """The scores of captions for the log, and the CIDEr-D of each."""
+    scores = {
+        score.name: score
+        for name in (*USED_METRICS, "health")
+        for score in METRICS[name]().compute(corpus)
+    }
+    figures: dict[str, Any] = {
+        name: scores[name].value for name in (*CAPTION_SCORES, *HEALTH_SCORES)
+    }
+    figures["vocabulary"] = round(scores["vocabulary"].value)
+    return figures, scores["cider_d"].per_picture.tolist()
 
 
 def write_captions(

@@ -30,7 +30,7 @@ class AnswerReader:
     def __init__(self, model: Any, tokenizer: Any, family: str, keeps_prompt: bool) -> None:
         """With `keeps_prompt` an answer begins with its prompt, which it continues."""
         self._tokenizer, self._keeps_prompt = tokenizer, keeps_prompt
-        self._ends = _end_tokens(model, tokenizer, family)
+        self._ends = end_tokens(model, tokenizer, family)
 
     def read(
         self, question: Question, row: list[int], logs: list[float], tokens_in: int | None
@@ -77,7 +77,7 @@ class AnswerReader:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-def _end_tokens(model: Any, tokenizer: Any, family: str) -> set[int]:
+def end_tokens(model: Any, tokenizer: Any, family: str) -> set[int]:
     """The tokens that end an answer."""
     settings = getattr(model, "generation_config", None)
     found = [getattr(settings, "eos_token_id", None), tokenizer.eos_token_id]

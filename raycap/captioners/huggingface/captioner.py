@@ -15,7 +15,7 @@ from raycap.captioners.huggingface.answer_text import AnswerReader, Generated
 from raycap.captioners.huggingface.budget import Budget
 from raycap.captioners.huggingface.dialects import RAGGED, Inputs, picture_mark
 from raycap.captioners.huggingface.drawing import BeamNotes, Draw, Forget, Stop
-from raycap.captioners.huggingface.loading import load_model, load_processor
+from raycap.captioners.huggingface.loading import OpenModel, open_model
 from raycap.captioners.huggingface.options import HuggingFaceOptions
 from raycap.captioners.prompts import Unanswerable
 from raycap.captioners.protocol import Alternative, Captioner, Prediction
@@ -88,17 +88,21 @@ class HuggingFaceCaptioner(Captioner):
     is asked in the wrong way, and every row would fail."""
 
     def __init__(
-        self, options: HuggingFaceOptions, device: str = "auto", threads: int | None = None
+        self,
+        options: HuggingFaceOptions,
+        device: str = "auto",
+        threads: int | None = None,
+        opened: OpenModel | None = None,
     ) -> None:
+        """`opened` is the model, where it is open already."""
         super().__init__(options.intake())
         self.prompts = tuple(stage.name for stage in options.stages)
         if threads:
             torch.set_num_threads(threads)
         self.options = options
-        self.precision = choose_precision(device, options.precision)
-        self.processor = load_processor(options.asked, options.model, options.revision)
-        padding = self.processor.tokenizer.pad_token_id
-        self.model = load_model(options, self.precision, padding)
+        if opened is None:
+            opened = open_model(options, choose_precision(device, options.precision))
+        self.model, self.processor, self.precision = opened
         self.device = self.model.device
         self.inputs = Inputs(
             self.processor, options.family, options.dialect, options.asked.system, options.resized
@@ -265,7 +269,7 @@ class HuggingFaceCaptioner(Captioner):
             stage.system,
             stage.start,
         )
-        inputs = {name: self._on_device(value) for name, value in made.items()}
+        inputs = self.tensors(made)
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         if mask is not None:
             tokens_in: list[int | None] = list(mask.sum(-1).tolist())
@@ -306,6 +310,10 @@ class HuggingFaceCaptioner(Captioner):
         if value.is_floating_point():
             return value.to(self.device, self.precision.dtype)
         return value.to(self.device)
+
+    def tensors(self, made: Mapping[str, Any]) -> dict[str, Any]:
+        """What `inputs` has made, on the device of the model and in its precision."""
+        return {name: self._on_device(value) for name, value in made.items()}
 
     def _check(self) -> None:
         """Captions an empty picture with a few tokens. Raises UserError if that fails."""

@@ -90,6 +90,22 @@ class Inputs:
             )
         return self._texts[prompt, system]
 
+    def text_around(self, answer: str) -> tuple[str, str]:
+        """What the chat template puts before an answer, behind the text that asks for it, and what
+        it puts behind the answer. Both are empty if the template does not say."""
+        asked = [{"type": "image"}, {"type": "text", "text": "ASKED"}]
+        answered = [{"type": "text", "text": answer}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": asked}]
+        begun = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+        messages.append({"role": "assistant", "content": answered})
+        whole = self.processor.apply_chat_template(messages, tokenize=False)
+        if not whole.startswith(begun) or answer not in whole[len(begun) :]:
+            return "", ""
+        before, _, after = whole[len(begun) :].partition(answer)
+        return (before if before.isspace() else ""), after
+
     def _chat(self, pictures: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, Any]:
         first = self.tokenizer.bos_token
         begun = bool(first) and texts[0].startswith(first)  # the tokenizer would add it again

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raycap.captioners.huggingface import files
 from raycap.captioners.huggingface.dialects import (
@@ -138,6 +138,20 @@ def load_processor(asked: HuggingFaceModel, model: str, revision: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return processor
+
+
+class OpenModel(NamedTuple):
+    """A model on its device, ready to generate."""
+
+    model: Any
+    processor: Any
+    precision: Precision
+
+
+def open_model(options: HuggingFaceOptions, precision: Precision) -> OpenModel:
+    processor = load_processor(options.asked, options.model, options.revision)
+    model = load_model(options, precision, processor.tokenizer.pad_token_id)
+    return OpenModel(model, processor, precision)
 
 
 def load_model(options: HuggingFaceOptions, precision: Precision, padding: int | None) -> Any:

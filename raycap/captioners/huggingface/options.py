@@ -49,6 +49,9 @@ class HuggingFaceModel(Generation):
     """sdpa, eager, flash_attention_2, ... Empty: as transformers chooses"""
     adapter: str = ""
     """A LoRA adapter for the model: a folder or OWNER/NAME@REVISION of the hub. Needs peft"""
+    base: str = ""
+    """Of a captioner that `raycap train --model` made: the folder of its base model, if that is no
+    longer where it was"""
     revision: str = ""
     """Branch, tag or commit on the hub. Empty: the main branch as it is when the run starts"""
     max_pixels: int = 0
@@ -79,16 +82,33 @@ class HuggingFaceModel(Generation):
         self, model: str, num_captions: int | None, precision: PrecisionName | None
     ) -> HuggingFaceOptions:
         """The captioner that `model` names. Reads its config and processor, not its weights."""
+        from raycap.captioners.huggingface.fine_tuned import (
+            check_base,
+            is_fine_tuned,
+            resolve_base,
+        )
         from raycap.captioners.huggingface.loading import resolve
 
-        preset = PRESETS.get(model)
-        return resolve(
-            self,
-            model=preset.model if preset else model,
+        asked, base, digest = self, model, ""
+        has_adapter = "://" not in model and is_fine_tuned(model)
+        if has_adapter:
+            asked, base, digest = resolve_base(self, model)
+        elif self.base:
+            raise UserError(
+                f"--captioner.base is for captioners that raycap train --model made, and {model} "
+                "is none: leave it out"
+            )
+        preset = PRESETS.get(base)
+        options = resolve(
+            asked,
+            model=preset.model if preset else base,
             preset=preset,
             num_captions=num_captions or 1,
             precision=self.dtype if self.dtype != "auto" else precision or "auto",
         )
+        if has_adapter:
+            check_base(model, options, digest)
+        return options
 
 
 @dataclass(frozen=True)
@@ -161,7 +181,8 @@ class HuggingFaceOptions(CaptionerOptions):
         return () if self.dialect == "prefix" else fixed_texts(self.stages)
 
     def metadata(self) -> dict[str, str]:
-        return {"captioner": self.digest or f"{self.model}@{self.revision}"}
+        model = self.digest or f"{self.model}@{self.revision}"
+        return {"captioner": f"{model}+{self.adapter[1]}" if self.adapter[1] else model}
 
     def placement(self) -> Placement:
         rate = _RATES[self.dialect] / len(self.stages)

@@ -19,7 +19,8 @@ from raycap.cluster import Cluster
 from raycap.cluster.needs import Need, wait_for_nodes
 from raycap.cluster.nodes import capacity, selector
 from raycap.cluster.session import session
-from raycap.commands.train import list_pictures, make_tables
+from raycap.commands.train import make_tables
+from raycap.commands.training_run import list_pictures
 from raycap.commands.tune.search import RAYS_OWN, check_searcher, run_trials
 from raycap.commands.tune.trial import SweepPlan
 from raycap.config import Config, dumps, with_parameters
@@ -73,6 +74,11 @@ def tune(config: Config) -> int:
 
     if train.dry_run:
         raise UserError("--train.dry-run is about one run: give it to `raycap train`")
+    if train.model:
+        raise UserError(
+            f"train.model is {train.model}, and a sweep trains captioners from their parts: leave "
+            "it out, or fine-tune with `raycap train`"
+        )
     # What is searched? What cannot work is refused before anything is started.
     space = read_space(options.space, functools.partial(with_parameters, config))
     check_options(plan_of(config), config.train)

@@ -1,0 +1,447 @@
+"""`raycap train --model`: LoRA adapters on tiny models, trained, killed, continued and used."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_models
+import torch
+from packages import need
+from PIL import Image
+
+from raycap import Captioner
+from raycap.captioners.huggingface.options import HuggingFaceModel
+from raycap.cli import main
+from raycap.sources import Shapes
+from raycap.storage.training_log import read_epochs, read_log
+
+pytestmark = need("transformers", "peft")
+
+# The tiny model says "a red circle above a blue square"; it learns these words in this order.
+STYLE = 2  # which of the captions of `shapes`: "... on top and ... at the bottom"
+PROMPT = "Describe this picture in one sentence."
+COMMAND = ["--precision", "fp32", "--workers.count", "0", "--trackers"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The hub's client may have been imported, and have read the variable, before.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of pictures with captions in words that the tiny model does not use."""
+    return write_table(tmp_path_factory.mktemp("data"), 40)
+
+
+def write_table(folder: Path, count: int) -> Path:
+    source = Shapes(count=count, seed=5)
+    lines = []
+    for table in source.tables():
+        pictures = source.embedded_pictures(table)
+        for row, picture in zip(table.to_pylist(), pictures, strict=True):
+            assert picture is not None
+            (folder / row["key"]).write_bytes(picture)
+            caption = row["references"][STYLE]
+            lines.append({"path": row["key"], "split": row["split"], "caption": caption})
+    file = folder / "shapes.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def command(data: Path, out: Path, *flags: str, model: str = "") -> list[str]:
+    model = model or tiny_models.trained()
+    own = ["--model", model, "--out", str(out), "--train.cache", str(out.parent / "cache")]
+    return ["train", str(data), *own, "--source.split-column", "split", *COMMAND, *flags]
+
+
+def curve(out: Path) -> list[dict[str, Any]]:
+    """The epochs of a run, without its times."""
+    return [
+        {name: value for name, value in line.items() if "seconds" not in name}
+        for line in read_epochs(out / "metrics.jsonl")
+    ]
+
+
+def adapter_of(out: Path) -> bytes:
+    return (out / "captioner" / "adapter_model.safetensors").read_bytes()
+
+
+def noise(width: int, height: int, seed: int) -> np.ndarray:
+    """A picture of large coloured blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST))
+
+
+# The words that are learned.
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt"),
+    [
+        ("qwen2-vl", ""),
+        ("blip", ""),
+        ("vision-encoder-decoder", ""),
+        *(
+            pytest.param(*each, marks=pytest.mark.thorough)
+            for each in (
+                ("idefics3", ""),
+                ("llava", ""),
+                ("git", ""),
+                ("florence2", ""),
+                ("blip", "What is it"),
+                ("git", "What is it"),
+            )
+        ),
+    ],
+)
+def test_given_words_are_predicted_as_when_the_model_writes_them(
+    family: str, prompt: str, tmp_path: Path
+) -> None:
+    from raycap.captioners.huggingface.true_words import NO_WORD, TrueWords
+
+    folder = tiny_models.build(family, tmp_path / "model")
+    asked = HuggingFaceModel(max_tokens=6, prompt=prompt)
+    captioner = asked.captioner(folder, None, "fp32").open("cpu", None)
+    shown = [noise(64, 64, 1), noise(96, 64, 2), noise(64, 64, 3)]
+    shown = [each.pixels for each in captioner.load_pictures(shown)]
+    true_words = TrueWords(captioner)
+
+    written, expected = [], []
+    for picture in shown:
+        question = captioner.options.prompt
+        inputs = captioner.tensors(captioner.inputs([picture], [question]))
+        made = captioner.model.generate(
+            **inputs,
+            max_new_tokens=6,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        logits = torch.stack(made.logits, 1)[0]  # [T, V]
+        count = len(logits) - len(written)  # captions of several lengths in one batch
+        written.append(made.sequences[0, -len(logits) :][:count].tolist())
+        expected.append(logits[:count])
+    assert len({tuple(words) for words in written}) == len(shown)
+
+    for places in true_words.together(shown):
+        scored = true_words([shown[each] for each in places], [written[each] for each in places])
+        for row, place in enumerate(places):
+            is_word = scored.words[row] != NO_WORD
+            assert scored.words[row][is_word].tolist() == written[place]
+            torch.testing.assert_close(
+                scored.logits[row][is_word], expected[place], atol=2e-4, rtol=1e-3
+            )
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "blip"])
+def test_the_tokens_of_a_caption_are_read_back_as_the_caption(family: str, tmp_path: Path) -> None:
+    from raycap.captioners.huggingface.answer_text import AnswerReader
+    from raycap.captioners.huggingface.true_words import TrueWords
+
+    folder = tiny_models.build(family, tmp_path / "model")
+    captioner = HuggingFaceModel().captioner(folder, None, "fp32").open("cpu", None)
+    tokens = TrueWords(captioner).tokens(" a red circle above a blue square")
+    reader = AnswerReader(captioner.model, captioner.inputs.tokenizer, family, False)
+    question = captioner.options.stages[-1].sample_question()
+    answer = reader.read(question, [*tokens, *tokens], [0.0] * 2 * len(tokens), None)
+    assert (answer.text, answer.finish_reason) == ("a red circle above a blue square", "stop")
+
+
+# A run.
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    flags = ["--epochs", "2", "--batch", "8", "--lr", "1e-2", "--log-steps", "1"]
+    assert main(command(data, out, *flags, "--lora.rank", "4")) == 0
+    return out
+
+
+def test_a_run_writes_what_every_training_run_writes(run: Path) -> None:
+    facts = json.loads((run / "facts.json").read_text())
+    lines = read_log(run / "metrics.jsonl")
+    start = lines[0]
+    assert facts["epochs"] == 2 and [line["kind"] for line in lines].count("step") == 8
+    assert start["pictures"] == {"train": 32, "dev": 4} and start["steps"] == 8
+    assert start["parameters_trained"] < start["parameters_frozen"]
+    losses = [line["training_loss"] for line in lines if line["kind"] == "step"]
+    assert losses[-1] < losses[0] / 2
+    assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    card = (run / "captioner" / "README.md").read_text()
+    assert "32 pictures, 32 captions (train)" in card and tiny_models.trained() in card
+    assert not list((run / "captioner").glob("*model-*"))  # the base model is not in it
+
+
+def test_the_captioner_writes_what_the_run_has_validated(run: Path, data: Path) -> None:
+    captioner = Captioner.load(run / "captioner", precision="fp32", device="cpu")
+    validated = read_log(run / "validation.jsonl")
+    files = [data.parent / Path(line["key"]).name for line in validated]
+    captions = [each.caption for each in captioner.caption(files)]
+    assert captions == [line["caption"] for line in validated]
+    plain = Captioner.load(tiny_models.trained(), precision="fp32", device="cpu")
+    assert captions != [each.caption for each in plain.caption(files)]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_the_command_captions_and_scores_with_it(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raycap.captioners.kinds import kind_of_model
+
+    folder = run / "captioner"
+    assert kind_of_model(str(folder)) == "huggingface"
+    flags = ["--out", str(tmp_path / "out"), "--precision", "fp32", "--limit", "4"]
+    assert main(["caption", str(data), "--model", str(folder), *flags]) == 0
+    [file] = (tmp_path / "out" / "captions").glob("*.parquet")
+    assert pq.read_table(file)["status"].to_pylist() == ["success"] * 4
+
+    # The scores of the run, from captions that are written again.
+    scores = tmp_path / "scores.json"
+    config = tmp_path / "run.yaml"
+    source = f"{{kind: table, path: {data}, split_column: split}}"
+    config.write_text(
+        f"source: {source}\ncaption: {{precision: fp32, actors: 1}}\n"
+        f"evaluate: {{split: dev, samples: 10, cache: {tmp_path / 'cache'}}}\n"
+    )
+    assert main(["evaluate", str(folder), "--config", str(config), "--out", str(scores)]) == 0
+    [table] = json.loads(scores.read_text())["tables"]
+    [kept] = [line for line in read_epochs(run / "metrics.jsonl") if line["best"]][-1:]
+    assert table["scores"]["cider_d"]["score"] == pytest.approx(kept["cider_d"])
+    capsys.readouterr()
+
+
+def test_the_identity_is_of_base_adapter_and_prompt(run: Path, tmp_path: Path) -> None:
+    def identity(folder: Path, **options: Any) -> dict[str, Any]:
+        return HuggingFaceModel(**options).captioner(str(folder), None, "fp32").identity()
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run / "captioner", copy)
+    (copy / "README.md").write_text("another card")
+    assert identity(copy) == identity(run / "captioner")
+    assert identity(copy)["prompt"] == PROMPT
+    assert identity(copy, prompt="What is it ?") != identity(copy)
+    plain = HuggingFaceModel().captioner(tiny_models.trained(), None, "fp32").identity()
+    assert {name for name in plain if plain[name] != identity(copy)[name]} == {"adapter"}
+
+
+def test_a_base_that_moved_changed_or_went_is_refused_with_the_remedy(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: Path
+) -> None:
+    base, folder = tmp_path / "base", tmp_path / "captioner"
+    shutil.copytree(tiny_models.trained(), base)
+    shutil.copytree(run / "captioner", folder)
+    pointer = json.loads((folder / "captioner.json").read_text())
+    pointer["base"]["model"] = str(tmp_path / "gone")
+    (folder / "captioner.json").write_text(json.dumps(pointer))
+    [photo, *_] = map(str, data.parent.glob("*.png"))
+    one = ["caption", photo, "--model", str(folder), "--device", "cpu"]
+
+    assert main(one) == 2
+    assert "--captioner.base FOLDER" in capsys.readouterr().err
+    assert main([*one, "--captioner.base", str(base)]) == 0
+    config = base / "generation_config.json"
+    config.write_text(config.read_text() + "\n")
+    assert main([*one, "--captioner.base", str(base)]) == 2
+    assert "is not the one that" in capsys.readouterr().err
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert main([*one, "--captioner.base", str(base)]) == 2
+    assert "adapter_model.safetensors is missing, damaged" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_made_again_and_another_is_refused(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--epochs", "2", "--batch", "8", "--lr", "1e-2", "--log-steps", "1"]
+    before = adapter_of(run)
+    assert main(command(data, run, *flags, "--lora.rank", "4")) == 0
+    assert "finished; nothing to do" in capsys.readouterr().out
+    assert main(command(data, run, *flags, "--lora.rank", "8")) == 2
+    assert "train.lora.rank" in capsys.readouterr().err
+    assert adapter_of(run) == before
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--encoder-lr", "1e-3"], "train.encoder_lr"),
+        (["--decoder.hidden-width", "8"], "decoder.hidden_width"),
+        (["--decoder", "transformer"], "decoder"),
+        (["--search", "greedy"], "search"),
+        (["--self-critical.epochs", "1"], "train.self_critical.epochs"),
+        (["--objective.scheduled-sampling", "0.1"], "train.objective.scheduled_sampling"),
+        (["--optimiser.averaging", "0.9"], "train.optimiser.averaging"),
+        (["--features", "x"], "train.features"),
+        (["--captioner.quantize", "4bit"], "--captioner.quantize: weights in 8 or 4 bits"),
+        (["--captioner", "vllm"], "only models of the kind huggingface"),
+        (["--captioner.start", "a"], "--captioner.start"),
+        (["--prompt", "Describe {title} ."], "leave out what stands in braces"),
+        (["--lora.rank", "0"], "lora.rank is 0"),
+        (["--lora.layers", "("], "lora.layers"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value[0].strip("-"),
+)
+def test_options_that_do_not_apply_are_refused_by_name(
+    flags: list[str],
+    words: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(data, tmp_path / "run", *flags)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_models_that_cannot_be_fine_tuned_are_refused(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, words in (
+        (str(run / "captioner"), f"give its base model, {tiny_models.trained()}"),
+        ("http://127.0.0.1:9/v1", "is a server, whose weights are not here"),
+        ("shipped", "leave out --model and give --start-from"),
+    ):
+        assert main(command(data, tmp_path / "run", model=model)) == 2
+        assert words in capsys.readouterr().err
+    assert main(["train", str(data), "--prompt", "What?"]) == 2
+    assert "name it (--model smolvlm" in capsys.readouterr().err
+
+
+def test_other_defaults_belong_to_a_model_that_is_fine_tuned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raycap.config import loads
+    from raycap.training.options import FINE_TUNING
+
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {epochs: 7, validation: {samples: 1}}\n")
+    for flags, epochs in (([], FINE_TUNING["epochs"]), (["--config", str(file)], 7)):
+        assert main(["train", "--model", "smolvlm", *flags, "--print-config"]) == 0
+        train = loads(capsys.readouterr().out).train
+        assert (train.epochs, train.lr) == (epochs, FINE_TUNING["lr"])
+        assert train.objective.label_smoothing == 0
+    assert main(["train", "--config", str(file), "--print-config"]) == 0
+    assert loads(capsys.readouterr().out).train.objective.label_smoothing > 0
+
+
+# What a run promises.
+
+
+@pytest.mark.thorough
+def test_a_tiny_model_learns_to_say_it_in_other_words(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--epochs", "12", "--batch", "8", "--lr", "5e-3", "--lora.dropout", "0"]
+    assert main(command(data, tmp_path / "run", *flags)) == 0
+    epochs = curve(tmp_path / "run")
+    assert epochs[-1]["training_loss"] < 0.02 < epochs[0]["training_loss"]
+    capsys.readouterr()
+    captioner = Captioner.load(tmp_path / "run" / "captioner", precision="fp32", device="cpu")
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    learned = [line for line in lines if line["split"] == "train"]
+    captions = captioner.caption([data.parent / line["path"] for line in learned])
+    right = sum(
+        each.caption == line["caption"] for each, line in zip(captions, learned, strict=True)
+    )
+    assert right >= len(learned) - 1
+
+
+@pytest.mark.thorough
+def test_a_dry_run_writes_nothing_and_says_what_a_run_would_be(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(data, tmp_path / "run", "--dry-run", "--batch", "4")) == 0
+    said = capsys.readouterr().out
+    assert "train: 32 pictures, 32 captions" in said and "steps: 8 per epoch, 24 in all" in said
+    assert re.search(r"parameters: [\d,]+ trained, [\d,]+ frozen", said)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+@pytest.fixture
+def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Commands that a test starts; those that still run when it fails are ended."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_and_ends_as_an_undisturbed_one(
+    data: Path, tmp_path: Path, started: list["subprocess.Popen[bytes]"]
+) -> None:
+    # Dropout too must be that of the step, and one checkpoint is in the middle of an epoch.
+    flags = ["--epochs", "8", "--batch", "2", "--lora.dropout", "0.1", "--log-steps", "1"]
+    flags += ["--checkpoint-minutes", "0.01", "--train.workers.threads", "1"]
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    assert main(command(data, whole, *flags)) == 0
+
+    def steps() -> int:
+        return max((line["step"] for line in read_log(out / "metrics.jsonl")), default=0)
+
+    def saved() -> list[str]:
+        return [state.parent.name for state in (out / "checkpoints").glob("*/state.json")]
+
+    for _ in range(2):
+        before, checkpoints = steps(), saved()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raycap", *command(data, out, *flags)],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        started.append(process)
+        wait_for(
+            lambda before=before, old=checkpoints, process=process: (
+                (steps() >= before + 10 and set(saved()) - set(old)) or process.poll() is not None
+            )
+        )  # type: ignore[misc]
+        assert process.poll() is None, "it was to be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert main(command(data, out, *flags)) == 0
+    starts = [line["step"] for line in read_log(out / "metrics.jsonl") if line["kind"] == "start"]
+    assert len(starts) > 1
+    assert curve(out) == curve(whole)
+    assert adapter_of(out) == adapter_of(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+def test_two_workers_learn_what_one_learns(data: Path, tmp_path: Path) -> None:
+    flags = ["--epochs", "2", "--batch", "5", "--lr", "2e-3", "--lora.dropout", "0"]
+    assert main(command(data, tmp_path / "one", *flags)) == 0
+    assert main(command(data, tmp_path / "two", *flags, "--workers.count", "2")) == 0
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ("training_loss", "validation_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
