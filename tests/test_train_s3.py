@@ -1,6 +1,7 @@
 """`raycap train` with its features, its run folder and its captioner in a bucket, on a server of
 the test's own."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from raycap.cli import main
 from raycap.storage import RunFolder
 from raycap.storage.training_log import METRICS, read_epochs, read_log
 from raycap.training.checkpoint import CheckpointWriter, TrainState, load_checkpoint
+from raycap.training.run_files import EpochLimit
 
 CPU = torch.device("cpu")
 
@@ -87,17 +89,12 @@ def test_a_run_in_a_bucket_goes_on_from_another_folder(
 ) -> None:
     out, here = "s3://training/run", ["--workers.count", "0", "--epochs", "10"]
     started = command(tmp_path / "first", s3, *here, "--out", out)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "raycap", *started],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start(started)
     try:
-        wait_for(lambda: len(losses(out)) >= 2 or process.poll() is not None)
-        assert process.poll() is None
+        wait_for(process, lambda: len(losses(out)) >= 2)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert 2 <= len(losses(out)) < 10
     # On another machine, the lease of a dead run is waited for.
     RunFolder(out).remove_file("_lease.json")
@@ -120,13 +117,20 @@ def test_a_run_in_a_bucket_goes_on_from_another_folder(
 # Several nodes without a shared folder
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
-    """The command, which looks for new nodes every two seconds."""
-    program = (
-        "import sys; from raycap.cli import main; from raycap.cluster import train_workers; "
-        "train_workers.SECONDS_BETWEEN_RESIZES = 2.0; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, *arguments]
+ELASTIC = """
+import functools, sys
+from raycap.cli import main
+from raycap.cluster import train_workers
+from raycap.commands import train
+train_workers.SECONDS_BETWEEN_RESIZES = 2.0
+train.run_training = functools.partial(train.run_training, epoch_token="test")
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(arguments: list[str], *program: str) -> "subprocess.Popen[str]":
+    """The command in a process of its own, or a program with its arguments."""
+    command = [sys.executable, *(program or ("-m", "raycap")), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -167,34 +171,54 @@ def test_two_nodes_without_a_shared_folder_do_what_one_process_does(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_ray")
-def test_a_run_goes_on_with_fewer_and_with_more_workers(tmp_path: Path, s3: Any) -> None:
-    """Without dropout, the losses say that every picture was learned from once in each epoch."""
-    epochs = ["--epochs", "80"]
+def test_a_run_goes_on_with_more_and_with_fewer_workers(tmp_path: Path, s3: Any) -> None:
+    """Without dropout, the losses say that every picture was learned from once in each epoch. The
+    run waits before each epoch until the test allows it."""
+    epochs = ["--epochs", "8"]
     whole = command(tmp_path / "here", s3, *epochs, "--workers.count", "0")
     assert main([*whole, "--out", str(tmp_path / "whole")]) == 0
-    out = "s3://training/elastic"
+    out = tmp_path / "elastic"
+    out.mkdir()
+    limit = EpochLimit(out, "test")
     with cluster_of(num_cpus=0) as cluster:
         first = cluster.add_node(num_cpus=1, **MEMORY)
         cluster.wait_for_nodes()
-        workers = ["--workers.min", "1", "--workers.max", "2", "--workers.cpus", "1"]
-        workers += ["--cluster.address", cluster.address]
-        run = start(command(tmp_path / "driver", s3, *epochs, *workers, "--out", out))
-        wait_for(lambda: losses(out) or run.poll() is not None)
-        second = cluster.add_node(num_cpus=1, **MEMORY)
-        both = {raylet(first), raylet(second)}
-        wait_for(lambda: parents_of("ray::RayTrainWorker") == both or run.poll() is not None)
-        assert run.poll() is None
-        before = len(losses(out))
-        wait_for(lambda: len(losses(out)) > before or run.poll() is not None)
-        assert run.poll() is None
-        cluster.remove_node(first, allow_graceful=False)
-        printed, _ = run.communicate(timeout=600)
-        assert run.returncode == 0, printed
-    assert close(losses(out), losses(str(tmp_path / "whole")))
+        where = ["--workers.min", "1", "--workers.max", "2", "--workers.cpus", "1"]
+        where += ["--cluster.address", cluster.address]
+        given = command(tmp_path / "driver", s3, *epochs, *where, "--out", str(out))
+        limit.allow(2)
+        run = start(given, "-c", ELASTIC)
+
+        def has_workers_on(*nodes: Any) -> bool:
+            return parents_of("ray::RayTrainWorker") == {raylet(node) for node in nodes}
+
+        try:
+            wait_for(run, limit.is_reached)
+            second = cluster.add_node(num_cpus=1, **MEMORY)
+            wait_for(run, lambda: has_workers_on(first, second))
+            limit.allow(4)
+            wait_for(run, limit.is_reached)
+            limit.allow(7)
+            wait_for(run, lambda: len(losses(str(out))) > 4)
+            cluster.remove_node(first, allow_graceful=False)
+            wait_for(run, lambda: has_workers_on(second))
+            limit.allow(8)
+            printed, _ = run.communicate(timeout=240)
+        finally:
+            run.kill()
+    assert run.returncode == 0, printed
+    assert close(losses(str(out)), losses(str(tmp_path / "whole")))
+    lines = read_log(out / METRICS)
+    workers = [line["workers"] for line in lines if line["kind"] == "start"]
+    assert [count for count, _ in itertools.groupby(workers)] == [1, 2, 1]
+    steps = [line["step"] for line in lines if line["kind"] == "step"]
+    assert steps == list(range(1, steps[-1] + 1))
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
+def wait_for(run: "subprocess.Popen[str]", condition: Callable[[], object]) -> None:
+    """Wait until the condition holds. Fails if the run ends before, or takes minutes."""
+    end = time.monotonic() + 240
     while not condition():
+        assert run.poll() is None, run.communicate()[0]
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.2)

@@ -37,6 +37,9 @@ RAYS_OWN = "_ray"
 # An elastic run looks for new nodes this often. Each change costs the steps since the last
 # checkpoint.
 SECONDS_BETWEEN_RESIZES = 60.0
+# After a node was lost, Ray Train counts on it for up to 20 seconds more. An elastic run waits so
+# many seconds for workers that cannot start, before it starts fewer.
+SECONDS_TO_START = 20
 
 
 AnySetup = TrainingSetup | FineTuningSetup
@@ -95,6 +98,8 @@ def train_on_workers(
     resources = {"CPU": options.workers.cpus} | ({"GPU": options.workers.gpus} if gpu else {})
     # Workers keep the driver's working directory, so that relative paths in the config hold.
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    if elastic:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SECONDS_TO_START))
     failures = options.workers.failures
     trainer = TorchTrainer(
         _work,
