@@ -103,8 +103,7 @@ def test_the_decoder_validates_in_float32_whatever_the_precision_of_the_run(
     network = Network(decoder, None).eval()
     batch = dataset.batch(dataset.rows)
     keys = [store.key(row) for row in batch.rows]
-    captions = [one for own in dataset.rows for one in [dataset.captions(own)]]
-    bare = [[words[1:-1] for words in own] for own in captions]
+    bare = [[words[1:-1] for words in dataset.captions(row)] for row in dataset.rows]
     neighbours = build_neighbours(batch.pictures[:, -1].float().numpy(), bare, 8)
     found = {}
     for name in ("fp32", "bf16"):
