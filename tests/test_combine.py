@@ -1,5 +1,6 @@
 """One captioner of several: ensembles, and means of weights."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -153,6 +154,14 @@ def test_an_ensemble_is_a_captioner_folder_like_any_other(
     # An ensemble of an ensemble is one of all its decoders.
     combine(Combine((out, folders[0]), str(tmp_path / "more"), numbers="int8"))
     plan = TrainedCaptioner.read(tmp_path / "more", "cpu").plan
+    # Which pictures are accepted does not matter, how they are shown does.
+    limited = dataclasses.replace(alone[0].plan.reading, max_side=9_000)
+    white = dataclasses.replace(limited, background="white")
+    for reading, fits in ((limited, True), (white, False)):
+        alone[0].plan = dataclasses.replace(alone[0].plan, reading=reading)
+        alone[0].save(tmp_path / "limited")
+        with contextlib.nullcontext() if fits else pytest.raises(UserError, match="backgrounds"):
+            combine(Combine((folders[1], str(tmp_path / "limited")), str(tmp_path / "both")))
     assert isinstance(plan.decoder, Ensemble) and len(plan.decoder.members) == 4
     with pytest.raises(UserError, match="ensemble, which cannot be trained"):
         build_encoder(plan, out)

@@ -111,8 +111,9 @@ def _check_same(first: Part, other: Part) -> None:
             f"{both} know different words: only captioners with the same vocabulary can be "
             "combined, such as those of runs on the same captions"
         )
-    if first.plan.reading != other.plan.reading:
-        raise UserError(f"{both} read pictures in different ways (--reading): they must be alike")
+    # Which pictures are accepted is for whoever reads them to say.
+    if first.plan.reading.background != other.plan.reading.background:
+        raise UserError(f"{both} show pictures on different backgrounds (--reading.background)")
     options = [
         {name: value for name, value in plain.items() if name not in OF_WEIGHTS}
         for plain in (to_plain(part.plan.encoder, ENCODERS) for part in (first, other))
