@@ -35,6 +35,7 @@ from raycap.search import Beam
 from raycap.storage import Lease
 from raycap.storage.lease import LEASE
 from raycap.training.display import RunDisplay
+from raycap.training.fine_tuning.adapter import check_lora
 from raycap.training.fine_tuning.dry_run import dry_run
 from raycap.training.fine_tuning.setup import (
     FineTuningSetup,
@@ -51,6 +52,7 @@ def run_tuning(config: Config) -> bool:
     """One run from beginning to end; False when it was stopped before, with everything saved."""
     options = config.train
     captioner = resolve_captioner(options, checked_model(config))
+    check_lora(captioner, options.lora)
     reading = captioner.reading(config.reading)
     identity = tuning_identity(captioner, options, reading, config.source)
     folder = run_folder(options.out)

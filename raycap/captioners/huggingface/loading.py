@@ -154,6 +154,16 @@ def open_model(options: HuggingFaceOptions, precision: Precision) -> OpenModel:
     return OpenModel(model, processor, precision)
 
 
+def model_without_weights(options: HuggingFaceOptions) -> Any:
+    """The layers of a model with their names, on no device."""
+    import torch
+
+    transformers = import_transformers()
+    config = load_config(options.asked, options.model, options.revision)
+    with _explained(options.model), torch.device("meta"):
+        return transformers.AutoModelForImageTextToText.from_config(config)
+
+
 def load_model(options: HuggingFaceOptions, precision: Precision, padding: int | None) -> Any:
     """The model on its device, ready to generate. `padding` is the token that fills batches."""
     transformers = import_transformers()

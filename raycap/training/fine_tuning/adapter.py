@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from raycap.captioners.huggingface.captioner import HuggingFaceCaptioner
-from raycap.captioners.huggingface.loading import OpenModel, open_model
+from raycap.captioners.huggingface.loading import (
+    OpenModel,
+    model_without_weights,
+    open_model,
+)
 from raycap.captioners.huggingface.options import HuggingFaceOptions
 from raycap.captioners.huggingface.true_words import TrueWords
 from raycap.device import Precision
@@ -31,10 +35,11 @@ class AdaptedModel:
         peft = import_peft()
         opened = open_model(options, precision)
         opened.model.requires_grad_(False)
-        layers = lora.layers or layers_of_language_model(opened.model)
-        check_layers(opened.model, layers)
         config = peft.LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=adapted_layers(opened.model, lora),
         )
         torch.manual_seed(seed)
         # It puts its layers into the model, in place.
@@ -77,6 +82,33 @@ class AdaptedModel:
         return trained, sum(each.numel() for each in self.adapted.parameters()) - trained
 
 
+def check_lora(options: HuggingFaceOptions, lora: Lora) -> None:
+    """Raises UserError if the model has no layers such as asked for. Its weights are not read."""
+    if not options.asked.trust_remote_code:  # such code may not run without weights
+        adapted_layers(model_without_weights(options), lora)
+
+
+def adapted_layers(model: Any, lora: Lora) -> str:
+    """The expression that fits the names of the layers with an adapter."""
+    layers = lora.layers or layers_of_language_model(model)
+    named = dict(model.named_modules())
+    fitting = [name for name in named if re.fullmatch(layers, name)]
+    if not fitting:
+        examples = ", ".join([name for name, each in named.items() if is_linear(each)][-3:])
+        raise UserError(
+            f"--lora.layers is {layers!r}, which fits no layer of the model: give an expression "
+            f"that fits whole names, such as {examples}"
+        )
+    for name in fitting:
+        if not is_linear(named[name]) or predicts_words(named[name], model):
+            raise UserError(
+                f"--lora.layers is {layers!r}, which fits {name or 'the whole model'} too: only "
+                "linear layers can have an adapter, and not the one that predicts words, which "
+                "often shares its weights with the words that are read"
+            )
+    return layers
+
+
 def layers_of_language_model(model: Any) -> str:
     """A regular expression that fits the names of all linear layers of the model's language part,
     without the one that predicts words."""
@@ -89,26 +121,20 @@ def layers_of_language_model(model: Any) -> str:
             "nothing says which part of this model writes words: name the layers that learn "
             r"(--lora.layers '.*language_model.*\.(q_proj|v_proj)')"
         )
-    output = model.get_output_embeddings()
     linear = {
         inner.rpartition(".")[2]
         for inner, each in part.named_modules()
-        if is_linear(each) and each is not output
+        if is_linear(each) and not predicts_words(each, model)
     }
     return rf"{re.escape(name)}\..*\b({'|'.join(sorted(map(re.escape, linear)))})"
-
-
-def check_layers(model: Any, layers: str) -> None:
-    """Raises UserError if no linear layer has a name that fits."""
-    linear = [name for name, each in model.named_modules() if is_linear(each)]
-    if not any(re.fullmatch(layers, name) for name in linear):
-        examples = ", ".join(linear[-3:])
-        raise UserError(
-            f"--lora.layers is {layers!r}, which fits no linear layer of the model: give an "
-            f"expression that fits whole names, such as {examples}"
-        )
 
 
 def is_linear(layer: Any) -> bool:
     # Conv1D: the linear layers of GPT-2.
     return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
+
+
+def predicts_words(layer: Any, model: Any) -> bool:
+    """Whether a linear layer has an output for each word."""
+    words = getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+    return words is not None and getattr(layer, "out_features", None) == words
