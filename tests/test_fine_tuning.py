@@ -1,5 +1,6 @@
 """`raycap train --model`: LoRA adapters on tiny models, trained, killed, continued and used."""
 
+import dataclasses
 import json
 import os
 import re
@@ -316,6 +317,19 @@ def test_options_that_do_not_apply_are_refused_by_name(
     assert main(command(data, tmp_path / "run", *flags)) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_every_option_of_a_training_run_is_used_or_refused() -> None:
+    """A new option of `Train` belongs into one of the two."""
+    from raycap.training import Train
+    from raycap.training.fine_tuning.setup import OF_TRAINED
+
+    used = {"out", "fresh", "dry_run", "limit", "max_steps", "model", "cache", "lora"}
+    used |= {"training_splits", "validation_split", "epochs", "batch", "lr", "seed", "precision"}
+    used |= {"tf32", "checkpoint_minutes", "log_steps", "trackers", "data_name", "data_licence"}
+    used |= {"objective", "optimiser", "schedule", "validation", "workers"}
+    names = {field.name for field in dataclasses.fields(Train)}
+    assert used | {name for name in OF_TRAINED if "." not in name} == names
 
 
 def test_models_that_cannot_be_fine_tuned_are_refused(

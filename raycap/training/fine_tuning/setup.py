@@ -30,6 +30,7 @@ OF_TRAINED = (
     "compile",
     "neighbours",
     "augmentation",
+    "distillation",
     "self_critical",
     "objective.attention_penalty",
     "objective.scheduled_sampling",
