@@ -117,14 +117,14 @@ def noise(width: int, height: int, seed: int) -> np.ndarray:
 def test_given_words_are_predicted_as_when_the_model_writes_them(
     family: str, prompt: str, tmp_path: Path
 ) -> None:
-    from raycap.captioners.huggingface.true_words import NO_WORD, TrueWords
+    from raycap.captioners.huggingface.given_words import NO_WORD, GivenWords
 
     folder = tiny_models.build(family, tmp_path / "model")
     asked = HuggingFaceModel(max_tokens=6, prompt=prompt)
     captioner = asked.captioner(folder, None, "fp32").open("cpu", None)
     shown = [noise(64, 64, 1), noise(96, 64, 2), noise(64, 64, 3)]
     shown = [each.pixels for each in captioner.load_pictures(shown)]
-    true_words = TrueWords(captioner)
+    given_words = GivenWords(captioner)
 
     written, expected = [], []
     for picture in shown:
@@ -143,8 +143,8 @@ def test_given_words_are_predicted_as_when_the_model_writes_them(
         expected.append(logits[:count])
     assert len({tuple(words) for words in written}) == len(shown)
 
-    for places in true_words.together(shown):
-        scored = true_words([shown[each] for each in places], [written[each] for each in places])
+    for places in given_words.together(shown):
+        scored = given_words([shown[each] for each in places], [written[each] for each in places])
         for row, place in enumerate(places):
             is_word = scored.words[row] != NO_WORD
             assert scored.words[row][is_word].tolist() == written[place]
@@ -156,11 +156,11 @@ def test_given_words_are_predicted_as_when_the_model_writes_them(
 @pytest.mark.parametrize("family", ["qwen2-vl", "blip"])
 def test_the_tokens_of_a_caption_are_read_back_as_the_caption(family: str, tmp_path: Path) -> None:
     from raycap.captioners.huggingface.answer_text import AnswerReader
-    from raycap.captioners.huggingface.true_words import TrueWords
+    from raycap.captioners.huggingface.given_words import GivenWords
 
     folder = tiny_models.build(family, tmp_path / "model")
     captioner = HuggingFaceModel().captioner(folder, None, "fp32").open("cpu", None)
-    tokens = TrueWords(captioner).tokens(" a red circle above a blue square")
+    tokens = GivenWords(captioner).tokens(" a red circle above a blue square")
     reader = AnswerReader(captioner.model, captioner.inputs.tokenizer, family, False)
     question = captioner.options.stages[-1].sample_question()
     answer = reader.read(question, [*tokens, *tokens], [0.0] * 2 * len(tokens), None)

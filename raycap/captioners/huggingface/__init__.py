@@ -8,6 +8,6 @@ intakes.py      the pixels that a family's processor would make
 drawing.py      which token comes next, and how sure the model is of it
 budget.py       how many pictures go into a batch
 captioner.py    pictures -> captions
-true_words.py   how likely the words of given captions are, for fine-tuning
+given_words.py  how likely the words of given captions are, for fine-tuning
 fine_tuned.py   the folder of a captioner that was fine-tuned: an adapter and its base model
 """

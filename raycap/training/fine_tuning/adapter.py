@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from raycap.captioners.huggingface.captioner import HuggingFaceCaptioner
+from raycap.captioners.huggingface.given_words import GivenWords
 from raycap.captioners.huggingface.loading import (
     OpenModel,
     model_without_weights,
     open_model,
 )
 from raycap.captioners.huggingface.options import HuggingFaceOptions
-from raycap.captioners.huggingface.true_words import TrueWords
 from raycap.device import Precision
 from raycap.errors import UserError
 from raycap.training.fine_tuning.setup import import_peft
@@ -48,7 +48,7 @@ class AdaptedModel:
         self.captioner = HuggingFaceCaptioner(
             options, opened=OpenModel(opened.model, opened.processor, precision)
         )
-        self.true_words = TrueWords(self.captioner)
+        self.given_words = GivenWords(self.captioner)
         named = self.adapted.named_parameters()
         self.weights: dict[str, nn.Parameter] = {
             name: weight for name, weight in named if weight.requires_grad

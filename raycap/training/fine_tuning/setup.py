@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raycap.captioners.huggingface.given_words import check_family
 from raycap.captioners.huggingface.options import HuggingFaceModel, HuggingFaceOptions
-from raycap.captioners.huggingface.true_words import check_family
 from raycap.captioners.kinds import CAPTIONERS, kind_of_model
 from raycap.errors import UserError
 from raycap.images import Encoded, Reading

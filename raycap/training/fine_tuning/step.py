@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raycap.captioners.huggingface.true_words import NO_WORD, Scored
+from raycap.captioners.huggingface.given_words import NO_WORD, Scored
 from raycap.device import Precision
 from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from raycap.training.distributed import WorkerGroup
@@ -72,7 +72,7 @@ def tune_step(
     may have none.
     """
     options, group, precision = learner.options, learner.group, learner.precision
-    optimiser, scaler, true_words = learner.optimiser, learner.scaler, learner.model.true_words
+    optimiser, scaler, given_words = learner.optimiser, learner.scaler, learner.model.given_words
 
     # The random numbers of a step depend on its number alone: a run that continues needs no saved
     # generators.
@@ -82,8 +82,8 @@ def tune_step(
     parts = [
         ([batch[place] for place in places], [tokens[place] for place in places])
         for batch in batches
-        for tokens in [[true_words.tokens(example.caption) for example in batch]]
-        for places in true_words.together([example.pixels for example in batch])
+        for tokens in [[given_words.tokens(example.caption) for example in batch]]
+        for places in given_words.together([example.pixels for example in batch])
     ]
 
     # The loss is the mean over all words of the step, of all workers.
@@ -95,7 +95,7 @@ def tune_step(
     counts = torch.zeros(len(COUNTED), device=precision.device)
     for examples, tokens in parts:
         with precision.autocast():
-            scored = true_words([example.pixels for example in examples], tokens)
+            scored = given_words([example.pixels for example in examples], tokens)
         objective, added = word_loss(scored, options.objective.label_smoothing)
         scaler.scale(objective / words).backward()  # type: ignore[no-untyped-call]
         counts += added

@@ -47,10 +47,10 @@ def validate_captioner(
     for start in range(0, len(own_rows), options.batch):
         batch = own_rows[start : start + options.batch].tolist()
         pictures = [store.pixels(row) for row in batch]
-        tokens = [model.true_words.tokens(store.references(row)[0]) for row in batch]
-        for places in model.true_words.together(pictures):
+        tokens = [model.given_words.tokens(store.references(row)[0]) for row in batch]
+        for places in model.given_words.together(pictures):
             with precision.autocast():
-                scored = model.true_words(
+                scored = model.given_words(
                     [pictures[place] for place in places], [tokens[place] for place in places]
                 )
             counts += word_loss(scored, 0.0)[1]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raycap.captioners.huggingface.captioner import HuggingFaceCaptioner
 
 # Families that are not asked in a chat, and whose words are known to be predicted here as they are
-# in captioning; tests/test_true_words.py compares them.
+# in captioning; tests/test_fine_tuning.py compares them.
 KNOWN = ("blip", "git", "vision-encoder-decoder", "florence2")
 # Of a position that holds no word.
 NO_WORD = -100
@@ -49,7 +49,7 @@ def check_family(model: str, family: str, dialect: str) -> None:
         )
 
 
-class TrueWords:
+class GivenWords:
     """Reads given captions with the model of a captioner."""
 
     def __init__(self, captioner: HuggingFaceCaptioner) -> None:
