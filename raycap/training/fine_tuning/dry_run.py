@@ -18,7 +18,7 @@ from raycap.training.distributed import WorkerGroup
 from raycap.training.dry_run import MB, peak_memory
 from raycap.training.fine_tuning.adapter import AdaptedModel
 from raycap.training.fine_tuning.loop import facts_of_run
-from raycap.training.fine_tuning.pictures import Example, Examples, FittedPictures
+from raycap.training.fine_tuning.pictures import CaptionedPicture, Examples, FittedPictures
 from raycap.training.fine_tuning.setup import FineTuningSetup
 from raycap.training.fine_tuning.step import AdapterLearner, tune_step
 from raycap.training.options import Train
@@ -56,7 +56,10 @@ def dry_run(options: Train, captioner: HuggingFaceOptions, listing: Path) -> str
     chance = np.random.default_rng(0)
     picture = chance.integers(256, size=(high, wide, 3), dtype=np.uint8)
     count = math.ceil(min(options.batch, len(training)) / workers)
-    share = [Example(picture, store.references(row)[0]) for row in training.rows[:count].tolist()]
+    share = [
+        CaptionedPicture(picture, store.references(row)[0])
+        for row in training.rows[:count].tolist()
+    ]
     parts = np.array_split(np.arange(count), options.optimiser.accumulate)
     batches = [[share[place] for place in part.tolist()] for part in parts if len(part)]
     learner = AdapterLearner(model, options, steps_per_epoch, precision, WorkerGroup())

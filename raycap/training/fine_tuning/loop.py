@@ -25,7 +25,7 @@ from raycap.training.dataset import read_ahead
 from raycap.training.distributed import WorkerGroup
 from raycap.training.fine_tuning.adapter import AdaptedModel
 from raycap.training.fine_tuning.card import card_of
-from raycap.training.fine_tuning.pictures import Example, Examples, FittedPictures
+from raycap.training.fine_tuning.pictures import CaptionedPicture, Examples, FittedPictures
 from raycap.training.fine_tuning.setup import FineTuningSetup
 from raycap.training.fine_tuning.step import AdapterLearner, tune_step
 from raycap.training.fine_tuning.validation import validate_captioner
@@ -140,7 +140,7 @@ def tune_epoch(run: TuningRun, state: TrainState) -> bool:
         counts = torch.tensor(state.counts, device=device)
     epoch = state.epoch
 
-    def read(share: NDArray[np.int64]) -> list[list[Example]]:
+    def read(share: NDArray[np.int64]) -> list[list[CaptionedPicture]]:
         """The examples of one step: `accumulate` parts, so that each fits in memory."""
         pieces = np.array_split(share, options.optimiser.accumulate)
         parts = [[run.training.example(row, epoch) for row in each.tolist()] for each in pieces]

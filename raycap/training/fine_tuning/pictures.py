@@ -29,7 +29,7 @@ COLUMNS = ["key", "sha256", "pixels", "height", "width"]
 PICTURES = "pictures.arrow"
 
 
-class Example(NamedTuple):
+class CaptionedPicture(NamedTuple):
     """A picture and the caption that is learned of it."""
 
     pixels: NDArray[np.uint8]  # [H, W, 3]
@@ -98,12 +98,14 @@ class Examples:
         for first in range(start * batch, len(order), batch):
             yield order[first : first + batch][worker::workers]
 
-    def example(self, row: int, epoch: int) -> Example:
+    def example(self, row: int, epoch: int) -> CaptionedPicture:
         """A picture with the caption of this epoch. In as many epochs as it has captions, each is
         learned once."""
         references = self.store.references(row)
         first = int(np.random.default_rng((self.seed, int(row))).integers(len(references)))
-        return Example(self.store.pixels(row), references[(first + epoch) % len(references)])
+        return CaptionedPicture(
+            self.store.pixels(row), references[(first + epoch) % len(references)]
+        )
 
 
 def open_fitted(pictures: PictureTables, cache: Path) -> FittedPictures:

@@ -12,7 +12,7 @@ from raycap.device import Precision
 from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
 from raycap.training.distributed import WorkerGroup
 from raycap.training.fine_tuning.adapter import AdaptedModel
-from raycap.training.fine_tuning.pictures import Example
+from raycap.training.fine_tuning.pictures import CaptionedPicture
 from raycap.training.optimiser import OPTIMISERS, LearningRates
 from raycap.training.options import Train
 from raycap.training.step import COUNTED
@@ -63,7 +63,7 @@ class AdapterLearner:
 
 
 def tune_step(
-    learner: AdapterLearner, batches: Sequence[Sequence[Example]], state: TrainState
+    learner: AdapterLearner, batches: Sequence[Sequence[CaptionedPicture]], state: TrainState
 ) -> Tensor:
     """One update of the adapter, from this worker's share of a step. Returns its sums, in the
     order of COUNTED.
