@@ -3,9 +3,11 @@
 python benchmarks/stream.py [--rows 6000 60000 600000]      memory and reading, grids of 12 numbers
 python benchmarks/stream.py --speed [--pictures 2000]       training steps, grids of 49 x 1280
 
-- memory: the most that a process holds for itself (RssAnon), above what it held after its
-  imports. `driver`: lists the source, joins captions with rows and counts words and n-grams.
-  `worker`: reads an epoch. Each is a process of its own.
+- memory: the most that a process holds for itself (RssAnon) in each of its steps, above what it
+  held after its imports. Each part is a process of its own:
+  driver: lists the source, joins captions with rows, counts words, unpacks the validation pictures
+  leader: counts the n-grams of all captions, which only self-critical training needs
+  worker: reads an epoch
 - speed: captions per second of training steps. Both sides take turns in one process, medians over
   rounds; only the ratio counts. At least 0.9.
 """
@@ -20,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,6 @@ from raycap.captioners.trained import CaptionerPlan
 from raycap.decoders import Recurrent
 from raycap.device import choose_precision
 from raycap.encoders import Pixels
-from raycap.metrics import DocumentFrequencies
 from raycap.schema import features_schema, fit, tensor_column
 from raycap.search import Greedy
 from raycap.sources import Table
@@ -43,6 +45,7 @@ from raycap.training.dataset import read_ahead
 from raycap.training.distributed import WorkerGroup
 from raycap.training.network import Network
 from raycap.training.row_groups import join_captions
+from raycap.training.self_critical import document_frequencies
 from raycap.training.setup import gather_setup
 from raycap.training.step import Learner, Phase, train_step
 from raycap.training.store import PictureTables, write_listing
@@ -92,33 +95,65 @@ def source_of(folder: Path) -> Table:
     return Table(path, key_column="path", split_column="split", references=("references",))
 
 
-def drive(folder: Path) -> None:
+@dataclass
+class Watch:
+    """The most memory in each step of a process, above its start, in KiB."""
+
+    step: str = "start"
+    most: dict[str, int] = field(default_factory=dict)
+
+    def follow(self, ended: threading.Event) -> None:
+        start = held()
+        while not ended.wait(0.02):
+            self.most[self.step] = max(self.most.get(self.step, 0), held() - start)
+
+
+def options() -> Train:
+    return Train(data="stream", window=2048)
+
+
+def tables_of(folder: Path) -> PictureTables:
+    listing, rows = folder / "listing.arrow", str(folder / "rows")
+    return PictureTables((str(folder / "table"),), str(listing), rows=rows)
+
+
+def streamed(folder: Path, vocabulary: Vocabulary) -> TrainingData:
+    pictures = open_pictures(tables_of(folder), options(), folder / "cache")
+    return datasets_of(pictures, options(), vocabulary)[0]
+
+
+def known_words() -> Vocabulary:
+    words = [f"word{number}" for number in range(WORDS)]
+    return Vocabulary.build(words, VocabularyOptions(min_count=1))
+
+
+def drive(folder: Path, watch: Watch) -> None:
     """What the driver of a streamed run does before it starts workers."""
-    listing, rows = folder / "listing.arrow", RunFolder(str(folder / "rows"))
-    write_listing(source_of(folder), listing)
-    options = Train(data="stream", window=2048)
-    join_captions(str(folder / "table"), listing, rows, options)
-    tables = PictureTables((str(folder / "table"),), str(listing), rows=str(rows))
+    tables = tables_of(folder)
+    watch.step = "list"
+    write_listing(source_of(folder), Path(tables.listing))
+    watch.step = "join"
+    join_captions(tables.tables[0], Path(tables.listing), RunFolder(tables.rows), options())
+    watch.step = "words"
     encoder = Pixels(size=8, patch=8, frequencies=2)
     plan = CaptionerPlan(encoder, Recurrent(hidden_width=8, embedding_width=8), search=Greedy())
     plan_words = VocabularyOptions(min_count=1)
-    setup = gather_setup(plan, plan_words, options, encoder.build(), tables, None)
-    training, _ = datasets_of(
-        open_pictures(tables, options, folder / "cache"), options, setup.vocabulary
-    )
-    encode = setup.vocabulary.encode
-    DocumentFrequencies.counted([encode(one) for one in own] for own in training.references())
+    setup = gather_setup(plan, plan_words, options(), encoder.build(), tables, None)
+    watch.step = "unpack"
+    streamed(folder, setup.vocabulary)
 
 
-def work(folder: Path) -> None:
+def lead(folder: Path, watch: Watch) -> None:
+    """What the leader of the workers does before self-critical training."""
+    training = streamed(folder, known_words())
+    watch.step = "n-grams"
+    document_frequencies(RunFolder(str(folder / "run")), training)
+
+
+def work(folder: Path, watch: Watch) -> None:
     """What a worker does in an epoch, without the network."""
-    options = Train(data="stream", window=2048)
-    tables = PictureTables((str(folder / "table"),), "", rows=str(folder / "rows"))
-    words = [f"word{number}" for number in range(WORDS)]
-    vocabulary = Vocabulary.build(words, VocabularyOptions(min_count=1))
-    training, _ = datasets_of(
-        open_pictures(tables, options, folder / "cache"), options, vocabulary
-    )
+    training = streamed(folder, known_words())
+    watch.step = "epoch"
     seen = 0
     for batch in read_ahead(training.shares(0, 0, 32, 0, 1), training.batch):
         seen += len(batch.rows)
@@ -133,35 +168,31 @@ def held() -> int:
 
 
 def measured(part: str, folder: Path) -> None:
-    """Do a part, and print the most memory that it held above its start, in MiB, and seconds."""
-    start, most, ended = held(), [0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.05):
-            most[0] = max(most[0], held())
-
-    watcher = threading.Thread(target=watch, daemon=True)
+    """Do a part, and print the most memory of each step in MiB, seconds, and processor seconds."""
+    watch, ended = Watch(), threading.Event()
+    watcher = threading.Thread(target=watch.follow, args=(ended,), daemon=True)
     watcher.start()
     began, used = time.monotonic(), time.process_time()
-    {"driver": drive, "worker": work}[part](folder)
+    PARTS[part](folder, watch)
     seconds, processor = time.monotonic() - began, time.process_time() - used
     ended.set()
     watcher.join()
-    print(f"{(most[0] - start) / 1024:.0f} {seconds:.1f} {processor:.1f}")
+    most = {step: round(kib / 1024) for step, kib in watch.most.items() if step != "start"}
+    print(json.dumps({"MiB": most, "seconds": round(seconds), "processor": round(processor)}))
+
+
+PARTS = {"driver": drive, "leader": lead, "worker": work}
 
 
 def memory(rows: list[int]) -> None:
-    print("pictures   part     MiB above the start   seconds   processor seconds")
     for count in rows:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             write_table(folder, count, 1, 12, 80)
-            for part in ("driver", "worker"):
+            for part in PARTS:
                 command = [sys.executable, __file__, "--part", part, "--folder", scratch]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                mib, seconds, processor = done.stdout.split()
-                line = f"{count:>8,}   {part:<6} {mib:>20} {seconds:>11} {processor:>13}"
-                print(line, flush=True)
+                print(f"{count:>8,} pictures, {part}: {done.stdout.strip()}", flush=True)
 
 
 def steps_of(data: TrainingData, positions: int, width: int) -> Iterator[int]:
@@ -190,8 +221,7 @@ def speed(pictures: int, rounds: int, steps: int) -> None:
         listing, rows = folder / "listing.arrow", RunFolder(str(folder / "rows"))
         write_listing(source_of(folder), listing)
         join_captions(str(folder / "table"), listing, rows, Train())
-        words = [f"word{number}" for number in range(WORDS)]
-        vocabulary = Vocabulary.build(words, VocabularyOptions(min_count=1))
+        vocabulary = known_words()
         sides = {}
         for name, own in (("local", ""), ("streamed", str(rows))):
             tables = PictureTables((str(folder / "table"),), str(listing), rows=own)

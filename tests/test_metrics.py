@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -23,6 +25,7 @@ from raycap.metrics import (
     DocumentFrequencies,
     Score,
     compare,
+    frequencies,
     interval,
     tokenise,
 )
@@ -218,6 +221,26 @@ def test_the_reward_equals_plain_cider_d(references: list, rows: list, count_end
         ours = [[] for _ in theirs]
         ours[place] = counted(numbers)
         assert reward == pytest.approx(plain_cider(ours, theirs)[place], abs=1e-5)
+
+
+@given(st.lists(st.lists(ended, min_size=1, max_size=3), min_size=1, max_size=12))
+def test_document_frequencies_are_the_same_however_many_pictures_are_counted_at_once(
+    references: list,
+) -> None:
+    whole = DocumentFrequencies.counted(references)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frequencies, "PICTURES_AT_ONCE", 2)
+        patch.setattr(frequencies, "WAITING", 0)
+        pieces = DocumentFrequencies.counted(references)
+        few = DocumentFrequencies.counted(references, most=3)
+    assert pieces.pictures == whole.pictures == len(references)
+    for n in range(4):
+        assert np.array_equal(pieces.hashes[n], whole.hashes[n])
+        assert np.array_equal(pieces.counts[n], whole.counts[n])
+        # Dropped n-grams are counted anew: a count may be too small, never too large.
+        assert np.all(few.counts[n] <= whole.of(n + 1, few.hashes[n]))
+    single = [token for picture in references for token in {*chain.from_iterable(picture)}]
+    assert sorted(whole.counts[0]) == sorted(n for n in Counter(single).values() if n > 1)
 
 
 @given(st.lists(words, max_size=12), st.lists(words, max_size=12))

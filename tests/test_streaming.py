@@ -138,11 +138,20 @@ def test_pictures_of_one_row_group_are_far_apart_and_blocks_are_small() -> None:
 # Captions that come with their rows
 
 
-@pytest.mark.parametrize("partition", [7, 100_000], ids=["many partitions", "one partition"])
+@pytest.mark.parametrize(
+    ("partition", "most"),
+    [(7, 100), (7, 3), (100_000, 100)],
+    ids=["many partitions", "three partitions", "one partition"],
+)
 def test_captions_are_beside_their_rows(
-    partition: int, pictures: PictureTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    partition: int,
+    most: int,
+    pictures: PictureTables,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(row_groups, "ROWS_OF_PARTITION", partition)
+    monkeypatch.setattr(row_groups, "MOST_PARTITIONS", most)
     groups = open_row_groups(pictures.tables[0], RunFolder(joined(pictures, tmp_path).rows))
     assert int(groups.column("rows").sum()) == PICTURES and max(groups.column("rows")) == GROUP
     source = {row["path"]: row for row in source_rows(PICTURES)}

@@ -18,7 +18,8 @@ from raycap.vocabulary.words import END, PAD, START
 
 LONGEST = 4
 MOST = 2_000_000  # n-grams of each length; COCO has fewer that occur in two pictures
-PICTURES_AT_ONCE = 2_000
+WAITING = 1 / 8  # of as many, before they are sorted into the table
+PICTURES_AT_ONCE = 1_000
 
 Hashes = npt.NDArray[np.uint64]
 Encoded = Sequence[Sequence[int]]  # the captions of a picture, as token numbers
@@ -81,12 +82,12 @@ class _Table:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._hashes, self._counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        self._hashes, self._counts = np.zeros(0, np.uint64), np.zeros(0, np.int32)
         self._waiting: list[tuple[Hashes, Ints]] = []
 
     def add(self, hashes: Hashes, counts: Ints) -> None:
-        self._waiting.append((hashes, counts))
-        if sum(len(waiting) for waiting, _ in self._waiting) > self._most:
+        self._waiting.append((hashes, counts.astype(np.int32)))
+        if sum(len(waiting) for waiting, _ in self._waiting) > self._most * WAITING:
             self._merge()
 
     def finished(self) -> tuple[Hashes, Ints]:
@@ -96,11 +97,20 @@ class _Table:
         return self._hashes[kept], self._counts[kept]
 
     def _merge(self) -> None:
-        hashes = np.concatenate([self._hashes, *(own for own, _ in self._waiting)])
-        counts = np.concatenate([self._counts, *(own for _, own in self._waiting)])
+        """Put those that wait into the table. It is the larger part, so it is not sorted again."""
+        if not self._waiting:
+            return
+        hashes, places = np.unique(
+            np.concatenate([own for own, _ in self._waiting]), return_inverse=True
+        )
+        counts = np.bincount(places, np.concatenate([own for _, own in self._waiting]))
         self._waiting = []
-        self._hashes, places = np.unique(hashes, return_inverse=True)
-        self._counts = np.bincount(places, counts, len(self._hashes)).astype(np.int64)
+        places = np.searchsorted(self._hashes, hashes)
+        known = places < len(self._hashes)
+        known[known] = self._hashes[places[known]] == hashes[known]
+        self._counts[places[known]] += counts[known].astype(np.int32)
+        self._hashes = np.insert(self._hashes, places[~known], hashes[~known])
+        self._counts = np.insert(self._counts, places[~known], counts[~known].astype(np.int32))
         if len(self._counts) > self._most:
             least = np.partition(self._counts, -self._most)[-self._most]
             kept = self._counts > min(least, self._counts.max() - 1)

@@ -9,8 +9,8 @@ joined, so that the captions of a row can be read together with it:
     run/rows/groups.parquet               how many pictures to learn from each row group has;
                                           written last
 
-The join needs the same memory for any number of rows: both sides are first cut into partitions by
-the key, on the local disk.
+The join needs the same memory for any number of rows up to 5 million: both sides are first cut
+into partitions by the key, on the local disk. With more rows, partitions grow.
 """
 
 import hashlib
@@ -38,7 +38,8 @@ from raycap.training.options import Train
 from raycap.training.store import CAPTION_COLUMNS, digest_of_file, parquet_files, usable
 
 ROWS, GROUPS = "rows", "groups.parquet"
-ROWS_OF_PARTITION = 200_000
+ROWS_OF_PARTITION = 10_000
+MOST_PARTITIONS = 500  # each is an open file
 READERS = 16
 BATCH = 10_000
 # Larger row groups, as tables of earlier versions have them, would fill the memory.
@@ -118,8 +119,9 @@ def join_captions(table: str, listing: Path, folder: RunFolder, options: Train) 
     files = parquet_files(table)
     with ThreadPoolExecutor(READERS) as pool:
         sizes = list(pool.map(lambda file: _rows_of_groups(file[0]), files))  # [files][groups]
-    rows = [sum(of_file) for of_file in sizes]
-    partitions = -(-max(sum(rows), 1) // ROWS_OF_PARTITION)
+    rows = [int(of_file.sum()) for of_file in sizes]
+    rows_of_partition = max(ROWS_OF_PARTITION, -(-sum(rows) // MOST_PARTITIONS))
+    partitions = max(1, -(-sum(rows) // rows_of_partition))
     counts = []
     with tempfile.TemporaryDirectory(prefix="raycap-join-") as scratch:
         listed = _Partitions(Path(scratch), "listed", partitions)
@@ -133,11 +135,11 @@ def join_captions(table: str, listing: Path, folder: RunFolder, options: Train) 
             for (uri, *_), of_file in zip(files, sizes, strict=True):
                 for batch in _numbered_keys(uri, first):
                     keys.add(batch, _by_key(batch["key"], partitions))
-                first += sum(of_file)
+                first += int(of_file.sum())
 
         # Whole files together, so that each caption file is written in one piece.
         starts = np.concatenate([[0], np.cumsum(rows)])
-        ranges = starts[:-1] // ROWS_OF_PARTITION  # the range of each file
+        ranges = starts[:-1] // rows_of_partition  # the range of each file
         ranges = np.unique(ranges, return_inverse=True)[1]
         joined = _Partitions(Path(scratch), "joined", int(ranges.max(initial=0)) + 1)
         with joined:
@@ -151,14 +153,13 @@ def join_captions(table: str, listing: Path, folder: RunFolder, options: Train) 
             for file in np.flatnonzero(ranges == number):
                 captions = _rows_between(found, int(starts[file]), int(starts[file + 1]))
                 folder.write(_caption_file(int(file)), _as_parquet(captions, sizes[file]))
-                counts += _counts(captions, int(file), sizes[file], options)
+                counts.append(_counts(captions, int(file), sizes[file], options))
 
     of_table = [[PurePosixPath(uri).name, size] for uri, size, _ in files]
     digest = hashlib.sha256(json.dumps([of_table, digest_of_file(listing)]).encode())
     about = {"files": of_table, "digest": digest.hexdigest()[:16]}
-    columns = list(zip(*counts, strict=True)) or [()] * len(_GROUP_COLUMNS)
     table_of_groups = pa.table(
-        [pa.array(column, pa.int64()) for column in columns], names=list(_GROUP_COLUMNS)
+        list(np.concatenate(counts, axis=1)), names=list(_GROUP_COLUMNS)
     ).replace_schema_metadata({"raycap": json.dumps(about)})
     content = pa.BufferOutputStream()
     pq.write_table(table_of_groups, content)
@@ -210,7 +211,7 @@ def _by_key(keys: pa.Array | pa.ChunkedArray, partitions: int) -> NDArray[np.int
     )
 
 
-def _rows_of_groups(uri: str) -> list[int]:
+def _rows_of_groups(uri: str) -> NDArray[np.int64]:
     with open_uri(uri) as file:
         metadata = pq.read_metadata(file)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
@@ -221,7 +222,7 @@ def _rows_of_groups(uri: str) -> list[int]:
             "streamed: make the features again with this version's `raycap extract`, or give "
             "--train.data local"
         )
-    return [group.num_rows for group in groups]
+    return np.array([group.num_rows for group in groups], np.int64)
 
 
 def _numbered_keys(uri: str, first: int) -> Iterator[pa.Table]:
@@ -258,11 +259,11 @@ def _rows_between(found: pa.Table | None, start: int, stop: int) -> pa.Table:
     return found.select(CAPTION_COLUMNS).take(places)
 
 
-def _as_parquet(captions: pa.Table, sizes: Sequence[int]) -> pa.Buffer:
+def _as_parquet(captions: pa.Table, sizes: NDArray[np.int64]) -> pa.Buffer:
     """A Parquet file with row groups of these sizes."""
     content, start = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(content, captions.schema, compression="zstd") as writer:
-        for size in sizes:
+        for size in sizes.tolist():
             if size:
                 writer.write_table(captions.slice(start, size), row_group_size=size)
             start += size
@@ -270,18 +271,17 @@ def _as_parquet(captions: pa.Table, sizes: Sequence[int]) -> pa.Buffer:
 
 
 def _counts(
-    captions: pa.Table, file: int, sizes: Sequence[int], options: Train
-) -> list[tuple[int, ...]]:
-    """_GROUP_COLUMNS of the row groups of a file, without empty ones."""
+    captions: pa.Table, file: int, sizes: NDArray[np.int64], options: Train
+) -> NDArray[np.int64]:
+    """_GROUP_COLUMNS [6, n] of the row groups of a file, without empty ones."""
     training = usable(captions, options.training_splits)
     validation = usable(captions, (options.validation_split,))
     lengths = pc.list_value_length(captions["references"]).fill_null(0).to_numpy()
-    counts: list[tuple[int, ...]] = []
-    start = 0
-    for group, size in enumerate(sizes):
-        rows = slice(start, start + size)
-        pictures = (int(training[rows].sum()), int(validation[rows].sum()))
-        if size:
-            counts.append((file, group, size, *pictures, int(lengths[rows][training[rows]].sum())))
-        start += size
-    return counts
+    group_of_row = np.repeat(np.arange(len(sizes)), sizes)
+
+    def in_each(of_row: NDArray[Any]) -> NDArray[np.int64]:
+        return np.bincount(group_of_row, of_row, len(sizes)).astype(np.int64)
+
+    groups = np.arange(len(sizes))
+    counts = in_each(training), in_each(validation), in_each(lengths * training)
+    return np.stack([np.full(len(sizes), file), groups, sizes, *counts])[:, sizes > 0]
