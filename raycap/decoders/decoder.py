@@ -114,6 +114,18 @@ class Decoder(nn.Module, ABC):
     def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
         """Read one word of each caption [B, K] and predict the next."""
 
+    def fixed_state(self, memory: Tensors, captions: int, length: int) -> Tensors:
+        """As `initial_state`, in tensors that keep their shapes for `length` words. For
+        `step_at`."""
+        return self.initial_state(memory, captions)
+
+    def step_at(
+        self, position: Tensor, words: Tensor, state: Tensors, memory: Tensors
+    ) -> DecoderStep:
+        """As `step`, with a state from `fixed_state` after as many words as `position` [1] says.
+        Nothing in it may depend on values that the host reads."""
+        return self.step(words, state, memory)
+
     @abstractmethod
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
         """Read whole captions [B, R, T] (from `<start>`, then PAD) with the same result as `step`.

@@ -32,26 +32,35 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(options.layer_dropout)
 
     def forward(
-        self, stream: Tensor, past: Tensor, memory: Tensor
+        self, stream: Tensor, past: Tensor, memory: Tensor, position: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The new stream [B, K, T, W], the past with these words, and the attention [B, K, T, P].
 
         `memory` holds the keys and values of the grid [B, 2, heads, P, W / heads], `past` those of
-        the words before [B, K, 2, heads, T0, W / heads].
+        the words before [B, K, 2, heads, T0, W / heads]. With `position` [1], the past has room
+        for all words, and the only new one stands there.
         """
-        context, past = self._attend_to_words(self.before_words(stream), past)
+        context, past = self._attend_to_words(self.before_words(stream), past, position)
         stream = stream + self.dropout(self.words_out(context))
         context, attention = self._attend_to_grid(self.before_grid(stream), memory)
         stream = stream + self.dropout(self.grid_out(context))
         return stream + self.dropout(self.feed(self.before_forward(stream))), past, attention
 
-    def _attend_to_words(self, stream: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend_to_words(
+        self, stream: Tensor, past: Tensor, position: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         parts = self.words(stream).view(*stream.shape[:3], 3, self.heads, -1)
         query, key, value = parts.permute(3, 0, 1, 4, 2, 5)  # [B, K, heads, T, W / heads]
-        # [B, K, 2, heads, T0 + T, W / heads]
-        past = torch.cat([past, torch.stack([key, value], 2)], -2)
-        total, new = past.shape[-2], query.shape[-2]
-        causal = torch.ones(new, total, dtype=torch.bool, device=stream.device).tril(total - new)
+        added = torch.stack([key, value], 2)  # [B, K, 2, heads, T, W / heads]
+        if position is None:
+            past = torch.cat([past, added], -2)
+            total, new = past.shape[-2], query.shape[-2]
+            causal = torch.ones(new, total, dtype=torch.bool, device=stream.device)
+            causal = causal.tril(total - new)
+        else:
+            past = past.index_copy(-2, position, added)
+            places = torch.arange(past.shape[-2], device=stream.device)
+            causal = (places <= position).unsqueeze(0)
         context = functional.scaled_dot_product_attention(
             query, past[:, :, 0], past[:, :, 1], attn_mask=causal
         )
@@ -109,28 +118,41 @@ class TransformerDecoder(Decoder):
         outputs, state, attention = self._run(words.unsqueeze(2), state, memory)
         return DecoderStep(self.logits(outputs.squeeze(2)), state, attention.squeeze(2))
 
+    def fixed_state(self, memory: Tensors, captions: int, length: int) -> Tensors:
+        empty = self.initial_state(memory, captions)
+        return {
+            name: part.new_zeros(*part.shape[:4], length, part.shape[-1])
+            for name, part in empty.items()
+        }
+
+    def step_at(
+        self, position: Tensor, words: Tensor, state: Tensors, memory: Tensors
+    ) -> DecoderStep:
+        outputs, state, attention = self._run(words.unsqueeze(2), state, memory, position)
+        return DecoderStep(self.logits(outputs.squeeze(2)), state, attention.squeeze(2))
+
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
         state = self.initial_state(memory, words.shape[1])
         outputs, _, attention = self._run(words, state, memory)
         return Unrolled(outputs, attention)
 
     def _run(
-        self, words: Tensor, state: Tensors, memory: Tensors
+        self, words: Tensor, state: Tensors, memory: Tensors, position: Tensor | None = None
     ) -> tuple[Tensor, Tensors, Tensor]:
         """Outputs [B, K, T, W] of the words [B, K, T], the state after them, and the attention."""
-        start = state["block_0"].shape[-2]
+        first = state["block_0"].shape[-2] if position is None else position
+        places = first + torch.arange(words.shape[2], device=words.device)
         stream = self.word_input(self.embed(words)) + memory["vector"][:, None, None]
-        stream = stream + _positions(start, words.shape[2], stream)
+        stream = stream + _positions(places, stream)
         after = {}
         for (name, past), block in zip(state.items(), self.blocks, strict=True):
-            stream, after[name], attention = block(stream, past, memory[name])
+            stream, after[name], attention = block(stream, past, memory[name], position)
         return self.after(stream), after, attention
 
 
-def _positions(start: int, count: int, like: Tensor) -> Tensor:
-    """Sinusoidal encodings [count, W] of the positions start, start + 1, ..."""
+def _positions(places: Tensor, like: Tensor) -> Tensor:
+    """Sinusoidal encodings [T, W] of the places [T]."""
     half = like.shape[-1] // 2
-    position = torch.arange(start, start + count, device=like.device, dtype=torch.float32)
     speed = torch.exp(torch.arange(half, device=like.device) * (-math.log(10_000.0) / half))
-    angle = position.unsqueeze(1) * speed  # [count, W / 2]
+    angle = places.to(torch.float32).unsqueeze(1) * speed  # [T, W / 2]
     return torch.cat([torch.sin(angle), torch.cos(angle)], -1).to(like.dtype)

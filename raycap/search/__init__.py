@@ -1,7 +1,8 @@
 """The searches that generate captions with a decoder: greedy, beam, sampling.
 
 They work on token numbers. At each position they call the decoder once, for all pictures and all
-their captions. PAD and `<start>` are never chosen. A caption's log-probability is the sum of the
+their captions. On GPUs, greedy and beam search do so without waiting for the device (device.py).
+PAD and `<start>` are never chosen. A caption's log-probability is the sum of the
 model's own log-probabilities (float32, over the whole vocabulary, before any word is forbidden) of
 its words and of the `<end>` that closes it.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from raycap.errors import UserError
@@ -85,8 +86,12 @@ class Greedy(SearchOptions):
         attention: bool = False,
     ) -> SearchResult:
         """One caption of each picture in `memory`. `seeds` are not used."""
+        from raycap.search.device import device_search, is_for_devices
         from raycap.search.sampling import generate
 
+        if is_for_devices(decoder, memory):
+            one_beam = Beam(**{one.name: getattr(self, one.name) for one in fields(self)}, width=1)
+            return device_search(one_beam, decoder, memory, attention=attention)
         return generate(self, decoder, memory, attention=attention)
 
 
@@ -159,8 +164,10 @@ class Beam(SearchOptions):
         have yet: while captions are searched for and ranked, not in the result.
         """
         from raycap.search.beam import beam_search
+        from raycap.search.device import device_search, is_for_devices
 
-        return beam_search(self, decoder, memory, attention=attention, word_bonus=word_bonus)
+        search = device_search if is_for_devices(decoder, memory) else beam_search
+        return search(self, decoder, memory, attention=attention, word_bonus=word_bonus)
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,13 @@ def beam_search(
             add_attention(beams, step.attention)
             add_attention(ended, step.attention)
         candidates, parents = _best_continuations(options, beams, step, position, word_bonus)
-        ended = _add_ended(options, ended, candidates, pictures)
+        ended = select_captions(*add_ended(options, ended, candidates, pictures))
         # The first `width` candidates that have not ended become the beams.
         has_ended = (candidates["words"][..., position] == END).to(torch.uint8)
         going_on = torch.argsort(has_ended, dim=1, stable=True)[:, : options.width]
         beams = select_captions(candidates, going_on)
         state = select_captions(step.state, parents.gather(1, going_on))
-        pictures["done"] = pictures["done"] | _done(options, beams, ended, pictures)
+        pictures["done"] = pictures["done"] | are_done(options, beams, ended, pictures)
         if enough_done(pictures["done"]):
             remaining = ~pictures["done"]
             results.append(select_pictures(ended | pictures, ~remaining))
@@ -79,10 +79,10 @@ def beam_search(
         # If too few captions have ended, unfinished ones follow them.
         both = {name: torch.cat([ended[name], beams[name]], 1) for name in ended}
         results.append(best_first(both, options.best) | pictures)
-    return search_result([_without_bonus(options, part) for part in results])
+    return search_result([without_bonus(options, part) for part in results])
 
 
-def _without_bonus(options: Beam, captions: Tensors) -> Tensors:
+def without_bonus(options: Beam, captions: Tensors) -> Tensors:
     """With the captioner's own log-probabilities; in the order that they have with the bonus."""
     if "bonus" not in captions:
         return captions
@@ -121,7 +121,7 @@ def _best_continuations(
         bonus = bonus.scatter(2, beams["words"][..., :position], 0.0)
         added = added + bonus
     totals = beams["total"].unsqueeze(2) + added  # [B, K, V]
-    total, index = _top(totals.flatten(1), 2 * options.width)
+    total, index = highest(totals.flatten(1), 2 * options.width)
     parents = index // totals.shape[2]
     candidates = select_captions(beams, parents)
     candidates["words"][..., position] = index % totals.shape[2]
@@ -135,7 +135,7 @@ def _best_continuations(
     return candidates, parents
 
 
-def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` highest values of [B, M], highest first, and their indices. Unlike `topk`, it is
     deterministic: of equal values, the first one is taken.
 
@@ -147,14 +147,16 @@ def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     by_maximum = torch.sort(blocks.amax(2), dim=1, descending=True, stable=True).indices
     best = by_maximum[:, :count].sort(1).values
     in_best = torch.take_along_dim(blocks, best.unsqueeze(2), 1).flatten(1)  # [B, count * size]
-    highest, order = torch.sort(in_best, dim=1, descending=True, stable=True)
-    highest, order = highest[:, :count], order[:, :count]
-    return highest, best.gather(1, order // size) * size + order % size
+    in_order, order = torch.sort(in_best, dim=1, descending=True, stable=True)
+    in_order, order = in_order[:, :count], order[:, :count]
+    return in_order, best.gather(1, order // size) * size + order % size
 
 
-def _add_ended(options: Beam, ended: Tensors, candidates: Tensors, pictures: Tensors) -> Tensors:
-    """Add the captions that end at this position to the best ended ones [B, N]. Also updates the
-    number of ended captions in `pictures`."""
+def add_ended(
+    options: Beam, ended: Tensors, candidates: Tensors, pictures: Tensors
+) -> tuple[Tensors, Tensor]:
+    """The best ended captions [B, N] and those that end at this position, side by side, and the
+    indices of the best N of them. Also updates the number of ended captions in `pictures`."""
     new = {name: tensor[:, : options.width] for name, tensor in candidates.items()}
     possible = (new["total"] > -torch.inf) & ~pictures["done"].unsqueeze(1)
     new["finished"] = (new["words"] == END).any(2) & possible
@@ -162,10 +164,12 @@ def _add_ended(options: Beam, ended: Tensors, candidates: Tensors, pictures: Ten
     new["total"] = new["total"].masked_fill(~new["finished"], -torch.inf)
     pictures["count"] += new["finished"].sum(1)
     both = {name: torch.cat([ended[name], new[name]], 1) for name in ended}
-    return best_first(both, options.best)
+    # Only captions that have ended have a score.
+    best = torch.argsort(both["score"], dim=1, descending=True, stable=True)
+    return both, best[:, : options.best]
 
 
-def _done(options: Beam, beams: Tensors, ended: Tensors, pictures: Tensors) -> Tensor:
+def are_done(options: Beam, beams: Tensors, ended: Tensors, pictures: Tensors) -> Tensor:
     """Which pictures [B] are done: they have `width` ended captions, or no beam can become better
     than the worst ended caption that is kept.
 

@@ -3,8 +3,10 @@
 The captions of a batch are a dict of tensors [B, K, ...]: K captions of each of B pictures.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,9 @@ from torch import Tensor
 from raycap.decoders.decoder import Tensors
 from raycap.search import Hypothesis, SearchOptions
 from raycap.vocabulary import END, PAD, START, UNK
+
+if TYPE_CHECKING:
+    from raycap.search.cuda import HostCopy
 
 # From one in so many pictures that are done, the others are copied to a smaller batch.
 SHARE_DONE = 12
@@ -26,20 +31,24 @@ class SearchResult(NamedTuple):
     score: Tensor  # [B, N]
     finished: Tensor  # [B, N] whether the caption has its `<end>`
     attention: Tensor | None  # [B, N, T, P]
+    on_host: HostCopy | None = None  # the same, on its way to the host
 
     def hypotheses(self) -> list[list[Hypothesis]]:
         """The captions of each picture, best first."""
-        words, log_probability, score, finished = (part.tolist() for part in self[:4])
-        attention = None if self.attention is None else self.attention.cpu()
+        parts = [part for part in self[:5] if part is not None]
+        if self.on_host is not None:
+            parts = self.on_host.wait()
+        words, totals, scores, are_finished = (part.tolist() for part in parts[:4])
+        attention = parts[4].cpu() if len(parts) > 4 else None
         hypotheses: list[list[Hypothesis]] = [[] for _ in words]
         for b, captions in enumerate(words):
             for n, tokens in enumerate(captions):
-                if log_probability[b][n] == -torch.inf:
+                if totals[b][n] == -torch.inf:
                     continue
                 kept = tuple(token for token in tokens if token not in (END, PAD))
-                weights = None if attention is None else attention[b, n, : len(kept)]
+                looked = None if attention is None else attention[b, n, : len(kept)]
                 hypotheses[b].append(
-                    Hypothesis(kept, log_probability[b][n], score[b][n], finished[b][n], weights)
+                    Hypothesis(kept, totals[b][n], scores[b][n], are_finished[b][n], looked)
                 )
         return hypotheses
 
@@ -119,7 +128,11 @@ def enough_done(done: Tensor) -> bool:
 def search_result(parts: Sequence[Tensors]) -> SearchResult:
     """The captions of all pictures, sorted by `row`, the place in the original batch."""
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    whole = select_pictures(whole, torch.argsort(whole["row"]))
+    return finished_result(select_pictures(whole, torch.argsort(whole["row"])))
+
+
+def finished_result(whole: Tensors) -> SearchResult:
+    """The result with these captions [B, N]."""
     missing = whole["total"] == -torch.inf
     words = whole["words"].masked_fill(missing.unsqueeze(2), PAD)
     return SearchResult(
