@@ -18,6 +18,7 @@ from raycap.captioners.trained.neighbours import Floats, Neighbours
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.metrics.ngrams import Ints
 from raycap.search import Beam, Hypothesis, Sample
+from raycap.search.cuda import to_device
 
 
 def find_candidates(
@@ -34,7 +35,7 @@ def find_candidates(
     bonus = None
     if search.fusion and word_bonus is not None:
         device = next(iter(memory.values())).device
-        bonus = torch.from_numpy(search.fusion * word_bonus).to(device)
+        bonus = to_device(torch.from_numpy(search.fusion * word_bonus), device)
     result = beams.search(decoder, memory, attention=attention, word_bonus=bonus)
     found = result.hypotheses()
     if search.drawn:
