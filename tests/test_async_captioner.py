@@ -207,6 +207,11 @@ def test_a_column_of_pictures_gives_back_what_was_put_in(intake: Intake) -> None
     table = pa.table({"pixels": column.to_arrow()})
     for chosen in (table["pixels"].take([0, 3, 4]), table.slice(3, 2)["pixels"]):
         numbers = [0, 3, 4] if len(chosen) == 3 else [3, 4]
-        for number, found in zip(numbers, pictures_of(chosen), strict=True):
+        for number, found in zip(numbers, pictures_of(chosen, range(len(chosen))), strict=True):
             np.testing.assert_array_equal(found, picture(number))
-    assert pictures_of(table["pixels"].take(pa.array([], pa.int64()))) == []
+    pieces = pa.chunked_array(
+        [*table["pixels"].slice(0, 2).chunks, *table["pixels"].slice(2).chunks]
+    )
+    for number, found in zip((4, 0), pictures_of(pieces, (4, 0)), strict=True):
+        np.testing.assert_array_equal(found, picture(number))
+    assert pictures_of(table["pixels"].take(pa.array([], pa.int64())), ()) == []

@@ -26,7 +26,7 @@ class Pool:
 
 
 def scheduler() -> Any:
-    job: Any = SimpleNamespace(options=SimpleNamespace(batch=BATCH))
+    job: Any = SimpleNamespace(options=SimpleNamespace(batch_size=BATCH))
     made: Any = ChunkScheduler(job, *[None] * 7)  # type: ignore[arg-type]
     made._chunks = (
         Chunk(1, 0, 0, start, start + CHUNK_ROWS) for start in range(0, 10**6, CHUNK_ROWS)

@@ -15,10 +15,10 @@ from raycap import __version__
 from raycap.bulk.finishing import with_finishing
 from raycap.bulk.job import ANSWERS, TableJob, reading_identity, source_identity
 from raycap.bulk.options import CaptionOptions
-from raycap.bulk.picture_column import pictures_of
-from raycap.bulk.work import FINISHING, FileLayout
+from raycap.bulk.picture_column import PIXELS, pictures_of
+from raycap.bulk.work import FINISHING, FileLayout, FindRows, GiveRows
 from raycap.captioners import AsyncCaptioner, Captioner, CaptionerOptions, Prediction
-from raycap.captioners.protocol import caption_row
+from raycap.captioners.protocol import GivePredictions, caption_row
 from raycap.cluster import Cluster
 from raycap.errors import UserError
 from raycap.fetch import Fetch
@@ -102,6 +102,7 @@ def captions_job(
         open_model=functools.partial(_open_worker, in_run, finishing),
         keeps_answers=in_run is not captioner,
         runs_model=precision is not None,
+        largest_batch=functools.partial(_largest_batch, captioner),
         pictures_per_second=placement.pictures_per_second,
     )
 
@@ -122,11 +123,19 @@ def check_names(columns: pa.Schema, captioner: CaptionerOptions, source: Source)
         raise UserError(f"a prompt cannot be named {repeated.pop()!r}, a column of every table")
 
 
+def _largest_batch(captioner: CaptionerOptions, options: CaptionOptions) -> int | None:
+    if captioner.placement().precision is None:
+        return None
+    captioner = captioner.in_precision(options.precision)
+    return captioner.largest_batch(options.device, 1.0 if options.gpus is None else options.gpus)
+
+
 def _open_worker(
     captioner: CaptionerOptions, finishing: Finishing, options: CaptionOptions, threads: int
 ) -> "CaptionWorker":
     if captioner.placement().precision is not None:
         captioner = captioner.in_precision(options.precision)
+    captioner = captioner.in_batch(options.batch_size)
     opened = captioner.open(options.device, threads)
     columns, read = captioner.columns(), captioner.columns_read()
     if isinstance(opened, AsyncCaptioner):
@@ -151,12 +160,37 @@ class CaptionWorker:
         self._known: dict[str, Prediction] = {}
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        return self.begin(table)()()
+
+    @property
+    def batches_ahead(self) -> int:
+        return self._captioner.batches_ahead
+
+    def begin(self, table: pa.Table) -> FindRows:
+        """As `Captioner.begin`; the last step gives the rows."""
         table, pictures, rows, readable = _readable_pictures(table)
-        predict = self._predict_once if self._dedup else self._captioner.predict
-        predictions: list[Prediction | None] = [None] * len(table)
-        for place, prediction in zip(readable, predict(pictures, rows), strict=True):
-            predictions[place] = prediction
-        return self._with_captions(table, predictions)
+        find_once = functools.partial(self._find_once, pictures, rows)
+        find = find_once if self._dedup else self._captioner.begin(pictures, rows)
+
+        def find_rows() -> GiveRows:
+            give = find()
+
+            def give_rows() -> pa.Table:
+                predictions: list[Prediction | None] = [None] * len(table)
+                for place, prediction in zip(readable, give(), strict=True):
+                    predictions[place] = prediction
+                return self._with_captions(table, predictions)
+
+            return give_rows
+
+        return find_rows
+
+    def _find_once(
+        self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
+    ) -> GivePredictions:
+        # At once: the next batch has to know the answers.
+        predictions = self._predict_once(pictures, rows)
+        return lambda: predictions
 
     def close(self) -> None:
         self._captioner.close()
@@ -268,11 +302,10 @@ def _readable_pictures(
     """The table without its pixels; the pictures that could be read, their rows, and the places of
     these in the table."""
     readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
-    column = table["pixels"]
-    if len(readable) < len(table):
-        column = column.take(readable)
-    table = table.drop_columns(["pixels"])
-    return table, pictures_of(column), table.take(readable).to_pylist(), readable.tolist()
+    places = readable.tolist()
+    pictures = pictures_of(table[PIXELS], places)
+    table = table.drop_columns([PIXELS])
+    return table, pictures, table.take(readable).to_pylist(), places
 
 
 def _arrow_value(value: Any, kind: pa.DataType) -> Any:

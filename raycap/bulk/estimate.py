@@ -51,7 +51,7 @@ def estimate_job(
         return f"{drawn.total:,} pictures in {job.source.path}: {out} holds all of them\n"
     with Machines(job.cluster) as machines:
         machines.check_visible(local_source(job.source))
-        job = resolve_precision(job, record, out, machines.choose_precision)
+        job = resolve_precision(job, record, out, machines)
         write_err(
             f"raycap: captions {len(drawn.rows)} pictures, drawn over the whole source; nothing "
             "is written\n"

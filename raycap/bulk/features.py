@@ -183,7 +183,7 @@ class EncodeWorker:
     ) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
         self._encode = encoder.for_inference(choose_precision(options.device, options.precision))
-        self._batch, self._int8, self._view = options.batch, options.int8, view
+        self._batch, self._int8, self._view = options.batch_size, options.int8, view
 
     def __call__(self, table: pa.Table) -> pa.Table:
         pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]

@@ -54,6 +54,9 @@ class TableJob:
     cluster: Cluster = field(default_factory=Cluster)
     keeps_answers: bool = False  # in ANSWERS
     runs_model: bool = False  # then the precision determines the rows too: see `precision`
+    # The largest batch that fits into a worker's GPU; None: any does. It is asked where the model
+    # will run, with the options of the run.
+    largest_batch: Callable[[Any], int | None] | None = None
     pictures_per_second: float = 30.0  # of one worker, roughly
     export: Callable[[RunFolder, Run], None] = no_exports  # other forms of the whole table
     finishing: Finishing | None = None  # of captions
@@ -68,7 +71,7 @@ class TableJob:
             fetch=self.fetch,
             reading=self.reading,
             intake=self.intake,
-            batch=self.options.batch,
+            batch=self.options.batch_size,
             layout=self.layout,
             open_model=functools.partial(self.open_model, self.options),
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raycap.bulk.listing import Lister, Part
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Shard
-from raycap.bulk.precision import fastest
+from raycap.bulk.precision import fastest, largest_batch_here, report_batch
 from raycap.bulk.work import WorkOrder
 from raycap.bulk.worker_pool import LocalPool, WorkerPool, list_in_thread
 from raycap.cluster import Cluster
@@ -146,6 +146,16 @@ class Machines:
         from raycap.bulk.precision import choose_run_precision
 
         return choose_run_precision(options, self._cluster)
+
+    def choose_batch(self, job: "TableJob") -> int:
+        """The largest batch that fits into the memory of a GPU that runs the model; without GPUs
+        the usual one."""
+        if not self._on_ray and not job.options.gpus:
+            return report_batch(None if job.options.gpus == 0 else largest_batch_here(job))
+        self._use_ray()
+        from raycap.bulk.precision import choose_largest_batch
+
+        return choose_largest_batch(job, self._cluster)
 
     def check_visible(self, paths: Mapping[str, str]) -> None:
         """Raises UserError if a machine of the cluster does not see a local path."""

@@ -71,7 +71,7 @@ def measure(job: TableJob, rows: pa.Table, threads: int) -> Measured:
         if isinstance(make_rows, AsyncRowMaker):
             made, model_seconds = time_requests(make_rows, table)
         else:
-            made, model_seconds = time_batches(make_rows, table, job.options.batch)
+            made, model_seconds = time_batches(make_rows, table, job.options.batch_size)
     finally:
         if (close := getattr(make_rows, "close", None)) is not None:
             close()
@@ -141,7 +141,7 @@ def on_cluster(job: TableJob, rows: pa.Table, total: int) -> tuple[Deployment, M
 
     options, cluster = job.options, job.cluster
     provide_model_nodes(options, cluster, actors=1)
-    places = worker_places(options, cluster, max(1, math.ceil(total / options.batch)))
+    places = worker_places(options, cluster, max(1, math.ceil(total / options.batch_size)))
     first = places[0]
     deployment = Deployment(
         workers=len(places),

@@ -13,6 +13,8 @@ from raycap.schema import ANY_FLAG, FAILURES
 from raycap.search import Beam, SearchChoice, SearchOptions
 from raycap.sinks import SinkName, TextMode
 
+USUAL_BATCH = 64
+
 
 @dataclass(frozen=True)
 class BulkOptions:
@@ -41,8 +43,9 @@ class BulkOptions:
     (flagged:repeats)."""
     max_failed: str = ""
     """Stop when more rows than this fail: a count such as 500, or a share such as 10%."""
-    batch: int = 64
-    """Pictures in one batch of the model."""
+    batch: int | None = None
+    """Pictures in one batch of the model. None: for a trained captioner on a GPU the largest batch
+    that fits, found when the run starts and then kept; otherwise 64."""
     actors: int | None = None
     """Worker processes that hold the model. None: as many as the cluster's GPUs or processors
     carry."""
@@ -66,6 +69,11 @@ class BulkOptions:
         return self.commit == "unsafe-single-driver"
 
     has_flags: ClassVar[bool] = False  # whether the rows have a column of flags
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures in one batch, once it is decided: see `bulk.precision`."""
+        return self.batch or USUAL_BATCH
 
     def __post_init__(self) -> None:
         for name in ("batch", "part_rows", "actors", "threads", "limit"):
@@ -184,6 +192,10 @@ class CaptionOptions(BulkOptions):
     """The price of a million tokens of captions."""
     price_hour: float | None = None
     """The price of a GPU for an hour; without GPUs, of a machine."""
+    jpegs_on_device: bool = False
+    """Decode plain JPEGs (upright, sRGB, one scan, up to 8 megapixels) on the device that runs a
+    trained captioner: on an NVIDIA GPU with nvJPEG. All others are decoded by processors as
+    before. Pixels differ slightly, so it is another run."""
     dedup: bool = False
     """Caption pictures with the same bytes only once in each worker, which remembers its last
     captions. Each of them still has its row."""

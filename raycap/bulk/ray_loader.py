@@ -121,7 +121,9 @@ class RayLoader:
             return None
         if isinstance(loaded, BaseException):
             raise loaded
-        if loaded is not None:
+        if loaded is None:
+            self._loaded.put(None)  # it stays stopped
+        else:
             self._call(self._free_task)
         return loaded
 

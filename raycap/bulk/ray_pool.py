@@ -80,7 +80,7 @@ class RayPool:
         self._order, self._how = [ray.put(order)], order.loading()
         self._start_after = self._notices_after = 0.0
         options, cluster = job.options, job.cluster
-        batches = MOST_PIECES if few is None else -(-few // options.batch)
+        batches = MOST_PIECES if few is None else -(-few // options.batch_size)
         # If an autoscaler has to bring the nodes, wait for them.
         wait_for_nodes([decoding_need(cluster, batches)], cluster.wait)
         provide_model_nodes(options, cluster, options.actors or batches)
@@ -106,7 +106,7 @@ class RayPool:
         self._start_after = time.monotonic() + SECONDS_BETWEEN_STARTS
         self._use_new_nodes()
         options, cluster = self._job.options, self._job.cluster
-        batches = MOST_PIECES if rows is None else -(-rows // options.batch)
+        batches = MOST_PIECES if rows is None else -(-rows // options.batch_size)
         try:
             places = worker_places(options, cluster, max(1, batches))
         except UserError:
@@ -122,7 +122,7 @@ class RayPool:
             gpu = f", {new[0].gpus:g} GPU each" if new[0].gpus else ", on the processor"
             write_err(
                 f"raycap: {len(new)} model actor(s) with {new[0].threads} thread(s){gpu}, "
-                f"batches of {options.batch}\n"
+                f"batches of {options.batch_size}\n"
             )
         cpus = capacity(cluster.decode_on).get("CPU", 1)
         lookahead = max(2, round(cpus / len(places))) + 1

@@ -163,7 +163,8 @@ class _Run:
             # The interrupted --overwrite may have been for other rows.
             is_same = is_same_only(plan, job.options) and not differences_from(job, earlier)
             earlier = earlier if is_same else None
-        self.job = resolve_precision(self.job, earlier, self.out, self.machines.choose_precision)
+        batch = plan.batch if plan is not None and earlier is not None else None
+        self.job = resolve_precision(self.job, earlier, self.out, self.machines, batch)
         if earlier is None:
             self._remove_pending_replacements()
             # Where there is a plan, another run may be about to create the table.
@@ -177,8 +178,9 @@ class _Run:
     def complete_earlier_work(self) -> None:
         """Complete the operation of an interrupted run, if there is one."""
         record = self.out.read_json(RUN)
-        self.job = resolve_precision(self.job, record, self.out, self.machines.choose_precision)
         plan = self._unfinished_plan()
+        batch = None if plan is None else plan.batch
+        self.job = resolve_precision(self.job, record, self.out, self.machines, batch)
         if plan is not None and plan.kind == "overwrite":
             if not differences_from(self.job, record):  # this run continues the old table
                 self._remove_operation(plan)
@@ -310,13 +312,13 @@ class _Run:
             units = chosen_units(self.job.source, self.job.options)
         number = self.newest + 1
         options = self.job.options
-        batches = self.job.pictures_per_second * SECONDS_PER_CHUNK / options.batch
+        batches = self.job.pictures_per_second * SECONDS_PER_CHUNK / options.batch_size
         plan = Plan(
             operation=number,
             kind=kind,
             identity=origin(self.job),
-            batch=options.batch,
-            chunk_rows=max(1, round(batches)) * options.batch,
+            batch=options.batch_size,
+            chunk_rows=max(1, round(batches)) * options.batch_size,
             selection=self._selection,
             units=units,
             statuses=statuses,

@@ -121,7 +121,7 @@ class ChunkScheduler:
 
     def _wait_for_work(self) -> None:
         """Read the plan until it is known whether there is much to do."""
-        many = BATCHES_ARE_MANY * self.job.options.batch
+        many = BATCHES_ARE_MANY * self.job.options.batch_size
         while not self._is_planned and self._rows_left < many:
             event = self._events.get()
             if isinstance(event, Planned):
@@ -152,7 +152,7 @@ class ChunkScheduler:
         that only wait for a server do not count."""
         pool.ask_progress()
         while (chunk := self._peek()) is not None:
-            least = max(2 * chunk.rows, 4 * self.job.options.batch)
+            least = max(2 * chunk.rows, 4 * self.job.options.batch_size)
             able = [
                 worker
                 for worker in pool.workers

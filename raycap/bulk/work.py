@@ -5,6 +5,7 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from raycap.bulk.counts import RowCounts, count_rows
 from raycap.bulk.loading import Loader, RowPlace
+from raycap.bulk.picture_column import PIXELS
 from raycap.bulk.plan import Chunk, read_shard
 from raycap.bulk.table import ChunkFile, chunk_path
 from raycap.captioners.protocol import CHUNK
@@ -27,6 +29,8 @@ from raycap.storage import RunFolder
 
 # Pictures from the web that are decoded together.
 URLS_PER_TASK = 64
+# Of a large batch, several processors decode a part each.
+ROWS_PER_TASK = 128
 # How long the model waits for a whole batch while it has nothing else to do.
 SECONDS_FOR_A_BATCH = 1.0
 # Of finished rows of chunks that still wait for other rows. Then no chunk is begun for them.
@@ -39,6 +43,26 @@ FINISHING, ATTEMPTS = "raycap.finishing", "raycap.attempts"
 
 # From loaded pictures to finished rows, one for each, in their order.
 RowMaker = Callable[[pa.Table], pa.Table]
+
+
+# The steps of a batch after `StagedRowMaker.begin`.
+GiveRows = Callable[[], pa.Table]
+FindRows = Callable[[], GiveRows]
+
+
+@runtime_checkable
+class StagedRowMaker(Protocol):
+    """A row maker that works in three steps, so that batches overlap: see `Captioner.begin`."""
+
+    def __call__(self, table: pa.Table) -> pa.Table: ...
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many batches are begun before the first of them is finished."""
+
+    def begin(self, table: pa.Table) -> FindRows:
+        """Begin with a batch. The thread that has called this calls the function that is returned,
+        perhaps after other batches were begun. Another thread calls what that returns."""
 
 
 @runtime_checkable
@@ -81,7 +105,8 @@ class WorkOrder:
     @property
     def rows_per_task(self) -> int:
         """Rows that are decoded together, at most."""
-        return max(self.batch, URLS_PER_TASK) if self.source.names_urls else self.batch
+        rows = max(self.batch, URLS_PER_TASK) if self.source.names_urls else self.batch
+        return min(rows, ROWS_PER_TASK)
 
     def loading(self) -> dict[str, Any]:
         """How pictures are loaded: arguments of `pictures.load_table`."""
@@ -148,8 +173,9 @@ class ChunkWorker:
         self._lock = threading.Lock()
         self._rows_begun = self._rows_loaded = self._rows_done = 0
         self._fault: BaseException | None = None
-        # Batches that the model has made, while it makes the next one.
-        self._made: queue.Queue[tuple[list[RowPlace], pa.Table] | None] = queue.Queue(2)
+        # A batch that the model is done with, while it makes the next one. With this, the one that
+        # becomes a table and those in the model, two to four batches are in work.
+        self._made: queue.Queue[tuple[list[RowPlace], GiveRows] | None] = queue.Queue(1)
         is_open: Future[None] = Future()
         self._thread = self._start(self._run_model, threads, is_open)
         is_open.result()
@@ -206,9 +232,12 @@ class ChunkWorker:
                 # It has many batches under way, and says itself when it has enough of them.
                 for places, table in self._batches(0.0):
                     self._start(self._take_answers, places, make_rows.submit(table))
+            elif isinstance(make_rows, StagedRowMaker):
+                self._make_in_stages(make_rows)
             else:
                 for places, table in self._batches(SECONDS_FOR_A_BATCH):
-                    self._made.put((places, make_rows(table)))
+                    made = make_rows(table)
+                    self._made.put((places, lambda made=made: made))  # type: ignore[misc]
             self._made.put(None)
             taker.join()
             raise RuntimeError("the worker was stopped")
@@ -219,15 +248,40 @@ class ChunkWorker:
             if (close := getattr(make_rows, "close", None)) is not None:
                 close()
 
+    def _make_in_stages(self, make_rows: StagedRowMaker) -> None:
+        """The next batch is begun before this one is finished, unless there is none yet."""
+        begun: deque[tuple[list[RowPlace], FindRows]] = deque()
+        for batch in self._batches_at_hand(SECONDS_FOR_A_BATCH, lambda: bool(begun)):
+            if batch is not None:
+                places, table = batch
+                begun.append((places, make_rows.begin(table)))
+            if batch is None or len(begun) > make_rows.batches_ahead:
+                places, find = begun.popleft()
+                self._made.put((places, find()))
+
     def _batches(self, patience: float) -> Iterator[tuple[list[RowPlace], pa.Table]]:
+        for batch in self._batches_at_hand(patience, lambda: False):
+            assert batch is not None
+            yield batch
+
+    def _batches_at_hand(
+        self, patience: float, has_work: Callable[[], bool]
+    ) -> Iterator[tuple[list[RowPlace], pa.Table] | None]:
         """Loaded rows in batches of the model. A batch is smaller if no other rows are on their
-        way, or come in time."""
+        way, or come in time. None: there is no batch at hand, and the model has other work."""
         batch = self._order.batch
         places: list[RowPlace] = []
         tables: list[pa.Table] = []
         end: float | None = None  # of the wait for a whole batch
         while True:
-            loaded = self._loader.next(None if end is None else max(0.0, end - time.monotonic()))
+            if has_work():
+                loaded = self._loader.next(0.0)
+                if loaded is None:
+                    yield None
+                    continue
+            else:
+                left = None if end is None else max(0.0, end - time.monotonic())
+                loaded = self._loader.next(left)
             if loaded is not None:
                 places += loaded.places
                 tables.append(loaded.table)
@@ -249,7 +303,11 @@ class ChunkWorker:
         with self._lock:
             names = {number: str(work.chunk) for number, work in self._works.items()}
         column = pa.array([names[place.work] for place in places], pa.string())
-        return table.combine_chunks().append_column(CHUNK, column)
+        # Pixels stay where they are: the model copies them.
+        pixels = table.column_names.index(PIXELS)
+        field, pieces = table.schema.field(pixels), table.column(pixels)
+        table = table.remove_column(pixels).combine_chunks().append_column(field, pieces)
+        return table.append_column(CHUNK, column)
 
     def _take_answers(self, places: list[RowPlace], finish: Callable[[], pa.Table]) -> None:
         """Waits for the rows of one batch."""
@@ -261,7 +319,9 @@ class ChunkWorker:
     def _take_made(self) -> None:
         try:
             while (made := self._made.get()) is not None:
-                self._take_rows(*made)
+                places, give_rows = made
+                self._take_rows(places, give_rows())
+                del made, give_rows  # they hold what the model has computed
         except BaseException as error:  # noqa: BLE001 - raised by each `make`
             self._fail(error)
             while self._made.get() is not None:

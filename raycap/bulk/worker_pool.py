@@ -14,7 +14,13 @@ from typing import Any, Protocol
 from raycap.bulk.loading import LocalLoader
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Chunk, Shard
-from raycap.bulk.work import ChunkWorker, FinishedChunk, WorkerProgress, WorkOrder
+from raycap.bulk.work import (
+    ROWS_PER_TASK,
+    ChunkWorker,
+    FinishedChunk,
+    WorkerProgress,
+    WorkOrder,
+)
 from raycap.terminal import write_err
 
 SECONDS_TO_END = 30.0
@@ -155,7 +161,7 @@ class LocalPool:
     def start_workers(self, rows: int | None) -> None:
         if not self.workers:
             if self._runs_model:
-                batch = self._options.batch
+                batch = self._options.batch_size
                 write_err(f"raycap: the model runs in this process, in batches of {batch}\n")
             else:  # a server has no batches that were chosen here
                 write_err("raycap: the work is done in this process, without Ray\n")
@@ -171,7 +177,9 @@ class LocalPool:
             processors = os.cpu_count() or 1
             threads = self._options.threads or processors
             decoding = min(MOST_DECODING, max(1, processors // PROCESSORS_PER_DECODER))
-            loader = LocalLoader(self._order.loading(), self._order.batch, decoding)
+            loader = LocalLoader(
+                self._order.loading(), min(self._order.batch, ROWS_PER_TASK), decoding
+            )
             self._made = ChunkWorker(self._order, loader, threads, f"here {os.getpid()}")
             self._events.put(Answered(worker, None, None))
         except BaseException as error:  # noqa: BLE001 - the run raises it

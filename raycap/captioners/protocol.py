@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 # A path or URI, a picture's bytes, a PIL picture, or an array [H, W], [H, W, 3] or [H, W, 4] of
 # uint8.
 AnyPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
+
+# The steps of a batch after it was begun: see `Captioner.begin`.
+GivePredictions = Callable[[], list["Prediction"]]
+FindPredictions = Callable[[], GivePredictions]
 
 # A column that a row may have besides those of its table: its chunk.
 CHUNK = "raycap.chunk"
@@ -83,6 +87,8 @@ class Prediction:
     flags: tuple[str, ...] = ()
     """What the captioner itself doubts about the caption, such as `unfamiliar`: words for the
     column `flags`."""
+    status: str = FAILED_TO_CAPTION
+    """The status of its row, if there is an error."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def caption_row(
     The prediction is None for a picture that could not be loaded.
     """
     if prediction is not None and prediction.error:
-        status, error, prediction = FAILED_TO_CAPTION, prediction.error, None
+        status, error, prediction = prediction.status, prediction.error, None
     if prediction is None:
         return {
             "caption": "",
@@ -228,6 +234,15 @@ class CaptionerOptions(ABC):
         precision."""
         raise NotImplementedError
 
+    def in_batch(self, batch: int) -> Self:
+        """The same captioner, which gets at most so many pictures at a time."""
+        return self
+
+    def largest_batch(self, device: str, gpus: float) -> int | None:
+        """The largest batch that fits into the memory of a GPU, of which a worker has this share.
+        None: any batch does, or there is no GPU. It may take some seconds."""
+        return None
+
 
 class Captioner(ABC):
     """An open captioner: in a worker, in the command for single photos, or in a Python program."""
@@ -273,6 +288,24 @@ class Captioner(ABC):
         A row holds what is known about the picture besides its pixels: width, height and sha256,
         and in a table job also key, uri, references and the user's own columns.
         """
+
+    @property
+    def batches_ahead(self) -> int:
+        """How many batches are begun before the first of them is finished."""
+        return 0
+
+    def begin(
+        self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
+    ) -> FindPredictions:
+        """As `predict` in three steps, so that batches overlap: this one launches work. The
+        function that is returned is called by the same thread, after other batches were begun.
+        What that returns is called by any thread, and gives the predictions."""
+
+        def find() -> GivePredictions:
+            predictions = self.predict(pictures, rows)
+            return lambda: predictions
+
+        return find
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Release what it holds, such as connections. `with` calls it too."""

@@ -38,7 +38,7 @@ OUT = "captions"  # in the working folder, for tables without --out
 # What only a table can have.
 OF_TABLES = (
     *("also", "columns", "only", "also_only", "retry", "overwrite", "dry_run", "estimate"),
-    "true_words",
+    *("true_words", "jpegs_on_device"),
 )
 
 
@@ -169,7 +169,7 @@ def _check_photos(captioner: "CaptionerOptions") -> None:
 
 
 # What only captioners that raycap trained have.
-OF_TRAINED = ("encoder_weights", "beam", "attention", "true_words")
+OF_TRAINED = ("encoder_weights", "beam", "attention", "true_words", "jpegs_on_device")
 
 
 def read_captioner(config: Config, fixed_batch: bool = True) -> "CaptionerOptions":
@@ -183,11 +183,12 @@ def read_captioner(config: Config, fixed_batch: bool = True) -> "CaptionerOption
             options.model,
             options.encoder_weights,
             options.search(config.search, plan_of(options.model).search),
-            batch=options.batch,
+            batch=options.batch_size,
             attention=options.attention,
             true_words=options.true_words,
             precision=options.precision,
             fixed_batch=fixed_batch,
+            jpegs_on_device=options.jpegs_on_device,
         )
     if given := [f"--{name.replace('_', '-')}" for name in OF_TRAINED if getattr(options, name)]:
         raise UserError(f"{', '.join(given)}: only captioners that raycap trained have that")
@@ -246,8 +247,8 @@ def _caption_photos(config: Config, photos: Sequence[str]) -> int:
     with opened, Fetcher(config.fetch, ANYTHING) as fetcher, warnings.catch_warnings():
         # Remarks about metadata.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-        for start in range(0, len(photos), options.batch):
-            batch = photos[start : start + options.batch]
+        for start in range(0, len(photos), options.batch_size):
+            batch = photos[start : start + options.batch_size]
             loaded = load_in_order(batch, fetcher, reading, opened.intake, keep_bytes=draws)
             captions = opened.caption_loaded(loaded)
             for photo, picture, found in zip(batch, loaded, captions, strict=True):

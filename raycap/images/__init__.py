@@ -3,7 +3,7 @@
 Never raises for bad bytes. Limits are checked before pixels are decoded.
 """
 
-from raycap.images.intake import Encoded, Fit, Intake, Square
+from raycap.images.intake import Encoded, Fit, Intake, Square, SquareOrJpeg
 from raycap.images.pixels import Interpolation, Resize
 from raycap.images.reading import Picture, Reading, read_picture, read_whole
 
@@ -16,6 +16,7 @@ __all__ = [
     "Reading",
     "Resize",
     "Square",
+    "SquareOrJpeg",
     "read_picture",
     "read_whole",
 ]

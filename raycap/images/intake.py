@@ -1,6 +1,7 @@
 """What a captioner wants each picture as: a square, a grid of its own proportions, or a file.
 
     Square(224)                                       uint8 [224, 224, 3]
+    SquareOrJpeg(224)                                 the same, or uint8 [N], a plain JPEG
     Fit(multiple_of=28, max_pixels=1_003_520)         uint8 [H, W, 3], another size for each shape
     Encoded(max_side=1024, format="jpeg")             uint8 [N], the bytes of a new file
 
@@ -33,6 +34,12 @@ class Square:
     def __post_init__(self) -> None:
         if not 1 <= self.size <= LONGEST_SIDE:
             raise UserError(f"size is {self.size}: give a side of 1 to 8192 pixels, such as 224")
+
+
+@dataclass(frozen=True)
+class SquareOrJpeg(Square):
+    """The same square, or a plain JPEG as it is: uint8 [N], the bytes of the file. The device that
+    the model runs on decodes and resizes it."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from raycap.images.colours import stays_as_it_is
 from raycap.images.picture_file import FAULTS, PictureError, PictureFile, boxes, bytes_per_pixel
 from raycap.images.pixels import LARGE_PIXELS
 
@@ -26,6 +27,8 @@ _MOST_SCANS = 100
 # The marker of a segment; the other markers occur within scans.
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _END = b"\xff\xd9"
+# Of the first channel, across and down, where the others have (1, 1): 4:4:4, 4:2:2, 4:2:0.
+_USUAL_SAMPLING = ((1, 1), (2, 1), (2, 2))
 # Bytes that every scan can continue with. The restart markers are for decoders that wait for one.
 _NOISE = bytes(range(7, 247, 5)) * 16
 _MORE_SCAN = _NOISE + b"".join(bytes((0xFF, 0xD0 + number)) + _NOISE for number in range(8))
@@ -55,7 +58,7 @@ class Jpeg(PictureFile):
 
     def _read_markers(self) -> None:
         """Count the scans of the first picture in the file: phones append videos."""
-        self._scans = 0
+        self._scans = self._first_scan = 0
         self._coefficients = 0.0  # bytes per pixel that a decoder of several scans keeps
         position, components, sequential = 2, b"", False
         refined: set[int] = set()  # the components whose last details are stored
@@ -75,6 +78,7 @@ class Jpeg(PictureFile):
                 self._coefficients = 2 * areas / max(1, largest)
             if marker == 0xDA:  # start of scan
                 self._scans += 1
+                self._first_scan = self._first_scan or start
                 count = self.data[start + 2] if start + 2 < len(self.data) else 0
                 end = self.data[start + 4 + 2 * count : start + 6 + 2 * count]
                 last, bits = end.ljust(2, b"\xff")
@@ -98,6 +102,28 @@ class Jpeg(PictureFile):
         stored = self.size[0] * self.size[1] * self._coefficients
         decoded = self.picture.width * self.picture.height * bytes_per_pixel(self.picture.mode)
         return len(self.data) + stored + decoded
+
+    def is_plain_jpeg(self) -> bool:
+        """Upright, in sRGB, of three channels in the usual sampling, in one scan, with nothing
+        behind it, and not very large."""
+        picture, info = self.picture, self.picture.info
+        assert isinstance(picture, JpegImageFile)
+        if picture.mode != "RGB" or picture.width * picture.height > LARGE_PIXELS:
+            return False
+        names = [layer[0] for layer in picture.layer]
+        sampling = [layer[1:3] for layer in picture.layer]
+        return (
+            picture.bits == 8
+            and self._scans == 1
+            and "progressive" not in info
+            and info.get("adobe_transform", 1) == 1
+            and names in ([1, 2, 3], [0, 1, 2])
+            and sampling[0] in _USUAL_SAMPLING
+            and sampling[1:] == [(1, 1), (1, 1)]
+            and self.data.find(_END, self._first_scan) == len(self.data) - len(_END)
+            and self.turn() is None
+            and stays_as_it_is(self.profile())
+        )
 
     def decode_rgb(self) -> NDArray[np.uint8] | None:
         width, height = self.picture.size

@@ -95,6 +95,10 @@ class PictureFile:
         format."""
         raise NotImplementedError
 
+    def is_plain_jpeg(self) -> bool:
+        """Whether it is a JPEG that every decoder shows in the same way, by its header."""
+        return False
+
     def decode_rgb(self) -> NDArray[np.uint8] | None:
         """The pixels [H, W, 3] of an ordinary picture in RGB, if the format has a fast way to
         them; None: use `load`."""

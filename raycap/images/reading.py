@@ -12,7 +12,7 @@ from PIL import Image, ImageColor
 from raycap.errors import UserError
 from raycap.images.colours import stays_as_it_is, to_srgb
 from raycap.images.formats import READERS, describe_unknown, picture_format
-from raycap.images.intake import Encoded, Fit, Intake, Square
+from raycap.images.intake import Encoded, Fit, Intake, Square, SquareOrJpeg
 from raycap.images.picture_file import PictureError, PictureFile, PictureLimits
 from raycap.images.pixels import (
     SIDEWAYS,
@@ -102,8 +102,8 @@ class Picture:
     """The result of reading a picture: pixels, or the reason why there are none."""
 
     pixels: np.ndarray | None
-    """uint8 in RGB: [S, S, 3] for a Square, [H, W, 3] for a Fit; for Encoded the bytes of a file
-    [N]. None if reading failed"""
+    """uint8 in RGB: [S, S, 3] for a Square, [H, W, 3] for a Fit; the bytes of a file [N] for
+    Encoded, and for a plain JPEG with SquareOrJpeg. None if reading failed"""
     format: str
     """the format of the bytes, "" if unknown"""
     width: int
@@ -134,6 +134,9 @@ def _read(data: bytes, reading: Reading, intake: Intake | None) -> Picture:
     try:
         _check_bytes(data, kind, reading)
         file = READERS[kind](data, limits)
+        if isinstance(intake, SquareOrJpeg) and intake.resize != "pad" and file.is_plain_jpeg():
+            limits.check_memory(file.memory())
+            return Picture(np.frombuffer(data, np.uint8), kind, *file.size, "")
         wanted, box = _plan(file.size, intake)
         wanted_sideways = wanted
         if isinstance(intake, Fit):  # the grid is that of the upright picture

@@ -2,9 +2,8 @@
 into words."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +12,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raycap.captioners.generation import picture_seed
 from raycap.captioners.protocol import (
-    Alternative,
     AnyPicture,
     Caption,
     Captioner,
+    FindPredictions,
+    GivePredictions,
     Prediction,
 )
-from raycap.captioners.trained.batches import FittingBatch
-from raycap.captioners.trained.consensus import find_candidates, rank_by_consensus
+from raycap.captioners.trained.batch_work import BatchRequest, EncodedBatch, FoundBatch, Nearest
+from raycap.captioners.trained.batches import FittingBatch, ran_out_of_memory
+from raycap.captioners.trained.consensus import fusion_bonus, search_candidates
+from raycap.captioners.trained.device_jpegs import decode_jpegs
 from raycap.captioners.trained.folder import check_consensus, load_folder, save_folder
+from raycap.captioners.trained.lanes import SquarePixels, lanes_of
 from raycap.captioners.trained.neighbours import Neighbours
 from raycap.captioners.trained.plan import CaptionerPlan
 from raycap.captioners.trained.weights import Numbers
+from raycap.captioners.trained.wording import predictions_of
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
 from raycap.device import PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder, Features
 from raycap.errors import UserError
-from raycap.schema import ATTEMPT, CUT_OFF, NOT_SURE, UNFAMILIAR
-from raycap.search import Beam, Hypothesis, Sample, SearchChoice, SearchOptions
+from raycap.schema import FAILED_TO_DECODE
+from raycap.search import Beam, SearchChoice
+from raycap.search.captions import SearchResult
 from raycap.shipped import NAME as SHIPPED
 from raycap.vocabulary import Vocabulary
 
-# From this share of validation pictures that are more familiar, a picture has the flag.
-MOST_UNFAMILIAR = 0.95
 # In float32 on a processor, batches of all multiples of this round alike, to the last bit.
 ROUND_ALIKE = 16
-# Captions that are drawn when a picture is tried again. The surest of them is the answer.
-DRAWN_AGAIN = 4
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The training photos most similar to the pictures of a batch."""
-
-    rows: NDArray[np.intp]  # [B, K]
-    likeness: NDArray[np.floating]  # [B, K]
-    familiar: NDArray[np.floating]  # [B]
-    unfamiliar: list[float]  # [B]
-
-
-@dataclass(frozen=True)
-class TrueWords:
-    """How well a captioner predicts a picture's own captions, word by word, given the true words
-    before."""
-
-    surprise: float
-    """Cross-entropy in nats, summed over the words."""
-    right: int
-    """Words that it thought the likeliest."""
-    count: int
-    """True words, with the `<end>` of each caption."""
 
 
 class TrainedCaptioner(Captioner):
@@ -103,6 +80,7 @@ class TrainedCaptioner(Captioner):
             self._round_to = ROUND_ALIKE
         self._encode = encoder.for_inference(self.precision)
         self._decode = decoder.to(self.precision.device).eval()
+        self._lanes = lanes_of(self.precision.device, batch)
 
     @staticmethod
     def read(
@@ -168,72 +146,150 @@ class TrainedCaptioner(Captioner):
         search: SearchChoice | None = None,
         attention: bool | None = None,
     ) -> list[Prediction]:
-        search = search or self.plan.search
-        check_consensus(search, self.neighbours)
         if not len(pictures):
+            check_consensus(search or self.plan.search, self.neighbours)
             return []
-        references = [row["references"] for row in rows] if self.true_words else None
-        usual = search
-        if any(row.get(ATTEMPT) for row in rows):
-            search = _sampling_like(usual)  # a beam search would give the same caption again
-        seeds = [
-            picture_seed(row.get(ATTEMPT) or 0, str(row.get("sha256") or ""), 0) for row in rows
-        ]
-        squares = list(pictures)
-        if self.fixed_batch:
-            # Arithmetic rounds by the size of the batch. With one size, a caption does not depend
-            # on its neighbours.
-            missing = -len(squares) % self._round_to
-            squares += [np.zeros_like(squares[0])] * missing
-            references = None if references is None else references + [()] * missing
-            seeds += [0] * missing
-        attention = self.attention if attention is None else attention
-        draws_again = search is not usual
-        answers = self._search_in_batches(
-            squares, search, seeds, draws_again, attention, references
-        )
+        request = self._request(pictures, rows, search, attention)
+
+        def predict_batch(numbers: Sequence[int]) -> list[Prediction]:
+            part = request.part(numbers[0], numbers[-1] + 1)
+            missing = len(numbers) - len(part.pictures)
+            if missing == len(numbers):
+                return [Prediction()] * missing  # only black pictures
+            found = self._search_batch(self._encode_batch(part, len(numbers)))
+            return [*self._predictions(found), *[Prediction()] * missing]
+
+        answers = self._fitting.run(range(self._padded(len(pictures))), predict_batch)
         if self.fixed_batch and self.precision.name != "fp32" and self._fitting.size < self.batch:
             raise UserError(
                 f"the device's memory is too small for batches of {self.batch}, and in "
                 f"{self.precision.name} captions depend on the size of the batch: give a smaller "
                 f"one, such as --batch {self._fitting.size}, or --precision fp32"
             )
-        if draws_again and not isinstance(usual, Sample):
-            others = usual.best - 1 if isinstance(usual, Beam) else 0
-            answers = [replace(each, alternatives=each.alternatives[:others]) for each in answers]
-        return answers[: len(pictures)]
-
-    def _search_in_batches(
-        self,
-        squares: Sequence[NDArray[np.uint8]],
-        search: SearchChoice,
-        seeds: Sequence[int],
-        draws_again: bool,
-        attention: bool,
-        references: Sequence[Sequence[str]] | None,
-    ) -> list[Prediction]:
-        def predict_batch(numbers: Sequence[int]) -> list[Prediction]:
-            with torch.inference_mode():
-                pixels = torch.from_numpy(np.stack([squares[number] for number in numbers]))
-                features = self._features(pixels.permute(0, 3, 1, 2), search.mirror)
-                memory = self._decode.prepare(*features)
-                nearest = self._nearest(features.vector)
-                own_seeds = [seeds[number] for number in numbers]
-                found = self._find(search, memory, nearest, own_seeds, draws_again, attention)
-                true_words: Sequence[TrueWords | None] = [None] * len(numbers)
-                if references is not None:
-                    own = [references[number] for number in numbers]
-                    true_words = self._score_true_words(memory, own)
-            unfamiliar = [None] * len(numbers) if nearest is None else nearest.unfamiliar
-            return [
-                self._in_words(*each) for each in zip(found, true_words, unfamiliar, strict=True)
-            ]
-
-        answers = self._fitting.run(range(len(squares)), predict_batch)
         return [
             Prediction(error=str(answer)) if isinstance(answer, MemoryError) else answer
-            for answer in answers
+            for answer in answers[: len(pictures)]
         ]
+
+    @property
+    def batches_ahead(self) -> int:
+        return self._lanes.ahead
+
+    def begin(
+        self, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Mapping[str, Any]]
+    ) -> FindPredictions:
+        encoded: EncodedBatch | None = None
+        if 0 < len(pictures) <= self._fitting.size:
+            request = self._request(pictures, rows, None, None)
+            try:
+                encoded = self._encode_batch(request, self._padded(len(pictures)))
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+
+        def find() -> GivePredictions:
+            nonlocal encoded
+            if encoded is not None:
+                try:
+                    found = self._search_batch(encoded)
+                    return lambda: self._predictions(found)
+                except (RuntimeError, MemoryError) as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    encoded = None
+            # Outside the handlers, whose errors hold the tensors that filled the memory.
+            answers = self.predict(pictures, rows)
+            return lambda: answers
+
+        return find
+
+    def try_batch(self) -> None:
+        """Compute batches of the full size, as many at a time as a run has under way. Raises
+        torch.OutOfMemoryError if they do not fit."""
+        side = self.encoder.size
+        noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+        rows = [{"sha256": str(number), "references": ()} for number in range(self.batch)]
+        request = self._request([noise] * self.batch, rows, None, None)
+        begun = [self._encode_batch(request, self.batch) for _ in range(self.batches_ahead + 1)]
+        found = [self._search_batch(batch) for batch in begun]
+        for each in found:
+            each.is_done.wait()
+
+    def _request(
+        self,
+        pictures: Sequence[NDArray[np.uint8]],
+        rows: Sequence[Mapping[str, Any]],
+        search: SearchChoice | None,
+        attention: bool | None,
+    ) -> BatchRequest:
+        search = search or self.plan.search
+        check_consensus(search, self.neighbours)
+        attention = self.attention if attention is None else attention
+        squares, faults = self._squares(pictures)
+        return BatchRequest.of(squares, faults, rows, search, attention, self.true_words)
+
+    def _squares(
+        self, pictures: Sequence[NDArray[np.uint8]]
+    ) -> tuple[list[SquarePixels], dict[int, Prediction]]:
+        """The pictures with JPEGs decoded, and what is answered for those that are broken."""
+        squares: list[SquarePixels] = list(pictures)
+        places = [place for place, picture in enumerate(pictures) if picture.ndim == 1]
+        if not places:
+            return squares, {}
+        faults: dict[int, Prediction] = {}
+        wanted = self.encoder.preprocessing
+        files = [pictures[place] for place in places]
+        decoded = decode_jpegs(files, self.reading, wanted, self.precision.device)
+        for place, found in zip(places, decoded, strict=True):
+            if isinstance(found, Tensor):
+                squares[place] = found
+            elif found.pixels is not None:
+                squares[place] = found.pixels
+            else:
+                squares[place] = np.zeros((wanted.size, wanted.size, 3), np.uint8)
+                faults[place] = Prediction(error=found.error, status=FAILED_TO_DECODE)
+        return squares, faults
+
+    def _padded(self, count: int) -> int:
+        """The size of the batch for so many pictures. Arithmetic rounds by the size of the batch:
+        with one size, a caption does not depend on its neighbours."""
+        return count + (-count % self._round_to if self.fixed_batch else 0)
+
+    def _encode_batch(self, request: BatchRequest, count: int) -> EncodedBatch:
+        """The first step. It only launches what a GPU has to do."""
+        lanes, vectors = self._lanes, None
+        with torch.inference_mode(), lanes.encoding(request.pictures, count) as pixels:
+            features = self._features(pixels, request.search.mirror)
+            memory = self._decode.prepare(*features)
+            if self.neighbours is not None:
+                vectors = lanes.to_host(features.vector.float())
+            return EncodedBatch(request, count, memory, vectors, lanes.mark())
+
+    def _search_batch(self, batch: EncodedBatch) -> FoundBatch:
+        """The second step, in the same thread."""
+        request, lanes = batch.request, self._lanes
+        nearest = self._nearest(batch)
+        with torch.inference_mode(), lanes.searching(batch.is_done):
+            results = [self._to_host(result) for result in self._results(batch, nearest)]
+            true_words = None
+            if request.references is not None:
+                true_words = lanes.to_host(self._score_true_words(batch.memory, request))
+            return FoundBatch(batch, results, nearest, true_words, lanes.mark())
+
+    def _to_host(self, result: SearchResult) -> SearchResult:
+        copy = self._lanes.to_host
+        return SearchResult(
+            words=copy(result.words),
+            log_probability=copy(result.log_probability),
+            score=copy(result.score),
+            finished=copy(result.finished),
+            attention=None if result.attention is None else copy(result.attention),
+        )
+
+    def _predictions(self, found: FoundBatch) -> list[Prediction]:
+        """The last step, in any thread."""
+        found.is_done.wait()
+        return predictions_of(found, self.vocabulary, self.neighbours)
 
     def _features(self, pixels: Tensor, mirror: bool) -> Features:
         """Of pixels [B, 3, S, S]; with `mirror` the mean of theirs and their mirror images'."""
@@ -246,92 +302,43 @@ class TrainedCaptioner(Captioner):
         turned = rows.flip(2).flatten(1, 2)
         return Features((features.grid + turned) / 2, (features.vector + mirrored.vector) / 2)
 
-    def _nearest(self, vectors: Tensor) -> "Nearest | None":
-        if self.neighbours is None:
+    def _nearest(self, batch: EncodedBatch) -> Nearest | None:
+        if self.neighbours is None or batch.vectors is None:
             return None
-        features = vectors.float().cpu().numpy()
-        familiar = self.neighbours.familiar(features)
+        batch.is_done.wait()
+        vectors = batch.vectors.numpy()
+        familiar = self.neighbours.familiar(vectors)
         unfamiliar = self.neighbours.unfamiliar(familiar).tolist()
-        return Nearest(*self.neighbours.nearest(features), familiar, unfamiliar)
+        return Nearest(*self.neighbours.nearest(vectors), familiar, unfamiliar)
 
-    def _find(
-        self,
-        search: SearchChoice,
-        memory: Tensors,
-        nearest: "Nearest | None",
-        seeds: Sequence[int],
-        draws_again: bool,
-        attention: bool,
-    ) -> "list[tuple[list[Hypothesis], dict[str, float]]]":
-        """The captions of each picture, best first, and the values of columns that say how well
-        the first one agrees with similar photos, where it was chosen by consensus."""
+    def _results(self, batch: EncodedBatch, nearest: Nearest | None) -> list[SearchResult]:
+        """What the search finds, and what is drawn at random besides it."""
+        request, search = batch.request, batch.request.search
+        seeds = [*request.seeds, *[0] * (batch.count - len(request.seeds))]
         if not (isinstance(search, Beam) and search.consensus):
-            own_seeds = seeds if draws_again else None
-            found = search.search(self._decode, memory, seeds=own_seeds, attention=attention)
-            return [(captions, {}) for captions in found.hypotheses()]
+            own = seeds if request.draws_again else None
+            attention = request.attention
+            return [search.search(self._decode, batch.memory, seeds=own, attention=attention)]
         assert nearest is not None and self.neighbours is not None
         bonus = None
         if search.fusion:
             words = len(self.vocabulary)
-            bonus = self.neighbours.word_bonus(nearest.rows, nearest.likeness, words)
-        candidates = find_candidates(search, self._decode, memory, seeds, attention, bonus)
-        return [
-            rank_by_consensus(search, each, self.neighbours, *near)
-            for each, *near in zip(
-                candidates, nearest.rows, nearest.likeness, nearest.familiar, strict=True
-            )
-        ]
-
-    def _in_words(
-        self,
-        found: tuple[Sequence[Hypothesis], Mapping[str, float]],
-        true_words: TrueWords | None,
-        unfamiliar: float | None,
-    ) -> Prediction:
-        hypotheses, agreement = found
-        extras: dict[str, Any] = dict(agreement)
-        if unfamiliar is not None:
-            extras["unfamiliar"] = unfamiliar
-        if true_words is not None:
-            extras["true_surprise"] = true_words.surprise
-            extras["true_right"] = true_words.right
-            extras["true_count"] = true_words.count
-        # Weights that overflow make captions without a score, which mean nothing.
-        good = [one for one in hypotheses if math.isfinite(one.score)]
-        if not good:
-            return Prediction(error="the search found no caption", extras=extras)
-        best, *others = good
-        extras["words"] = [self.vocabulary.words[word] for word in best.words]
-        if best.attention is not None:
-            extras["attention"] = best.attention.float().numpy()  # [T, P]
-        decode = self.vocabulary.decode
-        return Prediction(
-            caption=decode(best.words),
-            score=best.score,
-            alternatives=tuple(Alternative(decode(other.words), other.score) for other in others),
-            extras=extras,
-            flags=(
-                *(() if best.finished else (CUT_OFF,)),
-                *((UNFAMILIAR,) if (unfamiliar or 0.0) >= MOST_UNFAMILIAR else ()),
-                *((NOT_SURE,) if self._is_doubtful(extras) else ()),
-            ),
+            word_bonus = self.neighbours.word_bonus(nearest.rows, nearest.likeness, words)
+            bonus = self._lanes.to_device(fusion_bonus(search, word_bonus))
+        return search_candidates(
+            search, self._decode, batch.memory, seeds, request.attention, bonus
         )
 
-    def _is_doubtful(self, extras: Mapping[str, Any]) -> bool:
-        doubt = None if self.neighbours is None else self.neighbours.doubt
-        if doubt is None or "doubt" not in extras:
-            return False
-        return bool(extras["doubt"] >= doubt.threshold or extras["unfamiliar"] >= MOST_UNFAMILIAR)
-
-    def _score_true_words(
-        self, memory: Tensors, references: Sequence[Sequence[str]]
-    ) -> list[TrueWords]:
+    def _score_true_words(self, memory: Tensors, request: BatchRequest) -> Tensor:
+        """[B, 3]: see `wording.TrueWords`."""
+        device = self.precision.device
+        some = next(iter(memory.values()))
+        references = [*(request.references or ())]
         if not any(references):
-            return [TrueWords(0.0, 0, 0)] * len(references)
+            return torch.zeros(len(some), 3, device=device)
+        references += [()] * (len(some) - len(references))
         captions = [[self.vocabulary.encode(text) for text in own] for own in references]
-        words = pad_captions(captions).to(self.precision.device)
-        sums = loss_by_picture(self._decode, memory, words).tolist()
-        return [TrueWords(surprise, int(right), int(count)) for surprise, right, count in sums]
+        return loss_by_picture(self._decode, memory, pad_captions(captions).to(device))
 
     def explain(
         self, picture: AnyPicture, beam: int | None = None, trust: Sequence[str] = ()
@@ -357,16 +364,6 @@ class TrainedCaptioner(Captioner):
         if isinstance(chosen, Beam):
             return dataclasses.replace(chosen, width=beam, best=min(beam, chosen.best))
         return Beam(width=beam, max_length=chosen.max_length)
-
-
-def _sampling_like(search: SearchChoice) -> Sample:
-    """A search that draws other captions for each seed, as long as those of this search."""
-    if isinstance(search, Sample):
-        return dataclasses.replace(search)
-    names = [option.name for option in dataclasses.fields(SearchOptions)]
-    given: dict[str, Any] = {name: getattr(search, name) for name in names}
-    best = search.best if isinstance(search, Beam) else 1
-    return Sample(**given, samples=max(DRAWN_AGAIN, best), temperature=0.7, top_p=0.9)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raycap.captioners.trained.doubt import signs_of
 from raycap.captioners.trained.neighbours import Floats, Neighbours
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.metrics.ngrams import Ints
 from raycap.search import Beam, Hypothesis, Sample
+from raycap.search.captions import SearchResult
 from raycap.search.cuda import to_device
 
 
@@ -31,13 +33,30 @@ def find_candidates(
 ) -> list[list[Hypothesis]]:
     """For each picture in `memory` all captions of the beam search, then those drawn with the
     picture's seed. No caption is there twice. `word_bonus` [B, V] is that of the neighbours."""
-    beams = replace(search, best=search.width)
     bonus = None
     if search.fusion and word_bonus is not None:
         device = next(iter(memory.values())).device
-        bonus = to_device(torch.from_numpy(search.fusion * word_bonus), device)
-    result = beams.search(decoder, memory, attention=attention, word_bonus=bonus)
-    found = result.hypotheses()
+        bonus = to_device(torch.from_numpy(fusion_bonus(search, word_bonus)), device)
+    return merge_candidates(search_candidates(search, decoder, memory, seeds, attention, bonus))
+
+
+def fusion_bonus(search: Beam, word_bonus: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is added to the log-probabilities of words [B, V]."""
+    weighed: NDArray[np.float32] = search.fusion * word_bonus
+    return weighed
+
+
+def search_candidates(
+    search: Beam,
+    decoder: Decoder,
+    memory: Tensors,
+    seeds: Sequence[int],
+    attention: bool,
+    bonus: Tensor | None,
+) -> list[SearchResult]:
+    """All captions of the beam search, and those drawn, on the device of the memory."""
+    beams = replace(search, best=search.width)
+    results = [beams.search(decoder, memory, attention=attention, word_bonus=bonus)]
     if search.drawn:
         drawing = Sample(
             samples=search.drawn,
@@ -48,8 +67,14 @@ def find_candidates(
             no_stutter=search.no_stutter,
             allow_unknown=search.allow_unknown,
         )
-        drawn = drawing.search(decoder, memory, seeds=seeds, attention=attention).hypotheses()
-        found = [[*ours, *theirs] for ours, theirs in zip(found, drawn, strict=True)]
+        results.append(drawing.search(decoder, memory, seeds=seeds, attention=attention))
+    return results
+
+
+def merge_candidates(results: Sequence[SearchResult]) -> list[list[Hypothesis]]:
+    """The captions of each picture, no caption twice."""
+    of_picture = zip(*(result.hypotheses() for result in results), strict=True)
+    found = [[one for part in parts for one in part] for parts in of_picture]
     return [list({one.words: one for one in reversed(each)}.values())[::-1] for each in found]
 
 

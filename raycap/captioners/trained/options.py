@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from raycap.captioners.protocol import CaptionerOptions, Placement
+from raycap.captioners.trained.batches import largest_batch
 from raycap.captioners.trained.captioner import TrainedCaptioner
 from raycap.captioners.trained.folder import (
     CaptionerParts,
@@ -16,8 +17,9 @@ from raycap.captioners.trained.folder import (
     load_folder,
     read_digests,
 )
-from raycap.device import PrecisionName
-from raycap.images import Reading, Square
+from raycap.captioners.trained.lanes import memory_share
+from raycap.device import PrecisionName, choose_precision
+from raycap.images import Reading, Square, SquareOrJpeg
 from raycap.schema import TRUE_WORDS
 from raycap.search import SearchChoice, search_identity
 
@@ -46,6 +48,7 @@ class TrainedOptions(CaptionerOptions):
     true_words: bool = False
     precision: PrecisionName = "auto"
     fixed_batch: bool = True
+    jpegs_on_device: bool = False
 
     @classmethod
     def read(
@@ -66,11 +69,14 @@ class TrainedOptions(CaptionerOptions):
             "search": search_identity(self.search),
             "attention": self.attention,
             **true_words,
+            # Another decoder and another filter make slightly other pixels.
+            **({"jpegs_on_device": True} if self.jpegs_on_device else {}),
         }
 
     def intake(self) -> Square:
         wanted = self.parts.encoder.preprocessing
-        return Square(wanted.size, wanted.resize, wanted.interpolation)
+        kind = SquareOrJpeg if self.jpegs_on_device else Square
+        return kind(wanted.size, wanted.resize, wanted.interpolation)
 
     def reading(self, asked: Reading) -> Reading:
         # How pictures are shown is a part of what was learned. Which ones are accepted is for the
@@ -98,6 +104,16 @@ class TrainedOptions(CaptionerOptions):
 
     def in_precision(self, precision: PrecisionName) -> Self:
         return dataclasses.replace(self, precision=precision)
+
+    def in_batch(self, batch: int) -> Self:
+        return dataclasses.replace(self, batch=batch)
+
+    def largest_batch(self, device: str, gpus: float) -> int | None:
+        chosen = choose_precision(device, self.precision).device
+        if chosen.type != "cuda":
+            return None
+        with memory_share(chosen, gpus):
+            return largest_batch(lambda size: self.in_batch(size).open(device, None).try_batch())
 
     def open(self, device: str, threads: int | None) -> TrainedCaptioner:
         if threads:
