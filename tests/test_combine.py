@@ -100,6 +100,21 @@ def test_equal_decoders_write_what_one_of_them_writes(search: Any) -> None:
     assert torch.allclose(found[0].attention, found[1].attention, atol=1e-5)
 
 
+@torch.inference_mode()
+def test_the_search_for_devices_finds_the_captions_of_an_ensemble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ensemble = EnsembleDecoder(members(*MEMBERS))
+    memory = ensemble.prepare(*features(5))
+    found = []
+    for search in ("processor", "device"):
+        monkeypatch.setenv("RAYCAP_SEARCH", search)
+        captions = SEARCHES[1].search(ensemble, memory, attention=True).hypotheses()
+        found.append([[one.words for one in each] for each in captions])
+    assert found[0] == found[1]
+    assert len({one for each in found[0] for one in each}) > 3
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Three captioners with other weights. The second and the third remember photos."""

@@ -61,7 +61,7 @@ class Decoder(nn.Module, ABC):
     ) -> None:
         super().__init__()
         projected = options.projection_width
-        self.output_width = output_width
+        self.vocabulary_size, self.output_width = vocabulary_size, output_width
         self.grid_width = projected or width
         self.embedding = nn.Embedding(vocabulary_size, options.embedding_width, padding_idx=PAD)
         self.embedding_dropout = nn.Dropout(options.embedding_dropout)

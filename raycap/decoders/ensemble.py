@@ -22,6 +22,7 @@ class EnsembleDecoder(Decoder):
         # It has none of the parts that its members have.
         nn.Module.__init__(self)
         self.members = nn.ModuleList(members)
+        self.vocabulary_size = members[0].vocabulary_size
         self.output_width = sum(member.output_width for member in members)
 
     def prepare(self, grid: Tensor, vector: Tensor) -> Tensors:
@@ -32,14 +33,27 @@ class EnsembleDecoder(Decoder):
         return _joined([member.initial_state(_part(memory, n), captions) for n, member in members])
 
     def step(self, words: Tensor, state: Tensors, memory: Tensors) -> DecoderStep:
-        steps = [
-            member.step(words, _part(state, number), _part(memory, number))
-            for number, member in enumerate(self._decoders())
-        ]
-        return DecoderStep(
-            _log_mean([step.logits for step in steps]),
-            _joined([step.state for step in steps]),
-            _mean([step.attention for step in steps if step.attention is not None]),
+        return _mean_step(
+            [
+                member.step(words, _part(state, number), _part(memory, number))
+                for number, member in enumerate(self._decoders())
+            ]
+        )
+
+    def fixed_state(self, memory: Tensors, captions: int, length: int) -> Tensors:
+        members = enumerate(self._decoders())
+        return _joined(
+            [member.fixed_state(_part(memory, n), captions, length) for n, member in members]
+        )
+
+    def step_at(
+        self, position: Tensor, words: Tensor, state: Tensors, memory: Tensors
+    ) -> DecoderStep:
+        return _mean_step(
+            [
+                member.step_at(position, words, _part(state, number), _part(memory, number))
+                for number, member in enumerate(self._decoders())
+            ]
         )
 
     def unroll(self, memory: Tensors, words: Tensor) -> Unrolled:
@@ -77,6 +91,14 @@ def _part(joined: Tensors, number: int) -> Tensors:
         for name, tensor in joined.items()
         if name.startswith(prefix)
     }
+
+
+def _mean_step(steps: Sequence[DecoderStep]) -> DecoderStep:
+    return DecoderStep(
+        _log_mean([step.logits for step in steps]),
+        _joined([step.state for step in steps]),
+        _mean([step.attention for step in steps if step.attention is not None]),
+    )
 
 
 def _log_mean(logits: Sequence[Tensor]) -> Tensor:

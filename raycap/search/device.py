@@ -147,9 +147,7 @@ class DeviceBeam:
         penalties = [(place + 1) ** options.length_penalty for place in range(length)]
         self.penalties = torch.tensor(penalties, device=device)
         forbidden = [PAD, START] if options.allow_unknown else [PAD, START, UNK]
-        self.forbidden = torch.zeros(
-            decoder.embedding.num_embeddings, dtype=torch.bool, device=device
-        )
+        self.forbidden = torch.zeros(decoder.vocabulary_size, dtype=torch.bool, device=device)
         self.forbidden[torch.tensor(forbidden, device=device)] = True
 
         self.flags = DoneFlags(length, device)
