@@ -239,6 +239,21 @@ def test_explaining_what_cannot_be_read_names_the_reason(captioner: TrainedCapti
         captioner.explain(b"nonsense")
 
 
+def test_weights_are_asked_for_only_if_the_folder_lacks_them(
+    shapes: tuple[list[bytes], list[str]], tmp_path: Path
+) -> None:
+    """What `raycap train` says at its end."""
+    from raycap.commands.train import _weights_option
+    from raycap.config import Config
+
+    plan = CaptionerPlan(ResNet18(weights="random", size=64), DECODERS["gru-none"])
+    trained, _ = taught(plan, *shapes, steps=1)
+    config = Config(encoder=ResNet18(weights="mine.pt", size=64))
+    for included, option in ((True, ""), (False, " --encoder-weights mine.pt")):
+        trained.save(tmp_path / str(included), include_encoder=included)
+        assert _weights_option(config, str(tmp_path / str(included))) == option
+
+
 def test_a_folder_that_stands_alone_needs_no_other_weights(
     shapes: tuple[list[bytes], list[str]], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from raycap.bulk.machines import Machines
 from raycap.bulk.precision import with_precision
 from raycap.bulk.run import run_job
 from raycap.captioners.trained import CaptionerPlan
+from raycap.captioners.trained.checks import read_config
 from raycap.cluster.nodes import check_visible
 from raycap.cluster.session import session
 from raycap.cluster.train_workers import train_here, train_on_workers
@@ -90,7 +91,7 @@ def train(config: Config) -> int:
         f"kept: epoch {best['epoch']} ({scores})\n"
         f"written: {out / CAPTIONER}; the curve: {out / CURVE}\n"
         f"caption pictures with it: raycap caption photos/ --model {captioner}"
-        f"{_weights_option(config)} --out captions\n"
+        f"{_weights_option(config, str(out / CAPTIONER))} --out captions\n"
     )
     return 0
 
@@ -182,16 +183,13 @@ def captioner_plan(config: Config) -> CaptionerPlan:
     return CaptionerPlan(config.encoder, config.decoder, config.reading, config.search or Beam())
 
 
-def _weights_option(config: Config) -> str:
-    """The option that names the weights of a frozen encoder: the captioner's folder does not hold
+def _weights_option(config: Config, captioner: str) -> str:
+    """The option that names the weights of the encoder, if the captioner's folder does not hold
     them."""
-    if config.train.model:
-        return ""
     weights = getattr(config.encoder, "weights", "random")
-    is_in_folder = getattr(config.encoder, "trainable", "none") != "none"
-    return (
-        "" if is_in_folder or weights == "random" else f" --encoder-weights {shlex.quote(weights)}"
-    )
+    if config.train.model or weights == "random" or read_config(captioner)["encoder_included"]:
+        return ""
+    return f" --encoder-weights {shlex.quote(weights)}"
 
 
 def join_with_captions(
