@@ -18,6 +18,7 @@ from raycap.bulk.options import CaptionOptions
 from raycap.decoders import Recurrent
 from raycap.errors import UserError
 from raycap.search import SEARCHES, Beam, Greedy, Sample, SearchOptions
+from raycap.search.beam import _highest_of_few, highest
 from raycap.vocabulary import END, PAD, START, UNK
 
 variants = pytest.mark.parametrize("name", VARIANTS)
@@ -294,6 +295,21 @@ def test_of_equals_the_first_word_is_taken():
     assert [[h.words for h in hypotheses] for hypotheses in found] == [
         [(4, 4), (4, 4, 4), (4, 4, 5)]
     ] * 3
+
+
+@settings(derandomize=True)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.sampled_from([2, 30, 10**6]), st.booleans())
+def test_the_highest_of_few_are_those_of_a_sort(seed, count, different, has_impossible):
+    """Also where values are equal: among two or thirty different ones, most are."""
+    source = torch.Generator().manual_seed(seed)
+    values = torch.randint(different, (3, 700), generator=source).float()
+    if has_impossible:
+        values[:, count - 1 :] = -torch.inf
+    expected, places = torch.sort(values, dim=1, descending=True, stable=True)
+    for find in (highest, _highest_of_few):
+        found, where = find(values, count)
+        assert torch.equal(found, expected[:, :count])
+        assert torch.equal(where, places[:, :count])
 
 
 @pytest.mark.parametrize(

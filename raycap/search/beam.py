@@ -16,8 +16,11 @@ from raycap.search.captions import (
     search_result,
     select_captions,
     select_pictures,
+    split_by,
 )
 from raycap.vocabulary import END, PAD, START
+
+BLOCK = 64  # values of which only the highest is looked at first
 
 
 @torch.no_grad()
@@ -65,14 +68,15 @@ def beam_search(
         state = select_captions(step.state, parents.gather(1, going_on))
         pictures["done"] = pictures["done"] | are_done(options, beams, ended, pictures)
         if enough_done(pictures["done"]):
-            remaining = ~pictures["done"]
-            results.append(select_pictures(ended | pictures, ~remaining))
+            done, remaining = split_by(pictures["done"])
+            results.append(select_pictures(ended | pictures, done))
             memory, state, beams, ended, pictures = (
                 select_pictures(tensors, remaining)
                 for tensors in (memory, state, beams, ended, pictures)
             )
-            word_bonus = None if word_bonus is None else word_bonus[remaining]
-            if not len(pictures["row"]):
+            if word_bonus is not None:
+                word_bonus = word_bonus.index_select(0, remaining)
+            if not len(remaining):
                 break
         last_words = beams["words"][..., position]
     else:
@@ -115,24 +119,43 @@ def _best_continuations(
 
     Each beam has only one continuation with `<end>`. So of 2K continuations, at least K go on.
     """
-    added = next_word_log_probabilities(options, step.logits, beams["words"][..., :position])
+    said = beams["words"][..., :position]
+    totals = next_word_log_probabilities(options, step.logits, said)  # [B, K, V]
     if word_bonus is not None:
-        bonus = word_bonus.unsqueeze(1).expand_as(added)
-        bonus = bonus.scatter(2, beams["words"][..., :position], 0.0)
-        added = added + bonus
-    totals = beams["total"].unsqueeze(2) + added  # [B, K, V]
-    total, index = highest(totals.flatten(1), 2 * options.width)
-    parents = index // totals.shape[2]
+        without = totals.gather(2, said)
+        totals += word_bonus.unsqueeze(1)
+        totals.scatter_(2, said, without)
+    totals += beams["total"].unsqueeze(2)
+    total, index = _highest_of_few(totals.flatten(1), 2 * options.width)
+    parents, words = index // totals.shape[2], index % totals.shape[2]
     candidates = select_captions(beams, parents)
-    candidates["words"][..., position] = index % totals.shape[2]
-    candidates["total"] = total
     if word_bonus is not None:
-        candidates["bonus"] += bonus.flatten(1).gather(1, index)
+        is_said = (candidates["words"][..., :position] == words.unsqueeze(2)).any(2)
+        candidates["bonus"] += word_bonus.gather(1, words).masked_fill(is_said, 0.0)
+    candidates["words"][..., position] = words
+    candidates["total"] = total
     candidates["score"] = total / (position + 1) ** options.length_penalty
     if "attention" in candidates and step.attention is not None:
         weights = torch.take_along_dim(step.attention, parents.unsqueeze(2), 1)
         candidates["attention"][:, :, position] = weights
     return candidates, parents
+
+
+def _highest_of_few(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `highest`, without sorting. `topk` says any of equal values: if there are some, as hardly
+    ever, they are sorted after all. Finding that out makes a device wait."""
+    if values.shape[1] < BLOCK * (count + 1):
+        return highest(values, count)
+    blocks = _in_blocks(values)
+    maxima, best = blocks.amax(2).topk(count + 1)
+    best = best[:, :count].sort(1).values
+    in_best = torch.take_along_dim(blocks, best.unsqueeze(2), 1).flatten(1)
+    in_order, order = in_best.topk(count + 1)
+    differ = torch.cat([maxima[:, :-1] > maxima[:, 1:], in_order[:, :-1] > in_order[:, 1:]])
+    if not bool(differ.all()):
+        return highest(values, count)
+    order = order[:, :count]
+    return in_order[:, :count], best.gather(1, order // BLOCK) * BLOCK + order % BLOCK
 
 
 def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -141,15 +164,20 @@ def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     The highest values are in the `count` blocks with the highest maxima, so only these are sorted.
     """
-    size = 64
-    padding = -values.shape[1] % size
-    blocks = functional.pad(values, (0, padding), value=-torch.inf).view(len(values), -1, size)
+    blocks = _in_blocks(values)
     by_maximum = torch.sort(blocks.amax(2), dim=1, descending=True, stable=True).indices
     best = by_maximum[:, :count].sort(1).values
     in_best = torch.take_along_dim(blocks, best.unsqueeze(2), 1).flatten(1)  # [B, count * size]
     in_order, order = torch.sort(in_best, dim=1, descending=True, stable=True)
     in_order, order = in_order[:, :count], order[:, :count]
-    return in_order, best.gather(1, order // size) * size + order % size
+    return in_order, best.gather(1, order // BLOCK) * BLOCK + order % BLOCK
+
+
+def _in_blocks(values: Tensor) -> Tensor:
+    """[B, M] as [B, blocks, BLOCK], with -inf at the end."""
+    padding = -values.shape[1] % BLOCK
+    padded = functional.pad(values, (0, padding), value=-torch.inf) if padding else values
+    return padded.view(len(values), -1, BLOCK)
 
 
 def add_ended(

@@ -75,14 +75,14 @@ def next_word_log_probabilities(options: SearchOptions, logits: Tensor, words: T
     """
     length = words.shape[2]
     log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32)
-    end = log_probabilities[..., END].clone()
-    forbidden = [PAD, START] if options.allow_unknown else [PAD, START, UNK]
-    log_probabilities[..., forbidden] = -torch.inf
+    for word in (PAD, START) if options.allow_unknown else (PAD, START, UNK):
+        log_probabilities[..., word] = -torch.inf
     if 0 < options.no_repeat_ngram <= length:
         _forbid_repeated_ngrams(log_probabilities, words, options.no_repeat_ngram)
     if options.no_stutter and length:
         log_probabilities.scatter_(2, words[..., -1:], -torch.inf)
     if length < options.min_length:
+        end = log_probabilities[..., END].clone()
         log_probabilities[..., END] = -torch.inf
         # If all words are forbidden, the caption ends, even if it is too short.
         stuck = log_probabilities.amax(-1) == -torch.inf
@@ -100,14 +100,20 @@ def _forbid_repeated_ngrams(log_probabilities: Tensor, words: Tensor, n: int) ->
 
 
 def select_pictures(tensors: Tensors, pictures: Tensor) -> Tensors:
-    """Some pictures (indices or a mask [B]) of each tensor [B, ...]."""
-    return {name: tensor[pictures] for name, tensor in tensors.items()}
+    """The pictures at some indices of each tensor [B, ...]."""
+    return {name: tensor.index_select(0, pictures) for name, tensor in tensors.items()}
 
 
 def select_captions(tensors: Tensors, captions: Tensor) -> Tensors:
     """For each picture the captions at the indices [B, M] of each tensor [B, K, ...]."""
-    pictures = torch.arange(len(captions), device=captions.device).unsqueeze(1)
-    return {name: tensor[pictures, captions] for name, tensor in tensors.items()}
+    width = next(iter(tensors.values())).shape[1]
+    first = torch.arange(0, len(captions) * width, width, device=captions.device)
+    rows = (first.unsqueeze(1) + captions).flatten()
+    selected = {}
+    for name, tensor in tensors.items():
+        some = tensor.flatten(0, 1).index_select(0, rows)
+        selected[name] = some.view(*captions.shape, *tensor.shape[2:])
+    return selected
 
 
 def best_first(captions: Tensors, count: int) -> Tensors:
@@ -117,6 +123,11 @@ def best_first(captions: Tensors, count: int) -> Tensors:
     finished = captions["finished"].gather(1, by_score).to(torch.uint8)
     by_finished = torch.argsort(finished, dim=1, descending=True, stable=True)
     return select_captions(captions, by_score.gather(1, by_finished)[:, :count])
+
+
+def split_by(done: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices of the pictures that are done, and of the others."""
+    return done.nonzero().squeeze(1), (~done).nonzero().squeeze(1)
 
 
 def enough_done(done: Tensor) -> bool:

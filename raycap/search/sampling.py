@@ -16,6 +16,7 @@ from raycap.search.captions import (
     next_word_log_probabilities,
     search_result,
     select_pictures,
+    split_by,
 )
 from raycap.vocabulary import END, PAD, START
 
@@ -58,12 +59,14 @@ def generate(
         _append(captions, last_words, log_probabilities, step, position)
         done, state = captions["finished"].all(1), step.state
         if enough_done(done):
-            results.append(select_pictures(best_first(captions, count) | pictures, done))
+            ended, remaining = split_by(done)
+            results.append(select_pictures(best_first(captions, count) | pictures, ended))
             memory, state, captions, pictures = (
-                select_pictures(tensors, ~done) for tensors in (memory, state, captions, pictures)
+                select_pictures(tensors, remaining)
+                for tensors in (memory, state, captions, pictures)
             )
-            last_words = last_words[~done]
-            if not len(last_words):
+            last_words = last_words.index_select(0, remaining)
+            if not len(remaining):
                 return search_result(results)
     return search_result([*results, best_first(captions, count) | pictures])
 
