@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_models
@@ -165,6 +166,49 @@ def test_the_tokens_of_a_caption_are_read_back_as_the_caption(family: str, tmp_p
     question = captioner.options.stages[-1].sample_question()
     answer = reader.read(question, [*tokens, *tokens], [0.0] * 2 * len(tokens), None)
     assert (answer.text, answer.finish_reason) == ("a red circle above a blue square", "stop")
+
+
+# The examples of an epoch.
+
+
+def test_each_epoch_has_each_picture_once_and_each_caption_has_its_turn() -> None:
+    from raycap.training.fine_tuning.pictures import Examples, FittedPictures
+
+    count, captions = 11, 3
+    keys = [f"{number:02}" for number in range(count)]
+    references = [[f"{key} {number}" for number in range(captions)] for key in keys]
+    pixels = [np.full((2, 3, 3), number, np.uint8) for number in range(count)]
+    table = pa.table(
+        {
+            "key": keys,
+            "sha256": keys,
+            "pixels": pa.array([each.tobytes() for each in pixels], pa.large_binary()),
+            "height": pa.array([2] * count, pa.int32()),
+            "width": pa.array([3] * count, pa.int32()),
+        }
+    )
+    listed = pa.table({"key": keys, "split": ["train"] * count, "references": references})
+    store = FittedPictures(table, listed)
+    examples = Examples(store, store.rows_of("train"), seed=1)
+    learned: list[str] = []
+    orders = set()
+    for epoch in range(captions):
+        steps = [share.tolist() for share in examples.shares(epoch, 4, 0, 1)]
+        assert [len(step) for step in steps] == [4, 4, 3]
+        rows = [row for step in steps for row in step]
+        assert sorted(rows) == list(range(count))
+        orders.add(tuple(rows))
+        # Two workers have the same steps, and so has a run that continues.
+        both = [list(examples.shares(epoch, 4, worker, 2)) for worker in range(2)]
+        shared = [sorted([*one, *two]) for one, two in zip(*both, strict=True)]
+        assert shared == [sorted(step) for step in steps]
+        assert [s.tolist() for s in examples.shares(epoch, 4, 0, 1, start=1)] == steps[1:]
+        for row in rows:
+            picture, caption = examples.example(row, epoch)
+            assert (picture == pixels[row]).all() and caption.startswith(keys[row])
+            learned.append(caption)
+    assert len(orders) == captions
+    assert sorted(learned) == sorted(each for own in references for each in own)
 
 
 # A run.
