@@ -101,10 +101,10 @@ def noise(width: int, height: int, seed: int) -> np.ndarray:
     [
         ("qwen2-vl", ""),
         ("blip", ""),
-        ("vision-encoder-decoder", ""),
         *(
             pytest.param(*each, marks=pytest.mark.thorough)
             for each in (
+                ("vision-encoder-decoder", ""),
                 ("idefics3", ""),
                 ("llava", ""),
                 ("git", ""),
@@ -247,6 +247,7 @@ def test_the_captioner_writes_what_the_run_has_validated(run: Path, data: Path) 
     assert captions != [each.caption for each in plain.caption(files)]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("no_ray")
 def test_the_command_captions_and_scores_with_it(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -316,14 +317,17 @@ def test_a_base_that_moved_changed_or_went_is_refused_with_the_remedy(
 
 
 def test_a_finished_run_is_not_made_again_and_another_is_refused(
-    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [*FLAGS, "--epochs", "2", "--log-steps", "1"]
-    before = adapter_of(run)
-    assert main(command(data, run, *flags)) == 0
+    from raycap.commands.fine_tune import run_tuning
+    from raycap.config import loads, with_parameters
+    from raycap.errors import UserError
+
+    config, before = loads((run / "config.yaml").read_text()), adapter_of(run)
+    assert run_tuning(config)
     assert "finished; nothing to do" in capsys.readouterr().out
-    assert main(command(data, run, *flags, "--lora.rank", "8")) == 2
-    assert "train.lora.rank" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"train\.lora\.rank"):
+        run_tuning(with_parameters(config, {"train.lora.rank": 8}))
     assert adapter_of(run) == before
 
 
@@ -331,36 +335,43 @@ def test_a_finished_run_is_not_made_again_and_another_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("section", "option", "value", "words"),
     [
-        (["--encoder-lr", "1e-3"], "train.encoder_lr"),
-        (["--decoder.hidden-width", "8"], "decoder.hidden_width"),
-        (["--decoder", "transformer"], "decoder"),
-        (["--search", "greedy"], "search"),
-        (["--self-critical.epochs", "1"], "train.self_critical.epochs"),
-        (["--objective.scheduled-sampling", "0.1"], "train.objective.scheduled_sampling"),
-        (["--optimiser.averaging", "0.9"], "train.optimiser.averaging"),
-        (["--features", "x"], "train.features"),
-        (["--captioner.quantize", "4bit"], "--captioner.quantize: weights in 8 or 4 bits"),
-        (["--captioner", "vllm"], "only models of the kind huggingface"),
-        (["--captioner.start", "a"], "--captioner.start"),
-        (["--prompt", "Describe {title} ."], "leave out what stands in braces"),
-        (["--lora.layers", "nothing"], "fits no layer of the model"),
-        (["--lora.layers", ".*"], "fits the whole model too"),
-        (["--lora.layers", ".*lm_head"], "fits lm_head too"),
+        ("train", "encoder_lr", 1e-3, "train.encoder_lr"),
+        ("train", "features", "x", "train.features"),
+        ("train", "self_critical", {"epochs": 1}, "train.self_critical.epochs"),
+        ("train", "objective", {"scheduled_sampling": 0.1}, "objective.scheduled_sampling"),
+        ("train", "optimiser", {"averaging": 0.9}, "train.optimiser.averaging"),
+        ("train", "lora", {"layers": "nothing"}, "fits no layer of the model"),
+        ("train", "lora", {"layers": ".*"}, "fits the whole model too"),
+        ("train", "lora", {"layers": ".*lm_head"}, "fits lm_head too"),
+        ("train", "lora", {"layers": "("}, "no regular expression"),
+        ("train", "lora", {"rank": 0}, "lora.rank is 0"),
+        ("decoder", "kind", "transformer", "decoder is for captioners"),
+        ("search", "kind", "greedy", "search is for captioners"),
+        ("vocabulary", "min_count", 2, "vocabulary.min_count"),
+        ("captioner", "kind", "vllm", "only models of the kind huggingface"),
+        ("captioner", "quantize", "4bit", "--captioner.quantize: weights in 8 or 4 bits"),
+        ("captioner", "start", "a", "--captioner.start"),
+        ("captioner", "prompt", "Describe {title} .", "leave out what stands in braces"),
     ],
-    ids=lambda value: "" if isinstance(value, str) else value[0].strip("-"),
 )
 def test_options_that_do_not_apply_are_refused_by_name(
-    flags: list[str],
-    words: str,
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    section: str, option: str, value: Any, words: str, tmp_path: Path
 ) -> None:
-    assert main(command(data, tmp_path / "run", *flags)) == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "run" / "run.json").exists()
+    from raycap.commands.fine_tune import run_tuning
+    from raycap.config import from_plain
+    from raycap.errors import UserError
+    from raycap.variants import merged
+
+    usual = {
+        "train": {"model": tiny_models.trained(), "out": str(tmp_path / "run")},
+        "captioner": {"kind": "huggingface"},
+        "source": {"kind": "shapes"},
+    }
+    with pytest.raises(UserError, match=re.escape(words)):
+        run_tuning(from_plain(merged(usual, {section: {option: value}})))
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_option_of_a_training_run_is_used_or_refused() -> None:
@@ -377,16 +388,21 @@ def test_every_option_of_a_training_run_is_used_or_refused() -> None:
 
 
 def test_models_that_cannot_be_fine_tuned_are_refused(
-    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from raycap.commands.fine_tune import run_tuning
+    from raycap.config import from_plain
+    from raycap.errors import UserError
+
     for model, words in (
         (str(run / "captioner"), f"give its base model, {tiny_models.trained()}"),
         ("http://127.0.0.1:9/v1", "is a server, whose weights are not here"),
         ("shipped", "leave out --model and give --start-from"),
     ):
-        assert main(command(data, tmp_path / "run", model=model)) == 2
-        assert words in capsys.readouterr().err
-    assert main(["train", str(data), "--prompt", "What?"]) == 2
+        train = {"model": model, "out": str(tmp_path / "run")}
+        with pytest.raises(UserError, match=re.escape(words)):
+            run_tuning(from_plain({"train": train, "captioner": {"kind": "huggingface"}}))
+    assert main(["train", "--prompt", "What?"]) == 2
     assert "name it (--model smolvlm" in capsys.readouterr().err
 
 
