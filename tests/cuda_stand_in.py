@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 # For each stream and the host: how many of its operations have been done before.
 Clock = dict[str, int]
@@ -140,22 +140,23 @@ class Event:
             merge(self.cuda.clocks["host"], self.clock)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchFunctionMode):
     def __init__(self, cuda: StandInForCuda) -> None:
         super().__init__()
         self._cuda = cuda
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
         result = function(*arguments, **(options or {}))
         given = _tensors([*arguments, *(options or {}).values()])
         made = _tensors([result])
-        # In place: the name of the operation ends with `_`, and its first argument is changed.
-        is_in_place = function._schema.name.rstrip("_") != function._schema.name
+        name = getattr(function, "__name__", "")
         old = {memory_of(tensor) for tensor in given}
-        writes = [tensor for tensor in made if is_in_place or memory_of(tensor) not in old]
-        self._cuda.note(function._schema.name, given, writes)
+        writes = [tensor for tensor in made if memory_of(tensor) not in old]
+        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):  # in place
+            writes += given[:1]
+        self._cuda.note(name, given, writes)
         return result
 
 

@@ -139,6 +139,7 @@ def test_a_file_that_the_device_cannot_decode_is_read_by_the_processor(
         assert "truncated" in fault.error
 
 
+@pytest.mark.thorough
 def test_a_job_decodes_plain_jpegs_on_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -277,6 +277,8 @@ class TrainedCaptioner(Captioner):
             return FoundBatch(batch, results, nearest, true_words, lanes.mark())
 
     def _to_host(self, result: SearchResult) -> SearchResult:
+        if result.on_host is not None:  # on its way
+            return result
         copy = self._lanes.to_host
         return SearchResult(
             words=copy(result.words),
