@@ -28,7 +28,7 @@ from raycap.cli import main
 from raycap.errors import UserError
 from raycap.schema import SUCCESS
 from raycap.storage import RunFolder
-from raycap.training import Train, row_groups
+from raycap.training import Train, row_groups, store
 from raycap.training.data import StreamedDataset, data_mode, datasets_of, open_pictures
 from raycap.training.dataset import Batch
 from raycap.training.options import DataMode
@@ -245,6 +245,19 @@ def test_a_stream_knows_all_captions_and_gives_samples(
         assert captions == [captions for sample in samples for captions in sample.captions]
 
 
+def test_validation_pictures_of_many_row_groups_keep_their_order(
+    pictures: PictureTables,
+    both: tuple[PictureStore, PictureStream],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "MOST_PIECES", 2)
+    stream = open_pictures(joined(pictures, tmp_path), Train(window=WINDOW), tmp_path / "cache")
+    assert isinstance(stream, PictureStream)
+    assert stream.validation.captions.equals(both[1].validation.captions)
+    assert np.array_equal(stream.validation.rows, both[1].validation.rows)
+
+
 def test_more_workers_than_lanes_are_refused(
     both: tuple[PictureStore, PictureStream], vocabulary: Vocabulary
 ) -> None:
@@ -264,8 +277,8 @@ def test_a_streamed_run_writes_the_captioner_of_a_local_one(
     critical = dataclasses.replace(Train().self_critical, epochs=1, samples=2, max_length=8)
     train = options(epochs=1, window=WINDOW, self_critical=critical)
     weights = []
-    for store, name in zip(both, ("local", "stream"), strict=True):
-        assert run(store, vocabulary, tmp_path / name, train)
+    for each, name in zip(both, ("local", "stream"), strict=True):
+        assert run(each, vocabulary, tmp_path / name, train)
         weights.append((tmp_path / name / "captioner" / "model.safetensors").read_bytes())
     assert curve(tmp_path / "local") == curve(tmp_path / "stream")
     assert weights[0] == weights[1]

@@ -35,6 +35,7 @@ from raycap.uris import is_local, local_path
 LISTING = "pictures.arrow"
 ROWS, KEYS, FORM = "rows.bin", "keys.arrow", "form.json"
 ROWS_AT_ONCE = 128
+MOST_PIECES = 100
 CAPTION_COLUMNS = ["key", "split", "references"]
 
 # Some pictures of a table: features or pixels [n, ...], and their other columns.
@@ -279,6 +280,8 @@ def _write_pieces(folder: Path, pieces: Iterator[Piece], table: str) -> None:
                 rows.tofile(out)
                 form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
                 kept.append(columns)
+                if len(kept) > MOST_PIECES:  # a table takes kilobytes, however small it is
+                    kept = [pa.concat_tables(kept).combine_chunks()]
     if form is None:
         raise UserError(f"{table} holds no readable picture")
     whole = pa.concat_tables(kept).combine_chunks()
