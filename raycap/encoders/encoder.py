@@ -77,10 +77,13 @@ class Encoder(nn.Module):
         self._dtype = torch.float32  # of the trunk's weights
         # pixel * scale + shift = (pixel / 255 - mean) / std. Not saved: it follows from the
         # options.
-        mean = torch.tensor(preprocessing.mean)[:, None, None]  # [3, 1, 1]
-        std = torch.tensor(preprocessing.std)[:, None, None]
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("shift", -mean / std, persistent=False)
+        with torch.device("cpu"):  # arithmetic on the meta device loads torch's compiler: 2 s
+            mean = torch.tensor(preprocessing.mean)[:, None, None]  # [3, 1, 1]
+            std = torch.tensor(preprocessing.std)[:, None, None]
+            scale, shift = 1 / (255 * std), -mean / std
+        device = torch.get_default_device()
+        self.register_buffer("scale", scale.to(device), persistent=False)
+        self.register_buffer("shift", shift.to(device), persistent=False)
         self.requires_grad_(False)
         # A tuple, which torch does not register as child modules.
         self._trained: tuple[nn.Module, ...] = ()

@@ -19,12 +19,18 @@ class CosineTrunk(Trunk):
 
     def __init__(self, patch: int, frequencies: int) -> None:
         super().__init__()
-        frequency = torch.arange(frequencies)[:, None]  # [K, 1]
-        pixel = torch.arange(patch)[None]  # [1, patch]
-        basis = torch.cos(math.pi * frequency * (2 * pixel + 1) / (2 * patch)) / patch
+        with torch.device("cpu"):  # arithmetic on the meta device loads torch's compiler: 2 s
+            frequency = torch.arange(frequencies)[:, None]  # [K, 1]
+            pixel = torch.arange(patch)[None]  # [1, patch]
+            basis = torch.cos(math.pi * frequency * (2 * pixel + 1) / (2 * patch)) / patch
+            # In natural pictures, amplitudes fall with frequency. The gain brings them to one
+            # scale.
+            gain = 1.0 + frequency + frequency.T
         self.register_buffer("basis", basis, persistent=False)
-        # In natural pictures, amplitudes fall with frequency. The gain brings them to one scale.
-        self.register_buffer("gain", 1.0 + frequency + frequency.T, persistent=False)
+        self.register_buffer("gain", gain, persistent=False)
+
+    def grid_at(self, size: int) -> tuple[int, int]:
+        return size // self.basis.shape[1], 3 * self.basis.shape[0] ** 2
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] -> [B, 3 K K, H, H], [B, 3 K K]."""
