@@ -28,7 +28,7 @@ from raycap.cli import main
 from raycap.errors import UserError
 from raycap.schema import SUCCESS
 from raycap.storage import RunFolder
-from raycap.training import Train, row_groups, store
+from raycap.training import Train, loop, row_groups, store
 from raycap.training.data import StreamedDataset, data_mode, datasets_of, open_pictures
 from raycap.training.dataset import Batch
 from raycap.training.options import DataMode
@@ -282,6 +282,23 @@ def test_a_streamed_run_writes_the_captioner_of_a_local_one(
         weights.append((tmp_path / name / "captioner" / "model.safetensors").read_bytes())
     assert curve(tmp_path / "local") == curve(tmp_path / "stream")
     assert weights[0] == weights[1]
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_validated(
+    both: tuple[PictureStore, PictureStream],
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = options(epochs=1, window=WINDOW, checkpoint_minutes=1e-9)
+    with monkeypatch.context() as patch:
+        patch.delattr(loop, "validate_epoch")
+        with pytest.raises(NameError):
+            run(both[1], vocabulary, tmp_path / "killed", train)
+    assert run(both[1], vocabulary, tmp_path / "killed", train)
+    assert run(both[1], vocabulary, tmp_path / "whole", train)
+    [epoch], [other] = curve(tmp_path / "killed"), curve(tmp_path / "whole")
+    assert epoch == other
 
 
 def config_of(tmp_path: Path, group: int = GROUP) -> list[str]:

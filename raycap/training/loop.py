@@ -167,7 +167,8 @@ def train_phases(
             state = dataclasses.replace(state, phase=number, epoch=0, step_of_epoch=0, waited=0)
 
         patience = options.validation.patience
-        while state.epoch < phase.epochs and state.step < run.steps:
+        # A run that was killed after its last step still has to validate that epoch.
+        while state.epoch < phase.epochs and (state.step < run.steps or state.step_of_epoch):
             if patience and state.waited >= patience:
                 break
             if epoch_limit is not None and group.leads:
