@@ -18,7 +18,7 @@ from torch.nn import functional
 from raycap import Captioner
 from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
 from raycap.captioners.trained.batches import FittingBatch
-from raycap.captioners.trained.checks import digest_of_config
+from raycap.captioners.trained.checks import FORMAT, OLDEST_FORMAT, digest_of_config
 from raycap.captioners.trained.folder import state_of, words_of
 from raycap.decoders import DecoderChoice, Recurrent, TopDown, Transformer
 from raycap.encoders import Pixels, ResNet18
@@ -384,7 +384,7 @@ def changed(folder: Path, **values: object) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("number", [0, 3])
+@pytest.mark.parametrize("number", [OLDEST_FORMAT - 1, FORMAT + 1])
 def test_another_format_names_the_remedy(
     captioner: TrainedCaptioner, tmp_path: Path, number: int
 ) -> None:

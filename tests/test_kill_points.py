@@ -241,7 +241,12 @@ def test_a_driver_that_wakes_up_while_another_run_works_is_stopped(
     out = tmp_path / "out"
     steps = killed_everywhere(FIRST, out, tmp_path / "copies")
     chunks = [list((step / "captions" / "_chunks").glob("*.parquet")) for step in steps]
-    out = next(step for step, files in zip(steps, chunks, strict=True) if len(files) == 2)
+    has_table = [(step / "captions" / "_delta_log").exists() for step in steps]
+    out = next(
+        step
+        for step, files, begun in zip(steps, chunks, has_table, strict=True)
+        if begun and len(files) >= 2
+    )
     late = OutputTable(RunFolder(str(out / "captions")))
     [*_, file] = sorted((out / "captions" / "_chunks").glob("*.parquet"))
     path = f"_chunks/{file.name}"
