@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raycap.captioners.trained.folder import save_folder
 from raycap.captioners.trained.neighbours import Neighbours
@@ -35,6 +34,7 @@ from raycap.training.run_files import CAPTIONER, EpochLimit, StopRequest
 from raycap.training.self_critical import CaptionReward, document_frequencies
 from raycap.training.setup import TrainingSetup, trains_encoder
 from raycap.training.step import COUNTED, Learner, Phase, train_step
+from raycap.training.step_lines import LoggedAt, step_line
 from raycap.training.store import PictureStore
 from raycap.training.stream import PictureStream
 from raycap.training.validation import (
@@ -335,36 +335,6 @@ def start_line(run: TrainingRun, state: TrainState) -> dict[str, Any]:
         **data_facts(run.setup, run.training, run.validation),
         "steps_per_epoch": run.steps_per_epoch,
         "steps": run.steps,
-    }
-
-
-@dataclass(frozen=True)
-class LoggedAt:
-    """Counts, step and time of the last step line. The next line is about the steps since then."""
-
-    counts: Tensor
-    step: int
-    time: float
-
-
-def step_line(
-    steps: int, phase: Phase, state: TrainState, lr: float, counts: Tensor, logged: LoggedAt
-) -> dict[str, Any]:
-    """A log line about the steps since the last such line, of `steps` in the whole run. `counts`
-    are the sums of all workers since the beginning of the epoch."""
-    seconds = max(time.monotonic() - logged.time, 1e-9)
-    new = (counts - logged.counts).tolist()
-    captions = new[COUNTED.index("captions")]
-    return {
-        "kind": "step",
-        "phase": phase.name,
-        "epoch": state.epochs_done + 1,
-        "step": state.step,
-        "steps": steps,
-        **phase.figures(new),
-        "lr": lr,
-        "captions_per_second": round(captions / seconds, 1),
-        "steps_per_second": round((state.step - logged.step) / seconds, 3),
     }
 
 

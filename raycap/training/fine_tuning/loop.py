@@ -29,9 +29,10 @@ from raycap.training.fine_tuning.pictures import CaptionedPicture, Examples, Fit
 from raycap.training.fine_tuning.setup import FineTuningSetup
 from raycap.training.fine_tuning.step import AdapterLearner, tune_step
 from raycap.training.fine_tuning.validation import validate_captioner
-from raycap.training.loop import MINUTES_IF_ELASTIC, LoggedAt, step_line
+from raycap.training.loop import MINUTES_IF_ELASTIC
 from raycap.training.run_files import CAPTIONER, EpochLimit, StopRequest
 from raycap.training.step import COUNTED, Phase
+from raycap.training.step_lines import LoggedAt, step_line
 
 
 @dataclass(frozen=True)
