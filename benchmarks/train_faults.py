@@ -33,7 +33,7 @@ from raycap.storage.training_log import METRICS, read_epochs, read_log
 from raycap.training.checkpoint import load_checkpoint
 
 KINDS = ("worker", "driver", "node")
-# Ray shall notice a lost node soon, and start its processes on a busy machine too.
+# Ray should notice a lost node soon, and start its processes on a busy machine too.
 QUICK = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",

@@ -237,7 +237,7 @@ def test_document_frequencies_are_the_same_however_many_pictures_are_counted_at_
     for n in range(4):
         assert np.array_equal(pieces.hashes[n], whole.hashes[n])
         assert np.array_equal(pieces.counts[n], whole.counts[n])
-        # Dropped n-grams are counted anew: a count may be too small, never too large.
+        # Dropped n-grams are counted from zero again: a count may be too small, never too large.
         assert np.all(few.counts[n] <= whole.of(n + 1, few.hashes[n]))
     single = [token for picture in references for token in {*chain.from_iterable(picture)}]
     assert sorted(whole.counts[0]) == sorted(n for n in Counter(single).values() if n > 1)

@@ -140,7 +140,11 @@ def rows_of_group(schema: pa.Schema) -> int:
         for field in schema
         if tensor_shape(field)
     ]
-    bytes_of_row: int = sum(math.prod(shape or ()) * dtype.itemsize for shape, dtype in shapes)
+    return group_rows(sum(math.prod(shape or ()) * dtype.itemsize for shape, dtype in shapes))
+
+
+def group_rows(bytes_of_row: int) -> int:
+    """The rows of a row group whose rows have so many bytes."""
     return max(FEWEST_IN_GROUP, min(BYTES_OF_GROUP // bytes_of_row, MOST_IN_GROUP))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from raycap import __version__
-from raycap.bulk.features import BYTES_OF_GROUP, FEWEST_IN_GROUP, MOST_IN_GROUP
+from raycap.bulk.features import group_rows
 from raycap.bulk.job import TableJob, reading_identity, source_identity
 from raycap.bulk.options import BulkOptions, ExtractOptions
 from raycap.bulk.work import FileLayout
@@ -53,7 +53,7 @@ def fitted_pictures_job(
             schema=FITTED_PICTURES,
             carry=(),
             metadata={"raycap": __version__},
-            group_rows=max(FEWEST_IN_GROUP, min(BYTES_OF_GROUP // of_picture, MOST_IN_GROUP)),
+            group_rows=group_rows(of_picture),
         ),
         intake=intake,
         open_model=_sized_rows,

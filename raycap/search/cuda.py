@@ -1,9 +1,9 @@
-"""What the search for devices does on CUDA only: a graph of its step, and copies to the host that
-nobody waits for. `device.py` holds all the rest.
+"""What the search for devices does on CUDA only: a graph of its step, and copies to the host
+without a wait. `device.py` holds all the rest.
 
     replay = record_graph(step, restart, device)     # one launch instead of about a hundred
     flags.send(done, 4); ...; flags.first_done()     # looked at some steps later
-    HostCopy(tensors).wait()                         # the only wait of a batch
+    HostCopy(tensors).wait()                         # waits for the captions of a batch
 """
 
 from collections.abc import Callable, Sequence

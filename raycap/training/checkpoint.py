@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from raycap.errors import UserError
+from raycap.metrics import facts_of
 from raycap.storage import RunFolder
 from raycap.storage.folder import STAGED
 
@@ -44,6 +45,18 @@ class TrainState:
     epochs_done: int = 0  # of the run
     seconds: float = 0.0  # of training
     counts: list[float] = field(default_factory=list)  # sums over the steps of this epoch so far
+
+    def end_epoch(self, measure: str, figures: Mapping[str, Any]) -> bool:
+        """Note that an epoch was validated. Returns whether it is the best so far."""
+        facts = facts_of(measure)
+        score = figures[facts.log_name or measure]
+        is_best = self.best is None or facts.is_better(score, self.best)
+        self.best = score if is_best else self.best
+        self.waited = 0 if is_best else self.waited + 1
+        self.epoch += 1
+        self.epochs_done += 1
+        self.step_of_epoch = 0
+        return is_best
 
 
 class Checkpoint(NamedTuple):

@@ -17,7 +17,6 @@ import torch
 from raycap.captioners.trained.folder import save_folder
 from raycap.captioners.trained.neighbours import Neighbours
 from raycap.device import Precision
-from raycap.metrics import facts_of
 from raycap.storage import RunFolder
 from raycap.storage.training_log import RunLog
 from raycap.training.captions import CaptionWriter
@@ -268,15 +267,7 @@ def validate_epoch(
     run.group.broadcast(run.network)
     result = validate(run.writer, run.validation, options.validation, run.group)
 
-    measure = options.validation.best_by
-    facts = facts_of(measure)
-    score = result.figures[facts.log_name or measure]
-    is_best = state.best is None or facts.is_better(score, state.best)
-    state.best = score if is_best else state.best
-    state.waited = 0 if is_best else state.waited + 1
-    state.epoch += 1
-    state.epochs_done += 1
-    state.step_of_epoch = 0
+    is_best = state.end_epoch(options.validation.best_by, result.figures)
     learner.rates.epoch_validated(is_best)
 
     line = {

@@ -197,7 +197,7 @@ def _decoder_shapes(part: Part) -> dict[str, torch.Size]:
 
 def _facts(parts: Sequence[Part], options: Combine) -> dict[str, Any]:
     """What the card says: of the data and the licence what the captioners say, of scores that
-    nobody has measured them."""
+    they were not measured."""
     count = len(parts)
     named = [(f"captioner {number}", part) for number, part in enumerate(parts, 1)]
     kind = "An ensemble" if options.by == "probabilities" else "The mean of the weights"
