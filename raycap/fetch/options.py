@@ -27,8 +27,8 @@ class Fetch:
     """Longest wait before the first retry in seconds, doubled for each further one; the wait is
     drawn at random below it."""
     threads: int = 64
-    """Requests in flight in one process. Those that take longer than half a second do not count:
-    up to 1,024 of them are in flight besides."""
+    """Requests in flight in one process. Those that take longer than half a second, and others to
+    such hosts, do not count: up to 1,024 of them are in flight besides."""
     per_host: int = 16
     """Requests in flight to one host, from all machines of a job."""
     host_rate: float = 0.0
