@@ -30,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from json_figures import add_json, write_figures
 from torch.utils.data import DataLoader, Dataset
 
 from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
@@ -48,9 +49,10 @@ BATCH, WORDS, SLOW_PICTURES = int(os.environ.get("BATCH", "64")), 10_000, 16
 # Workers of the DataLoader and threads of torch; which is best depends on what else the machine
 # does.
 PLAIN = ("plain 1 2", "plain 2 2")
-OURS = ("raycap", "raycap on Ray")
+OURS = {"raycap": "", "raycap on Ray": "ray_"}  # and how the names of their figures begin
 # Ratios wanted; the last is one that a busy machine blurs least.
 KINDS = {"steady": "wanted 0.95", "whole run": "wanted 0.85", "by processor time": "wanted 0.95"}
+NAMES = ("steady", "whole", "processor")  # of the same, among the figures
 
 
 def make_model(path: Path, weights: str) -> None:
@@ -283,7 +285,7 @@ def measure(
             str(out),
         ]
         if name == "raycap on Ray":
-            command += ["--cluster.local-rows", "0"]
+            command += ["--cluster.local-rows", "1"]
         marks = watch([sys.executable, *command, "--batch", str(BATCH)], rows, said)
     else:
         marks = watch(
@@ -300,21 +302,25 @@ def measure(
     return steady, most / (marks[-1].when - marks[0].when), cheap
 
 
-def print_ratios(found: dict[str, list[tuple[float, float, float]]]) -> None:
-    """Medians of raycap beside those of the best plain program."""
+def ratios(found: dict[str, list[tuple[float, float, float]]]) -> dict[str, float]:
+    """Print and return medians of raycap beside those of the best plain program."""
     medians = {name: np.median(rounds, axis=0) for name, rounds in found.items()}
     plain = [medians[name] for name in PLAIN if name in medians]
-    for name in OURS:
+    figures = {}
+    for name, short in OURS.items():
         if name not in medians:
             continue
         for kind, (title, wanted) in enumerate(KINDS.items()):
             rate = medians[name][kind]
             if plain:
-                best = max(rates[kind] for rates in plain)
-                print(f"{name} / plain, {title}: {rate / best:.2f} ({wanted})")
+                ratio = float(rate / max(rates[kind] for rates in plain))
+                print(f"{name} / plain, {title}: {ratio:.2f} ({wanted})")
+                figures[f"{short}{NAMES[kind]}_plain"] = ratio
             if "slow" in medians:
-                one_at_a_time = rate / medians["slow"][kind]
-                print(f"{name} / one at a time, {title}: {one_at_a_time:.1f}")
+                ratio = float(rate / medians["slow"][kind])
+                print(f"{name} / one at a time, {title}: {ratio:.1f}")
+                figures[f"{short}{NAMES[kind]}_slow"] = ratio
+    return figures
 
 
 def child(name: str, model: Path, folder: Path, out: Path) -> None:
@@ -335,6 +341,7 @@ def main() -> None:
     programs = [*OURS, *PLAIN, "slow"]
     parser.add_argument("--programs", nargs="+", choices=programs, default=programs)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    add_json(parser)
     chosen = parser.parse_args()
     if chosen.child:
         child(chosen.child[0], *map(Path, chosen.child[1:]))
@@ -365,7 +372,7 @@ def main() -> None:
                     f"{turn} {name}: pictures per second: {[round(one, 2) for one in each[-1]]}",
                     flush=True,
                 )
-        print_ratios(found)
+        write_figures(chosen, {"precision": choose_precision().name, **ratios(found)})
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -1,24 +1,25 @@
 """Bytes to 224x224 RGB, raycap beside plain Pillow and other decoders: pictures a second on one
 core, and likeness.
 
-    python benchmarks/decode.py [ROUNDS]
+    python benchmarks/decode.py [--rounds 9] [--photos FOLDER]
 
-Real photos come from the folder flickr8k-original in RAYCAP_DATA (default ../shared/data), else
-made ones. All decoders take turns on the same pictures in each round; times are medians over
-rounds and pictures.
+Real photos come from a folder, by default flickr8k-original in RAYCAP_DATA, else they are made.
+All decoders take turns on the same pictures in each round; times are medians over rounds and
+pictures.
 """
 
+import argparse
 import importlib
 import importlib.util
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from json_figures import add_json, write_figures
 from PIL import Image
 
 from raycap.images import Reading, Square, read_picture
@@ -93,15 +94,11 @@ def decoders() -> dict[str, Decode]:
     return found
 
 
-def photos() -> list[bytes]:
+def photos(folder: Path) -> list[bytes]:
     """Photos of about 500x375 without a colour profile: plain Pillow ignores those, so outputs
     would differ."""
-    here = Path(__file__).resolve().parent.parent
-    folder = (
-        Path(os.environ.get("RAYCAP_DATA", here.parent / "shared" / "data")) / "flickr8k-original"
-    )
     if folder.is_dir():
-        pictures = [path.read_bytes() for path in sorted(folder.iterdir())]
+        pictures = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
         return [data for data in pictures if "icc_profile" not in Image.open(BytesIO(data)).info][
             :16
         ]
@@ -145,7 +142,8 @@ def decibels(one: np.ndarray, other: np.ndarray) -> float:
     return 99.0 if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
-def compare(title: str, pictures: list[bytes], rounds: int) -> None:
+def compare(title: str, pictures: list[bytes], rounds: int) -> tuple[float, float]:
+    """How many times as fast as plain Pillow raycap is, and its least likeness."""
     candidates = decoders()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     likeness = {
@@ -169,13 +167,22 @@ def compare(title: str, pictures: list[bytes], rounds: int) -> None:
             f"{name:24}{1 / middle:10.0f}{plain / middle:7.2f}x   "
             f"{alike if name != 'plain Pillow' else ''}"
         )
+    return plain / statistics.median(seconds["raycap"]), min(likeness["raycap"])
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    small = photos()
-    compare("500x375", small, rounds)
-    compare("12 megapixels", [enlarged(data, seed) for seed, data in enumerate(small[:3])], rounds)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    shared = Path(os.environ.get("RAYCAP_DATA", "/nowhere")) / "flickr8k-original"
+    parser.add_argument("--photos", type=Path, default=shared)
+    add_json(parser)
+    given = parser.parse_args()
+    small = photos(given.photos)
+    large = [enlarged(data, seed) for seed, data in enumerate(small[:3])]
+    small_ratio, small_psnr = compare("500x375", small, given.rounds)
+    large_ratio, large_psnr = compare("12 megapixels", large, given.rounds)
     # Enlarged photos have no fine detail, which flatters decoding at a fraction. Real ones at 1/18
     # do.
     sharp = [decibels(raycap(data, 28), plain_pillow(data, 28)) for data in small]
@@ -186,6 +193,15 @@ def main() -> None:
     print(
         f"PSNR to plain Pillow, least and median: {min(sharp):.1f} {statistics.median(sharp):.1f} "
         "dB"
+    )
+    write_figures(
+        given,
+        {
+            "small_ratio": small_ratio,
+            "small_psnr": small_psnr,
+            "large_ratio": large_ratio,
+            "large_psnr": large_psnr,
+        },
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 import torchvision
+from json_figures import add_json, write_figures
 from torch import Tensor, nn
 
 from raycap.device import Precision, PrecisionName, choose_precision
@@ -79,6 +80,7 @@ def main() -> None:
         ("threads", torch.get_num_threads()),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    add_json(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
 
@@ -106,6 +108,11 @@ def main() -> None:
             f"{rate / rates[f'{name[:4]} bare torchvision']:5.2f} x bare"
         )
     print(f"{'bf16 against fp32':24} {rates['bf16 raycap'] / rates['fp32 raycap']:5.2f} x")
+    figures = {
+        f"{name}_ratio": rates[f"{name} raycap"] / rates[f"{name} bare torchvision"]
+        for name in ("fp32", "bf16")
+    }
+    write_figures(given, figures)
 
 
 if __name__ == "__main__":

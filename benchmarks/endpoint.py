@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp.web
 import numpy as np
+from json_figures import add_json, write_figures
 
 from raycap.captioners import Prediction
 from raycap.captioners.endpoint import Endpoint, EndpointOptions
@@ -85,6 +86,8 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--size", type=int, default=100_000)
+    parser.add_argument("--at-once", type=int, default=4000, help="requests answered at once")
+    add_json(parser)
     asked = parser.parse_args()
     best = asked.in_flight / asked.seconds
     rate, cpu = measure(asked.seconds, asked.in_flight, asked.rounds * asked.in_flight, asked.size)
@@ -92,8 +95,9 @@ def main() -> None:
         f"answers after {asked.seconds:g} s, {asked.in_flight} in flight: {rate:.1f} a second, "
         f"{rate / best:.3f} of {best:g}; {1000 * cpu:.2f} ms of processor time each"
     )
+    write_figures(asked, {"share": rate / best})
     for size in (1000, asked.size):
-        rate, cpu = measure(0, asked.in_flight, 4000, size)
+        rate, cpu = measure(0, asked.in_flight, asked.at_once, size)
         print(
             f"answers at once, pictures of {size:,} bytes: {rate:.0f} a second, "
             f"{1000 * cpu:.2f} ms of processor time each"

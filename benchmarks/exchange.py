@@ -26,6 +26,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import torch
 import torch.distributed
+from json_figures import add_json, write_figures
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
@@ -113,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10)
+    add_json(parser)
     chosen = parser.parse_args()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -127,6 +129,7 @@ def main() -> None:
         "after": "two processes, summed after the backward pass",
         "during": "two processes, summed during the backward pass (DDP)",
     }
+    found: dict[str, float] = {}
     for name, measured in figures.items():
         # Of each step, so that what slows down a step slows down both sides.
         faster, cheaper = (
@@ -139,6 +142,8 @@ def main() -> None:
             f"the speed of one process, {cheaper:.2f} by processor time; gradients differ by "
             f"{far[name]:.1e}"
         )
+        found |= {f"{name}_by_clock": faster, f"{name}_by_processor": cheaper}
+    write_figures(chosen, found)
 
 
 if __name__ == "__main__":

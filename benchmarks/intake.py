@@ -1,13 +1,14 @@
 """How fast pictures become the pixels that a model wants: decode workers against the model's own
 processor.
 
-    RAYCAP_DATA=/data python benchmarks/intake.py
+    python benchmarks/intake.py [--photos FOLDER]
 
 From the bytes of a JPEG to uint8 pixels on the model's grid. The other side is Pillow's decoder
 and the resize of the Hugging Face image processor, as transformers does it; normalising, which
 both need, is left out. One thread each. Ratios are medians of three rounds.
 """
 
+import argparse
 import io
 import os
 import statistics
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from json_figures import add_json, write_figures
 from PIL import Image, ImageOps
 from transformers import BlipImageProcessor, Idefics3ImageProcessor, Qwen2VLImageProcessor
 
@@ -25,12 +27,19 @@ from raycap.captioners.huggingface.intakes import intake_of
 from raycap.images import Intake, Reading, read_picture
 
 ROUNDS = 3
-SECONDS = 2.0  # of each measurement
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shared = Path(os.environ.get("RAYCAP_DATA", "/nowhere")) / "flickr8k-original"
+    parser.add_argument("--photos", type=Path, default=shared, help="the first JPEG is used")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    add_json(parser)
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    photo = a_photo()
+    photo = a_photo(given.photos)
     files = {
         "500x375": as_jpeg(photo.resize((500, 375))),
         "12 MP": as_jpeg(photo.resize((4000, 3000), Image.Resampling.BICUBIC)),
@@ -44,14 +53,15 @@ def main() -> None:
         ),
         "BLIP": BlipImageProcessor(size={"height": 384, "width": 384}),
     }
+    figures: dict[str, float] = {}
     print(f"{'model':10} {'file':9} {'ours':>9} {'theirs':>9} {'ratio':>7}  {'distance':>8}")
     for name, processor in processors.items():
         intake, _ = intake_of(processor, 0)
         for size, data in files.items():
             ratios, ours, theirs = [], 0.0, 0.0
             for _ in range(ROUNDS):
-                ours = seconds(lambda: our_pixels(data, intake))  # noqa: B023
-                theirs = seconds(lambda: their_pixels(data, processor))  # noqa: B023
+                ours = seconds(lambda: our_pixels(data, intake), given.seconds)  # noqa: B023
+                theirs = seconds(lambda: their_pixels(data, processor), given.seconds)  # noqa: B023
                 ratios.append(theirs / ours)
             mine = our_pixels(data, intake).astype(int)
             other = their_pixels(data, processor)
@@ -61,6 +71,9 @@ def main() -> None:
                 f"{name:10} {size:9} {ours * 1e3:6.1f} ms {theirs * 1e3:6.1f} ms "
                 f"{statistics.median(ratios):6.2f}x  {distance:8.2f}"
             )
+            short = "small" if size == "500x375" else "large"
+            figures[f"{name.lower().replace('-', '_')}_{short}"] = statistics.median(ratios)
+    write_figures(given, figures)
 
 
 def our_pixels(data: bytes, intake: Intake) -> np.ndarray:
@@ -84,11 +97,11 @@ def their_pixels(data: bytes, processor: Any) -> np.ndarray:
     return np.asarray(made[0].permute(1, 2, 0))
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], measured: float) -> float:
     """The median of single runs in processor time, which other programs disturb little."""
     work()
     taken: list[float] = []
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + measured
     while time.monotonic() < end or len(taken) < 3:
         began = time.thread_time()
         work()
@@ -96,11 +109,9 @@ def seconds(work: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-def a_photo() -> Image.Image:
-    """A photo of the development data, or waves where there is none."""
-    for path in sorted(
-        Path(os.environ.get("RAYCAP_DATA", "/none")).glob("flickr8k-original/*.jpg")
-    ):
+def a_photo(folder: Path) -> Image.Image:
+    """The first photo of the folder, or waves where there is none."""
+    for path in sorted(folder.glob("*.jpg")):
         return Image.open(path).convert("RGB")
     across, down = np.meshgrid(np.linspace(0, 40, 1000), np.linspace(0, 30, 750))
     waves = [np.sin(across * k) * np.cos(down * (4 - k)) for k in (1, 2, 3)]

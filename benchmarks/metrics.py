@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from json_figures import add_json, write_figures
 
 from raycap.metrics import METRICS, CiderReward, Corpus, DocumentFrequencies, tokenise
 from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
@@ -108,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("rounds", 5), ("pictures", 64), ("samples", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    add_json(parser)
     options = parser.parse_args()
     captions, references = human()
     peer = importlib.util.find_spec("pycocoevalcap") is not None
@@ -134,6 +136,14 @@ def main() -> None:
     for name, seconds in rewarding.items():
         per_second, ms = len(texts) / seconds, seconds * 1000
         print(f"{name:>14}: {per_second:.0f} rewards per second, {ms:.1f} ms per batch")
+    if peer:
+        write_figures(
+            options,
+            {
+                "corpus_ratio": scoring["pycocoevalcap"] / scoring["raycap"],
+                "reward_ratio": rewarding["pycocoevalcap"] / rewarding["raycap"],
+            },
+        )
     code = "import time; t = time.perf_counter(); import raycap.metrics; "
     code += "print(time.perf_counter() - t)"
     import_seconds = float(subprocess.check_output([sys.executable, "-c", code]))

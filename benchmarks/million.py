@@ -33,6 +33,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+from json_figures import add_json, write_figures
 
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.finish import join_part, part_name, parts_of
@@ -347,24 +348,27 @@ def moto(folder: Path) -> Iterator[str]:
         server.terminate()
 
 
-def scaling(folder: Path, rounds: int = 3) -> None:
-    """Batches of 16 that take 0.4 s each; the start of a run is taken off by a run of one batch
-    for each actor."""
+def scaling(folder: Path, rounds: int, most: int) -> dict[str, float]:
+    """Batches of 16 that take 0.4 s each, so many for each actor; the start of a run is taken off
+    by a run of one batch for each of them. Gives the efficiencies."""
     rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
     for number in range(rounds):
         for actors, found in rates.items():
             seconds = []
-            for batches in (actors, 60 * actors):
+            for batches in (actors, most * actors):
                 began = time.monotonic()
                 run_job(
                     job(folder / f"{number}-{actors}-{batches}", 16 * batches, 16, actors, 0.4), {}
                 )
                 seconds.append(time.monotonic() - began)
-            found.append(16 * 59 * actors / (seconds[1] - seconds[0]))
+            found.append(16 * (most - 1) * actors / (seconds[1] - seconds[0]))
     one = statistics.median(rates[1])
+    efficiencies = {}
     for actors, found in rates.items():
         rate = statistics.median(found)
         print(f"{actors} sleeping actors: {rate:.1f} rows/s, efficiency {rate / one / actors:.2f}")
+        efficiencies[f"efficiency_{actors}"] = rate / one / actors
+    return efficiencies
 
 
 def main() -> None:
@@ -376,6 +380,9 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--s3", action="store_true", help="with --parts: on moto")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3, help="with --scaling")
+    parser.add_argument("--batches", type=int, default=60, help="with --scaling, of each actor")
+    add_json(parser)
     parser.add_argument(
         "--folder", type=Path, help="where to write; a temporary folder by default"
     )
@@ -388,7 +395,10 @@ def main() -> None:
             return parts(uri, given.rows)
         if given.ray or given.scaling:
             stack.enter_context(local_ray(None, log_to_driver=False))
-        scaling(folder) if given.scaling else whole(folder, given.rows, given.ray)
+        if given.scaling:
+            write_figures(given, scaling(folder, given.rounds, given.batches))
+        else:
+            whole(folder, given.rows, given.ray)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from json_figures import add_json, write_figures
 from torch import Tensor
 from torch.nn import functional
 
@@ -97,6 +98,7 @@ def main() -> None:
     defaults = {"pictures": 32, "projection": 0, "rounds": 7, "threads": torch.get_num_threads()}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    add_json(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -132,6 +134,11 @@ def main() -> None:
     for name, median in medians.items():
         ratio = medians[f"{name.split()[0]} tutorials"] / median
         print(f"{name:20} {captions / median:8.1f} captions/s   {ratio:5.2f} x the tutorials' way")
+    figures = {
+        f"{short}_ratio": medians[f"{name} tutorials"] / medians[f"{name} raycap"]
+        for short, name in (("fp32", "float32"), ("bf16", "bfloat16"))
+    }
+    write_figures(given, figures)
 
 
 if __name__ == "__main__":

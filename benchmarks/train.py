@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed
+from json_figures import add_json, write_figures
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 
@@ -238,6 +239,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--weights", default="")
     parser.add_argument("--photos", type=Path)
+    add_json(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -260,6 +262,9 @@ def main() -> None:
         for name, median in seconds.items():
             ratio = seconds["raycap"] / median
             print(f"{name:22} {1 / median:8.1f} captions/s   {ratio:6.3f} x raycap's")
+        figures = {"loop_ratio": seconds["plain loop in memory"] / seconds["raycap"]}
+        if given.photos:
+            figures["tutorials_ratio"] = seconds["tutorials' way"] / seconds["raycap"]
         ports = itertools.count(29_500)
 
         def together(size: int) -> Callable[[], float]:
@@ -272,8 +277,10 @@ def main() -> None:
                 f"{name:22} {1 / median:8.1f} captions/s   "
                 f"{seconds['1 x 2 threads'] / median:6.3f} x one process"
             )
+        figures["workers_ratio"] = seconds["1 x 2 threads"] / seconds["2 x 1 threads"]
         share, rate = rewards_share(dataset, given.batch, given.steps)
         print(f"self-critical: rewards take {share:.1%} of a step; {rate:.1f} samples/s")
+    write_figures(given, figures)
 
 
 if __name__ == "__main__":

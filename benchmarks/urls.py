@@ -46,6 +46,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from json_figures import add_json, write_figures
 from PIL import Image
 
 from raycap.bulk.job import TableJob
@@ -67,12 +68,16 @@ SECONDS_TO_END = 60
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
+def bodies(photos: Path) -> list[bytes]:
+    """What is served."""
+    files = sorted(path for path in photos.iterdir() if path.suffix.lower() == ".jpg")
+    return [path.read_bytes() for path in files[:100]]
+
+
 def serve(photos: Path, pipe: Any, latency: float, drip: float) -> None:
     """The photos under as many names as one likes, from memory, on connections that stay. Hosts
     127.0.1.x accept connections and never answer, or in `drip` seconds."""
-    held = [
-        path.read_bytes() for path in sorted(photos.iterdir()) if path.suffix.lower() == ".jpg"
-    ][:100]
+    held = bodies(photos)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -317,8 +322,10 @@ def floor(urls: Path) -> None:
             picture.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
 
 
-def measure(given: argparse.Namespace, home: Path, pipe: Any, port: int, dead: float) -> None:
-    """All rounds with that share of dead rows."""
+def measure(
+    given: argparse.Namespace, home: Path, pipe: Any, port: int, dead: float
+) -> dict[str, float]:
+    """All rounds with that share of dead rows; the ratios."""
     programs = ["raycap", "img2dataset", *(["floor"] if given.floor and not dead else [])]
     whole: dict[str, list[float]] = {name: [] for name in programs}
     steady: dict[str, list[float]] = {name: [] for name in programs}
@@ -359,15 +366,18 @@ def measure(given: argparse.Namespace, home: Path, pipe: Any, port: int, dead: f
             if given.processes:
                 for title, milliseconds in spent.items():
                     print(f"    {milliseconds:7.2f} ms  {title}")
-    for title, unit, rates in (
-        ("with the start", "/s", whole),
-        ("steady", "/s", steady),
-        ("processor time", " ms", cost),
+    ratios: dict[str, float] = {}
+    for name, title, unit, rates in (
+        ("whole", "with the start", "/s", whole),
+        ("steady", "steady", "/s", steady),
+        ("processor", "processor time", " ms", cost),
     ):
         pairs = zip(rates["raycap"], rates["img2dataset"], strict=True)
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        medians = (f"{name} {statistics.median(each):.2f}{unit}" for name, each in rates.items())
+        medians = (f"{side} {statistics.median(each):.2f}{unit}" for side, each in rates.items())
         print(f"{dead:.0%} dead, {title}: {', '.join(medians)}, ratio {ratio:.2f}", flush=True)
+        ratios[f"{name}_{100 * dead:g}"] = ratio
+    return ratios
 
 
 def main() -> None:
@@ -389,6 +399,7 @@ def main() -> None:
     parser.add_argument("--processes", action="store_true", help="print time of each process")
     parser.add_argument("--floor-child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
+    add_json(parser)
     given = parser.parse_args()
     if given.child:
         child(given.child[0], given.child[1], given.keep, given.connections)
@@ -404,8 +415,10 @@ def main() -> None:
     server.start()
     home, port = Path(tempfile.mkdtemp(prefix="raycap-urls-")), pipe.recv()
     try:
+        figures = {"kilobytes": statistics.mean(map(len, bodies(given.photos))) / 1000}
         for percent in given.dead:
-            measure(given, home, pipe, port, percent / 100)
+            figures |= measure(given, home, pipe, port, percent / 100)
+        write_figures(given, figures)
     finally:
         server.terminate()
         shutil.rmtree(home, ignore_errors=True)
