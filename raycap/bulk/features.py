@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from raycap import __version__
 from raycap.bulk.job import TableJob, reading_identity, source_identity
 from raycap.bulk.options import BulkOptions, ExtractOptions
-from raycap.bulk.work import FileLayout
+from raycap.bulk.picture_column import PIXELS, pictures_of
+from raycap.bulk.work import FileLayout, FindRows
 from raycap.captioners.trained.folder import digest_of
+from raycap.captioners.trained.lanes import Mark, lanes_of
 from raycap.cluster import Cluster
 from raycap.device import choose_precision
 from raycap.encoders import ENCODERS, EncoderOptions
@@ -93,6 +97,7 @@ def features_job(
         ),
         intake=square_of(encoder),
         open_model=functools.partial(_open_encoder, encoder, view),
+        holds_model=True,
         runs_model=True,
     )
 
@@ -186,37 +191,72 @@ class EncodeWorker:
         view: AugmentedView | None,
     ) -> None:
         torch.set_num_threads(threads)  # Ray gives an actor one
-        self._encode = encoder.for_inference(choose_precision(options.device, options.precision))
+        precision = choose_precision(options.device, options.precision)
+        self._encode = encoder.for_inference(precision)
         self._batch, self._int8, self._view = options.batch_size, options.int8, view
+        self._lanes = lanes_of(precision.device, self._batch)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        pixels = table["pixels"].combine_chunks().to_numpy_ndarray()  # [R, S, S, 3]
+        return self.begin(table)()()
+
+    @property
+    def batches_ahead(self) -> int:
+        return self._lanes.ahead
+
+    def begin(self, table: pa.Table) -> FindRows:
+        """Begin to encode. The last step, in any thread, makes the columns."""
         readable = np.flatnonzero(table["status"].to_numpy() == SUCCESS)
-        grids = np.zeros((len(table), self._encode.positions, self._encode.width), np.float16)
-        vectors = np.zeros((len(table), self._encode.width), np.float16)
-        for start in range(0, len(readable), self._batch):
-            rows = readable[start : start + self._batch]
-            grids[rows], vectors[rows] = self._features(pixels[rows], table.take(rows))
-        table = table.drop_columns(["pixels"])
-        columns = {"grid": grids, "vector": vectors}
+        parts = [
+            (rows, self._features(table, rows))
+            for start in range(0, len(readable), self._batch)
+            for rows in [readable[start : start + self._batch]]
+        ]
+        table = table.drop_columns([PIXELS])
+
+        def give_rows() -> pa.Table:
+            grids = np.zeros((len(table), self._encode.positions, self._encode.width), np.float16)
+            vectors = np.zeros((len(table), self._encode.width), np.float16)
+            for rows, (grid, vector, is_done) in parts:
+                is_done.wait()
+                grids[rows] = grid[: len(rows)].numpy()
+                vectors[rows] = vector[: len(rows)].numpy()
+            return self._with_features(table, grids, vectors)
+
+        return lambda: give_rows
+
+    def _features(self, table: pa.Table, rows: NDArray[np.intp]) -> tuple[Tensor, Tensor, Mark]:
+        """Grids and vectors in host memory, and when they are there. Black pictures fill up the
+        batch: arithmetic rounds by its size, and with one size a picture's features do not depend
+        on its neighbours."""
+        pictures = pictures_of(table[PIXELS], rows.tolist())
+        with torch.inference_mode():
+            if self._view is not None:
+                pictures = self._changed(pictures, table.take(rows), self._view)
+            with self._lanes.encoding(pictures, self._batch) as pixels:
+                grid, vector = (
+                    self._lanes.to_host(part.to(torch.float16)) for part in self._encode(pixels)
+                )
+                return grid, vector, self._lanes.mark()
+
+    @staticmethod
+    def _changed(
+        pictures: list[NDArray[np.uint8]], rows: pa.Table, view: AugmentedView
+    ) -> list[NDArray[np.uint8]]:
+        squares = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        draws = draws_of(rows["key"].to_pylist(), view.number)
+        sides = names_sides(rows["references"].to_pylist())
+        changed = augment(squares, view.options, draws, sides)
+        return list(changed.permute(0, 2, 3, 1).numpy())
+
+    def _with_features(
+        self, table: pa.Table, grids: NDArray[np.float16], vectors: NDArray[np.float16]
+    ) -> pa.Table:
+        columns: dict[str, NDArray[Any]] = {"grid": grids, "vector": vectors}
         if self._int8:
             columns["grid"], columns["scale"] = in_int8(grids)
         for name, column in columns.items():
             table = table.append_column(name, tensor_column(column))
         return table
-
-    def _features(self, pixels: np.ndarray, rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        with torch.inference_mode():
-            batch = torch.from_numpy(padded(pixels, self._batch))
-            squares = batch.permute(0, 3, 1, 2)  # [B, 3, S, S]
-            if self._view is not None:
-                draws = draws_of(rows["key"].to_pylist(), self._view.number)
-                sides = names_sides(rows["references"].to_pylist())
-                changed = augment(squares[: len(rows)], self._view.options, draws, sides)
-                squares[: len(rows)] = changed
-            features = self._encode(squares)
-        grid, vector = (part[: len(pixels)].to(torch.float16).cpu().numpy() for part in features)
-        return grid, vector
 
 
 def in_int8(grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,12 +267,3 @@ def in_int8(grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     steps = np.zeros(grids.shape, np.float32)
     np.divide(grids, divisors, out=steps, where=divisors > 0)
     return steps.round().clip(-127, 127).astype(np.int8), scales
-
-
-def padded(pixels: np.ndarray, batch: int) -> np.ndarray:
-    """The pictures [R, S, S, 3] with black ones behind them, up to `batch`. Arithmetic rounds by
-    the size of the batch; with one size, a picture's features do not depend on its neighbours."""
-    missing = batch - len(pixels)
-    if missing <= 0:
-        return pixels
-    return np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)])
