@@ -101,6 +101,7 @@ def captions_job(
         intake=captioner.intake(),
         open_model=functools.partial(_open_worker, in_run, finishing),
         keeps_answers=in_run is not captioner,
+        holds_model=placement.holds_model,
         runs_model=precision is not None,
         largest_batch=functools.partial(_largest_batch, captioner),
         pictures_per_second=placement.pictures_per_second,

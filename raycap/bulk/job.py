@@ -53,6 +53,8 @@ class TableJob:
     reading: Reading = field(default_factory=Reading)
     cluster: Cluster = field(default_factory=Cluster)
     keeps_answers: bool = False  # in ANSWERS
+    # Whether the process of the command holds the model: it travels from here to the workers.
+    holds_model: bool = False
     runs_model: bool = False  # then the precision determines the rows too: see `precision`
     # The largest batch that fits into a worker's GPU; None: any does. It is asked where the model
     # will run, with the options of the run.

@@ -1,6 +1,7 @@
 """Where a table job runs: in this process if it is small, otherwise on Ray.
 
-A small folder is captioned in less time than Ray takes to start. If the user names a cluster, or
+A small folder is captioned in less time than Ray takes to start. A larger job may begin in this
+process too, and goes on on Ray. If the user names a cluster, or
 if this process has already started Ray, every job runs on Ray.
 """
 
@@ -11,15 +12,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raycap.bulk.early_pool import EarlyPool
 from raycap.bulk.listing import Lister, Part
 from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import Shard
-from raycap.bulk.precision import fastest, largest_batch_here, report_batch
+from raycap.bulk.precision import fastest, is_on_processor, largest_batch_here, report_batch
 from raycap.bulk.work import WorkOrder
-from raycap.bulk.worker_pool import LocalPool, WorkerPool, list_in_thread
+from raycap.bulk.worker_pool import LocalPool, LostHereError, WorkerPool, list_in_thread
 from raycap.cluster import Cluster
 from raycap.device import PrecisionName
 from raycap.terminal import write_err
+from raycap.uris import is_local
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,10 +98,25 @@ class Machines:
         asks_for_nodes = job.options.gpus or self._cluster.decode_on or self._cluster.model_on
         if is_small and not (self._on_ray or asks_for_nodes):
             return LocalPool(job.options, order, events, job.runs_model)
-        self._use_ray()
-        from raycap.bulk.ray_pool import RayPool
 
-        return RayPool(job, order, events, rows)
+        def on_ray() -> WorkerPool:
+            self._use_ray()
+            from raycap.bulk.ray_pool import RayPool
+
+            return RayPool(job, order, events, rows)
+
+        if asks_for_nodes or not self._begins_here(job):
+            return on_ray()
+        until = " until Ray has started"
+        return EarlyPool(LocalPool(job.options, order, events, job.runs_model, until), on_ray)
+
+    def _begins_here(self, job: "TableJob") -> bool:
+        """Whether this process works until Ray has started: it holds the model, takes no GPU that
+        the workers will need, and asks no host that a fetching actor will ask too."""
+        may_work = self._cluster.local_rows > 0 and not self._on_ray
+        is_fetched = job.source.names_urls or not is_local(job.source.path)
+        may_work = may_work and job.holds_model and not is_fetched
+        return may_work and is_on_processor(job.options.device)
 
     def run(
         self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
@@ -127,6 +145,8 @@ class Machines:
 
     def reason_of(self, error: BaseException) -> str:
         """One line that says which worker or node was lost. Any other error is raised."""
+        if isinstance(error, LostHereError):
+            return str(error)
         if not self._on_ray:
             raise error
         from raycap.bulk.ray_pool import reason_of

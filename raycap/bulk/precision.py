@@ -127,6 +127,11 @@ def fastest(device: str) -> tuple[PrecisionName, str]:
     return found.name, found.reason
 
 
+def is_on_processor(device: str) -> bool:
+    """Whether this machine would run a model on its processors."""
+    return choose_precision(device, "fp32").device.type == "cpu"
+
+
 def choose_largest_batch(job: TableJob, cluster: Cluster) -> int:
     """The largest batch that fits into a worker's memory, on a node of the cluster for the
     model."""

@@ -107,7 +107,7 @@ class ChunkScheduler:
         finally:
             # Also after an interrupt or a fault: what is finished is kept.
             pool.close()
-            self._commit()
+            self._commit_finished()
 
     @property
     def _is_planned(self) -> bool:
@@ -132,16 +132,18 @@ class ChunkScheduler:
     def _work(self, pool: WorkerPool, progress: Progress) -> None:
         self._progressed_at = time.monotonic()
         while True:
+            # Before workers are started, which may take seconds.
+            is_due = time.monotonic() - self._committed_at > SECONDS_BETWEEN_COMMITS
+            if is_due or len(self._finished) > FILES_PER_COMMIT:
+                self._commit_finished()
             if self._rows_left:
                 pool.start_workers(self._rows_left if self._is_planned else None)
             self._assign_chunks(pool)
             is_busy = any(worker.chunks for worker in pool.workers)
-            is_idle = not (self._rows_left or is_busy)
-            is_due = time.monotonic() - self._committed_at > SECONDS_BETWEEN_COMMITS
-            if self._finished and (is_idle or is_due or len(self._finished) > FILES_PER_COMMIT):
-                self._commit()
-            if is_idle and self._is_planned:
-                return
+            if not (self._rows_left or is_busy):
+                self._commit_finished()
+                if self._is_planned:
+                    return
             try:
                 self._handle(pool, self._events.get(timeout=SECONDS_BETWEEN_LOOKS), progress)
             except queue.Empty:
@@ -321,11 +323,11 @@ class ChunkScheduler:
             self.faults.append(f"{reason}: the cluster has no free processor for it")
             log.warning("%s", self.faults[-1])
 
-    def _commit(self) -> None:
+    def _commit_finished(self) -> None:
         """Bring what is finished into the table."""
-        self._committed_at = time.monotonic()
         if not self._finished:
             return
+        self._committed_at = time.monotonic()
         assert self._schema is not None
         files = [finished.file for finished in self._finished.values()]
         for file in self.target.commit_chunks(files, self.number, self._schema):

@@ -21,6 +21,7 @@ from raycap.bulk.work import (
     WorkerProgress,
     WorkOrder,
 )
+from raycap.errors import UserError
 from raycap.terminal import write_err
 
 SECONDS_TO_END = 30.0
@@ -100,10 +101,15 @@ class Failed:
     error: BaseException
 
 
+class LostHereError(Exception):
+    """What a worker in this process could not do, and workers elsewhere may."""
+
+
 class WorkerPool(Protocol):
     """Workers, wherever they are."""
 
-    workers: list[Worker]
+    @property
+    def workers(self) -> list[Worker]: ...
 
     def start_workers(self, rows: int | None) -> None:
         """Start workers where there is room; called again and again. `rows` is how many are left,
@@ -152,17 +158,20 @@ class LocalPool:
         order: WorkOrder,
         events: "queue.SimpleQueue[Any]",
         runs_model: bool,
+        until: str = "",
     ) -> None:
+        """`until` says how long the work is done here, if other workers follow."""
         self.workers: list[Worker] = []
         self._options, self._order, self._events = options, order, events
-        self._runs_model = runs_model
+        self._runs_model, self._until = runs_model, until
         self._made: ChunkWorker | None = None
 
     def start_workers(self, rows: int | None) -> None:
         if not self.workers:
             if self._runs_model:
                 batch = self._options.batch_size
-                write_err(f"raycap: the model runs in this process, in batches of {batch}\n")
+                here = f"the model runs in this process{self._until}"
+                write_err(f"raycap: {here}, in batches of {batch}\n")
             else:  # a server has no batches that were chosen here
                 write_err("raycap: the work is done in this process, without Ray\n")
             self.workers.append(Worker())
@@ -183,7 +192,15 @@ class LocalPool:
             self._made = ChunkWorker(self._order, loader, threads, f"here {os.getpid()}")
             self._events.put(Answered(worker, None, None))
         except BaseException as error:  # noqa: BLE001 - the run raises it
-            self._events.put(Failed(worker, None, error))
+            self._events.put(Failed(worker, None, self._as_lost(error)))
+
+    def _as_lost(self, error: BaseException) -> BaseException:
+        """A fault here is not the end where other workers follow."""
+        if not self._until or isinstance(error, UserError) or not isinstance(error, Exception):
+            return error
+        lost = LostHereError(f"{type(error).__name__}: {error}")
+        lost.__cause__ = error
+        return lost
 
     def pause(self, seconds: float) -> None: ...
 
@@ -196,7 +213,7 @@ class LocalPool:
         try:
             self._events.put(Answered(worker, chunk, self._made.make(chunk)))
         except BaseException as error:  # noqa: BLE001 - the run raises it
-            self._events.put(Failed(worker, chunk, error))
+            self._events.put(Failed(worker, chunk, self._as_lost(error)))
 
     def ask_progress(self) -> None:
         if self._made is not None:

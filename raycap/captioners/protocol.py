@@ -177,6 +177,9 @@ class Placement:
     captioner has no such choice."""
     pictures_per_second: float = 30.0
     """About how many one worker captions. The run is cut into pieces of about half a minute."""
+    holds_model: bool = False
+    """Whether the options hold the weights. Then the command can caption before Ray has
+    started."""
 
 
 class CaptionerOptions(ABC):

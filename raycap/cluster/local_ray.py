@@ -31,6 +31,8 @@ AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 # On a busy machine, Ray may need more time to start than its own limits allow.
 TRIES = 3
 SYSTEM_CONFIG = {"agent_register_timeout_ms": 60_000}
+# The module that runs in a process that decodes pictures: see `raycap.images.guard`.
+DECODER = "raycap.images.child"
 # For Ray's processes, some of which end shortly after their driver.
 SECONDS_TO_END = 5.0
 
@@ -64,6 +66,7 @@ def start_ray(**options: Any) -> None:
             ray.shutdown()
             # Ray does not end the processes that it has already started.
             left = [child for child in _with_children(os.getpid()) if child not in others]
+            left = [child for child in left if not _decodes(child)]
             _end(left, seconds=0)
             if not tries_left:
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -71,6 +74,16 @@ def start_ray(**options: Any) -> None:
                     f"Ray did not start on this machine ({reason}): check that the machine is not "
                     f"overloaded and that {tempfile.gettempdir()} has space, and try again"
                 ) from error
+
+
+def _decodes(process: Any) -> bool:
+    """Whether it decodes pictures for this command, which may work before Ray has started."""
+    import psutil
+
+    try:
+        return DECODER in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def _stop() -> None:

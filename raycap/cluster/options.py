@@ -22,7 +22,8 @@ class Cluster:
     """The same for the processes that hold a model, in captioning and training."""
     local_rows: int = 4000
     """A table job of at most so many pictures runs in this process, without Ray, unless an address
-    is given; 0: never."""
+    is given. A larger one begins here, if this process holds the model and needs no GPU, and goes
+    on when Ray has started; 0: neither."""
     wait: float = 1800.0
     """Seconds to wait for nodes that the cluster's autoscaler has to start before the work can
     start; 0: for ever."""

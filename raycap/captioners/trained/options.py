@@ -100,7 +100,7 @@ class TrainedOptions(CaptionerOptions):
         return {"captioner": self.digest, "vocabulary": self.vocabulary}
 
     def placement(self) -> Placement:
-        return Placement(precision=self.precision)
+        return Placement(precision=self.precision, holds_model=True)
 
     def in_precision(self, precision: PrecisionName) -> Self:
         return dataclasses.replace(self, precision=precision)
