@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 
 import ray
-from ray.data import DataContext
-from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError, RayTaskError, RpcError
 
 from raycap.cluster import Cluster
@@ -16,10 +14,6 @@ from raycap.cluster.local_ray import local_ray
 from raycap.errors import UserError
 from raycap.terminal import write_err
 
-# Size of a block between two operators of Ray Data. With Ray's own 128 MiB no picture would be
-# read before half a million rows are listed. This is about 25,000 manifest rows, or 28 decoded
-# pictures.
-BLOCK_BYTES = 4 * 2**20
 SECONDS_TO_JOIN, SECONDS_BETWEEN_TRIES = 20.0, 1.0
 
 
@@ -32,8 +26,6 @@ def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
     """
     joined = contextlib.nullcontext() if ray.is_initialized() else _joined(cluster, workers_heard)
     with joined:
-        _silence_ray_data()
-        DataContext.get_current().target_max_block_size = BLOCK_BYTES
         try:
             yield
         except RayError as error:
@@ -41,12 +33,6 @@ def session(cluster: Cluster, workers_heard: bool = True) -> Iterator[None]:
             if user_error is None:
                 raise
             raise user_error from error
-        except ExecutionTimeoutError as error:
-            seconds = DataContext.get_current().execution_no_progress_timeout_s
-            raise UserError(
-                f"no row was finished for {seconds:,.0f} s: is a processor of the cluster free "
-                "(`ray status`), and does the disk or network that holds the pictures answer?"
-            ) from error
 
 
 @contextlib.contextmanager
@@ -88,15 +74,6 @@ def _join(address: str, workers_heard: bool) -> None:
                     f"(--cluster.address, RAY_ADDRESS): {error}"
                 ) from error
             time.sleep(SECONDS_BETWEEN_TRIES)
-
-
-def _silence_ray_data() -> None:
-    """Ray Data logs its plans, draws progress bars, and logs each error that it also raises."""
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    for name in ("exceptions", "_internal.execution.streaming_executor_state"):
-        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
-    DataContext.get_current().enable_progress_bars = False
 
 
 def root_cause(error: BaseException) -> str:

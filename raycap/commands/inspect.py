@@ -11,6 +11,7 @@ from raycap.bulk.picture_stream import SelectedRows, load_rows, manifest, notes_
 from raycap.bulk.placement import decoding_need
 from raycap.cluster.needs import MOST_PIECES, wait_for_nodes
 from raycap.cluster.nodes import selector
+from raycap.cluster.ray_data import ray_data
 from raycap.cluster.session import session
 from raycap.config import Config
 from raycap.errors import UserError
@@ -41,7 +42,7 @@ def inspect(config: Config) -> int:
     source.check()
     failed_rows = out.with_suffix(".failed.jsonl")
     started = time.monotonic()
-    with session(config.cluster), whole_file(failed_rows) as failed_file:
+    with session(config.cluster), ray_data(), whole_file(failed_rows) as failed_file:
         report = _read_all(config, source, failed_file)
     if not report["rows"]:
         raise UserError(f"{source.path} holds no rows")
