@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from json_figures import add_json, write_figures
+from processor_time import processor_of
 from torch.utils.data import DataLoader, Dataset
 
 from raycap.captioners.trained import CaptionerPlan, TrainedCaptioner
@@ -228,23 +229,6 @@ def watch(command: list[str], rows: Callable[[], int], said: Path) -> list[Mark]
         time.sleep(0.1)
     assert process.returncode == 0
     return [*marks, Mark(time.time(), rows(), sum(used.values()))]
-
-
-def processor_of(root: int) -> dict[int, float]:
-    """Seconds of processor time of a process and all below it."""
-    parents, seconds = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            facts = (entry / "stat").read_text().rpartition(")")[2].split()
-            parents[int(entry.name)] = int(facts[1])
-            seconds[int(entry.name)] = (int(facts[11]) + int(facts[12])) / os.sysconf("SC_CLK_TCK")
-
-    def is_below(pid: int) -> bool:
-        while pid > 1 and pid != root:
-            pid = parents.get(pid, 0)
-        return pid == root
-
-    return {pid: used for pid, used in seconds.items() if is_below(pid)}
 
 
 def rows_of(part: Path) -> int:
