@@ -2,7 +2,9 @@
 other disks."""
 
 import contextlib
+import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,15 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 from feature_tables import features, source_config, write
+from million import captioned  # in benchmarks/
 from ray.cluster_utils import Cluster
 from raylets import parents_of
 from small_captioner import photos, save_captioner
+from table_jobs import Numbers, captions_job
 from tables import keys
 from test_train import CONFIG, DECODER, close, curve, steps, wait_for
 
+from raycap.bulk.options import CaptionOptions
+from raycap.bulk.run import run_job
 from raycap.cli import main
 from raycap.cluster.nodes import check_visible, selector
 from raycap.errors import UserError
@@ -106,6 +113,48 @@ def test_pictures_are_decoded_and_captioned_on_the_labelled_nodes_and_a_new_node
                 selector("raycap=paint")
         finally:
             ray.shutdown()
+
+
+def open_together(folder: str, count: int, _options: Any, _threads: int) -> Any:
+    """A model that is loaded only while so many others load too. Each notes its node."""
+    node = ray.get_runtime_context().get_node_id()
+    (Path(folder) / f"{node} {time.time_ns()}").touch()
+    end = time.monotonic() + 60
+    while len(list(Path(folder).iterdir())) < count:
+        if time.monotonic() > end:
+            raise UserError("the other workers have not begun to load their models")
+        time.sleep(0.05)
+
+    def answer(table: pa.Table) -> pa.Table:
+        return captioned(table, "a dog")
+
+    return answer
+
+
+@pytest.mark.slow
+def test_models_load_at_the_same_time_on_all_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The workers import this file and its helpers.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    loading = tmp_path / "loading"
+    loading.mkdir()
+    count = 4
+    options = CaptionOptions(out=str(tmp_path / "out"), batch=4, actors=count, threads=1)
+    model = functools.partial(open_together, str(loading), count)
+    with cluster_of(num_cpus=2) as cluster:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **MEMORY)
+        cluster.wait_for_nodes()
+        ray.init(cluster.address, log_to_driver=False)
+        try:
+            assert run_job(captions_job(Numbers(200), options, "together", model), {}) == 0
+        finally:
+            ray.shutdown()
+    nodes = [path.name.partition(" ")[0] for path in loading.iterdir()]
+    assert len(nodes) == count
+    assert len(set(nodes)) == 3
+    assert len(keys(tmp_path / "out")) == 200
 
 
 @pytest.mark.slow
