@@ -27,7 +27,7 @@ from raycap.errors import UserError
 from raycap.fetch.trust import ONLY_WEB, Trust
 from raycap.sources import Notes, SourceDefaults
 from raycap.sources.manifest import Row, tables
-from raycap.storage import RunFolder
+from raycap.storage import RunFolder, sorted_runs
 
 PLAN = Plan(1, "first", {"captioner": "A"}, batch=4, chunk_rows=16)
 
@@ -142,10 +142,13 @@ def test_which_plans_a_table_comes_from(tmp_path: Path) -> None:
 
 @given(st.lists(st.lists(st.text())), st.lists(st.text()))
 def test_taken_keys(groups: list[list[str]], asked: list[str]) -> None:
-    taken = TakenKeys()
-    for group in groups:
-        taken.add(pa.chunked_array([pa.array(group, pa.string())]))
-    lacks = taken.lacks(pa.chunked_array([pa.array(asked, pa.string())])).to_pylist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorted_runs, "MOST_IN_MEMORY", 5)
+        patch.setattr(sorted_runs, "PIECE", 3)
+        taken = TakenKeys()
+        for group in groups:
+            taken.add(pa.chunked_array([pa.array(group, pa.string())]))
+        lacks = taken.lacks(pa.chunked_array([pa.array(asked, pa.string())])).to_pylist()
     assert lacks == [key not in {key for group in groups for key in group} for key in asked]
 
 

@@ -22,9 +22,11 @@ from raycap.cli import configure
 from raycap.errors import UserError
 from raycap.fetch import Fetch, Fetcher, Trust
 from raycap.sources import SOURCES, Folder, Notes, SourceDefaults, Urls, detect, listing
-from raycap.sources.keys import NumberedKeys, SeenKeys
+from raycap.sources.keys import NumberedKeys
 from raycap.sources.manifest import Row, tables
+from raycap.sources.seen_keys import SeenKeys
 from raycap.sources.splits import seeded_split, split_word
+from raycap.storage import sorted_runs
 from raycap.storage.location import Location, existing
 from raycap.uris import local_path, uri_of
 
@@ -340,24 +342,38 @@ def test_keys_are_unique_and_contain_name_and_occurrence(batches: list[list[str]
             met[name] = met.get(name, 0) + 1
             assert key and key not in found
             found[key] = (name, met[name])
-    assert keys.repeats == {name: times for name, times in met.items() if times > 1}
+    assert keys.repeats == sum(met.values()) - len(met)
+    if keys.repeats:
+        assert met[keys.most[0]] == keys.most[1] == max(met.values())
     # The same whatever stands between: a key hangs on its name and occurrence alone.
     for key, (name, times) in found.items():
         assert NumberedKeys().of([name] * times)[-1] == key
 
 
-@given(st.lists(st.lists(st.integers(0, 400), max_size=60), max_size=60))
-def test_seen_is_a_set(batches: list[list[int]]) -> None:
-    seen, reference = SeenKeys(), set[int]()
-    for batch in batches:
-        expected = []
-        for number in batch:
-            expected.append(number in reference)
-            reference.add(number)
-        assert seen.add([str(number) for number in batch]) == expected
+@given(
+    st.lists(st.lists(st.integers(0, 400), max_size=60), max_size=60),
+    st.integers(0, 200),
+    st.integers(1, 70),
+)
+def test_keys_are_counted_in_memory_and_in_files(
+    batches: list[list[int]], in_memory: int, at_once: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorted_runs, "MOST_IN_MEMORY", in_memory)
+        patch.setattr(sorted_runs, "PIECE", at_once)
+        seen, met = SeenKeys(), dict[int, int]()
+        for batch in batches:
+            expected = []
+            for number in batch:
+                expected.append(met.get(number, 0))
+                met[number] = expected[-1] + 1
+            assert seen.add([str(number) for number in batch]) == expected
 
 
-def test_seen_takes_eight_bytes_a_key() -> None:
+def test_keys_take_eight_bytes_each_and_only_few_of_them_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sorted_runs, "MOST_IN_MEMORY", 10_000)
     seen, order = SeenKeys(), list(range(100_000))
     random.Random(0).shuffle(order)
     for start in range(0, len(order), 1000):
@@ -366,9 +382,20 @@ def test_seen_takes_eight_bytes_a_key() -> None:
                 [f"http://example.org/{number}.jpg" for number in order[start : start + 1000]]
             )
         )
-    assert sum(run.nbytes for run in seen._arrays) == 8 * len(order)
-    assert len(seen._arrays) <= np.log2(len(order) / 1000) + 1
+    assert sum(run.nbytes for run in seen._runs) == 8 * len(order)
+    assert len(seen._runs) <= np.log2(len(order) / 1000) + 1
+    in_memory = [run for run in seen._runs if not isinstance(run.base, np.memmap)]
+    assert sum(map(len, in_memory)) <= 2 * 10_000
     assert all(seen.add([f"http://example.org/{number}.jpg" for number in order[:1000]]))
+
+
+def test_no_room_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sorted_runs, "MOST_IN_MEMORY", 1)
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    seen = SeenKeys()
+    with pytest.raises(UserError, match=r"temporary files to /proc/nowhere: .*TMPDIR"):
+        for number in range(3):
+            seen.add([str(number)])
 
 
 def test_a_drawn_split_is_near_its_fractions_and_hangs_on_key_and_seed_alone() -> None:

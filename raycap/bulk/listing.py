@@ -44,8 +44,9 @@ from raycap.bulk.selection import (
 from raycap.bulk.taken_keys import TakenKeys
 from raycap.errors import UserError
 from raycap.sources import Notes, Source
-from raycap.sources.keys import NumberedKeys, SeenKeys, name_and_number, remark_repeats
+from raycap.sources.keys import NumberedKeys, name_and_number, remark_repeats
 from raycap.sources.pieces import lines_before
+from raycap.sources.seen_keys import SeenKeys
 from raycap.storage import RunFolder
 
 # Rows in one file of a unit whose rows have no keys yet.

@@ -45,7 +45,7 @@ REPEAT = np.dtype([("row", "<u4"), ("number", "<u4")])
 
 @dataclass(frozen=True)
 class RepeatedName:
-    """The second row with the name that occurs most often, in one partition."""
+    """The last row with the name that occurs most often, in one partition."""
 
     times: int
     unit: int
@@ -149,9 +149,9 @@ class RepeatSearch:
 
         about = {"rows": int((times - 1).sum())}
         if len(times) and times.max() > 1:
-            seconds = starts[times == times.max()] + 1
-            second = seconds[order[seconds].argmin()]  # the earliest one
-            most = RepeatedName(int(times.max()), int(units[second]), int(own["row"][second]))
+            lasts = (starts + times - 1)[times == times.max()]
+            last = lasts[order[lasts].argmin()]  # of the name that got there first
+            most = RepeatedName(int(times.max()), int(units[last]), int(own["row"][last]))
             if refuse is not None:
                 refuse(most)
             about |= vars(most)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 from raycap.errors import UserError
 from raycap.fetch.trust import Trust
-from raycap.sources.keys import NumberedKeys, SeenKeys
+from raycap.sources.keys import NumberedKeys
 from raycap.sources.lines import Span, first_line, name_unpacked
 from raycap.sources.manifest import FIRST_ROWS
 from raycap.sources.notes import Notes, nothing
@@ -23,6 +23,7 @@ from raycap.sources.records import (
     root_of,
     texts,
 )
+from raycap.sources.seen_keys import SeenKeys
 from raycap.sources.source import SourceDefaults, UnitKeys, compared
 from raycap.sources.splits import Fractions, check_fractions, drawn_splits, split_word
 from raycap.sources.urls import resolved

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -73,6 +74,18 @@ def whole_file(path: Path) -> Iterator[TextIO]:
             raise  # it may come from the caller's block
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space, or write elsewhere"
+        ) from error
+
+
+@contextlib.contextmanager
+def in_temporary_files() -> Iterator[None]:
+    """Says what to do if the block cannot write its temporary files."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write temporary files to {tempfile.gettempdir()}: {error}; free some space, "
+            "or name another folder in the environment variable TMPDIR"
         ) from error
 
 
