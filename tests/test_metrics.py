@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import tracemalloc
 import warnings
 from collections import Counter
 from itertools import chain
@@ -30,6 +32,7 @@ from raycap.metrics import (
     tokenise,
 )
 from raycap.metrics.rouge import longest_common
+from raycap.storage import sorted_runs
 from raycap.vocabulary import END, PAD, START
 
 words = st.sampled_from(["a", "dog", "cat", "runs", "on", "the", "red", "grass"])
@@ -214,7 +217,9 @@ def test_the_reward_equals_plain_cider_d(references: list, rows: list, count_end
         ]
         captions[row, : len(written)] = written
     frequencies = DocumentFrequencies.counted(references, count_end)
-    frequencies = DocumentFrequencies.from_bytes(frequencies.to_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        frequencies.write(Path(folder) / "frequencies")
+        frequencies = DocumentFrequencies.open(Path(folder) / "frequencies")
     rewards = CiderReward(frequencies)(captions, references, places)
     theirs = [[counted(numbers) for numbers in captions] for captions in references]
     for (numbers, _, _), place, reward in zip(rows, places, rewards, strict=True):
@@ -231,7 +236,10 @@ def test_document_frequencies_are_the_same_however_many_pictures_are_counted_at_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frequencies, "PICTURES_AT_ONCE", 2)
         patch.setattr(frequencies, "WAITING", 0)
+        patch.setattr(sorted_runs, "PIECE", 3)
+        patch.setattr(sorted_runs, "MOST_IN_MEMORY", 5)
         pieces = DocumentFrequencies.counted(references)
+        patch.setattr(frequencies, "MOST_COUNTED", 2)
         few = DocumentFrequencies.counted(references, most=3)
     assert pieces.pictures == whole.pictures == len(references)
     for n in range(4):
@@ -239,8 +247,37 @@ def test_document_frequencies_are_the_same_however_many_pictures_are_counted_at_
         assert np.array_equal(pieces.counts[n], whole.counts[n])
         # Dropped n-grams are counted from zero again: a count may be too small, never too large.
         assert np.all(few.counts[n] <= whole.of(n + 1, few.hashes[n]))
+        assert len(few.counts[n]) <= 3 or len({*few.counts[n].tolist()}) == 1
     single = [token for picture in references for token in {*chain.from_iterable(picture)}]
     assert sorted(whole.counts[0]) == sorted(n for n in Counter(single).values() if n > 1)
+
+
+def test_memory_for_document_frequencies_does_not_grow_with_the_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(frequencies, "PICTURES_AT_ONCE", 50)
+    monkeypatch.setattr(frequencies, "WAITING", 2_000)
+    monkeypatch.setattr(sorted_runs, "PIECE", 1_000)
+    monkeypatch.setattr(sorted_runs, "MOST_IN_MEMORY", 2_000)
+    chance, peaks = np.random.default_rng(0), []
+    for count in (300, 6_000):
+        references = (chance.integers(4, 500, (5, 10)).tolist() for _ in range(count))
+        tracemalloc.start()
+        try:
+            found = DocumentFrequencies.counted(references)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert sum(map(len, found.hashes)) > 10_000
+    assert peaks[1] < 1.5 * peaks[0], peaks
+
+
+def test_a_file_of_document_frequencies_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "frequencies"
+    DocumentFrequencies.counted([[[4, 5]], [[4, 6]]]).write(file)
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match="not whole: delete it"):
+        DocumentFrequencies.open(file)
 
 
 @given(st.lists(words, max_size=12), st.lists(words, max_size=12))

@@ -131,7 +131,7 @@ def load_checkpoint(run: RunFolder, device: torch.device) -> Checkpoint | None:
             continue
         try:
             numbers = json.loads(text)
-            with _local_file(run, f"{name}/{TENSORS}") as file:
+            with local_file(run, f"{name}/{TENSORS}") as file:
                 tensors = safetensors.torch.load_file(file, device=str(device))
         except (OSError, ValueError, safetensors.SafetensorError) as error:
             raise UserError(
@@ -143,7 +143,7 @@ def load_checkpoint(run: RunFolder, device: torch.device) -> Checkpoint | None:
 
 
 @contextlib.contextmanager
-def _local_file(run: RunFolder, name: str) -> Iterator[Path]:
+def local_file(run: RunFolder, name: str) -> Iterator[Path]:
     """A local file with the content of a file of the run."""
     if run.is_local:
         yield Path(run.path(name))

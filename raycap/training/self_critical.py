@@ -1,7 +1,9 @@
 """Self-critical training: sample captions, score them with the metric, and raise the probability
 of those that are better than the other samples of the same picture."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +15,13 @@ from raycap.decoders.teacher_forcing import decoder_inputs
 from raycap.metrics import CiderReward, DocumentFrequencies
 from raycap.metrics.ngrams import Captions, Ints, ReferenceGrams
 from raycap.search import Sample
-from raycap.storage import RunFolder
+from raycap.storage import RunFolder, whole_path
+from raycap.training.checkpoint import local_file
 from raycap.training.data import TrainingData
 from raycap.training.options import SelfCritical
 from raycap.vocabulary import END, PAD, START, UNK
 
-FREQUENCIES = "frequencies.npz"  # in the run's folder
+FREQUENCIES = "frequencies.bin"  # in the run's folder
 LONGEST_NGRAM = 4
 
 
@@ -52,11 +55,17 @@ class CaptionReward:
 def document_frequencies(folder: RunFolder, training: TrainingData) -> DocumentFrequencies:
     """The document frequencies of the training captions, from the run's folder. If they are not
     there, they are counted and written."""
-    content = folder.read(FREQUENCIES)
-    if content is None:
-        content = count_frequencies(training).to_bytes()
-        folder.write(FREQUENCIES, content)
-    return DocumentFrequencies.from_bytes(content)
+    if not folder.exists(FREQUENCIES):
+        counted = count_frequencies(training)
+        if folder.is_local:
+            with whole_path(Path(folder.path(FREQUENCIES))) as part:
+                counted.write(part)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                counted.write(Path(scratch) / FREQUENCIES)
+                folder.put(FREQUENCIES, f"{scratch}/{FREQUENCIES}")
+    with local_file(folder, FREQUENCIES) as file:
+        return DocumentFrequencies.open(file)
 
 
 def count_frequencies(training: TrainingData) -> DocumentFrequencies:
