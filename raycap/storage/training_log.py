@@ -4,9 +4,10 @@ metrics.jsonl has a line for each logged step, epoch and set of samples. validat
 line for each validation picture, from the best epoch.
 """
 
+import io
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,38 +76,73 @@ class RunLog:
 
 
 class LogReader:
-    """Reads a log while another process writes it. After a worker was lost, lines may be deleted
-    and written again."""
+    """Reads what is new in a log while another process writes it. After a worker was lost, lines
+    may be deleted and written again."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder / METRICS
-        self._seen = len(read_log(self._file))  # lines of an earlier start of the run
         self._pause = 0.0 if folder.is_local else SECONDS_BETWEEN_WRITES
-        self._read = time.monotonic()
+        self._seen, self._place = 0, 0  # lines, bytes
+        self._last = b""  # the line before this place
+        self._next_lines()  # lines of an earlier start of the run
 
     def new_lines(self, at_once: bool = False) -> list[dict[str, Any]]:
         """The lines since the last call. A store is not asked each time, unless `at_once`."""
         if not at_once and time.monotonic() < self._read + self._pause:
             return []
-        lines = read_log(self._file)
-        new = lines[min(self._seen, len(lines)) :]
-        self._seen, self._read = len(lines), time.monotonic()
+        return [json.loads(line) for line in self._next_lines() if line]
+
+    def _next_lines(self) -> list[bytes]:
+        start = self._place - len(self._last)
+        content = _content(self._file, start)
+        is_same = content.startswith(self._last)
+        if not is_same:
+            start, content = 0, _content(self._file)
+        content = content[: content.rfind(b"\n") + 1]
+        lines = content.split(b"\n")[:-1]
+        already = int(bool(self._last)) if is_same else min(self._seen, len(lines))
+        new = lines[already:]
+        self._seen = self._seen + len(new) if is_same else len(lines)
+        self._place, self._read = start + len(content), time.monotonic()
+        self._last = lines[-1] + b"\n" if lines else b""
         return new
 
 
 def read_log(file: Path | RunFolder) -> list[dict[str, Any]]:
     """The complete lines of a file, which may be in a store. A killed run may have left an
     incomplete line at the end."""
-    if isinstance(file, RunFolder) and not file.is_local:
-        folder, _, name = file.uri.rpartition("/")
-        content = RunFolder(folder).read(name) or b""
-        text = content.decode("utf-8")
-    else:
-        path = file if isinstance(file, Path) else Path(file.path())
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    return list(_lines(file))
 
 
 def read_epochs(file: Path | RunFolder) -> list[dict[str, Any]]:
     """The lines of finished epochs."""
-    return [line for line in read_log(file) if line["kind"] == "epoch"]
+    return [line for line in _lines(file) if line["kind"] == "epoch"]
+
+
+def _lines(file: Path | RunFolder) -> Iterator[dict[str, Any]]:
+    path = _local(file)
+    if path is not None and not path.exists():
+        return
+    with io.BytesIO(_content(file)) if path is None else path.open("rb") as opened:
+        for line in opened:
+            if line.endswith(b"\n") and line != b"\n":
+                yield json.loads(line)
+
+
+def _content(file: Path | RunFolder, start: int = 0) -> bytes:
+    """The bytes from `start` on; none if there is no file."""
+    path = _local(file)
+    if path is None:
+        folder, _, name = str(file).rpartition("/")
+        return (RunFolder(folder).read(name) or b"")[start:]
+    if not path.exists():
+        return b""
+    with path.open("rb") as opened:
+        opened.seek(start)
+        return opened.read()
+
+
+def _local(file: Path | RunFolder) -> Path | None:
+    if isinstance(file, RunFolder):
+        return Path(file.path()) if file.is_local else None
+    return file
