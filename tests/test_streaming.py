@@ -3,11 +3,13 @@ rows, and runs that are equal to those on unpacked data."""
 
 import dataclasses
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,13 +29,15 @@ from test_training import options, run
 from raycap.cli import main
 from raycap.errors import UserError
 from raycap.schema import SUCCESS
-from raycap.storage import RunFolder
-from raycap.training import Train, loop, row_groups, store
+from raycap.sources import records
+from raycap.storage import RunFolder, memory
+from raycap.training import Train, caption_join, loop, row_groups, store
 from raycap.training.data import StreamedDataset, data_mode, datasets_of, open_pictures
 from raycap.training.dataset import Batch
 from raycap.training.options import DataMode
 from raycap.training.order import BlockCursor, GroupedOrder
 from raycap.training.row_groups import ROWS, join_captions, open_row_groups
+from raycap.training.setup import caption_batches
 from raycap.training.store import PictureStore, PictureTables
 from raycap.training.stream import PictureStream
 from raycap.vocabulary import Vocabulary, VocabularyOptions
@@ -150,8 +154,8 @@ def test_captions_are_beside_their_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(row_groups, "ROWS_OF_PARTITION", partition)
-    monkeypatch.setattr(row_groups, "MOST_PARTITIONS", most)
+    monkeypatch.setattr(caption_join, "ROWS_OF_PARTITION", partition)
+    monkeypatch.setattr(caption_join, "MOST_PARTITIONS", most)
     groups = open_row_groups(pictures.tables[0], RunFolder(joined(pictures, tmp_path).rows))
     assert int(groups.column("rows").sum()) == PICTURES and max(groups.column("rows")) == GROUP
     source = {row["path"]: row for row in source_rows(PICTURES)}
@@ -173,6 +177,32 @@ def test_captions_are_beside_their_rows(
             validation += listed["part"] == "dev"
     sums = [int(groups.column(name).sum()) for name in ("training", "validation", "captions")]
     assert sums == [training, validation, captions]
+
+
+def test_memory_before_the_first_step_does_not_grow_with_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing, joining and counting words, with small partitions: Arrow's memory and Python's."""
+    monkeypatch.setattr(caption_join, "ROWS_OF_PARTITION", 100)
+    monkeypatch.setattr(caption_join, "ROWS_AT_ONCE", 200)
+    monkeypatch.setattr(caption_join, "KEYS_AT_ONCE", 100)
+    monkeypatch.setattr(row_groups, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(records, "MOST_ROWS", 100)
+    peaks = []
+    for count in (200, 400, 2_000):  # the first one imports what is missing
+        table = write(tmp_path / str(count), features(count), files=count // 200, group=20)
+        pool = pa.proxy_memory_pool(pa.system_memory_pool())
+        with monkeypatch.context() as patch:
+            patch.setattr(pa, "system_memory_pool", lambda own=pool: own)
+            tracemalloc.start()
+            try:
+                pictures = joined(pictures_of(table), tmp_path / f"run {count}")
+                with memory.held_briefly():
+                    assert sum(map(len, caption_batches(pictures))) == count
+                peaks.append((pool.max_memory(), tracemalloc.get_traced_memory()[1]))
+            finally:
+                tracemalloc.stop()
+    assert all(large < 1.5 * small for small, large in zip(*peaks[1:], strict=True)), peaks
 
 
 def test_a_table_that_has_changed_is_refused(pictures: PictureTables, tmp_path: Path) -> None:
@@ -251,7 +281,7 @@ def test_validation_pictures_of_many_row_groups_keep_their_order(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store, "MOST_PIECES", 2)
+    monkeypatch.setattr(store, "PIECES_AT_ONCE", 2)
     stream = open_pictures(joined(pictures, tmp_path), Train(window=WINDOW), tmp_path / "cache")
     assert isinstance(stream, PictureStream)
     assert stream.validation.captions.equals(both[1].validation.captions)

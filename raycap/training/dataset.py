@@ -117,14 +117,12 @@ class CaptionDataset:
 
     def count_captions(self) -> int:
         """How many captions the pictures have."""
-        references = self.store.captions["references"].take(self.rows)
-        return pc.sum(pc.list_value_length(references)).as_py() or 0
+        lengths = pc.list_value_length(self.store.captions["references"])
+        return int(lengths.fill_null(0).to_numpy()[self.rows].sum())
 
     def references(self) -> Iterator[list[str]]:
         """The human captions of each picture."""
-        for start in range(0, len(self), ROWS_AT_ONCE):
-            rows = self.rows[start : start + ROWS_AT_ONCE]
-            yield from self.store.captions["references"].take(rows).to_pylist()
+        return map(self.store.references, self.rows)
 
     def sample(self, most: int, whole: bool) -> Iterator[SampledRows]:
         """All pictures, or `most` of them at equal distances, and their captions. Of features only

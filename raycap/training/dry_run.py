@@ -125,7 +125,9 @@ def _setup(
     known = options.start_from or options.distillation.teacher
     vocabulary = words_of(known) if known else None
     facts = DataFacts()
-    facts.add(listed, options.training_splits, caption_splitter(vocabulary, words))
+    split_caption = caption_splitter(vocabulary, words)
+    for rows in listed.to_batches():
+        facts.add(rows, options.training_splits, split_caption)
     if vocabulary is None:
         vocabulary = Vocabulary.of_counts(facts.words, words)
     embeddings = load_glove(words.glove, vocabulary, options.seed).matrix if words.glove else None

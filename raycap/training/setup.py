@@ -19,11 +19,11 @@ from raycap.images.reading import LIMITS
 from raycap.options import to_plain, without_removed
 from raycap.search import Beam, SearchChoice, search_identity
 from raycap.sources import SOURCES, Source
-from raycap.storage import RunFolder, differences
+from raycap.storage import RunFolder, differences, memory
 from raycap.training.distillation import check_teacher
 from raycap.training.options import Train
 from raycap.training.row_groups import open_row_groups
-from raycap.training.store import ROWS_AT_ONCE, PictureTables, read_captions, row_shapes
+from raycap.training.store import PictureTables, read_captions, row_shapes
 from raycap.vocabulary import (
     Coverage,
     Vocabulary,
@@ -318,8 +318,9 @@ def gather_setup(
     if vocabulary is not None and teacher:
         check_teacher(options.distillation, plan, encoder, vocabulary)
     facts, split_caption = DataFacts(), caption_splitter(vocabulary, words)
-    for rows in caption_batches(pictures):
-        facts.add(rows, options.training_splits, split_caption)
+    with memory.held_briefly():
+        for rows in caption_batches(pictures):
+            facts.add(rows, options.training_splits, split_caption)
     check_splits(table, options, facts.pictures)
     if vocabulary is None:
         vocabulary = Vocabulary.of_counts(facts.words, words)
@@ -341,12 +342,12 @@ def caption_splitter(
     return word_splitter(words.tokeniser, words.cleaning)
 
 
-def caption_batches(pictures: PictureTables) -> Iterator[pa.Table | pa.RecordBatch]:
+def caption_batches(pictures: PictureTables) -> Iterator[pa.Table]:
     """CAPTION_COLUMNS of the rows of the first table, some at a time."""
     if pictures.rows:
         yield from open_row_groups(pictures.tables[0], RunFolder(pictures.rows)).captions()
     else:
-        yield from read_captions(pictures).to_batches(max_chunksize=ROWS_AT_ONCE)
+        yield from read_captions(pictures)
 
 
 def check_splits(table: str, options: Train, captioned: Counter[str]) -> None:

@@ -26,17 +26,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raycap.errors import UserError
-from raycap.schema import FEATURES_FORMAT, MANIFEST, SUCCESS, tensor_shape, tensors_of
+from raycap.schema import FEATURES_FORMAT, SUCCESS, tensor_shape, tensors_of
 from raycap.sources import Source
-from raycap.storage import open_uri, whole_path, write_json
+from raycap.storage import memory, open_uri, whole_path, write_json
 from raycap.storage.filesystem import filesystem_of
+from raycap.training.caption_join import (
+    CAPTION_COLUMNS,
+    CAPTIONS,
+    KEYS_AT_ONCE,
+    captions_by_row,
+    numbered,
+    rows_of_partition,
+)
 from raycap.uris import is_local, local_path
 
 LISTING = "pictures.arrow"
 ROWS, KEYS, FORM = "rows.bin", "keys.arrow", "form.json"
 ROWS_AT_ONCE = 128
-MOST_PIECES = 100
-CAPTION_COLUMNS = ["key", "split", "references"]
+PIECES_AT_ONCE = 100  # columns of a few rows take kilobytes, so they are written together
 
 # Some pictures of a table: features or pixels [n, ...], and their other columns.
 Piece = tuple[np.ndarray, pa.Table]
@@ -140,7 +147,7 @@ def open_store(pictures: PictureTables, cache: Path, with_groups: bool = False) 
     for other_rows, other_keys in others:
         places = pc.index_in(keys, other_keys).fill_null(-1).to_numpy()
         views.append(View(other_rows, places))
-    captions = _mapped_captions(keys, pictures.listing, Path(str(rows.filename)).parent)
+    captions = mapped_captions(keys, pictures.listing, Path(str(rows.filename)).parent)
     groups = _rows_of_groups(pictures.tables[0]) if with_groups else None
     return PictureStore(rows, captions, tuple(views), groups)
 
@@ -157,19 +164,33 @@ def _rows_of_groups(table: str) -> np.ndarray:
     return np.array(counts, np.int64)
 
 
-def _mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Table:
-    """The result of `captions_of`, memory-mapped from a file next to the unpacked rows."""
+def mapped_captions(keys: pa.ChunkedArray, listing: str, folder: Path) -> pa.Table:
+    """CAPTION_COLUMNS of these pictures, memory-mapped from a file in the folder, which is that of
+    their unpacked rows. Split and references of pictures that the listing lacks are null."""
     with local_copy(listing) as local:
         file = folder / f"captions-{digest_of_file(local)}.arrow"
-        captions = None if file.exists() else captions_of(keys, str(local)).combine_chunks()
-    if captions is not None:
-        with (
-            whole_path(file) as part,
-            pa.OSFile(str(part), "wb") as out,
-            pa.ipc.new_file(out, captions.schema) as writer,
-        ):
-            writer.write_table(captions)
+        if not file.exists():
+            _write_captions(keys, local, file)
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+@memory.held_briefly()
+def _write_captions(keys: pa.ChunkedArray, listing: Path, file: Path) -> None:
+    numbered_keys = (
+        numbered(keys.slice(start, KEYS_AT_ONCE), start)
+        for start in range(0, len(keys), KEYS_AT_ONCE)
+    )
+    starts = range(0, len(keys), rows_of_partition(len(keys)))
+    with (
+        whole_path(file) as part,
+        pa.OSFile(str(part), "wb") as out,
+        pa.ipc.new_file(out, CAPTIONS) as writer,
+    ):
+        found = captions_by_row(listing, numbered_keys, len(keys), starts)
+        for own, start in zip(found, starts, strict=True):
+            stop = min(start + starts.step, len(keys))
+            captions = own.between(start, stop)
+            writer.write_table(captions.set_column(0, "key", keys.slice(start, stop - start)))
 
 
 @contextlib.contextmanager
@@ -192,33 +213,39 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
-def read_captions(pictures: PictureTables) -> pa.Table:
-    """CAPTION_COLUMNS of each readable picture of the first table."""
-    keys = pa.concat_tables(read_rows(pictures.tables[0], ["key"]))["key"]
+def read_captions(pictures: PictureTables) -> Iterator[pa.Table]:
+    """CAPTION_COLUMNS of the readable pictures of the first table, as far as the listing has them,
+    some at a time."""
+    table, rows = pictures.tables[0], 0
+    for name, *_ in parquet_files(table):
+        with _opened(name, table) as file:
+            rows += pq.read_metadata(file).num_rows
+
+    def keys() -> Iterator[pa.Table]:
+        first = 0
+        for piece in read_rows(table, ["key"], KEYS_AT_ONCE):
+            yield numbered(piece["key"], first)
+            first += len(piece)
+
+    starts = range(0, max(rows, 1), rows_of_partition(rows))
     with local_copy(pictures.listing) as local:
-        return captions_of(keys, str(local))
+        for found in captions_by_row(local, keys(), rows, starts):
+            yield found.captions
 
 
-def captions_of(keys: pa.ChunkedArray, listing: str) -> pa.Table:
-    """CAPTION_COLUMNS of these pictures, from the listing; null if it does not have the key."""
-    listed = pa.ipc.open_file(pa.memory_map(listing)).read_all()
-    listed = listed.take(pc.index_in(keys, listed["key"].combine_chunks()))
-    return listed.set_column(0, "key", keys)
-
-
+@memory.held_briefly()
 def write_listing(source: Source, file: Path) -> Counter[str]:
     """Write CAPTION_COLUMNS of all pictures of a source to a file. Returns how many pictures of
     each split have captions."""
     pictures: Counter[str] = Counter()
-    schema = pa.schema([MANIFEST.field(name) for name in CAPTION_COLUMNS])
     try:
         with (
             whole_path(file) as part,
             pa.OSFile(str(part), "wb") as out,
-            pa.ipc.new_file(out, schema) as writer,
+            pa.ipc.new_file(out, CAPTIONS) as writer,
         ):
             for rows in source.tables():
-                writer.write_table(rows.select(CAPTION_COLUMNS).cast(schema))
+                writer.write_table(rows.select(CAPTION_COLUMNS).cast(CAPTIONS))
                 captioned = pc.greater(pc.list_value_length(rows["references"]), 0)
                 usable = pc.equal(rows["error"], "")
                 counted = rows["split"].filter(pc.and_(captioned, usable))
@@ -247,6 +274,7 @@ def unpacked_folder(fingerprint: str, cache: Path) -> Path:
     return cache / "rows" / hashlib.sha256(fingerprint.encode()).hexdigest()[:16]
 
 
+@memory.held_briefly()
 def write_unpacked(
     folder: Path, pieces: Callable[[], Iterator[Piece]], table: str, cache: Path
 ) -> tuple[np.memmap, pa.Table]:
@@ -273,23 +301,26 @@ def write_unpacked(
 
 def _write_pieces(folder: Path, pieces: Iterator[Piece], table: str) -> None:
     folder.mkdir(parents=True)
-    kept, form = [], None
-    with (folder / ROWS).open("wb") as out:
+    waiting: list[pa.Table] = []
+    form = writer = None
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context((folder / ROWS).open("wb"))
         for rows, columns in pieces:
-            if len(rows):
-                rows.tofile(out)
-                form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
-                kept.append(columns)
-                if len(kept) > MOST_PIECES:  # a table takes kilobytes, however small it is
-                    kept = [pa.concat_tables(kept).combine_chunks()]
+            if not len(rows):
+                continue
+            rows.tofile(out)
+            form = {"shape": rows.shape[1:], "dtype": rows.dtype.name}
+            if writer is None:
+                file = stack.enter_context(pa.OSFile(str(folder / KEYS), "wb"))
+                writer = stack.enter_context(pa.ipc.new_file(file, columns.schema))
+            waiting.append(columns)
+            if len(waiting) == PIECES_AT_ONCE:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                waiting.clear()
+        if waiting and writer is not None:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
     if form is None:
         raise UserError(f"{table} holds no readable picture")
-    whole = pa.concat_tables(kept).combine_chunks()
-    with (
-        pa.OSFile(str(folder / KEYS), "wb") as file,
-        pa.ipc.new_file(file, whole.schema) as writer,
-    ):
-        writer.write_table(whole)
     write_json(folder / FORM, form)  # last: the folder is complete once it has this file
 
 
@@ -322,8 +353,8 @@ def row_shapes(table: str) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
-def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
-    """The successful rows of a table in their order, up to ROWS_AT_ONCE at a time."""
+def read_rows(table: str, columns: list[str], most: int = ROWS_AT_ONCE) -> Iterator[pa.Table]:
+    """The successful rows of a table in their order, up to `most` at a time."""
     for name, *_ in parquet_files(table):
         with _opened(name, table) as file:
             parquet = pq.ParquetFile(file)
@@ -332,7 +363,7 @@ def read_rows(table: str, columns: list[str]) -> Iterator[pa.Table]:
                 raise UserError(
                     f"{name} lacks {', '.join(missing)}: it is no table that `raycap extract` made"
                 )
-            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=[*columns, "status"]):
+            for batch in parquet.iter_batches(most, columns=[*columns, "status"]):
                 rows = pa.Table.from_batches([batch])
                 yield rows.filter(pc.equal(rows["status"], SUCCESS))
 

@@ -20,11 +20,11 @@ from raycap.decoders.teacher_forcing import pad_captions
 from raycap.errors import UserError
 from raycap.images.augmentation import names_sides
 from raycap.storage.retry import with_retries
+from raycap.training.caption_join import CAPTION_COLUMNS
 from raycap.training.dataset import Batch, SampledRows
 from raycap.training.order import EpochOrder, GroupedOrder, RowBlock
 from raycap.training.row_groups import RowGroups, read_group
 from raycap.training.store import (
-    CAPTION_COLUMNS,
     PictureStore,
     row_shapes,
     rows_of_table,

@@ -17,8 +17,7 @@ from raycap.schema import FITTED_PICTURES
 from raycap.storage import whole_path
 from raycap.training.store import (
     PictureTables,
-    captions_of,
-    local_copy,
+    mapped_captions,
     parquet_files,
     read_rows,
     unpacked_folder,
@@ -82,8 +81,8 @@ class Examples:
 
     def count_captions(self) -> int:
         """How many captions the pictures have."""
-        references = self.store.captions["references"].take(pa.array(self.rows))
-        return pc.sum(pc.list_value_length(references)).as_py() or 0
+        lengths = pc.list_value_length(self.store.captions["references"])
+        return int(lengths.fill_null(0).to_numpy()[self.rows].sum())
 
     def steps_per_epoch(self, batch: int) -> int:
         """The number of steps. The last one may be smaller: no picture is dropped."""
@@ -129,6 +128,5 @@ def open_fitted(pictures: PictureTables, cache: Path) -> FittedPictures:
                 f"cannot unpack {table} into {cache} (train.cache): {error}"
             ) from error
     unpacked = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    with local_copy(pictures.listing) as listing:
-        captions = captions_of(unpacked["key"], str(listing)).combine_chunks()
+    captions = mapped_captions(unpacked["key"], pictures.listing, file.parent)
     return FittedPictures(unpacked, captions)
