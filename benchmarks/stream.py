@@ -8,11 +8,13 @@ python benchmarks/stream.py --speed [--pictures 2000]       training steps, grid
   driver: lists the source, joins captions with rows, counts words, unpacks the validation pictures
   leader: counts the n-grams of all captions, which only self-critical training needs
   worker: reads an epoch
+  local: the same run on unpacked data, driver and worker in one process
 - speed: captions per second of training steps. Both sides take turns in one process, medians over
   rounds; only the ratio counts. At least 0.9.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import statistics
@@ -46,7 +48,7 @@ from raycap.training.distributed import WorkerGroup
 from raycap.training.network import Network
 from raycap.training.row_groups import join_captions
 from raycap.training.self_critical import document_frequencies
-from raycap.training.setup import gather_setup
+from raycap.training.setup import TrainingSetup, gather_setup
 from raycap.training.step import Learner, Phase, train_step
 from raycap.training.store import PictureTables, write_listing
 from raycap.vocabulary import PAD, Vocabulary, VocabularyOptions
@@ -135,12 +137,16 @@ def drive(folder: Path, watch: Watch) -> None:
     watch.step = "join"
     join_captions(tables.tables[0], Path(tables.listing), RunFolder(tables.rows), options())
     watch.step = "words"
+    setup = gathered(tables)
+    watch.step = "unpack"
+    streamed(folder, setup.vocabulary)
+
+
+def gathered(tables: PictureTables) -> TrainingSetup:
     encoder = Pixels(size=8, patch=8, frequencies=2)
     plan = CaptionerPlan(encoder, Recurrent(hidden_width=8, embedding_width=8), search=Greedy())
     plan_words = VocabularyOptions(min_count=1)
-    setup = gather_setup(plan, plan_words, options(), encoder.build(), tables, None)
-    watch.step = "unpack"
-    streamed(folder, setup.vocabulary)
+    return gather_setup(plan, plan_words, options(), encoder.build(), tables, None)
 
 
 def lead(folder: Path, watch: Watch) -> None:
@@ -152,7 +158,21 @@ def lead(folder: Path, watch: Watch) -> None:
 
 def work(folder: Path, watch: Watch) -> None:
     """What a worker does in an epoch, without the network."""
-    training = streamed(folder, known_words())
+    read_epoch(streamed(folder, known_words()), watch)
+
+
+def train_locally(folder: Path, watch: Watch) -> None:
+    """What a run on unpacked data does, without the network; the pictures are listed already."""
+    tables = dataclasses.replace(tables_of(folder), rows="")
+    watch.step = "words"
+    setup = gathered(tables)
+    watch.step = "unpack"
+    pictures = open_pictures(tables, Train(), folder / "cache")
+    training, _ = datasets_of(pictures, Train(), setup.vocabulary)
+    read_epoch(training, watch)
+
+
+def read_epoch(training: TrainingData, watch: Watch) -> None:
     watch.step = "epoch"
     seen = 0
     for batch in read_ahead(training.shares(0, 0, 32, 0, 1), training.batch):
@@ -181,7 +201,7 @@ def measured(part: str, folder: Path) -> None:
     print(json.dumps({"MiB": most, "seconds": round(seconds), "processor": round(processor)}))
 
 
-PARTS = {"driver": drive, "leader": lead, "worker": work}
+PARTS = {"driver": drive, "leader": lead, "worker": work, "local": train_locally}
 
 
 def memory(rows: list[int]) -> None:
