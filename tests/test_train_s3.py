@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from feature_tables import features, source_flags, write
+from feature_tables import features, references, source_flags, store_of, write
 from raylets import parents_of
 from test_cluster import MEMORY, cluster_of, raylet
 from test_train import CONFIG, DECODER
@@ -23,8 +23,12 @@ from raycap.captioners.trained import TrainedCaptioner
 from raycap.cli import main
 from raycap.storage import RunFolder
 from raycap.storage.training_log import METRICS, read_epochs, read_log
+from raycap.training import Train
 from raycap.training.checkpoint import CheckpointWriter, TrainState, load_checkpoint
+from raycap.training.data import datasets_of
 from raycap.training.run_files import EpochLimit
+from raycap.training.self_critical import FREQUENCIES, count_frequencies, document_frequencies
+from raycap.vocabulary import Vocabulary, VocabularyOptions
 
 CPU = torch.device("cpu")
 
@@ -77,6 +81,26 @@ def test_a_checkpoint_is_whole_or_not_there(
     run.remove("checkpoints/step-000000003/state.json")
     found = load_checkpoint(run, CPU)
     assert found is not None and found.tensors["weight"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.thorough
+def test_document_frequencies_in_a_bucket_are_counted_once(s3: Any, tmp_path: Path) -> None:
+    s3.mkdirs("frequencies", exist_ok=True)
+    store = store_of(write(tmp_path / "table", features(12)), tmp_path / "cache")
+    captions = [caption for number in range(12) for caption in references(number)]
+    vocabulary = Vocabulary.build(captions, VocabularyOptions(min_count=1))
+    training, _ = datasets_of(store, Train(), vocabulary)
+    run = RunFolder("s3://frequencies/run")
+    counted = document_frequencies(run, training)
+    content = run.read(FREQUENCIES)
+    again = document_frequencies(run, None)  # type: ignore[arg-type]
+    for found in (counted, again):
+        assert found.pictures == len(training) and len(found.hashes[3])
+        local = count_frequencies(training)
+        for n in range(4):
+            assert np.array_equal(found.hashes[n], local.hashes[n])
+            assert np.array_equal(found.counts[n], local.counts[n])
+    assert run.read(FREQUENCIES) == content
 
 
 # Whole runs
