@@ -19,7 +19,7 @@ from raycap.bulk.counts import count_rows
 from raycap.bulk.finish import join_part, parts_of, replace_retried
 from raycap.bulk.machines import Machines
 from raycap.bulk.options import BulkOptions
-from raycap.bulk.plan import Chunk, Plan, write_plan
+from raycap.bulk.plan import Chunk, Plan, shard_name, write_plan
 from raycap.bulk.run import run_job
 from raycap.bulk.table import ChunkFile, DataFile, OutputTable, TakenOverError, chunk_path
 from raycap.bulk.work import ROWS, FileLayout, write_rows
@@ -122,6 +122,7 @@ def test_files_that_may_still_be_committed_stay(tmp_path: Path) -> None:
     new_part = write(folder, "part-0002-000000.parquet", {"b": "A"})
     for number in (1, 2):
         write_plan(out, Plan(number, "first" if number == 1 else "append", {}, 4, 4))
+    out.write(shard_name(1, 0, 0), b"")
     clean_up(out, table)
     left = {path.name for path in (tmp_path / "captions").rglob("*.parquet")}
     names = {Path(file.path).name for file in (new, new_part, part)}

@@ -3,6 +3,7 @@ end in words."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -173,10 +174,9 @@ def test_a_full_disk_ends_the_run_with_a_message_and_the_run_can_be_resumed(
         save_captioner(model)
         answer = run(folder, model, disk / "out", "--part-rows", "8", *ON_RAY)
         assert answer.returncode == 2, answer.stderr
-        assert (
-            "No space left on device; free some space" in answer.stderr
-            and "Traceback" not in answer.stderr
-        )
+        # It may be a file of raycap for which there was no room, or one of the log.
+        message = r"No space left on device( \(os error 28\))?; free some space"
+        assert re.search(message, answer.stderr) and "Traceback" not in answer.stderr
         some = faults.read(disk / "out")
         assert len(some) < 60
         subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)

@@ -333,6 +333,20 @@ def killed_worker(*arguments: Any) -> Any:
     raise RuntimeError("killed")
 
 
+def test_an_interrupted_listing_is_completed_with_its_own_selection(tmp_path: Path) -> None:
+    """By a retry whose --only and --sample are about rows of the table."""
+    out, rows = tmp_path / "out", 300
+    FIRST.run(out)
+    with pytest.raises(RuntimeError, match="killed"):
+        Command("A", rows=rows).run(out, killed_worker)
+    for shard in sorted((out / "_plan/0002/00000").glob("*.parquet"))[1:]:
+        shard.unlink()
+    options = BulkOptions(out=str(out), batch=4, retry="failed", only="width > 0", sample=0.1)
+    opens = functools.partial(open_model, "A", False)
+    run_job(captions_job(Numbers(rows), options, "A", opens), {})
+    assert len(pq.read_table(out / "captions")) == rows
+
+
 @pytest.mark.parametrize(
     "third",
     [0, *(pytest.param(third, marks=pytest.mark.thorough) for third in (1, 2))],

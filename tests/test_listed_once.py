@@ -100,6 +100,29 @@ def test_what_may_have_changed_is_listed(lines: Path, listed: list[str], change:
     assert keys(lines) == sorted(before + ["photos/00000.png#2"] * (change == "longer"))
 
 
+def test_what_could_not_be_read_for_a_moment_is_listed_again(
+    lines: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails when a part of the list is about to be read. The list does not change."""
+    stamp, faults = pieces._size_and_stamp, [OSError("away"), OSError("away")]
+    cut: list[bool] = []
+
+    def faulty(file: Any) -> tuple[int, str]:
+        if cut and faults:
+            raise faults.pop()
+        cut.append(True)
+        return stamp(file)
+
+    monkeypatch.setattr(pieces, "_size_and_stamp", faulty)
+    assert caption(lines) == 1
+    assert not faults and len(keys(lines)) < 5
+    caption(lines)
+    assert len(keys(lines)) == 5
+    listed.clear()
+    caption(lines)
+    assert listed == []
+
+
 def test_another_sample_of_a_list_is_listed(lines: Path, listed: list[str]) -> None:
     caption(lines, sample=0.5)
     listed.clear()

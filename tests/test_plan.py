@@ -15,9 +15,12 @@ from raycap.bulk.options import BulkOptions
 from raycap.bulk.plan import (
     Plan,
     Shard,
+    give_up_plan,
     newest_plan,
+    plan_numbers,
     plans_of_table,
     read_shard,
+    take_number,
     write_plan,
     write_shards,
 )
@@ -133,11 +136,28 @@ def test_another_run_has_planned_something_else(tmp_path: Path) -> None:
 def test_which_plans_a_table_comes_from(tmp_path: Path) -> None:
     out = RunFolder(str(tmp_path))
     for number, kind in enumerate(("first", "append", "retry", "overwrite", "append"), 1):
-        write_plan(out, Plan(number, kind, {}, 4, 16))  # type: ignore[arg-type]
+        plan = Plan(number, kind, {}, 4, 16)  # type: ignore[arg-type]
+        write_plan(out, plan)
+        list(write(out, ["a"], plan))
     assert [plan.operation for plan in plans_of_table(out, completed=3)] == [1, 2, 5]
     assert [plan.operation for plan in plans_of_table(out, completed=4)] == [4, 5]
     found = newest_plan(out)
     assert found is not None and found.operation == 5
+
+
+def test_the_number_of_a_plan_that_was_given_up_stays_used(tmp_path: Path) -> None:
+    out = RunFolder(str(tmp_path))
+    write_plan(out, PLAN)
+    list(write(out, []))
+    give_up_plan(out, 1)
+    assert plan_numbers(out) == [1] and newest_plan(out) is None
+    assert not plans_of_table(out, completed=0) and not out.folders("_plan/0001")
+    with pytest.raises(UserError, match="another run has begun"):
+        write_plan(out, PLAN)
+    take_number(out, 2)
+    take_number(out, 2)
+    with pytest.raises(UserError, match="another run has begun"):
+        write_plan(out, Plan(2, "append", {}, 4, 16))
 
 
 @given(st.lists(st.lists(st.text())), st.lists(st.text()))

@@ -185,9 +185,10 @@ def test_a_fault_that_stays_is_raised_at_once(
         raise OSError(reason)
 
     monkeypatch.setattr(DeltaTable, "create_write_transaction", refuse)
-    with pytest.raises(UserError, match="what is made stays there"):
+    with pytest.raises(UserError, match="what is made stays there") as ended:
         table.commit_chunks([made(tmp_path, chunk(1))], 1, SCHEMA)
     assert len(tries) == 1
+    assert ("free some space" in str(ended.value)) == ("No space left" in reason)
 
 
 def test_a_table_that_cannot_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +221,28 @@ def test_an_operation_is_completed_once(tmp_path: Path) -> None:
     assert (first.operation, first.completed) == (1, 1)
 
 
+def test_a_plan_is_carried_out_under_one_number_only(tmp_path: Path) -> None:
+    """Operation 3 was given up, so plan 2 goes on as operation 4. Another driver has chosen number
+    5 for it, and comes when all is done."""
+    driver, late = OutputTable(RunFolder(str(tmp_path))), OutputTable(RunFolder(str(tmp_path)))
+    driver.commit_chunks([made(tmp_path, chunk(0))], 1, SCHEMA)
+    driver.begin(4, plan=2)
+    chunks = [made(tmp_path, chunk(1, operation=2))]
+    driver.commit_chunks(chunks, 4, SCHEMA)
+    late.load()
+    driver.replace(4, [made(tmp_path, Chunk(4, 7, 7, 0, 2))], chunks)
+    held = keys(tmp_path)
+    with pytest.raises(TakenOverError):
+        late.replace(5, [made(tmp_path, Chunk(5, 7, 7, 0, 2))], chunks)
+    with pytest.raises(TakenOverError):
+        late.commit_chunks([made(tmp_path, chunk(1, operation=2))], 5, SCHEMA)
+    with pytest.raises(TakenOverError):
+        late.begin(5, plan=2)
+    with pytest.raises(TakenOverError):
+        late.check_open(2)
+    assert keys(tmp_path) == held and driver.operation == 4
+
+
 def test_a_side_table_that_another_run_has_removed_is_not_waited_for(tmp_path: Path) -> None:
     side = tmp_path / "side"
     side.mkdir()
@@ -229,6 +252,22 @@ def test_a_side_table_that_another_run_has_removed_is_not_waited_for(tmp_path: P
     shutil.rmtree(side)
     with pytest.raises(TakenOverError):
         table.commit_chunks([late], 1, SCHEMA)
+
+
+def test_a_side_table_that_is_removed_as_soon_as_it_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = tmp_path / "side"
+    create = OutputTable._create
+
+    def create_and_remove(self: OutputTable, schema: pa.Schema) -> None:
+        create(self, schema)
+        shutil.rmtree(side)
+        self._table = None
+
+    monkeypatch.setattr(OutputTable, "_create", create_and_remove)
+    with pytest.raises(TakenOverError):
+        OutputTable(RunFolder(str(side))).commit_chunks([made(side, chunk(0))], 1, SCHEMA)
 
 
 def test_an_overwrite_changes_rows_and_columns_at_once(tmp_path: Path) -> None:

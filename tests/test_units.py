@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_captioner import photos, save_captioner
 from tables import keys
 
-from raycap.bulk.plan import read_plan
+from raycap.bulk.plan import newest_plan, read_plan
 from raycap.cli import main
 from raycap.sources import Folder, Notes, Source
 from raycap.sources.folder import MOST_TOP_ENTRIES
@@ -97,4 +97,4 @@ def test_a_folder_without_pictures_says_what_it_has(
     command += ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     assert main(command) == 2
     assert "other files are there: 2 with .txt" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "_plan" / "0001").exists()
+    assert newest_plan(RunFolder(str(tmp_path / "out"))) is None

@@ -2,6 +2,7 @@
 retried rows, copies whose captions are finished in another way. These functions run in tasks; the
 driver then commits the files that they return (`last_commit`)."""
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from raycap.bulk.counts import RowCounts, count_rows
 from raycap.bulk.finishing import caption_digest, raw_of, with_many
 from raycap.bulk.plan import read_shard
 from raycap.bulk.table import DataFile, chunk_of
-from raycap.bulk.work import ATTEMPTS, COUNTS, FINISHING, ROWS, FileLayout, write_rows
+from raycap.bulk.work import ATTEMPTS, COUNTS, FINISHING, ROWS, FileLayout, content_of
 from raycap.row_filter import RowFilter
 from raycap.schema import ANY_FLAG, ATTEMPT, SAME_AS_MANY, SUCCESS
 from raycap.storage import RunFolder
@@ -41,8 +42,8 @@ class ChunkRows(NamedTuple):
 
 
 def part_name(operation: int, number: int) -> str:
-    """The file name of a part. Processes that join the same chunks write the same rows into the
-    same names."""
+    """The file name of a part. Processes that join the same chunks in the same way write the same
+    rows into the same names."""
     return f"part-{operation:04}-{number:06}.parquet"
 
 
@@ -110,9 +111,18 @@ def _read(
 def _write(
     table: RunFolder, name: str, rows: pa.Table, layout: FileLayout, more: dict[str, str]
 ) -> DataFile:
-    """Write a file whose metadata has `more` than the layout says."""
+    """Write a file whose metadata has `more` than the layout says.
+
+    A file that is there is not replaced: it may be in the table. Another run may have written it
+    in another way, with another --part-rows, say. Then this file has another name.
+    """
     layout = replace(layout, metadata={**layout.metadata, **more})
-    return DataFile(*write_rows(table, name, rows, layout, count_rows(rows)))
+    content = content_of(rows, layout, count_rows(rows))
+    if not table.create(name, content):
+        digest = hashlib.sha256(content).hexdigest()[:12]
+        name = name.replace(".parquet", f"-{digest}.parquet")
+        table.write(name, content)
+    return DataFile(name, content.size, len(rows))
 
 
 def counts_of_files(table: RunFolder, paths: Sequence[str]) -> list[RowCounts]:

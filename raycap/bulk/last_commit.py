@@ -4,6 +4,8 @@ first, append    parts, in the place of the files of chunks
 overwrite        the parts of the side table, in the place of all files
 retry            copies with the new rows, in the place of the files that had the old ones
 finish           copies with other captions and flags, in the place of files
+
+The functions return False if another run has completed the operation.
 """
 
 import functools
@@ -18,19 +20,19 @@ from raycap.bulk.table import CHUNKS, DataFile, OutputTable, chunk_of
 from raycap.storage import RunFolder
 
 
-def replace_chunks(job: TableJob, machines: Machines, table: OutputTable, number: int) -> None:
+def replace_chunks(job: TableJob, machines: Machines, table: OutputTable, number: int) -> bool:
     """Join the files of chunks into parts, which readers of plain Parquet folders see too."""
     chunks = [file for file in table.files() if file.path.startswith(f"{CHUNKS}/")]
     parts = _joined(job, machines, table.folder, chunks, table, number)
-    table.replace(number, parts, chunks)
+    return table.replace(number, parts, chunks)
 
 
 def replace_all(
     job: TableJob, machines: Machines, table: OutputTable, side: OutputTable, number: int
-) -> None:
+) -> bool:
     """Replace the whole table by the rows of the side table."""
     parts = _joined(job, machines, side.folder, side.files(), table, number)
-    table.replace(number, parts, (), side.schema())
+    return table.replace(number, parts, (), side.schema())
 
 
 def _joined(
@@ -57,7 +59,7 @@ def replace_rows(
     plan: Plan,
     side: OutputTable,
     number: int,
-) -> None:
+) -> bool:
     """Replace each file that has retried rows by a copy with the new rows of the side table."""
     old = {file.path: file for file in table.files()}
     made: dict[int, list[str]] = {}
@@ -70,12 +72,12 @@ def replace_rows(
     ]
     replace = functools.partial(replace_retried, layout=job.layout)
     new = list(machines.run(replace, arguments))
-    table.replace(number, new, [old[path] for path in replaced if path in old])
+    return table.replace(number, new, [old.get(path, DataFile(path, 0, 0)) for path in replaced])
 
 
 def replace_finished(
     job: TableJob, machines: Machines, table: OutputTable, plan: Plan, number: int
-) -> None:
+) -> bool:
     """Replace the files of the plan by copies with captions and flags as this run makes them."""
     old = {file.path: file for file in table.files()}
     finish = functools.partial(finish_file, layout=job.layout, many=frozenset(plan.many))
@@ -86,7 +88,8 @@ def replace_finished(
     schema = None
     if lacks_columns(job, table):
         schema = table.folder.reading(new[0].path, pq.read_schema).remove_metadata()
-    table.replace(number, new, [old[path] for path in plan.units if path in old], schema)
+    removed = [old.get(path, DataFile(path, 0, 0)) for path in plan.units]
+    return table.replace(number, new, removed, schema)
 
 
 def lacks_columns(job: TableJob, table: OutputTable) -> bool:

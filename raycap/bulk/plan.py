@@ -140,10 +140,14 @@ def shard_name(operation: int, unit: int, number: int) -> str:
     return f"{folder_of(operation)}/{unit:05}/{number:06}.parquet"
 
 
-def newest_plan(out: RunFolder) -> Plan | None:
-    """The plan of the newest operation, if there is any."""
-    numbers = [int(name) for name in out.folders(PLANS) if re.fullmatch(r"\d{4,}", name)]
-    for number in sorted(numbers, reverse=True):
+def plan_numbers(out: RunFolder) -> list[int]:
+    """The numbers of all plans, in their order, also of those that were given up."""
+    return sorted(int(name) for name in out.folders(PLANS) if re.fullmatch(r"\d{4,}", name))
+
+
+def newest_plan(out: RunFolder, numbers: Iterable[int] | None = None) -> Plan | None:
+    """The plan of the newest operation, if there is any; of those with these numbers."""
+    for number in sorted(plan_numbers(out) if numbers is None else numbers, reverse=True):
         if (plan := read_plan(out, number)) is not None:
             return plan
     return None
@@ -152,11 +156,14 @@ def newest_plan(out: RunFolder) -> Plan | None:
 def plans_of_table(out: RunFolder, completed: int) -> list[Plan]:
     """The plans that the rows of the table come from: since it was last overwritten. `completed`
     is the table's newest complete operation."""
-    numbers = sorted(int(name) for name in out.folders(PLANS) if re.fullmatch(r"\d{4,}", name))
     found: list[Plan] = []
-    for number in numbers:
+    for number in plan_numbers(out):
         plan = read_plan(out, number)
         if plan is None or plan.kind in ("retry", "finish"):
+            continue
+        # A run that was suspended may have written a plan when its number was over. No rows were
+        # listed for it.
+        if number <= completed and not out.exists(plan.shard_name(0, 0)):
             continue
         if plan.kind != "overwrite":
             found.append(plan)
@@ -167,7 +174,7 @@ def plans_of_table(out: RunFolder, completed: int) -> list[Plan]:
 
 def read_plan(out: RunFolder, operation: int) -> Plan | None:
     data = out.read_json(f"{folder_of(operation)}/plan.json")
-    if data is None:
+    if data is None or data["kind"] == "none":
         return None
     lists = ("units", "statuses", "flags", "many")
     return Plan(**data | {name: tuple(data.get(name, ())) for name in lists})
@@ -177,7 +184,30 @@ def write_plan(out: RunFolder, plan: Plan) -> None:
     """Raises UserError if another process has planned this operation in another way."""
     # In ASCII: names of units may be names of folders that are not UTF-8.
     content = (json.dumps(asdict(plan), indent=2) + "\n").encode()
-    name = f"{plan.folder}/plan.json"
+    _create_plan(out, plan.operation, content)
+
+
+def take_number(out: RunFolder, operation: int) -> None:
+    """Use a number for an operation that carries out an earlier plan. Raises UserError if another
+    process has written a plan with that number."""
+    _create_plan(out, operation, _no_plan(operation))
+
+
+def give_up_plan(out: RunFolder, operation: int) -> None:
+    """Remove a plan without rows. Its number stays used: a run that was suspended may believe that
+    it is the next one, or that this plan is still to be removed."""
+    out.write(f"{folder_of(operation)}/plan.json", _no_plan(operation))
+    for name in out.folders(folder_of(operation)):
+        out.remove(f"{folder_of(operation)}/{name}")
+
+
+def _no_plan(operation: int) -> bytes:
+    """What stands in the place of a plan whose number is used."""
+    return json.dumps({"operation": operation, "kind": "none"}).encode()
+
+
+def _create_plan(out: RunFolder, operation: int, content: bytes) -> None:
+    name = f"{folder_of(operation)}/plan.json"
     if not out.create(name, content) and out.read(name) != content:
         raise UserError(
             f"another run has begun to work on {out}: wait for it, stop it, or give another --out"

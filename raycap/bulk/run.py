@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from raycap.bulk.clean_up import SIDE, clean_up
+from raycap.bulk.clean_up import SIDE, clean_up, remove_old_files
 from raycap.bulk.counts import RowCounts
 from raycap.bulk.facts import counts_in, summary, update_facts, write_facts
 from raycap.bulk.file_tasks import FileTasks
@@ -33,14 +33,15 @@ from raycap.bulk.last_commit import (
 )
 from raycap.bulk.listing import Lister, UnitLister, list_failed, lister
 from raycap.bulk.machines import Machines
+from raycap.bulk.operations import REPLACEMENTS, Operations
 from raycap.bulk.options import CaptionOptions
 from raycap.bulk.outdated_files import outdated_files
 from raycap.bulk.plan import (
     Kind,
     Plan,
+    give_up_plan,
     newest_plan,
     plans_of_table,
-    write_plan,
 )
 from raycap.bulk.precision import as_recorded, resolve_precision
 from raycap.bulk.scheduler import ChunkScheduler
@@ -52,10 +53,11 @@ from raycap.bulk.selection_checks import (
     chooses_retried_rows,
     is_same_only,
 )
-from raycap.bulk.table import OutputTable
+from raycap.bulk.table import OutputTable, TakenOverError
 from raycap.errors import UserError
 from raycap.schema import ANY_FLAG
 from raycap.sources import Notes
+from raycap.sources.notes import may_be_there_now
 from raycap.storage import Lease, RunFolder, output_folder
 from raycap.storage.lease import LEASE
 from raycap.terminal import write_out
@@ -84,32 +86,14 @@ def run_job(job: TableJob, more_facts: dict[str, Any], machines: Machines | None
         lease = {out.path(LEASE): "--out"} if out.is_local else {}
         machines.check_visible(local_source(job.source) | lease)
         run = _Run(job, out, OutputTable(out / job.table), machines)
-        if chooses_retried_rows(job.options):
-            facts = out.read_json(FACTS) or {}
-            run.notes = {name: facts.get(name, []) for name in ("left_out", "notes")}
-        run.refuse_other_formats()
-        out.check_creates()
-        run.repair_record()
-        if job.options.overwrite:
-            run.overwrite()
-        else:
-            run.complete_earlier_work()
-            if not chooses_retried_rows(job.options):
-                run.add_rows()
-            statuses, flags = job.options.to_retry()
-            if flags:
-                run.finish_captions()
-                check_retried_flags(flags, run.held())
-            if statuses or flags:
-                run.retry(statuses, flags)
-        run.finish_captions()
-        clean_up(out, run.table)
-        result = run.result()
+        try:
+            result = run.make_table()
+        except TakenOverError:
+            with contextlib.suppress(UserError):
+                remove_old_files(run.table)  # which this run may have written after the other one
+            raise
         job.export(out, machines.run)
-        if result.made.rows or not out.exists(FACTS):
-            write_facts(run.job, out, result, run.table.version, more_facts)
-        else:
-            update_facts(out, result)
+        run.write_facts(result, more_facts)
     write_out(summary(job, out, result))
     return 1 if result.held.failed or result.left_out else 0
 
@@ -126,10 +110,34 @@ class _Run:
     made: RowCounts = field(default_factory=RowCounts)
     faults: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)  # from the last listing of the source
-    # The newest operation that this run knows of. What to do next is decided from the plans up to
-    # it, so the next plan has the number after it: if another process has written one with that
-    # number in the meantime, this run is refused.
-    newest: int = 0
+
+    def __post_init__(self) -> None:
+        self.operations = Operations(self.out, self.table)
+
+    def make_table(self) -> RunResult:
+        """All steps up to the finished table."""
+        options = self.job.options
+        if chooses_retried_rows(options):
+            facts = self.out.read_json(FACTS) or {}
+            self.notes = {name: facts.get(name, []) for name in ("left_out", "notes")}
+        self.refuse_other_formats()
+        self.out.check_creates()
+        if options.overwrite:
+            self.overwrite()
+        else:
+            self.complete_earlier_work()
+            if not chooses_retried_rows(options):
+                self.add_rows()
+            statuses, flags = options.to_retry()
+            if flags:
+                self.finish_captions()
+                check_retried_flags(flags, self.held())
+            if statuses or flags:
+                self.retry(statuses, flags)
+        self.finish_captions()
+        self.operations.check_unchanged()
+        clean_up(self.out, self.table)
+        return self.result()
 
     @property
     def files(self) -> FileTasks:
@@ -144,18 +152,20 @@ class _Run:
                 "can still be read. Give another --out, or --overwrite to make the rows again"
             )
 
-    def repair_record(self) -> None:
-        """Bring run.json up to date: the plan says whose rows the table holds. The run that
-        replaced the table may have been killed after its commit and before it wrote run.json, and
-        of two runs that began at the same time the other one may have written it."""
+    def _record(self) -> dict[str, Any] | None:
+        """Whose rows the table holds. The plan says it, and run.json is brought up to date: the
+        run that replaced the table may have been killed after its commit and before it wrote
+        run.json, and of two runs that began at the same time the other one may have written it."""
         plans = plans_of_table(self.out, self.table.completed)
         if plans:
             write_record(self.job, self.out, plans[0].identity)
+            return {"identity": plans[0].identity}
+        return self.out.read_json(RUN)
 
     def overwrite(self) -> None:
         """Make all rows again, or resume an interrupted --overwrite. The old table stays until the
         new one is complete."""
-        plan = self._unfinished_plan()
+        plan = self.operations.unfinished()
         is_resumed = plan is not None and plan.kind == "overwrite"
         earlier = {"identity": plan.identity} if plan is not None and is_resumed else None
         job = as_recorded(self.job, earlier)
@@ -168,7 +178,8 @@ class _Run:
         if earlier is None:
             self._remove_pending_replacements()
             # Where there is a plan, another run may be about to create the table.
-            is_new = not self.newest and not self.out.names(self.job.table)
+            has_plan = newest_plan(self.out) is not None
+            is_new = not (self.table.exists or has_plan or self.out.names(self.job.table))
             if is_new:
                 write_record(self.job, self.out, origin(self.job))
             plan = self._new_plan("first" if is_new else "overwrite")
@@ -177,14 +188,14 @@ class _Run:
 
     def complete_earlier_work(self) -> None:
         """Complete the operation of an interrupted run, if there is one."""
-        record = self.out.read_json(RUN)
-        plan = self._unfinished_plan()
+        plan = self.operations.unfinished()
+        record = self._record()
         batch = None if plan is None else plan.batch
         self.job = resolve_precision(self.job, record, self.out, self.machines, batch)
         if plan is not None and plan.kind == "overwrite":
             if not differences_from(self.job, record):  # this run continues the old table
-                self._remove_operation(plan)
-                plan = self._unfinished_plan()
+                self.operations.give_up(plan)
+                plan = self.operations.unfinished()
             elif differences_from(self.job, {"identity": plan.identity}):
                 check_same(self.job, record, self.out)
         else:
@@ -195,7 +206,7 @@ class _Run:
             if self.job.finishing is not None and plan.finishing == self.job.finishing.digest():
                 self._finish(plan)
             else:
-                self._remove_operation(plan)
+                self.operations.give_up(plan)
             return
         if plan.kind != "retry":
             check_selection(plan, self.job.options, self.out)
@@ -219,6 +230,8 @@ class _Run:
             if facts is None:
                 return False
             self.notes = {"left_out": facts.get("left_out", []), "notes": facts.get("notes", [])}
+        if may_be_there_now(self.notes["left_out"]):
+            return False
         return any(
             plan.units == units
             and plan.selection == self._selection
@@ -271,32 +284,18 @@ class _Run:
 
     def _finish(self, plan: Plan) -> None:
         """Carry out an operation that makes captions and flags of some files again."""
-        number = self._number_of(plan)
+        number = self.operations.number_of(plan)
         self.out.remove(FACTS)
         self.table.begin(number)
-        replace_finished(self.job, self.machines, self.table, plan, number)
-
-    def _unfinished_plan(self) -> Plan | None:
-        """The plan of an operation that has begun and is not complete."""
-        plan = newest_plan(self.out)
-        self.table.load()
-        self.newest = max(plan.operation if plan else 0, self.table.operation)
-        return plan if plan is not None and plan.operation > self.table.completed else None
+        if not replace_finished(self.job, self.machines, self.table, plan, number):
+            remove_old_files(self.table)
 
     def _remove_pending_replacements(self) -> None:
         """Remove interrupted operations that have changed nothing in the table yet."""
-        while (plan := self._unfinished_plan()) is not None:
-            if plan.kind not in ("overwrite", "retry", "finish"):
+        while (plan := self.operations.unfinished()) is not None:
+            if plan.kind not in REPLACEMENTS:
                 return
-            self._remove_operation(plan)
-
-    def _remove_operation(self, plan: Plan) -> None:
-        self.out.remove(FACTS)  # they describe the version of the table before `begin`
-        if self.table.exists:
-            self.table.begin(plan.operation + 1)  # from now on no process can commit for the plan
-        self.newest = plan.operation + 1
-        self.out.remove(f"{SIDE}/{plan.operation:04}")
-        self.out.remove(plan.folder)
+            self.operations.give_up(plan)
 
     def _new_plan(
         self,
@@ -310,7 +309,7 @@ class _Run:
         """Write a new plan. `units` are those of the source by default."""
         if units is None:
             units = chosen_units(self.job.source, self.job.options)
-        number = self.newest + 1
+        number = self.operations.newest + 1
         options = self.job.options
         batches = self.job.pictures_per_second * SECONDS_PER_CHUNK / options.batch_size
         plan = Plan(
@@ -327,8 +326,7 @@ class _Run:
             many=many,
             keys="unique" if kind in ("retry", "finish") else self.job.source.unit_keys,
         )
-        write_plan(self.out, plan)
-        self.newest = number
+        self.operations.add(plan)
         return plan
 
     def _run_operation(self, plan: Plan) -> None:
@@ -336,7 +334,7 @@ class _Run:
         has_side_table = plan.kind in ("retry", "overwrite")
         side = self.out / f"{SIDE}/{plan.operation:04}"
         target = OutputTable(side) if has_side_table else self.table
-        number = self._number_of(plan)
+        number = self.operations.number_of(plan)
         scheduler = ChunkScheduler(
             self.job,
             self.out,
@@ -355,7 +353,7 @@ class _Run:
         if plan.kind != "retry":
             self.notes = scheduler.notes()
         if scheduler.planned == 0:  # there are no new rows
-            self.out.remove(plan.folder)
+            give_up_plan(self.out, plan.operation)
             if plan.kind in ("first", "overwrite"):
                 next(self.job.source.tables(Notes()), None)  # raises UserError if it knows why
                 if self.job.options.only:
@@ -363,23 +361,22 @@ class _Run:
                         f"no row of {self.job.source.path} fits --only {self.job.options.only}"
                     )
                 raise UserError(f"{self.job.source.path} holds no rows")
-        elif plan.kind == "retry":
-            replace_rows(self.job, self.machines, self.table, plan, target, number)
-        elif plan.kind == "overwrite":
-            replace_all(self.job, self.machines, self.table, target, number)
-            write_record(self.job, self.out, plan.identity)
-        else:
-            replace_chunks(self.job, self.machines, self.table, number)
-
-    def _number_of(self, plan: Plan) -> int:
-        """The number with which this run commits for a plan: that of the plan, unless a later
-        operation has begun and was given up. Then commits with the plan's number are refused, and
-        this run takes a higher one."""
-        number = plan.operation
-        if self.table.operation > number:
-            number = self.table.operation + 1
-        self.newest = max(self.newest, number)
-        return number
+            return
+        try:
+            if plan.kind == "retry":
+                is_ours = replace_rows(self.job, self.machines, self.table, plan, target, number)
+            elif plan.kind == "overwrite":
+                is_ours = replace_all(self.job, self.machines, self.table, target, number)
+                write_record(self.job, self.out, plan.identity)
+            else:
+                is_ours = replace_chunks(self.job, self.machines, self.table, number)
+            if not is_ours:  # readers of plain Parquet files see what this run has written
+                remove_old_files(self.table)
+        except UserError:
+            # Who has completed it, or given it up, has removed its chunks.
+            self.table.check_open(plan.operation)
+            self.operations.check_unchanged()
+            raise
 
     def _shard_lister(self, plan: Plan) -> Lister:
         """Returns what lists units of a plan."""
@@ -390,8 +387,24 @@ class _Run:
         earlier = [each for each in known if each.operation < plan.operation]
         options = self.job.options
         if chooses_retried_rows(options):
-            options = replace(options, only=plan.selection.get("only", ""), retry="")
+            # The rows are those of the interrupted run; this run's options are about the table's.
+            options = replace(options, **{"only": ""} | plan.selection, retry="")
         return lister(self.job.source, options, self.out, plan, earlier)
+
+    def write_facts(self, result: RunResult, more_facts: dict[str, Any]) -> None:
+        """Write facts.json, unless another run has changed the table since `result`."""
+        version = self.table.version
+        self.operations.check_unchanged(version)
+        if result.made.rows or counts_in(self.out.read_json(FACTS), version) is None:
+            write_facts(self.job, self.out, result, version, more_facts)
+        else:
+            update_facts(self.out, result)
+        try:
+            self.operations.check_unchanged(version)
+        except TakenOverError:
+            if counts_in(self.out.read_json(FACTS), version) is not None:
+                self.out.remove(FACTS)
+            raise
 
     def result(self) -> RunResult:
         held = counts_in(self.out.read_json(FACTS), self.table.version) or self.held()

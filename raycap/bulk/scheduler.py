@@ -16,8 +16,8 @@ from raycap.bulk.facts import reason_lines
 from raycap.bulk.job import ANSWERS, FACTS, TableJob
 from raycap.bulk.listing import Lister
 from raycap.bulk.machines import Machines
-from raycap.bulk.plan import Chunk, Plan, Shard
-from raycap.bulk.table import OutputTable
+from raycap.bulk.plan import Chunk, Plan, Shard, read_plan
+from raycap.bulk.table import OutputTable, taken_over
 from raycap.bulk.work import FinishedChunk, WorkerProgress
 from raycap.bulk.worker_pool import (
     MOST_CHUNKS,
@@ -93,11 +93,17 @@ class ChunkScheduler:
         """Returns when every chunk of the plan is in the table."""
         self._list()
         self._wait_for_work()
-        if not self._rows_left:
+        if not self.planned:
             return
+        self.table.check_open(self.plan.operation)
+        if read_plan(self.out, self.plan.operation) is None:
+            # Another run has listed the source when it had no new rows, and given the plan up.
+            raise taken_over(self.table.folder)
         self.out.remove(FACTS)  # the table is unfinished again
         if self.table.exists:
-            self.table.begin(self.number)
+            self.table.begin(self.number, self.plan.operation)
+        if not self._rows_left:
+            return
         order = self.job.order(self.out, self.target.folder)
         rows = self._rows_left if self._is_planned else None
         pool = self.machines.worker_pool(self.job, order, self._events, rows)

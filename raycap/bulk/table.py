@@ -51,12 +51,22 @@ PERMANENT = re.compile(
     r"os error (?:1|13|28|30|122)\b|AccessDenied|Forbidden|NoSuchBucket|InvalidAccessKey"
     r"|Json error"
 )
+# And for those of a disk that is full, or of a quota.
+FULL = re.compile(r"os error (?:28|122)\b")
 # Messages of delta-rs where files of the log are missing.
 GONE = re.compile(r"not found|Invalid table version", re.IGNORECASE)
 
 
 class TakenOverError(UserError):
     """Another process has begun a later operation or completed this one. This one must stop."""
+
+
+def taken_over(folder: RunFolder) -> TakenOverError:
+    """The error of a run that must stop, because another one has gone on with the table."""
+    return TakenOverError(
+        f"another run has gone on with {folder}: this one stops; what both have made is in the "
+        "table once"
+    )
 
 
 @dataclass(frozen=True)
@@ -157,10 +167,21 @@ class OutputTable:
             self._chunks_version = self.version
         return self._chunks
 
-    def begin(self, operation: int) -> None:
-        """Begin an operation: from now on, commits for earlier operations are refused."""
+    def check_open(self, plan: int) -> None:
+        """Raise TakenOverError if the plan with this number is complete, or a later one."""
+        self.load()
+        if self.completed >= plan:
+            raise taken_over(self.folder)
+
+    def begin(self, operation: int, plan: int | None = None) -> None:
+        """Begin an operation: from now on, commits for earlier operations are refused. `plan` is
+        the number of the plan that is worked on or given up, if it is another one. Raises
+        TakenOverError if another process has completed it."""
+        plan = operation if plan is None else plan
 
         def actions() -> list[Any] | None:
+            if self.completed >= plan:
+                raise taken_over(self.folder)
             return [] if self.operation < operation else None
 
         self._commit(operation, actions)
@@ -174,11 +195,12 @@ class OutputTable:
         if self._table is None:
             self._create(schema)
         file_of = {file.chunk: file for file in files}
+        plan = min((chunk.operation for chunk in file_of), default=operation)
         new: list[ChunkFile] = []
 
         def actions() -> list[Any] | None:
-            if self.completed >= operation:  # its chunks are already joined into parts
-                raise self._taken_over()
+            if self.completed >= plan:  # its chunks are already joined into parts
+                raise taken_over(self.folder)
             held = self.chunks()
             new[:] = [file for file in file_of.values() if file.chunk not in held]
             return [_add(file) for file in new] or None
@@ -195,21 +217,31 @@ class OutputTable:
         added: Sequence[DataFile],
         removed: Sequence[DataFile],
         schema: pa.Schema | None = None,
-    ) -> None:
+    ) -> bool:
         """Complete an operation: remove and add files in one commit. With a `schema`, the added
-        files replace the whole table, and `removed` is not used."""
+        files replace the whole table, and `removed` is not used. Returns False if another process
+        has completed it. Raises TakenOverError if one of the removed files is not in the table any
+        more: the added ones may double its rows."""
+        is_open = True
         if self._table is None:
             assert schema is not None
             self._create(schema)
 
         def actions() -> list[Any] | None:
+            nonlocal is_open
             if self.completed >= operation:  # another process has completed it
+                is_open = False
                 return None
+            if schema is not None:
+                return list(map(_add, added))
+            if not {file.path for file in removed} <= {file.path for file in self.files()}:
+                raise taken_over(self.folder)
             now = int(time.time() * 1000)
             removals = [RemoveAction(file.path, True, now, file.size) for file in removed]
-            return [*map(_add, added), *(removals if schema is None else [])]
+            return [*map(_add, added), *removals]
 
         self._commit(operation, actions, completes=True, schema=schema)
+        return is_open
 
     def _commit(
         self,
@@ -233,12 +265,13 @@ class OutputTable:
         while True:
             try:
                 self._load()
+                if self._table is None:  # another run has removed the side table
+                    raise taken_over(self.folder)
                 if self.operation > operation:
-                    raise self._taken_over()
+                    raise taken_over(self.folder)
                 todo = actions()
                 if todo is None:
                     return False
-                assert self._table is not None
                 before = self.version
                 self._table.create_write_transaction(
                     todo,
@@ -257,22 +290,17 @@ class OutputTable:
                 # it in the newest version.
                 reason = _in_one_line(error)
                 if GONE.search(reason) and not self.folder.names("_delta_log"):
-                    raise self._taken_over() from error  # another run has removed the side table
+                    # Another run has removed the side table.
+                    raise taken_over(self.folder) from error
                 if PERMANENT.search(reason) or time.monotonic() > end:
                     raise UserError(
-                        f"cannot commit to {self.folder}: {reason}; what is made stays there, and "
-                        "the same command goes on with it"
+                        f"cannot commit to {self.folder}: {reason}{_remedy(reason)}; what is made "
+                        "stays there, and the same command goes on with it"
                     ) from error
                 if not isinstance(error, CommitFailedError):
                     log.warning("cannot commit to %s (%s): trying again", self.folder, reason)
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE)
-
-    def _taken_over(self) -> TakenOverError:
-        return TakenOverError(
-            f"another run has gone on with {self.folder}: this one stops; what both have made is "
-            "in the table once"
-        )
 
     def _create(self, schema: pa.Schema) -> None:
         if self.folder.is_local:
@@ -301,6 +329,7 @@ def _with_retries(act: Callable[[], None], complaint: str) -> None:
             act()
         except (DeltaError, OSError) as error:
             reason = f"{complaint}: {_in_one_line(error)}"
+            reason += _remedy(reason)
             if PERMANENT.search(reason) or isinstance(error, DeltaProtocolError):
                 raise UserError(reason) from error
             raise ConnectionError(reason) from error
@@ -309,6 +338,10 @@ def _with_retries(act: Callable[[], None], complaint: str) -> None:
         with_retries(act_once, complaint.removeprefix("cannot "))
     except ConnectionError as error:
         raise UserError(str(error)) from error
+
+
+def _remedy(reason: str) -> str:
+    return "; free some space and run it again" if FULL.search(reason) else ""
 
 
 def _in_one_line(error: Exception) -> str:

@@ -380,10 +380,15 @@ def write_rows(
     folder: RunFolder, path: str, table: pa.Table, layout: FileLayout, counts: RowCounts
 ) -> tuple[str, int, int]:
     """Write one Parquet file. Returns its path, size and rows."""
+    data = content_of(table, layout, counts)
+    folder.write(path, data)
+    return path, data.size, len(table)
+
+
+def content_of(table: pa.Table, layout: FileLayout, counts: RowCounts) -> pa.Buffer:
+    """The content of a Parquet file with these rows."""
     metadata = {**layout.metadata, COUNTS: counts.to_json()}
     content = pa.BufferOutputStream()
     table = table.replace_schema_metadata(metadata)
     pq.write_table(table, content, compression="zstd", row_group_size=layout.group_rows)
-    data = content.getvalue()
-    folder.write(path, data)
-    return path, data.size, len(table)
+    return content.getvalue()

@@ -6,6 +6,7 @@ left out (pairs.csv line 17: ...)" and ends with exit code 1: three pictures hav
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -68,6 +69,14 @@ UNKNOWN = NoteKind(
     "pictures of the split files have no caption",
     False,
 )
+
+
+# What may be readable at another time, though no file has changed.
+_MAY_PASS = {
+    word
+    for kind in (UNLISTED_FOLDER, DAMAGED_ROW, DAMAGED_TAR, UNUSABLE_FILE, CHANGED_FILE)
+    for word in (kind.one, kind.many)
+}
 
 
 class Example(NamedTuple):
@@ -161,6 +170,12 @@ class Notes:
             "what": kind.one if count == 1 else kind.many,
             "examples": [str(example) for example in self._examples[kind]],
         }
+
+
+def may_be_there_now(left_out: Sequence[dict[str, Any]]) -> bool:
+    """Whether a source may give what it left out if it is listed again, though its files are the
+    same: the disk or the network may have failed."""
+    return any(counted["what"] in _MAY_PASS for counted in left_out)
 
 
 def line_of(counted: dict[str, Any]) -> str:

@@ -205,9 +205,12 @@ class RunFolder:
 
         return self._retry("read", exists)
 
-    def create(self, name: str, content: bytes) -> bool:
-        """Writes a file if it does not exist. Returns whether it was written: if several processes
-        try it at the same time, one of them gets True; unless the folder `has_one_writer`."""
+    def create(self, name: str, content: "bytes | pa.Buffer") -> bool:
+        """Writes a file if it does not exist. Returns whether it has this content now: if several
+        processes try it with different contents, one of them gets True; unless the folder
+        `has_one_writer`."""
+        if not self.is_local:  # clients of stores take bytes only
+            content = bytes(content)
         if self.has_one_writer and not self.is_local:
             found = self.read(name)
             if found is None:
@@ -318,7 +321,7 @@ class RunFolder:
             raise UserError(f"cannot {what} {self.uri}: {reason}{remedy}") from error
 
 
-def _create_local(path: str, part: Path, content: bytes) -> None:
+def _create_local(path: str, part: Path, content: "bytes | pa.Buffer") -> None:
     """Writes a new file atomically. Raises FileExistsError if it exists."""
     try:
         with part.open("wb") as file:
