@@ -30,6 +30,7 @@ class Mutant(NamedTuple):
 
 
 KILLS = "tests/test_kill_points.py"
+LATE = "tests/test_late_runs.py"
 MUTANTS = (
     Mutant(
         "no fence check",
@@ -83,7 +84,7 @@ MUTANTS = (
     Mutant(
         "orphans committed by a late worker",
         "raycap/bulk/table.py",
-        "if self.completed >= operation:  # its chunks are already joined into parts",
+        "if self.completed >= plan:  # its chunks are already joined into parts",
         "if False:",
         "tests/test_compaction.py",
     ),
@@ -96,15 +97,15 @@ MUTANTS = (
     ),
     Mutant(
         "an abandoned operation is not locked out",
-        "raycap/bulk/run.py",
-        "self.table.begin(plan.operation + 1)  # from now on",
+        "raycap/bulk/operations.py",
+        "self.table.begin(number, plan.operation)  # from now on",
         "pass  #",
         f"{KILLS} -k wakes",
     ),
     Mutant(
         "a plan has the next free number",
         "raycap/bulk/run.py",
-        "number = self.newest + 1\n",
+        "number = self.operations.newest + 1\n",
         "number = max([0, *map(int, self.out.folders('_plan'))]) + 1\n",
         f"{KILLS} -k decision",
     ),
@@ -112,7 +113,7 @@ MUTANTS = (
         "run.json says whose rows a folder holds",
         "raycap/bulk/run.py",
         "        if plans:\n            write_record(self.job, self.out, plans[0].identity)",
-        "",
+        "        if False:",
         KILLS,
     ),
     Mutant(
@@ -212,6 +213,112 @@ MUTANTS = (
         "if missing or stale or complete != state or not is_joined:",
         "if missing or stale or not is_joined:",
         "tests/test_exports.py",
+    ),
+    Mutant(
+        "a number that is over is planned",
+        "raycap/bulk/operations.py",
+        "        self.newest = plan.operation\n        self.table.check_open(plan.operation)\n",
+        "        self.newest = plan.operation\n",
+        LATE,
+    ),
+    Mutant(
+        "a plan that came too late counts",
+        "raycap/bulk/plan.py",
+        "if number <= completed and not out.exists(plan.shard_name(0, 0)):",
+        "if False:",
+        LATE,
+    ),
+    Mutant(
+        "the number of a plan without rows is used again",
+        "raycap/bulk/run.py",
+        "give_up_plan(self.out, plan.operation)",
+        "self.out.remove(plan.folder)",
+        LATE,
+    ),
+    Mutant(
+        "a plan that others have found empty is carried out",
+        "raycap/bulk/scheduler.py",
+        "if read_plan(self.out, self.plan.operation) is None:",
+        "if False:",
+        LATE,
+    ),
+    Mutant(
+        "a complete operation is given up",
+        "raycap/bulk/table.py",
+        "            if self.completed >= plan:\n                raise taken_over(self.folder)\n"
+        "            return []",
+        "            return []",
+        LATE,
+    ),
+    Mutant(
+        "an operation that was given up is resumed",
+        "raycap/bulk/operations.py",
+        "if plan.kind not in REPLACEMENTS or self.table.operation <= plan.operation:",
+        "if True:",
+        LATE,
+    ),
+    Mutant(
+        "a run goes on whatever others have done",
+        "raycap/bulk/operations.py",
+        "            if self._has_looked:\n",
+        "            if False:\n",
+        LATE,
+    ),
+    Mutant(
+        "parts in the table are written again",
+        "raycap/bulk/finish.py",
+        "if not table.create(name, content):",
+        "if table.write(name, content):",
+        LATE,
+    ),
+    Mutant(
+        "facts of a table that has changed are written",
+        "raycap/bulk/run.py",
+        "        version = self.table.version\n        self.operations.check_unchanged(version)\n",
+        "        version = self.table.version\n",
+        LATE,
+    ),
+    Mutant(
+        "facts of a table that changes now stay",
+        "raycap/bulk/run.py",
+        "            if counts_in(self.out.read_json(FACTS), version) is not None:\n",
+        "            if False:\n",
+        LATE,
+    ),
+    Mutant(
+        "facts of another version stay",
+        "raycap/bulk/run.py",
+        "counts_in(self.out.read_json(FACTS), version) is None:",
+        "not self.out.exists(FACTS):",
+        LATE,
+    ),
+    Mutant(
+        "a plan is carried out under two numbers",
+        "raycap/bulk/table.py",
+        "if self.completed >= plan:  # its chunks are already joined into parts",
+        "if self.completed >= operation:",
+        "tests/test_table.py",
+    ),
+    Mutant(
+        "files are replaced that are gone",
+        "raycap/bulk/table.py",
+        "if not {file.path for file in removed} <= {file.path for file in self.files()}:",
+        "if False:",
+        "tests/test_table.py",
+    ),
+    Mutant(
+        "an interrupted listing is completed with another selection",
+        "raycap/bulk/run.py",
+        '**{"only": ""} | plan.selection, retry=""',
+        'only=plan.selection.get("only", ""), retry=""',
+        KILLS,
+    ),
+    Mutant(
+        "what could not be read is not listed again",
+        "raycap/bulk/run.py",
+        'if may_be_there_now(self.notes["left_out"]):',
+        "if False:",
+        "tests/test_listed_once.py",
     ),
 )
 
