@@ -11,8 +11,20 @@ from raycap.errors import UserError
 if TYPE_CHECKING:  # the command line lists the choices without loading torch
     import torch
 
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-_DTYPES: dict[PrecisionName, str] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+# Of what can be trained, and of models whose layers are all in one precision.
+FloatName = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES: dict[PrecisionName, str] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "int8": "int8",
+}
+# Arithmetic that rounds sums, and so by the size of the batch. In fp32, batches are padded to a
+# size from which on nothing changes; in int8, sums are exact.
+ROUNDED_BY_BATCH: tuple[PrecisionName, ...] = ("bf16", "fp16")
+# Instructions that add products of 8-bit numbers without overflow.
+INT8_UNITS = {"avx512_vnni", "avx_vnni"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,9 @@ def check_supported(precision: Precision) -> None:
 
     if precision.dtype == torch.float32:
         return
+    if precision.dtype == torch.int8:
+        _check_int8(precision.device)
+        return
     try:
         picture = torch.zeros(1, 8, 8, 8, device=precision.device, dtype=precision.dtype)
         kernel = torch.zeros(8, 8, 3, 3, device=precision.device, dtype=precision.dtype)
@@ -78,6 +93,24 @@ def check_supported(precision: Precision) -> None:
             f"({str(error).splitlines()[0]}): give --precision fp32, or keep the model on nodes "
             "that can (--cluster.model-on)"
         ) from error
+
+
+def _check_int8(device: "torch.device") -> None:
+    """Raises UserError if sums of products of 8-bit numbers are slow or overflow."""
+    import torch
+
+    host = socket.gethostname()
+    if device.type != "cpu":
+        raise UserError(
+            f"--precision int8 is for processors, and {host} has the device {device}: give "
+            "--device cpu with it, or --precision bf16"
+        )
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not INT8_UNITS & _processor_flags() or not has_onednn:
+        raise UserError(
+            f"--precision int8: the processor of {host} has neither avx512_vnni nor avx_vnni: "
+            "give --precision fp32, or keep the model on nodes that have it (--cluster.model-on)"
+        )
 
 
 def _device(name: str) -> "torch.device":

@@ -66,6 +66,7 @@ def features_job(
     view: AugmentedView | None = None,
 ) -> TableJob:
     """A grid and a vector for each picture, as it is or in a changed view."""
+    encoder.check_precision(options.precision)
     sha256 = digest_of(encoder)
     schema = features_schema(encoder.positions, encoder.width, options.int8)
     identity: dict[str, Any] = {

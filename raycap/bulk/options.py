@@ -56,7 +56,8 @@ class BulkOptions:
     device: str = "auto"
     """Where the model computes: auto, cpu, cuda."""
     precision: PrecisionName = "auto"
-    """Number format of the model: auto (the fastest that the device has), fp32, bf16 or fp16."""
+    """Number format of the model: auto (fp32, or bf16 or fp16 where the device is faster in it),
+    fp32, bf16, fp16 or int8 (on processors, for encoders that are ResNet or MobileNetV2)."""
     part_rows: int = 10_000
     """Rows in one Parquet file of the finished table."""
     commit: Literal["safe", "unsafe-single-driver"] = "safe"

@@ -16,7 +16,7 @@ from raycap.bulk.identity import ONLY_PRECISION_OF_OLDER_VERSIONS, check_same
 from raycap.bulk.job import TableJob
 from raycap.bulk.options import USUAL_BATCH, BulkOptions
 from raycap.cluster import Cluster
-from raycap.device import PrecisionName, choose_precision
+from raycap.device import ROUNDED_BY_BATCH, PrecisionName, choose_precision
 from raycap.storage import RunFolder
 from raycap.terminal import write_err
 
@@ -26,7 +26,7 @@ SECONDS_TO_FIRST_MESSAGE = 10
 def with_precision(job: TableJob, precision: PrecisionName) -> TableJob:
     """The job with this precision in its options, its identity and its files' metadata."""
     identity = {**job.identity, "precision": precision}
-    if precision != "fp32":
+    if precision in ROUNDED_BY_BATCH:
         identity["batch"] = job.options.batch_size
     metadata = {**job.layout.metadata, "precision": precision}
     return replace(

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from raycap.device import Precision
+from raycap.device import Precision, PrecisionName
 from raycap.encoders import BatchNorm, Trainable
 from raycap.encoders.batch_norm import synchronise
 from raycap.encoders.preprocessing import Preprocessing
+from raycap.errors import UserError
 
 # Pictures whose maps stay in the cache of two threads.
 CACHED_PICTURES = 16
@@ -49,6 +50,15 @@ class Trunk(nn.Module):
     def fold(self) -> None:
         """Merge layers for faster inference. The network cannot be trained afterwards."""
 
+    @property
+    def supports_int8(self) -> bool:
+        """Whether `in_int8` can be called."""
+        return False
+
+    def in_int8(self, scale: Tensor, shift: Tensor, size: int) -> "Trunk":
+        """This trunk in int8. It takes pixels instead of colours, pixel * scale + shift."""
+        raise NotImplementedError
+
 
 class Encoder(nn.Module):
     """Normalises colours, runs the trunk, and pools its output to the grid."""
@@ -74,7 +84,7 @@ class Encoder(nn.Module):
         self.is_own = trainable != "none"
         self.batch_norm: BatchNorm = "auto"
         self._grid = grid
-        self._dtype = torch.float32  # of the trunk's weights
+        self._dtype = torch.float32  # of what the trunk takes
         # pixel * scale + shift = (pixel / 255 - mean) / std. Not saved: it follows from the
         # options.
         with torch.device("cpu"):  # arithmetic on the meta device loads torch's compiler: 2 s
@@ -117,6 +127,8 @@ class Encoder(nn.Module):
             starts = range(0, len(pixels), some)
             parts = [self(pixels[start : start + some]) for start in starts]
             return Features(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        if self._dtype == torch.uint8:
+            return self._features(*self.trunk(pixels))
         colours = pixels.to(torch.float32, memory_format=torch.channels_last)
         colours = torch.addcmul(self.shift, colours, self.scale)  # [B, 3, S, S]
         return self._features(*self.trunk(colours.to(self._dtype)))
@@ -144,7 +156,8 @@ class Encoder(nn.Module):
     def _pictures_at_once(self, pixels: Tensor) -> int:
         """A processor's cache holds the maps of a few pictures: 16 at once take a fifth less time
         than 64. The features are the same."""
-        is_on_processor = self._dtype == torch.float32 and self.scale.device.type == "cpu"
+        is_exact = self._dtype in (torch.float32, torch.uint8)
+        is_on_processor = is_exact and self.scale.device.type == "cpu"
         if not is_on_processor or torch.is_grad_enabled():
             return len(pixels)
         return CACHED_PICTURES * max(1, torch.get_num_threads() // 2)
@@ -184,14 +197,27 @@ class Encoder(nn.Module):
         """Whether training changes some of its weights."""
         return any(True for _ in self.trainable_parameters())
 
+    def check_precision(self, precision: PrecisionName) -> None:
+        """Raises UserError if this encoder cannot compute in it."""
+        if precision == "int8" and not self.trunk.supports_int8:
+            raise UserError(
+                "--precision int8: only the ResNet and MobileNetV2 encoders have it, and this is "
+                "another one: give fp32 or bf16"
+            )
+
     def for_inference(self, precision: Precision) -> "Encoder":
         """A frozen and folded copy on the device, in this precision. Only the original can be
         saved or trained."""
+        self.check_precision(precision.name)
         frozen = copy.deepcopy(self).requires_grad_(False)
         frozen._trained = ()
         frozen.eval()
-        frozen.trunk.fold()
-        frozen.trunk.to(dtype=precision.dtype)
-        frozen._dtype = precision.dtype
+        if precision.name == "int8":
+            frozen.trunk = frozen.trunk.in_int8(frozen.scale, frozen.shift, frozen.size)
+            frozen._dtype = torch.uint8
+        else:
+            frozen.trunk.fold()
+            frozen.trunk.to(dtype=precision.dtype)
+            frozen._dtype = precision.dtype
         frozen.to(precision.device).to(memory_format=torch.channels_last)
         return frozen

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from raycap.encoders import RANDOM, ResNet50, Torchvision, ViTB16
+from raycap.encoders import RANDOM, ResNet50, Torchvision, ViTB16, int8
 from raycap.encoders.encoder import Encoder, Trunk
 from raycap.encoders.networks import NETWORKS, ResNet
 from raycap.encoders.weights import fixed_seed, load_weights, torchvision_weights
@@ -63,6 +63,13 @@ class ConvolutionalTrunk(Trunk):
                 if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     setattr(part, name, fuse_conv_bn_eval(layer, norm))
                     setattr(part, norm_name, nn.Identity())
+
+    @property
+    def supports_int8(self) -> bool:
+        return int8.supports_int8(self.layers)
+
+    def in_int8(self, scale: Tensor, shift: Tensor, size: int) -> "ConvolutionalTrunk":
+        return ConvolutionalTrunk(int8.int8_layers(self.layers, scale, shift, size), self._width)
 
 
 class TransformerTrunk(Trunk):

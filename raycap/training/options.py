@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from raycap.device import PrecisionName
+from raycap.device import FloatName
 from raycap.encoders import BatchNorm
 from raycap.errors import UserError
 from raycap.images.augmentation import Augmentation
@@ -338,7 +338,7 @@ class Train:
     step). For ResNet-50 this takes 400 KB a picture instead of 150 KB."""
     seed: int = 0
     """Seed of all random choices: weights, order, dropout, samples."""
-    precision: PrecisionName = "auto"
+    precision: FloatName = "auto"
     """Number format of the arithmetic: auto takes what the device has in hardware."""
     tf32: bool = False
     """On GPUs with tensor cores (Ampere and newer), compute products of fp32 numbers in TF32:

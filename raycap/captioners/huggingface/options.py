@@ -15,7 +15,7 @@ from raycap.captioners.generation import Generation
 from raycap.captioners.presets import PRESETS
 from raycap.captioners.protocol import CaptionerOptions, Placement
 from raycap.captioners.stages import Stage, columns_of, columns_read, fixed_texts, identity_of
-from raycap.device import PrecisionName
+from raycap.device import FloatName, PrecisionName
 from raycap.errors import UserError
 from raycap.images.intake import Intake
 
@@ -41,7 +41,7 @@ class HuggingFaceModel(Generation):
     dialect: Literal["auto", "chat", "prefix", "task"] = "auto"
     """How the model is asked: in a chat, with the beginning of the caption, or with the name of a
     task such as <CAPTION>. auto: by its family"""
-    dtype: PrecisionName = "auto"
+    dtype: FloatName = "auto"
     """fp32, bf16 or fp16. auto: as --precision says"""
     quantize: Literal["none", "8bit", "4bit"] = "none"
     """8bit and 4bit need bitsandbytes and a GPU"""
@@ -89,6 +89,11 @@ class HuggingFaceModel(Generation):
         )
         from raycap.captioners.huggingface.loading import resolve
 
+        if precision == "int8":
+            raise UserError(
+                "--precision int8: only captioners that raycap trained have that. Models of "
+                "Hugging Face have --captioner.quantize 8bit, on a GPU"
+            )
         asked, base, digest = self, model, ""
         has_adapter = "://" not in model and is_fine_tuned(model)
         if has_adapter:

@@ -32,7 +32,7 @@ from raycap.captioners.trained.weights import Numbers
 from raycap.captioners.trained.wording import predictions_of
 from raycap.decoders.decoder import Decoder, Tensors
 from raycap.decoders.teacher_forcing import loss_by_picture, pad_captions
-from raycap.device import PrecisionName, choose_precision
+from raycap.device import ROUNDED_BY_BATCH, PrecisionName, choose_precision
 from raycap.encoders.encoder import Encoder, Features
 from raycap.errors import UserError
 from raycap.schema import FAILED_TO_DECODE
@@ -41,7 +41,8 @@ from raycap.search.captions import SearchResult
 from raycap.shipped import NAME as SHIPPED
 from raycap.vocabulary import Vocabulary
 
-# In float32 on a processor, batches of all multiples of this round alike, to the last bit.
+# On a processor, decoders in float32 round alike, to the last bit, in batches of all multiples of
+# this.
 ROUND_ALIKE = 16
 
 
@@ -75,7 +76,7 @@ class TrainedCaptioner(Captioner):
         self.attention, self.true_words = attention, true_words
         self._fitting = FittingBatch(batch)
         self._round_to = batch  # the number of pictures, with `fixed_batch`
-        is_exact = self.precision.name == "fp32" and self.precision.device.type == "cpu"
+        is_exact = self.precision.name in ("fp32", "int8") and self.precision.device.type == "cpu"
         if is_exact and batch % ROUND_ALIKE == 0:
             self._round_to = ROUND_ALIKE
         self._encode = encoder.for_inference(self.precision)
@@ -160,7 +161,8 @@ class TrainedCaptioner(Captioner):
             return [*self._predictions(found), *[Prediction()] * missing]
 
         answers = self._fitting.run(range(self._padded(len(pictures))), predict_batch)
-        if self.fixed_batch and self.precision.name != "fp32" and self._fitting.size < self.batch:
+        depends = self.fixed_batch and self.precision.name in ROUNDED_BY_BATCH
+        if depends and self._fitting.size < self.batch:
             raise UserError(
                 f"the device's memory is too small for batches of {self.batch}, and in "
                 f"{self.precision.name} captions depend on the size of the batch: give a smaller "

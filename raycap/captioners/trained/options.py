@@ -56,6 +56,7 @@ class TrainedOptions(CaptionerOptions):
     ) -> Self:
         """The captioner in a folder. Without `search`, it searches as it was made to."""
         parts = load_folder(path, encoder_weights)
+        parts.encoder.check_precision(how.get("precision", "auto"))
         digest, vocabulary = read_digests(path)
         if search is not None:
             check_consensus(search, parts.neighbours, path)
