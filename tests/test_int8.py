@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_captioner import photos
+from small_captioner import photos, save_captioner
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
@@ -17,6 +17,7 @@ from raycap.bulk.features import features_job
 from raycap.bulk.options import ExtractOptions
 from raycap.captioners.huggingface.options import HuggingFaceModel
 from raycap.captioners.trained import TrainedCaptioner, TrainedOptions
+from raycap.captioners.trained.captioner import ROUND_ALIKE
 from raycap.captioners.trained.folder import encoder_of
 from raycap.cli import main
 from raycap.cluster import Cluster
@@ -149,6 +150,7 @@ def test_a_picture_alone_has_the_features_that_it_has_in_a_batch(
 def test_a_photo_alone_has_the_caption_that_it_has_in_a_batch() -> None:
     options = TrainedOptions.read(place_of(NAME), "", None, batch=32, precision="int8")
     captioner = options.open("cpu", 1)
+    assert captioner._padded(1) == ROUND_ALIKE, "a last batch of one takes no longer"
     files = sorted(SAMPLES.glob("*.jpg"))[:4]
     together, [alone] = captioner.caption(files * 5), captioner.caption(files[3:])
     assert alone.caption
@@ -171,11 +173,14 @@ def test_it_is_another_run_and_the_batch_is_no_part_of_it(
     assert "precision was 'int8', now 'fp32'" in " ".join(capsys.readouterr().err.split())
 
 
-def test_encoders_without_it_say_so_before_any_work() -> None:
+def test_encoders_without_it_say_so_before_any_work(tmp_path: Path) -> None:
     assert supports_int8(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU6()))
     assert not supports_int8(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.SiLU()))
     with pytest.raises(UserError, match="only the ResNet and MobileNetV2"):
         Pixels(size=64).build().check_precision("int8")
+    save_captioner(tmp_path / "captioner")
+    with pytest.raises(UserError, match="only the ResNet and MobileNetV2"):
+        TrainedOptions.read(str(tmp_path / "captioner"), "", None, batch=8, precision="int8")
     with pytest.raises(UserError, match="only the ResNet and MobileNetV2"):
         features_job(
             Pixels(size=64),
