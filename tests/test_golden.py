@@ -160,6 +160,7 @@ decoder:
   attention_width: 32
 search: {kind: greedy, max_length: 12}
 vocabulary: {min_count: 1}
+extract: {precision: fp32}
 train:
   epochs: 3
   batch: 16

@@ -174,7 +174,7 @@ def test_batches_of_a_job_overlap(
     folder = photos(tmp_path / "photos", range(24))
     job = ["caption", str(folder), "--model", str(model), "--batch", "4", "--precision", "fp32"]
     paths = sorted(folder.iterdir())
-    expected = TrainedCaptioner.read(model, "cpu").caption(paths)
+    expected = TrainedCaptioner.read(model, "cpu", precision="fp32").caption(paths)
     monkeypatch.setattr(Lanes, "ahead", ahead)
     load_all_first(monkeypatch, 24)
     trace = Trace(monkeypatch)

@@ -69,8 +69,8 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, out = photos(tmp_path / "photos", range(4)), tmp_path / "out"
-    # This machine's device shall have bf16. The workers, which are not patched, would choose for
-    # themselves.
+    # The device has bf16 for the first run, and no longer for the others.
+    monkeypatch.setattr(device, "_fastest", lambda _: ("fp32", "as the test has it"))
     with monkeypatch.context() as patch:
         patch.setattr(device, "_fastest", lambda _: ("bf16", "as the test has it"))
         assert caption(folder, out, model) == 0
@@ -101,8 +101,9 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(
 
 
 def test_a_run_of_a_version_that_recorded_no_precision_is_left_as_it_is_until_overwrite(
-    tmp_path: Path, model: Path, errors: Any
+    tmp_path: Path, model: Path, errors: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(device, "_fastest", lambda _: ("fp32", "as the test has it"))
     folder, out = photos(tmp_path / "photos", range(3)), tmp_path / "out"
     assert caption(folder, out, model) == 0
     for name in ("run.json", "facts.json"):  # as raycap 0.1.0 wrote them
