@@ -10,7 +10,8 @@ smaller decoder), once for each way:
 - streamed: the feature table is read while training, by 1, 2 and 4 workers
 
 All but the first have the same pictures in the same steps, so their losses must agree: exactly
-with one worker, else as far as sums of float32 numbers in another order do.
+with one worker, else as far as sums of float32 numbers in another order do. If they do not, the
+exit code is 1.
 """
 
 import argparse
@@ -21,9 +22,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
+from raycap.storage import RunFolder
 from raycap.storage.training_log import METRICS, read_log
+from raycap.training.checkpoint import load_checkpoint, newest_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Data, pictures that are shuffled together, and workers; 0 workers: in the command's own process.
@@ -35,6 +39,7 @@ WAYS = {
     "streamed, 4 workers": ("stream", 512, 4),
 }
 SAME_ORDER = "local, window"
+TOLERANCE = 1e-2  # of the loss of a step; those of two steps differ by a tenth and more
 # What the figure shows: the others lie on these.
 DRAWN = {
     "local": ("#2f80c3", 1.2, "-"),
@@ -74,6 +79,24 @@ def farthest(ours: list[float], theirs: list[float]) -> float:
     """The largest difference of two curves, as a share of the loss."""
     pairs = zip(ours, theirs, strict=True)
     return max(abs(one - other) / other for one, other in pairs)
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    """The weights after the last step."""
+    folder = RunFolder(str(out))
+    found = load_checkpoint(folder, newest_checkpoint(folder), torch.device("cpu"))
+    assert found is not None, f"{out} has no checkpoint"
+    return {
+        name: weight
+        for name, weight in found.tensors.items()
+        if name.startswith("network.") and weight.is_floating_point()
+    }
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The norm of the difference of all weights, as a share of their norm."""
+    apart = sum(float((ours[name] - weight).square().sum()) for name, weight in theirs.items())
+    return float((apart / sum(float(each.square().sum()) for each in theirs.values())) ** 0.5)
 
 
 def draw(runs: dict[str, Path], file: Path) -> None:
@@ -129,17 +152,33 @@ def main() -> None:
             steps, epochs = (lines_of(runs[name], kind) for kind in ("step", "epoch"))
             rate = statistics.median(line["captions_per_second"] for line in steps)
             losses = ", ".join(f"{line['validation_loss']:.5f}" for line in epochs)
-            print(f"{name}: validation loss {losses}; {rate:.0f} captions/s", flush=True)
+            [workers] = {line["workers"] for line in lines_of(runs[name], "start")}
+            print(
+                f"{name}: {workers} workers, {len(steps)} steps, validation loss {losses}; "
+                f"{rate:.0f} captions/s",
+                flush=True,
+            )
+            if workers != (WAYS[name][2] or 1):
+                raise SystemExit(f"{name} had {workers} workers")
         if SAME_ORDER not in runs:
             return
         expected = [line["training_loss"] for line in lines_of(runs[SAME_ORDER], "step")]
+        weights = weights_of(runs[SAME_ORDER])
+        if given.png and runs.keys() >= DRAWN.keys():
+            draw(runs, given.png)
+        others = []
         for name, out in runs.items():
             if name.startswith("streamed"):
                 found = [line["training_loss"] for line in lines_of(out, "step")]
-                share = farthest(found, expected)
-                print(f"{name}: steps differ by {share:.1e} of the loss at most")
-        if given.png:
-            draw(runs, given.png)
+                share, apart = farthest(found, expected), distance(weights_of(out), weights)
+                print(
+                    f"{name}: steps differ by {share:.1e} of the loss at most, the last weights "
+                    f"by {apart:.1e} of their norm"
+                )
+                if share > (TOLERANCE if WAYS[name][2] > 1 else 0):
+                    others.append(name)
+        if others:
+            raise SystemExit(f"other losses than {SAME_ORDER}: {'; '.join(others)}")
 
 
 if __name__ == "__main__":

@@ -5,19 +5,22 @@ python benchmarks/stream_faults.py [--kills 20] [--pictures 600] [--epochs 4]
 Two workers are forked from this process, and exchange gradients by gloo. In turn one of them is
 killed, so that the other loses its partner in the middle of a step, or both at once, as when a
 driver or a machine dies. Then both are started again, as Ray Train does (see `train_faults.py`).
+Every other kill comes soon after a checkpoint; the others at any time after a start, also before
+the first step of it.
 
-In the end, the weights and the state of the optimiser must have the same bits as without kills,
-the epochs the same figures, and the log each step once.
+In the end, all must be as without kills: see `differences` in `train_faults.py`.
 """
 
 import argparse
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import random
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +47,11 @@ from raycap.training.setup import TrainingSetup, gather_setup
 from raycap.training.store import PictureTables, write_listing
 from raycap.vocabulary import VocabularyOptions
 
-WORKERS, SECONDS_TO_HANG = 2, 300.0
-KINDS = ("one worker", "both workers")
+WORKERS = 2
+SECONDS_TO_HANG = 300.0  # without a start or a checkpoint
+SECONDS_AFTER_CHECKPOINT, SECONDS_AFTER_START = 0.3, 1.5
+# What is killed, and whether soon after a start.
+PLAN = tuple(itertools.product(("one worker", "both workers"), (False, True)))
 fork: Any = multiprocessing.get_context("fork")
 
 
@@ -76,8 +82,8 @@ def prepared(folder: Path, epochs: int) -> TrainingSetup:
 
 def work(rank: int, port: int, setup: TrainingSetup, out: Path, cache: Path) -> None:
     """A worker, from its start to the end of the run."""
-    # A worker that is left alone ends without a word; what counts is what the run has written.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    # A worker that is left alone complains: read only if it ends without a kill.
+    os.dup2(os.open(_errors(out), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", address, rank=rank, world_size=WORKERS)
     pictures = open_pictures(setup.pictures, setup.options, cache)
@@ -85,41 +91,69 @@ def work(rank: int, port: int, setup: TrainingSetup, out: Path, cache: Path) -> 
     train_captioner(setup, pictures, RunFolder(str(out)), precision, WorkerGroup())
 
 
+def _errors(out: Path) -> Path:
+    return out.with_name(f"{out.name}.log")
+
+
 def start(setup: TrainingSetup, out: Path, cache: Path) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     workers = [
-        fork.Process(target=work, args=(rank, port, setup, out, cache)) for rank in range(WORKERS)
+        fork.Process(target=work, args=(rank, port, setup, out, cache), daemon=True)
+        for rank in range(WORKERS)
     ]
     for worker in workers:
         worker.start()
     return workers
 
 
-def train(setup: TrainingSetup, out: Path, cache: Path, kills: int) -> list[str]:
+def end(workers: list[Any]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.join()
+
+
+def train(
+    setup: TrainingSetup, out: Path, cache: Path, kills: int, plan: Iterator[tuple[str, bool]]
+) -> list[str]:
     """Train to the end, and kill until the end or so many times. Returns what was killed."""
     killed: list[str] = []
-    workers, before, began = start(setup, out, cache), "", time.monotonic()
+    workers, began, is_killed = start(setup, out, cache), time.monotonic(), False
+    before = seen = ""  # the newest checkpoint at the last kill, and at the last look
+    kind, is_soon = next(plan)
     while not all(worker.exitcode == 0 for worker in workers):
         if any(worker.exitcode for worker in workers):
+            if not is_killed:
+                end(workers)
+                raise SystemExit(f"a worker ended: {_errors(out).read_text()[-4000:]}")
             for worker in workers:  # the other one may wait for it
                 worker.join(5)
+            end(workers)
+            workers, began, is_killed = start(setup, out, cache), time.monotonic(), False
+        newest = newest_checkpoint(out)
+        if newest > seen:
+            seen, began = newest, time.monotonic()
+        if len(killed) < kills and not is_killed and (is_soon or newest > before):
+            most = SECONDS_AFTER_START if is_soon else SECONDS_AFTER_CHECKPOINT
+            time.sleep(most * random.random())
+            alive = [worker for worker in workers if worker.exitcode is None]
+            wanted = 1 if kind == "one worker" else WORKERS
+            chosen = random.sample(alive, wanted) if len(alive) == WORKERS else []
+            steps = len(steps_of(out))
+            for worker in chosen:
                 worker.kill()
-                worker.join()
-            workers, began = start(setup, out, cache), time.monotonic()
-        elif len(killed) < kills and newest_checkpoint(out) > before:
-            time.sleep(0.3 * random.random())
-            before = newest_checkpoint(out)
-            kind = KINDS[len(killed) % len(KINDS)]
-            step = (steps_of(out) or [0])[-1]
-            for worker in random.sample(workers, 1 if kind == "one worker" else WORKERS):
-                worker.kill()
-            killed.append(kind)
-            print(f"{kind} killed at step {step}", flush=True)
-            time.sleep(0.1)
+            if chosen:
+                before, is_killed = newest_checkpoint(out), True
+                again = steps - int(before.rpartition("-")[2] or 0)
+                when = "after a start" if is_soon else "after a checkpoint"
+                killed.append(kind)
+                print(f"{kind} killed at step {steps} ({when}), {again} made again", flush=True)
+                kind, is_soon = next(plan)
+                time.sleep(0.1)
         if time.monotonic() - began > SECONDS_TO_HANG:
-            raise SystemExit("the run hangs")
+            end(workers)
+            raise SystemExit(f"the run hangs: {_errors(out).read_text()[-4000:]}")
         time.sleep(0.005)
     return killed
 
@@ -140,10 +174,25 @@ def main() -> None:
         write_table(folder, given.pictures, 1, 12, 40)
         setup = prepared(folder, given.epochs)
         never = dataclasses.replace(setup.options, checkpoint_minutes=0.0)
-        train(dataclasses.replace(setup, options=never), folder / "whole", folder / "cache", 0)
-        killed = train(setup, folder / "killed", folder / "cache", given.kills)
-        wrong = differences(folder / "killed", folder / "whole")
-    print({kind: killed.count(kind) for kind in KINDS}, "; ".join(wrong) or "no difference")
+        whole = dataclasses.replace(setup, options=never)
+        cache, plan = folder / "cache", itertools.cycle(PLAN)
+        train(whole, folder / "whole", cache, 0, plan)
+        killed: list[str] = []
+        is_right = True
+        for number in itertools.count():
+            out = folder / f"run{number}"
+            more = train(setup, out, cache, given.kills - len(killed), plan)
+            if not more:
+                raise SystemExit("a run ended before it was killed: give more --pictures")
+            killed += more
+            wrong = differences(out, folder / "whole")
+            is_right = is_right and not wrong
+            print(f"run {number}: {'; '.join(wrong) or 'no difference'}", flush=True)
+            if len(killed) >= given.kills:
+                break
+    print({kind: killed.count(kind) for kind in dict(PLAN)})
+    if not is_right:
+        raise SystemExit("a run that was killed differs from the undisturbed one")
 
 
 if __name__ == "__main__":

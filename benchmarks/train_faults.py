@@ -5,18 +5,25 @@ python benchmarks/train_faults.py [--kills 20] [--pictures 600] [--epochs 6]
 
 A cluster on this machine has a head and two nodes with one processor each; two workers train on
 them. In turn a worker, the driver and a whole node are killed. A killed driver is started again, a
-killed node is replaced. A kill comes up to two seconds after a checkpoint of that start.
+killed node is replaced. The moments take turns too:
+
+- later: up to two seconds after a checkpoint of that start, while it trains or validates
+- soon: some seconds after the last kill, or after the first start, while driver or workers start
+- end: once in each run, up to a second after the last step, while it validates or finishes
 
 In the end, the weights and the state of the optimiser must have the same bits as without kills,
-the epochs the same figures, and the log each step once.
+the epochs the same figures, the steps the same losses, the log each step once, the captioner the
+same bytes, and the folder the same files.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,10 +36,14 @@ import torch
 from stream import write_table
 
 from raycap.storage import RunFolder
-from raycap.storage.training_log import METRICS, read_epochs, read_log
-from raycap.training.checkpoint import load_checkpoint
+from raycap.storage.training_log import METRICS, PICTURES, read_epochs, read_log
+from raycap.training import checkpoint
+from raycap.training.run_files import CAPTIONER
 
 KINDS = ("worker", "driver", "node")
+MOMENTS = ("later", "soon")
+# How long a kill waits at most: a driver takes so long until its workers train.
+SOON = {"worker": 3.0, "driver": 15.0, "node": 10.0}
 # Ray should notice a lost node soon, and start its processes on a busy machine too.
 QUICK = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -44,6 +55,11 @@ QUICK = {
 }
 MEMORY: dict[str, Any] = {"object_store_memory": 150 * 2**20}
 SECONDS_TO_HANG = 600.0  # without the next event, something hangs
+TRIES_TO_ADD = 5
+# A driver that starts while a node is being replaced is refused. It is started again.
+NO_ROOM = "more than the 1 that Ray has"
+# Figures of a step are differences of sums over the epoch, which a checkpoint cuts.
+STEP_TOLERANCE, EPOCH_TOLERANCE = 1e-4, 1e-5
 CONFIG = """
 source: {kind: table, path: %(folder)s/source.jsonl, key_column: path, split_column: split,
   references: [references]}
@@ -63,7 +79,7 @@ train:
   log_steps: 1
   checkpoint_minutes: 0.02
   trackers: []
-  neighbours: 0
+  neighbours: 50
   validation: {best_by: loss}
   workers: {count: 2, cpus: 1, threads: 1, failures: 1000}
 """
@@ -83,10 +99,12 @@ class Machines:
         """Kill a node, and add another one."""
         lost = self.nodes.pop(random.randrange(2))
         self.cluster.remove_node(lost, allow_graceful=False)
-        while len(self.nodes) < 2:
+        for _ in range(TRIES_TO_ADD):
             # A plain Exception, if a busy machine takes more than 30 seconds to start it.
             with contextlib.suppress(Exception):
                 self.nodes.append(self.cluster.add_node(wait=False, num_cpus=1, **MEMORY))
+                return
+        raise SystemExit("no node could be added: is the machine too busy?")
 
     def workers(self) -> list[int]:
         """The processes that train."""
@@ -107,14 +125,23 @@ class Run:
     """A training run, started as often as it needs."""
 
     def __init__(self, config: Path, out: Path, machines: Machines, epochs: int) -> None:
-        self.out = out
+        self.out, self._log = out, Path(f"{out}.log")
+        self._began = 0  # of the log of this start
         self._command = [sys.executable, "-m", "raycap", "train", "--config", str(config)]
         self._command += ["--out", str(out), "--epochs", str(epochs)]
         self._command += ["--cluster.address", machines.cluster.address]
         self.start()
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def start(self) -> None:
-        with Path(f"{self.out}.log").open("ab") as log:
+        with self._log.open("ab") as log:
+            self._began = log.tell()
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log)
 
     def wait_for(self, is_there: Callable[[], object]) -> bool:
@@ -124,80 +151,167 @@ class Run:
             if is_there():
                 return True
             if time.monotonic() > end:
-                raise SystemExit(f"the run hangs; see {self.out}.log")
+                raise SystemExit(f"the run hangs; its output:\n{self._output()[-4000:]}")
             time.sleep(0.02)
+        if self.process.returncode == 2 and NO_ROOM in self._output()[self._began :]:
+            time.sleep(1)
+            self.start()
+            return self.wait_for(is_there)
         if self.process.returncode:
-            raise SystemExit(f"the run ended with {self.process.returncode}; see {self.out}.log")
+            raise SystemExit(
+                f"the run ended with {self.process.returncode}; its output:\n"
+                f"{self._output()[-4000:]}"
+            )
         return False
 
-    def kill(self, kind: str, machines: Machines) -> None:
-        """Kill -9 a worker, the driver or a node."""
+    def _output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def kill(self, kind: str, machines: Machines) -> bool:
+        """Kill -9 a worker, the driver or a node. Returns False if it had gone before."""
         if kind == "worker":
-            for pid in random.sample(machines.workers(), 1):
-                os.kill(pid, signal.SIGKILL)
-        elif kind == "node":
+            workers = machines.workers()
+            with contextlib.suppress(ProcessLookupError):
+                if workers:
+                    os.kill(random.choice(workers), signal.SIGKILL)
+                    return True
+            return False
+        if kind == "node":
             machines.lose_one()
-        else:
-            self.process.kill()
-            self.process.wait()
-            self.start()
+            return True
+        if self.process.poll() is not None:
+            return False
+        self.process.kill()
+        self.process.wait()
+        self.start()
+        return True
 
 
-def disturb(run: Run, machines: Machines, kinds: Iterator[str], most: int) -> list[str]:
-    """Kill until the run ends or so many kills are made. Returns what was killed."""
-    killed: list[str] = []
-    before = ""  # the newest checkpoint at the last kill
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """What was killed, when, and what it cost."""
+
+    kind: str
+    moment: str
+    again: int  # steps that had to be made again
+    seconds: float  # until the run had its next checkpoint, if it was waited for
+
+
+def disturb(
+    run: Run, machines: Machines, plan: Iterator[tuple[str, str]], last_step: int, most: int
+) -> list[Kill]:
+    """Kill until the run ends or so many kills are made. Returns the kills."""
+    killed: list[Kill] = []
+    before, starts_before = "", 0
+    began, had_end = time.monotonic(), False
 
     def has_gone_on() -> bool:
         return newest_checkpoint(run.out) > before and bool(machines.workers())
 
-    began = time.monotonic()
-    while len(killed) < most and run.wait_for(has_gone_on):
-        seconds = time.monotonic() - began
-        time.sleep(2 * random.random())
-        before, steps = newest_checkpoint(run.out), len(steps_of(run.out))
+    def is_at_end() -> bool:
+        return not had_end and bool(steps_of(run.out)) and steps_of(run.out)[-1] == last_step
+
+    while len(killed) < most:
+        moment, kind = next(plan)
+        if moment == "soon":
+            if kind == "worker" and not run.wait_for(machines.workers):
+                break
+            time.sleep(SOON[kind] * random.random())
+        elif not run.wait_for(lambda: has_gone_on() or is_at_end()):
+            break
+        elif is_at_end():
+            moment, had_end = "end", True
+            time.sleep(random.random())
+        else:
+            moment = "later"
+            if killed:  # how long the last kill took
+                seconds = time.monotonic() - began
+                killed[-1] = dataclasses.replace(killed[-1], seconds=seconds)
+            time.sleep(2 * random.random())
+        newest, steps = newest_checkpoint(run.out), steps_of(run.out)
+        starts = len(lines_of(run.out, "start"))
         if run.process.poll() is not None:
             break
-        kind = next(kinds)
-        run.kill(kind, machines)
-        killed.append(kind)
-        began = time.monotonic()
-        print(f"{kind} killed at step {steps}, {seconds:.1f} s after the last", flush=True)
+        if not run.kill(kind, machines):
+            continue
+        # What the last kill has cost is counted once.
+        again = len(steps) - int(newest.rpartition("-")[2] or 0) if starts > starts_before else 0
+        killed.append(Kill(kind, moment, again, 0.0))
+        before, starts_before, began = newest, starts, time.monotonic()
+        print(f"{kind} killed at step {len(steps)} ({moment}), {again} made again", flush=True)
     run.wait_for(lambda: False)
     return killed
 
 
 def newest_checkpoint(out: Path) -> str:
-    """The name of the newest complete checkpoint."""
-    return max((path.parent.name for path in out.glob("checkpoints/*/state.json")), default="")
+    """The name of the newest complete checkpoint; "" if there is none."""
+    name = checkpoint.newest_checkpoint(RunFolder(str(out)))
+    return "" if name is None else name
+
+
+def lines_of(out: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_log(out / METRICS) if line["kind"] == kind]
 
 
 def steps_of(out: Path) -> list[int]:
-    lines = read_log(RunFolder(str(out)) / METRICS)
-    return [line["step"] for line in lines if line["kind"] == "step"]
+    return [line["step"] for line in lines_of(out, "step")]
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:
     """What differs between two finished runs."""
-    found = []
-    mine, other = (
-        load_checkpoint(RunFolder(str(out)), torch.device("cpu")) for out in (ours, theirs)
-    )
-    assert mine is not None and other is not None
-    for name, tensor in mine.tensors.items():
-        if not torch.equal(tensor, other.tensors[name]):
-            found.append(f"the tensor {name}")
-    steps = steps_of(ours)
-    if steps != list(range(1, other.state.step + 1)):
-        found.append(f"the steps of the log: {len(steps)} lines for {other.state.step} steps")
-    epochs = [read_epochs(RunFolder(str(out)) / METRICS) for out in (ours, theirs)]
-    for one, two in itertools.zip_longest(*epochs, fillvalue={}):
-        # The loss of an epoch is a sum, which a checkpoint cuts: its last digits differ.
-        if abs(one["training_loss"] - two["training_loss"]) > 1e-5 * two["training_loss"]:
-            found.append(f"the training loss of epoch {two['epoch']}")
-        if one["validation_loss"] != two["validation_loss"]:
-            found.append(f"the validation loss of epoch {two['epoch']}")
+    found = _of_checkpoints(ours, theirs)
+    steps, others = lines_of(ours, "step"), lines_of(theirs, "step")
+    if steps_of(ours) != list(range(1, len(others) + 1)):
+        return [*found, f"the steps of the log: {len(steps)} lines for {len(others)} steps"]
+    for one, two in zip(steps, others, strict=True):
+        if one["lr"] != two["lr"] or _are_apart(one, two, "training_loss", STEP_TOLERANCE):
+            found.append(f"step {two['step']}: {one['training_loss']}, {two['training_loss']}")
+    epochs, other_epochs = read_epochs(ours / METRICS), read_epochs(theirs / METRICS)
+    if len(epochs) != len(other_epochs):
+        return [*found, f"{len(epochs)} lines of {len(other_epochs)} epochs"]
+    for one, two in zip(epochs, other_epochs, strict=True):
+        for name, figure in two.items():
+            if name.startswith("training_"):
+                is_other = _are_apart(one, two, name, EPOCH_TOLERANCE)
+            else:
+                is_other = "seconds" not in name and one[name] != figure
+            if is_other:
+                found.append(f"{name} of epoch {two['epoch']}")
+    if read_log(ours / PICTURES) != read_log(theirs / PICTURES):
+        found.append("the captions of validation pictures")
+    for file in sorted((theirs / CAPTIONER).glob("*")):
+        # config.json and the card say how the run was started.
+        mine = ours / CAPTIONER / file.name
+        if file.suffix == ".safetensors" and mine.read_bytes() != file.read_bytes():
+            found.append(f"the captioner's {file.name}")
+    names = [{file.name for file in out.iterdir()} for out in (ours, theirs)]
+    if names[0] != names[1]:
+        found.append(f"the files {', '.join(sorted(names[0] ^ names[1]))}")
     return found
+
+
+def _are_apart(one: dict[str, Any], two: dict[str, Any], name: str, tolerance: float) -> bool:
+    return bool(abs(one[name] - two[name]) > tolerance * abs(two[name]))
+
+
+def _of_checkpoints(ours: Path, theirs: Path) -> list[str]:
+    """What differs between the last checkpoints of two runs."""
+    cpu, loaded = torch.device("cpu"), []
+    for out in (ours, theirs):
+        folder = RunFolder(str(out))
+        found = checkpoint.load_checkpoint(folder, checkpoint.newest_checkpoint(folder), cpu)
+        assert found is not None, f"{out} has no checkpoint"
+        loaded.append(found)
+    mine, other = loaded
+    different = []
+    for name in sorted({*mine.tensors, *other.tensors}):
+        tensors = mine.tensors.get(name), other.tensors.get(name)
+        if tensors[0] is None or tensors[1] is None or not torch.equal(tensors[0], tensors[1]):
+            different.append(f"the tensor {name}")
+    states = [dataclasses.replace(each.state, seconds=0.0) for each in loaded]
+    if states[0] != states[1]:
+        different.append(f"the state {states[0]}, {states[1]}")
+    return different
 
 
 def main() -> None:
@@ -221,26 +335,54 @@ def main() -> None:
         config.write_text(CONFIG % {"folder": folder})
         machines = Machines()
         try:
-            whole = Run(config, folder / "whole", machines, given.epochs)
-            whole.wait_for(lambda: False)
-            print(f"undisturbed: {len(steps_of(whole.out))} steps", flush=True)
-            killed: list[str] = []
-            kinds = itertools.cycle(KINDS)
-            for number in itertools.count():
-                run = Run(config, folder / f"run{number}", machines, given.epochs)
-                killed += disturb(run, machines, kinds, given.kills - len(killed))
-                wrong = differences(run.out, whole.out)
-                last = read_epochs(RunFolder(str(run.out)) / METRICS)[-1]
-                print(
-                    f"run {number}: {len(killed)} kills so far, validation loss "
-                    f"{last['validation_loss']:.6f}; {'; '.join(wrong) or 'no difference'}",
-                    flush=True,
-                )
-                if len(killed) >= given.kills:
-                    break
+            killed, is_right = campaign(given, folder, config, machines)
         finally:
             machines.cluster.shutdown()  # type: ignore[no-untyped-call]
-    print({kind: killed.count(kind) for kind in KINDS}, f"{time.monotonic() - began:.0f} s")
+    for kind in KINDS:
+        own = [kill for kill in killed if kill.kind == kind]
+        moments = ", ".join(
+            f"{sum(kill.moment == moment for kill in own)} {moment}"
+            for moment in (*MOMENTS, "end")
+        )
+        seconds = [kill.seconds for kill in own if kill.seconds]
+        median = f"{statistics.median(seconds):.0f}" if seconds else "?"
+        print(
+            f"{kind}: {len(own)} kills ({moments}), {sum(kill.again for kill in own)} steps made "
+            f"again, {median} s to the next checkpoint (median)"
+        )
+    print(f"{time.monotonic() - began:.0f} s")
+    if not is_right:
+        raise SystemExit("a run that was killed differs from the undisturbed one")
+
+
+def campaign(
+    given: argparse.Namespace, folder: Path, config: Path, machines: Machines
+) -> tuple[list[Kill], bool]:
+    """The kills of as many runs as it takes, and whether all runs ended as the undisturbed one."""
+    with Run(config, folder / "whole", machines, given.epochs) as whole:
+        whole.wait_for(lambda: False)
+    last_step = steps_of(whole.out)[-1]
+    print(f"undisturbed: {last_step} steps", flush=True)
+    killed: list[Kill] = []
+    is_right = True
+    plan = zip(itertools.cycle(MOMENTS), itertools.cycle(KINDS), strict=False)
+    for number in itertools.count():
+        with Run(config, folder / f"run{number}", machines, given.epochs) as run:
+            more = disturb(run, machines, plan, last_step, given.kills - len(killed))
+        if not more:
+            raise SystemExit("a run ended before it was killed: give more --epochs")
+        killed += more
+        wrong = differences(run.out, whole.out)
+        is_right = is_right and not wrong
+        last = read_epochs(run.out / METRICS)[-1]
+        print(
+            f"run {number}: {len(killed)} kills so far, validation loss "
+            f"{last['validation_loss']:.6f}; {'; '.join(wrong) or 'no difference'}",
+            flush=True,
+        )
+        if len(killed) >= given.kills:
+            return killed, is_right
+    raise AssertionError("not reached")
 
 
 if __name__ == "__main__":

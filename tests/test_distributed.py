@@ -1,5 +1,5 @@
 """Processes that train together: gradients become sums, whatever their size, layout or absence;
-synchronised batch norms see the pictures of all."""
+synchronised batch norms see the pictures of all; a run goes on from one checkpoint."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,10 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from raycap.encoders.batch_norm import synchronise
+from raycap.storage import RunFolder
+from raycap.training.checkpoint import CheckpointWriter, TrainState
 from raycap.training.distributed import BUFFER, LARGE, WorkerGroup
+from raycap.training.resume import open_output, resume
 
 
 def weights() -> dict[str, nn.Parameter]:
@@ -76,10 +79,25 @@ def add_up(rank: int, address: str, folder: str) -> None:
     torch.save(train_normed(rank, synchronised=True), Path(folder) / f"norm-{rank}.pt")
     (Path(folder) / f"{rank}.json").write_text(json.dumps(agreed))
     torch.save({name: weight.grad for name, weight in named.items()}, Path(folder) / f"{rank}.pt")
+    out = RunFolder(f"{folder}/run-{rank}")
+    checkpoint = resume(out, open_output(out), WorkerGroup(), torch.device("cpu"))
+    (Path(folder) / f"run-{rank}.json").write_text(
+        json.dumps(checkpoint and checkpoint.state.step)
+    )
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_add_gradients_and_agree_on_flags(tmp_path: Path) -> None:
+def write_checkpoints(out: Path, steps: int) -> None:
+    writer = CheckpointWriter(RunFolder(str(out)))
+    for step in range(1, steps + 1):
+        writer.save(TrainState(step=step), {"weight": torch.zeros(1)}, {})
+    writer.close()
+
+
+def test_two_processes_add_gradients_and_agree_on_flags_and_checkpoints(tmp_path: Path) -> None:
+    # Process 1 sees a newer one, as when a worker that was cut off has just completed it.
+    for rank in (0, 1):
+        write_checkpoints(tmp_path / f"run-{rank}", 1 + rank)
     spawn(add_up, (f"file://{tmp_path}/meeting", str(tmp_path)), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, weight in weights().items():
@@ -95,6 +113,7 @@ def test_two_processes_add_gradients_and_agree_on_flags(tmp_path: Path) -> None:
         assert agreed == [True, False, True], (
             "a flag of any worker is seen by all at the same step"
         )
+        assert json.loads((tmp_path / f"run-{rank}.json").read_text()) == 1
     alone = train_normed(None, synchronised=False)
     assert len(alone) == 5 + 11  # gradients; weights and statistics
     for rank in (0, 1):

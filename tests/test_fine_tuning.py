@@ -513,6 +513,21 @@ def test_a_killed_run_continues_and_ends_as_an_undisturbed_one(
     assert adapter_of(out) == adapter_of(whole)
 
 
+@pytest.mark.thorough
+def test_a_run_that_was_killed_after_its_last_step_is_validated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raycap.training.fine_tuning import loop
+
+    flags = [*FLAGS, "--epochs", "1", "--checkpoint-minutes", "1e-9"]
+    with monkeypatch.context() as patch:
+        patch.delattr(loop, "validate_epoch")
+        with pytest.raises(NameError):
+            main(command(data, tmp_path / "run", *flags))
+    assert main(command(data, tmp_path / "run", *flags)) == 0
+    assert [line["epoch"] for line in curve(tmp_path / "run")] == [1]
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")

@@ -631,8 +631,10 @@ def run(
     out: Path,
     train: Train,
     decoder: object = DECODER_CHOICES[2],
+    report: Any = None,
 ) -> bool:
-    """A whole run in this process; False when it was stopped before its end."""
+    """A whole run in this process; False when it was stopped before its end. `report` is called
+    with the log line of each epoch."""
     plan = CaptionerPlan(
         encoder=Pixels(size=32, patch=16, frequencies=2),
         decoder=decoder,  # type: ignore[arg-type]
@@ -644,7 +646,7 @@ def run(
     setup = TrainingSetup(
         plan, train, vocabulary, encoder, PictureTables(("a table",), "a listing")
     )
-    return loop.train_captioner(setup, store, RunFolder(str(out)), CPU, WorkerGroup())
+    return loop.train_captioner(setup, store, RunFolder(str(out)), CPU, WorkerGroup(), report)
 
 
 @pytest.mark.parametrize(

@@ -60,15 +60,15 @@ def train_worker(setup: AnySetup, data: Any, *others: Any) -> bool:
 
 
 def train_here(setup: AnySetup, out: RunFolder, name: str, epoch_token: str = "") -> None:
-    """Train in this process. With an `epoch_token`, each epoch waits for the EpochLimit with that
-    token. `name` is not used."""
+    """Train in this process, under the lease `name`. With an `epoch_token`, each epoch waits for
+    the EpochLimit with that token."""
     workers = setup.options.workers
     torch.set_num_threads(workers.threads or _processors())
     device = {True: "cuda", False: "cpu", None: "auto"}[workers.gpu]
     data = open_data(setup, cache_folder(setup.options.cache))
     precision = choose_precision(device, setup.options.precision)
     limit = EpochLimit(Path(out.path()), epoch_token) if epoch_token else None
-    train_worker(setup, data, out, precision, WorkerGroup(), None, limit)
+    train_worker(setup, data, out, precision, WorkerGroup(), None, limit, name)
 
 
 def train_on_workers(
@@ -78,8 +78,8 @@ def train_on_workers(
     epoch_token: str = "",
     cluster: Cluster | None = None,
 ) -> None:
-    """Train on the workers of Ray Train. A lost worker is replaced, and all continue from the last
-    checkpoint."""
+    """Train on the workers of Ray Train, under the lease `name`. A lost worker is replaced, and
+    all continue from the last checkpoint."""
     cluster = cluster or Cluster()
     options = setup.options
     count, gpu = _workers(options, cluster)
@@ -103,7 +103,12 @@ def train_on_workers(
     failures = options.workers.failures
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"setup": ray.put(setup), "out": out, "epoch_token": epoch_token},
+        train_loop_config={
+            "setup": ray.put(setup),
+            "out": out,
+            "epoch_token": epoch_token,
+            "lease": name,
+        },
         scaling_config=ScalingConfig(
             num_workers=elastic or count,
             use_gpu=gpu,
@@ -149,7 +154,7 @@ def _work(given: dict[str, Any]) -> None:
     out: RunFolder = given["out"]
     token = given["epoch_token"]
     limit = EpochLimit(Path(out.path()), token) if token else None
-    train_worker(setup, data, out, precision, group, ray.train.report, limit)
+    train_worker(setup, data, out, precision, group, ray.train.report, limit, given["lease"])
 
 
 def _workers(options: Train, cluster: Cluster) -> tuple[int, bool]:

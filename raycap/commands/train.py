@@ -134,6 +134,8 @@ def run_training(
             # Runs of earlier versions had local data.
             mode = data_mode(pictures, options, record.get(DATA, "local" if record else ""))
             if mode == "stream":
+                if not record:  # of a start that was killed or refused; its captions may be old
+                    folder.remove(ROWS)
                 pictures = join_with_captions(pictures, folder, options)
             known = folder.read(WORDS)
             vocabulary = None if known is None else Vocabulary.from_json(known.decode())

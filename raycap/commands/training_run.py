@@ -18,34 +18,39 @@ from raycap.config import Config, dumps
 from raycap.errors import UserError
 from raycap.evaluation.references import with_captions
 from raycap.storage import RunFolder, output_folder
+from raycap.storage.folder import STAGED
 from raycap.storage.training_log import METRICS, PICTURES, read_epochs
 from raycap.terminal import write_out
+from raycap.training.checkpoint import FOLDER as CHECKPOINTS
 from raycap.training.display import RunDisplay
 from raycap.training.limited import limited
 from raycap.training.neighbours import REMEMBERED
 from raycap.training.row_groups import ROWS
-from raycap.training.run_files import CAPTIONER, StopRequest
+from raycap.training.run_files import CAPTIONER, LEADER, StopRequest
 from raycap.training.self_critical import FREQUENCIES
 from raycap.training.setup import FACTS, check_same, check_splits
 from raycap.training.store import LISTING, write_listing
 from raycap.uris import local_path
 
 RUN, CONFIG, WORDS = "run.json", "config.yaml", "vocabulary.json"
-# What a run writes into its folder.
+# What a run writes into its folder, in the order in which --fresh removes it. RUN is the last: if
+# that is killed, what is left is known as this run's, and no other run goes on with it.
 FILES = (
-    RUN,
     FACTS,
+    CHECKPOINTS,
     METRICS,
     PICTURES,
     WORDS,
-    LISTING,
     CAPTIONER,
     ROWS,
+    LISTING,
     FREQUENCIES,
     REMEMBERED,
-    "checkpoints",
+    LEADER,
+    STAGED,
     "tensorboard",
     RAYS_OWN,
+    RUN,
 )
 UPDATES_PER_SECOND = 2
 
@@ -125,6 +130,7 @@ def run_and_display(work: Callable[[], object], stop: StopRequest, display: RunD
 
 def write_facts(folder: RunFolder, identity: Mapping[str, Any], config: Config) -> None:
     """Say that the run is finished, and what it has made."""
+    folder.remove_file(LEADER)
     log = read_epochs(folder / METRICS)
     best = [line for line in log if line["best"]][-1]
     folder.write_json(

@@ -1,6 +1,7 @@
 """Recurrent decoders: LSTM and GRU, with attention over the grid or without, and top-down."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -123,6 +124,13 @@ class AttentiveDecoder(Decoder):
     (`project_words`, `project_outputs`). `run_cell` is called for each word.
     """
 
+    _compiled_cell: Callable[..., tuple[Tensor, Tensors, Tensor]] | None = None
+
+    def compile_cell(self) -> None:
+        """Compile the cell for training. The loop over words has another length in each batch: as
+        a whole it would be compiled anew for each."""
+        self._compiled_cell = torch.compile(self.run_cell, dynamic=True)
+
     @abstractmethod
     def project_words(self, embedded: Tensor) -> Tensor:
         """The words' share of the cell's input [..., G] from their embeddings [..., E]."""
@@ -167,13 +175,16 @@ class AttentiveDecoder(Decoder):
         that still has a word.
         """
         state = self.initial_state(memory, projected.shape[1])
+        run_cell = self.run_cell
+        if self.training and self._compiled_cell is not None:
+            run_cell = self._compiled_cell
         outputs, attentions = [], []
         sizes = _sizes(words)
         for word, (pictures, captions) in zip(projected.unbind(2), sizes, strict=True):
             missing = (0, 0, 0, word.shape[1] - captions, 0, word.shape[0] - pictures)
             state = {name: part[:pictures, :captions] for name, part in state.items()}
             memory = {name: part[:pictures] for name, part in memory.items()}
-            output, state, attention = self.run_cell(word[:pictures, :captions], state, memory)
+            output, state, attention = run_cell(word[:pictures, :captions], state, memory)
             outputs.append(functional.pad(output, missing))
             attentions.append(functional.pad(attention, missing))
         return torch.stack(outputs, 2), torch.stack(attentions, 2)

@@ -79,8 +79,7 @@ class Lease:
 
     def is_ours(self) -> bool:
         """Whether the lease file still names this run."""
-        found = self._folder.read_json(LEASE)
-        return found is not None and found.get("run") == self.run
+        return holder_of(self._folder) == self.run
 
     def _write(self) -> None:
         pid = os.getpid()
@@ -105,6 +104,12 @@ class Lease:
                 log.warning(
                     "the lease of %s could not be renewed (%s): trying again", self._folder, error
                 )
+
+
+def holder_of(folder: RunFolder) -> str | None:
+    """The run that the lease of this folder names; None if there is no lease."""
+    found = folder.read_json(LEASE)
+    return None if found is None else found.get("run")
 
 
 def _is_alive(lease: dict[str, Any]) -> bool:

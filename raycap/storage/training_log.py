@@ -7,7 +7,7 @@ line for each validation picture, from the best epoch.
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ SECONDS_BETWEEN_WRITES = 5.0
 
 
 class RunLog:
-    """Writes metrics.jsonl and validation.jsonl. Only the leader of the workers does so."""
+    """Writes metrics.jsonl and validation.jsonl. Only the leader of the workers does so.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
+    `check` is called before each write. It raises an error if another process writes there now.
+    """
+
+    def __init__(self, folder: RunFolder, check: Callable[[], None] = lambda: None) -> None:
+        self._folder, self._check = folder, check
         self._local = Path(folder.path(METRICS)) if folder.is_local else None
         self._lines: list[str] = []  # all lines, if the folder is in a store
         self._is_behind = False
@@ -34,6 +37,7 @@ class RunLog:
         """Append a line. `read_log` ignores a line that is not complete."""
         text = json.dumps(line, ensure_ascii=False) + "\n"
         if self._local is not None:
+            self._check()
             with self._local.open("a", encoding="utf-8") as file:
                 file.write(text)
             return
@@ -46,6 +50,7 @@ class RunLog:
     def flush(self) -> None:
         """Write what is not in the store yet. A checkpoint must not be ahead of the log."""
         if self._is_behind:
+            self._check()
             self._folder.write(METRICS, "".join(self._lines).encode())
             self._is_behind, self._written = False, time.monotonic()
 
@@ -58,15 +63,19 @@ class RunLog:
             json.dumps(picture | looked.get(picture["key"], {}), ensure_ascii=False) + "\n"
             for picture in pictures
         ]
+        self._check()
         self._folder.write(PICTURES, "".join(lines).encode())
 
-    def forget_after(self, step: int) -> None:
-        """Delete the lines after this step. The run continues from there and writes them again."""
+    def forget_after(self, step: int, epochs: int) -> None:
+        """Delete the lines after this step, and those about epochs after this number of them. The
+        run continues from there and writes them again."""
+        # A checkpoint after the last step of an epoch may be older than the epoch's own line.
         kept = [
             json.dumps(line, ensure_ascii=False) + "\n"
             for line in read_log(self._folder / METRICS)
-            if line["step"] <= step
+            if line["step"] <= step and not (line["kind"] == "epoch" and line["epoch"] > epochs)
         ]
+        self._check()
         if self._local is None:
             self._lines, self._is_behind = kept, True
             self.flush()

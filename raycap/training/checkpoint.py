@@ -12,7 +12,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +68,13 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, one after the other. Training goes on meanwhile."""
+    """Writes checkpoints in a thread, one after the other. Training goes on meanwhile.
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    `check` is called before each write. It raises an error if another process writes there now.
+    """
+
+    def __init__(self, run: RunFolder, check: Callable[[], None] = lambda: None) -> None:
+        self._run, self._check = run, check
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[None] | None = None
 
@@ -90,7 +93,7 @@ class CheckpointWriter:
         # As text: the numbers may change, too.
         text = json.dumps(rest, indent=2, ensure_ascii=False)
         name = f"{FOLDER}/step-{state.step:09}"
-        self._written = self._pool.submit(_write, self._run, name, copies, text)
+        self._written = self._pool.submit(_write, self._run, name, copies, text, self._check)
 
     def wait(self) -> None:
         """Return when the last checkpoint is complete. Raises UserError if it failed."""
@@ -106,8 +109,11 @@ class CheckpointWriter:
             self._pool.shutdown()
 
 
-def _write(run: RunFolder, name: str, tensors: dict[str, Tensor], text: str) -> None:
+def _write(
+    run: RunFolder, name: str, tensors: dict[str, Tensor], text: str, check: Callable[[], None]
+) -> None:
     """Write a checkpoint, then delete all but the newest ones."""
+    check()
     try:
         with tempfile.TemporaryDirectory(dir=run.scratch()) as scratch:
             file = f"{scratch}/{TENSORS}"
@@ -116,6 +122,7 @@ def _write(run: RunFolder, name: str, tensors: dict[str, Tensor], text: str) -> 
     except OSError as error:
         raise UserError(f"cannot save a checkpoint in {run}: {error}") from error
     run.remove_empty(STAGED)
+    check()  # large tensors take a while
     run.write(f"{name}/{STATE}", text.encode())
     complete = [each for each in _folders(run) if run.exists(f"{each}/{STATE}")]
     for old in _folders(run):
@@ -123,23 +130,26 @@ def _write(run: RunFolder, name: str, tensors: dict[str, Tensor], text: str) -> 
             run.remove(old)
 
 
-def load_checkpoint(run: RunFolder, device: torch.device) -> Checkpoint | None:
-    """The newest complete checkpoint, if there is one."""
-    for name in reversed(_folders(run)):
-        text = run.read(f"{name}/{STATE}")
-        if text is None:
-            continue
-        try:
-            numbers = json.loads(text)
-            with local_file(run, f"{name}/{TENSORS}") as file:
-                tensors = safetensors.torch.load_file(file, device=str(device))
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise UserError(
-                f"the checkpoint {run}/{name} is damaged ({error}): delete it to continue from "
-                "an older one"
-            ) from error
-        return Checkpoint(TrainState(**numbers.pop("place")), tensors, numbers)
-    return None
+def newest_checkpoint(run: RunFolder) -> str | None:
+    """The name of the newest complete checkpoint, if there is one."""
+    complete = (name for name in reversed(_folders(run)) if run.exists(f"{name}/{STATE}"))
+    return next(complete, None)
+
+
+def load_checkpoint(run: RunFolder, name: str | None, device: torch.device) -> Checkpoint | None:
+    """The checkpoint of this name. None if the name is None."""
+    if name is None:
+        return None
+    try:
+        numbers = json.loads(run.read(f"{name}/{STATE}") or "")
+        with local_file(run, f"{name}/{TENSORS}") as file:
+            tensors = safetensors.torch.load_file(file, device=str(device))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint {run}/{name} is damaged ({error}): delete it to continue from "
+            "an older one"
+        ) from error
+    return Checkpoint(TrainState(**numbers.pop("place")), tensors, numbers)
 
 
 @contextlib.contextmanager

@@ -18,9 +18,8 @@ from raycap.captioners.trained.folder import save_folder
 from raycap.captioners.trained.neighbours import Neighbours
 from raycap.device import Precision
 from raycap.storage import RunFolder
-from raycap.storage.training_log import RunLog
 from raycap.training.captions import CaptionWriter
-from raycap.training.checkpoint import CheckpointWriter, TrainState, load_checkpoint
+from raycap.training.checkpoint import TrainState
 from raycap.training.data import TrainingData, datasets_of
 from raycap.training.dataset import Batch, CaptionDataset, read_ahead
 from raycap.training.distillation import read_teacher
@@ -28,6 +27,7 @@ from raycap.training.distributed import WorkerGroup
 from raycap.training.neighbours import REMEMBERED, complete_captioner, photos_for_run
 from raycap.training.network import Network, load_weights
 from raycap.training.options import Train
+from raycap.training.resume import Output, open_output, resume
 from raycap.training.run_facts import data_facts, network_facts
 from raycap.training.run_files import CAPTIONER, EpochLimit, StopRequest
 from raycap.training.self_critical import CaptionReward, document_frequencies
@@ -59,9 +59,8 @@ class TrainingRun:
     network: Network
     precision: Precision
     group: WorkerGroup
-    log: RunLog
+    output: Output
     stop: StopRequest
-    checkpoints: CheckpointWriter
     steps_per_epoch: int
     steps: int  # of the whole run
     neighbours: Neighbours | None  # where they are known before the end
@@ -83,12 +82,14 @@ def train_captioner(
     group: WorkerGroup,
     report: Callable[[dict[str, Any]], None] | None = None,
     epoch_limit: EpochLimit | None = None,
+    lease: str = "",
 ) -> bool:
     """Train until the end. Returns False if the run was asked to stop earlier; then everything is
     saved.
 
     `report` is called with the log line of each epoch. With an `epoch_limit`, the leader waits
-    before each epoch until the limit allows it. The other workers wait for the leader.
+    before each epoch until the limit allows it. The other workers wait for the leader. `lease` is
+    the one under which the workers were started.
     """
     options = setup.options
     training, validation = datasets_of(store, options, setup.vocabulary)
@@ -103,7 +104,6 @@ def train_captioner(
     if options.neighbours and not trains_encoder(setup.plan.encoder):
         most = options.neighbours
         neighbours = photos_for_run(out, network, training, validation, most, precision, group)
-    log = RunLog(out)
     steps = sum(phase.epochs for phase in phases) * steps_per_epoch
     steps = min(steps, options.max_steps or steps)
     run = TrainingRun(
@@ -114,9 +114,8 @@ def train_captioner(
         network,
         precision,
         group,
-        log,
+        open_output(out, lease),
         StopRequest(out),
-        CheckpointWriter(out),
         steps_per_epoch,
         steps,
         neighbours,
@@ -125,7 +124,7 @@ def train_captioner(
         return train_phases(run, report, epoch_limit)
     finally:
         training.close()
-        run.checkpoints.close()
+        run.output.checkpoints.close()
 
 
 def train_phases(
@@ -134,14 +133,13 @@ def train_phases(
     epoch_limit: EpochLimit | None,
 ) -> bool:
     """Train from the newest checkpoint. Returns False if the run was asked to stop."""
-    options, group, out, log = run.setup.options, run.group, run.out, run.log
+    options, group, out, output = run.setup.options, run.group, run.out, run.output
     network, precision, training = run.network, run.precision, run.training
     phases, steps_per_epoch = phases_of(options), run.steps_per_epoch
-    checkpoint = load_checkpoint(out, precision.device)
+    checkpoint = resume(out, output, group, precision.device)
     state = TrainState() if checkpoint is None else checkpoint.state
     if group.leads:
-        log.forget_after(state.step)
-        log.add(start_line(run, state))
+        output.log.add(start_line(run, state))
 
     for number in range(state.phase, len(phases)):
         if state.step >= run.steps and number > state.phase:
@@ -164,6 +162,9 @@ def train_phases(
             load_weights(network, str(out / CAPTIONER))
             learner.average.restart()
             state = dataclasses.replace(state, phase=number, epoch=0, step_of_epoch=0, waited=0)
+            # Complete before this phase can replace that captioner.
+            save(run, learner, state)
+            output.checkpoints.wait()
 
         patience = options.validation.patience
         # A run that was killed after its last step still has to validate that epoch.
@@ -179,6 +180,7 @@ def train_phases(
             if report is not None:
                 report({name: value for name, value in line.items() if name != "samples"})
     if group.leads and options.neighbours:
+        output.leadership.check()
         most, batch = options.neighbours, options.validation.batch
         complete_captioner(str(out / CAPTIONER), run.writer, training, run.validation, most, batch)
         out.remove(REMEMBERED)
@@ -229,14 +231,14 @@ def train_epoch(run: TrainingRun, learner: Learner, phase: Phase, state: TrainSt
         if state.step % options.log_steps == 0 or is_last:
             total = group.sum(counts.clone())
             if group.leads:
-                run.log.add(step_line(run.steps, phase, state, learner.lr, total, logged))
+                run.output.log.add(step_line(run.steps, phase, state, learner.lr, total, logged))
             logged = LoggedAt(total, state.step, time.monotonic())
 
         every = options.validation.samples_every
         shows_samples = every and options.validation.samples and state.step % every == 0
         if shows_samples and group.leads:
             samples = write_samples(run.writer, run.validation, options.validation)
-            run.log.add({"kind": "samples", "step": state.step, "samples": samples})
+            run.output.log.add({"kind": "samples", "step": state.step, "samples": samples})
 
         # The leader decides when to stop and when to save. All workers must do so after the same
         # step.
@@ -283,10 +285,11 @@ def validate_epoch(
     }
     if run.group.leads:
         if is_best:
+            run.output.leadership.check()
             keep_captioner(run, line)
             attention = attention_maps(run.writer, run.validation)
-            run.log.write_pictures(result.pictures, attention)
-        run.log.add(line)
+            run.output.log.write_pictures(result.pictures, attention)
+        run.output.log.add(line)
     learner.average.swap()
     return line
 
@@ -332,8 +335,8 @@ def start_line(run: TrainingRun, state: TrainState) -> dict[str, Any]:
 def save(run: TrainingRun, learner: Learner, state: TrainState) -> None:
     """Write a checkpoint from which the run can continue."""
     if run.group.leads:
-        run.log.flush()
-        run.checkpoints.save(state, learner.tensors(), learner.numbers())
+        run.output.log.flush()
+        run.output.checkpoints.save(state, learner.tensors(), learner.numbers())
 
 
 def caption_reward(run: TrainingRun) -> CaptionReward:

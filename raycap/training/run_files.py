@@ -1,16 +1,56 @@
-"""Files in the folder of a training run, with which other processes stop it or limit its
-epochs."""
+"""Files in the folder of a training run, with which other processes stop it, limit its epochs or
+take it over."""
 
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from raycap.errors import UserError
 from raycap.storage import RunFolder, whole_file
+from raycap.storage.lease import holder_of
 
 CAPTIONER = "captioner"
+LEADER = "leader"  # a file that names the worker that writes
 STOP = "stop"  # a file of this name asks a run to save and stop
 SECONDS_BETWEEN_LOOKS = 0.05
+# A network disk may show the lease of an earlier start for so long.
+SECONDS_FOR_LEASE = 60.0
 SECONDS_BETWEEN_QUESTIONS = 5.0  # to a store
+
+
+class Leadership:
+    """Lets one worker write into the folder of a run: the leader that has started last.
+
+    A worker that was cut off from its cluster, or whose driver was suspended, may live on while
+    another start of the run goes on. It ends when it would write. `lease` is the one under which
+    this worker was started; "" for none.
+    """
+
+    def __init__(self, folder: RunFolder, lease: str = "") -> None:
+        self._folder, self._lease = folder, lease
+        self._token = secrets.token_hex(8).encode()
+
+    def take(self) -> None:
+        """From now on this worker writes, and no earlier one. Raises UserError if another driver
+        has taken over the run."""
+        # Ray Train replaces workers that have ended: they must not take the run back.
+        end = time.monotonic() + SECONDS_FOR_LEASE
+        while self._lease and holder_of(self._folder) != self._lease:
+            if time.monotonic() > end:
+                raise self._taken_over()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        self._folder.write(LEADER, self._token)
+
+    def check(self) -> None:
+        """Raises UserError if another worker has taken the leadership."""
+        if self._folder.read(LEADER) != self._token:
+            raise self._taken_over()
+
+    def _taken_over(self) -> UserError:
+        return UserError(
+            f"another start of this run goes on in {self._folder}: this one ends; nothing is lost"
+        )
 
 
 class StopRequest:

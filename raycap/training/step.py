@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from raycap.decoders.recurrent import AttentiveDecoder
 from raycap.device import Precision
 from raycap.images.augmentation import DRAWS, augment
 from raycap.training.checkpoint import TrainState, optimiser_tensors, restore_optimiser
@@ -74,8 +75,9 @@ class Learner:
     ) -> None:
         self.network, self.options, self.reward = network, options, reward
         self.teacher = teacher
-        # Captions of each batch have another length, so shapes are dynamic.
-        self.part_loss = torch.compile(part_loss, dynamic=True) if options.compile else part_loss
+        self.part_loss = part_loss
+        if options.compile:
+            self._compile()
         self.precision, self.group = precision, group
         self.steps_per_epoch = steps_per_epoch
         self.optimiser = build_optimiser(network, options, phase.lr)
@@ -90,6 +92,13 @@ class Learner:
             and options.batch_norm == "synchronised"
             and group.size > 1
         )
+
+    def _compile(self) -> None:
+        # Captions of each batch have another length, so shapes are dynamic.
+        if isinstance(self.network.decoder, AttentiveDecoder):
+            self.network.decoder.compile_cell()
+        else:
+            self.part_loss = torch.compile(part_loss, dynamic=True)
 
     @property
     def lr(self) -> float:

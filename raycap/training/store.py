@@ -300,6 +300,7 @@ def write_unpacked(
 
 
 def _write_pieces(folder: Path, pieces: Iterator[Piece], table: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with the same number
     folder.mkdir(parents=True)
     waiting: list[pa.Table] = []
     form = writer = None

@@ -117,26 +117,34 @@ def format_of(plan: CaptionerPlan, numbers: Numbers) -> int:
 def write_files(path: Path | str, config: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     """Write a captioner folder. `config` is the content of config.json without the digests of
     `files`, the other ones."""
-    digests = {
-        name: hashlib.sha256(content).hexdigest()
-        for name, content in files.items()
-        if name != CARD
-    }
-    digests[CONFIG] = digest_of_config(config)
-    content = json.dumps({**config, "sha256": digests}, indent=2, ensure_ascii=False)
-    _put(path, {**files, CONFIG: content.encode()})
+    _put(path, {**files, CONFIG: _with_digests(config, files, {})})
+
+
+def _with_digests(
+    config: Mapping[str, Any], files: Mapping[str, bytes], others: Mapping[str, str]
+) -> bytes:
+    """The content of config.json, with the digests of `files` and those of `others`."""
+    own = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    own.pop(CARD, None)
+    digests = {**others, **own, CONFIG: digest_of_config(config)}
+    return json.dumps({**config, "sha256": digests}, indent=2, ensure_ascii=False).encode()
 
 
 def add_neighbours(path: Path | str, neighbours: Neighbours) -> None:
-    """Give the captioner folder at `path` these neighbours, in place of those that it has."""
+    """Give the captioner folder at `path` these neighbours, in place of those that it has.
+
+    At no moment does the folder lack its weights: whoever is killed here can do it again.
+    """
     place = str(path)
     config = read_config(place)
-    files = {name: read_checked(place, name, config["sha256"]) for name in (MODEL, WORDS)}
-    files[NEIGHBOURS] = to_file(neighbours)
     plan, vocabulary = _plan(place, config), _words(place, config)
     about = card(plan, vocabulary, config["facts"], config["encoder_included"], neighbours)
-    files[CARD] = about.encode()
-    write_files(path, config, files)
+    files = {NEIGHBOURS: to_file(neighbours), CARD: about.encode()}
+    folder = RunFolder(place)
+    for name, content in files.items():
+        folder.write(name, content)
+    # Last: until then, the new neighbours are refused as not those of this captioner.
+    folder.write(CONFIG, _with_digests(config, files, config["sha256"]))
 
 
 def load_folder(path: str, encoder_weights: str) -> CaptionerParts:

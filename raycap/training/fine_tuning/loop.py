@@ -18,8 +18,7 @@ from torch import nn
 from raycap.captioners.huggingface.fine_tuned import put_folder
 from raycap.device import Precision
 from raycap.storage import RunFolder
-from raycap.storage.training_log import RunLog
-from raycap.training.checkpoint import CheckpointWriter, TrainState, load_checkpoint
+from raycap.training.checkpoint import TrainState
 from raycap.training.dataset import read_ahead
 from raycap.training.distributed import WorkerGroup
 from raycap.training.fine_tuning.adapter import AdaptedModel
@@ -29,6 +28,7 @@ from raycap.training.fine_tuning.setup import FineTuningSetup
 from raycap.training.fine_tuning.step import AdapterLearner, tune_step
 from raycap.training.fine_tuning.validation import validate_captioner
 from raycap.training.loop import MINUTES_IF_ELASTIC
+from raycap.training.resume import Output, open_output, resume
 from raycap.training.run_files import CAPTIONER, EpochLimit, StopRequest
 from raycap.training.step import COUNTED, Phase
 from raycap.training.step_lines import LoggedAt, step_line
@@ -46,9 +46,8 @@ class TuningRun:
     learner: AdapterLearner
     precision: Precision
     group: WorkerGroup
-    log: RunLog
+    output: Output
     stop: StopRequest
-    checkpoints: CheckpointWriter
     phase: Phase
     steps_per_epoch: int
     steps: int  # of the whole run
@@ -62,9 +61,11 @@ def fine_tune(
     group: WorkerGroup,
     report: Callable[[dict[str, Any]], None] | None = None,
     epoch_limit: EpochLimit | None = None,
+    lease: str = "",
 ) -> bool:
     """Train until the end. Returns False if the run was asked to stop earlier; then everything is
-    saved. `report` is called with the log line of each epoch."""
+    saved. `report` is called with the log line of each epoch. `lease` is the one under which the
+    workers were started."""
     options = setup.options
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     model = AdaptedModel(setup.captioner, options.lora, precision, options.seed)
@@ -81,9 +82,8 @@ def fine_tune(
         learner=AdapterLearner(model, options, steps_per_epoch, precision, group),
         precision=precision,
         group=group,
-        log=RunLog(out),
+        output=open_output(out, lease),
         stop=StopRequest(out),
-        checkpoints=CheckpointWriter(out),
         phase=Phase("fine_tuning", options.epochs, options.lr, options.schedule),
         steps_per_epoch=steps_per_epoch,
         steps=min(steps, options.max_steps or steps),
@@ -91,7 +91,7 @@ def fine_tune(
     try:
         return tune_epochs(run, report, epoch_limit)
     finally:
-        run.checkpoints.close()
+        run.output.checkpoints.close()
 
 
 def tune_epochs(
@@ -101,17 +101,17 @@ def tune_epochs(
 ) -> bool:
     """Train from the newest checkpoint. Returns False if the run was asked to stop."""
     options, group = run.setup.options, run.group
-    checkpoint = load_checkpoint(run.out, run.precision.device)
+    checkpoint = resume(run.out, run.output, group, run.precision.device)
     state = TrainState()
     if checkpoint is not None:
         state = checkpoint.state
         run.learner.restore(checkpoint.tensors, checkpoint.numbers)
     if group.leads:
-        run.log.forget_after(state.step)
-        run.log.add(start_line(run, state))
+        run.output.log.add(start_line(run, state))
 
     patience = options.validation.patience
-    while state.epoch < options.epochs and state.step < run.steps:
+    # A run that was killed after its last step still has to validate that epoch.
+    while state.epoch < options.epochs and (state.step < run.steps or state.step_of_epoch):
         if patience and state.waited >= patience:
             break
         if epoch_limit is not None and group.leads:
@@ -163,7 +163,9 @@ def tune_epoch(run: TuningRun, state: TrainState) -> bool:
         if state.step % options.log_steps == 0 or is_last:
             total = group.sum(counts.clone())
             if group.leads:
-                run.log.add(step_line(run.steps, run.phase, state, learner.lr, total, logged))
+                run.output.log.add(
+                    step_line(run.steps, run.phase, state, learner.lr, total, logged)
+                )
             logged = LoggedAt(total, state.step, time.monotonic())
 
         # The leader decides when to stop and when to save. All workers must do so after the same
@@ -213,9 +215,10 @@ def validate_epoch(run: TuningRun, state: TrainState) -> dict[str, Any]:
     }
     if run.group.leads:
         if is_best:
+            run.output.leadership.check()
             keep_captioner(run, line)
-            run.log.write_pictures(result.pictures, [])
-        run.log.add(line)
+            run.output.log.write_pictures(result.pictures, [])
+        run.output.log.add(line)
     return line
 
 
@@ -268,8 +271,8 @@ def facts_of_run(
 def save(run: TuningRun, state: TrainState) -> None:
     """Write a checkpoint from which the run can continue."""
     if run.group.leads:
-        run.log.flush()
-        run.checkpoints.save(state, run.learner.tensors(), run.learner.numbers())
+        run.output.log.flush()
+        run.output.checkpoints.save(state, run.learner.tensors(), run.learner.numbers())
 
 
 def keep_captioner(run: TuningRun, line: dict[str, Any]) -> None:
