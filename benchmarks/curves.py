@@ -39,7 +39,7 @@ WAYS = {
     "streamed, 4 workers": ("stream", 512, 4),
 }
 SAME_ORDER = "local, window"
-TOLERANCE = 1e-2  # of the loss of a step; those of two steps differ by a tenth and more
+TOLERANCE = 1e-3  # of the loss of a step; those of two steps differ by a tenth and more
 # What the figure shows: the others lie on these.
 DRAWN = {
     "local": ("#2f80c3", 1.2, "-"),

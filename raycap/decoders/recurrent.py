@@ -175,16 +175,19 @@ class AttentiveDecoder(Decoder):
         that still has a word.
         """
         state = self.initial_state(memory, projected.shape[1])
-        run_cell = self.run_cell
-        if self.training and self._compiled_cell is not None:
-            run_cell = self._compiled_cell
+        compiled = self._compiled_cell if self.training else None
+        run_cell = compiled or self.run_cell
         outputs, attentions = [], []
         sizes = _sizes(words)
         for word, (pictures, captions) in zip(projected.unbind(2), sizes, strict=True):
             missing = (0, 0, 0, word.shape[1] - captions, 0, word.shape[0] - pictures)
             state = {name: part[:pictures, :captions] for name, part in state.items()}
             memory = {name: part[:pictures] for name, part in memory.items()}
-            output, state, attention = run_cell(word[:pictures, :captions], state, memory)
+            word = word[:pictures, :captions]
+            if compiled is not None:  # it would be compiled for each layout
+                word = word.contiguous()
+                state = {name: part.contiguous() for name, part in state.items()}
+            output, state, attention = run_cell(word, state, memory)
             outputs.append(functional.pad(output, missing))
             attentions.append(functional.pad(attention, missing))
         return torch.stack(outputs, 2), torch.stack(attentions, 2)

@@ -344,8 +344,8 @@ class Train:
     """On GPUs with tensor cores (Ampere and newer), compute products of fp32 numbers in TF32:
     faster, with 10 bits instead of 23 behind the point."""
     compile: bool = False
-    """Compile the forward and backward pass with torch.compile. The first steps take minutes; it
-    needs a C++ compiler."""
+    """Compile the forward and backward pass with torch.compile; of decoders with recurrent cells
+    and attention, the cell. The first steps take longer; it needs a C++ compiler."""
     checkpoint_minutes: float = 0.0
     """Also save within an epoch, this many minutes after the last save; 0 saves only after
     epochs, and with elastic workers every 5 minutes."""
