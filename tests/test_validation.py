@@ -41,6 +41,7 @@ encoder: {{kind: pixels, size: 96, patch: 16, frequencies: 4}}
 decoder: {{kind: recurrent, hidden_width: 48, embedding_width: 32, attention_width: 32}}
 search: {{kind: beam, width: 3, max_length: 12, consensus: 4.0, fusion: 3.0}}
 vocabulary: {{min_count: 1}}
+extract: {{precision: fp32}}
 train:
   epochs: 2
   batch: 16
