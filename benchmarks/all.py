@@ -174,7 +174,7 @@ BENCHMARKS = {
                 (5, "5% at dead hosts"),
             )
         ),
-        arguments=("--rounds", "1"),
+        arguments=("--rounds", "1", "--rows", "30000"),
         quick=("--rows", "300", "--dead", "0"),
         inputs=("photos", "peer"),
         needs=("photos", "peer"),
