@@ -308,14 +308,19 @@ def test_a_fork_has_children_of_its_own(notes: Path):
     assert first == last != after
 
 
-def test_an_interrupted_read_leaves_no_busy_child(notes: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_read_leaves_no_busy_child(notes: Path):
     def interrupt() -> None:
         wait_for(lambda: lines(notes))
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell starts commands in the background with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        read_word("sleep")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            read_word("sleep")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not guard._idle and not is_running(int(lines(notes)[0].split()[-1]))
 
 
