@@ -55,7 +55,7 @@ def test_captioning_with_labels_starts_from_zero_nodes(
     assert f"{PICTURES} rows, 0 failed" in printed
     messages = re.findall("raycap: waiting for .*", printed)
     assert messages and len(messages) < 20, "it prints what it waits for, and not all the time"
-    decode = "a node with 1 CPU and the label raycap=decode, to decode pictures.*since [0-9]+:"
-    assert any(re.search(decode, message) for message in messages)
-    assert any("label raycap=model, to run the model" in message for message in messages)
+    # Of a node that comes at once it says nothing.
+    wanted = "the label raycap=(decode, to decode pictures|model, to run the model)"
+    assert any(re.search(wanted, message) for message in messages)
     assert pq.read_table(tmp_path / "out" / "captions").num_rows == PICTURES
