@@ -54,7 +54,7 @@ def test_a_host_that_is_slow_keeps_no_thread_for_another_request(requests, monke
     never = threading.Event()
     requests.add("dead", never)
     requests.add("good", now())
-    # After the dead host is found, nobody looks again: each of its requests must bring a thread.
+    # After the dead host is found, the watch stops: each of its requests must bring a thread.
     wait_for(lambda: requests.threads._slow_hosts == {"dead"})
     monkeypatch.setattr(threads, "SECONDS_TO_BE_SLOW", 3600.0)
     monkeypatch.setattr(requests.threads, "_count_slow", lambda: requests.threads._slow)

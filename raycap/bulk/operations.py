@@ -15,7 +15,7 @@ from raycap.bulk.plan import Plan, newest_plan, plan_numbers, take_number, write
 from raycap.bulk.table import OutputTable, taken_over
 from raycap.storage import RunFolder
 
-# Operations that make files anew. While they are incomplete, the table is as it was before.
+# Operations that make files again. While they are incomplete, the table is as it was before.
 REPLACEMENTS = ("overwrite", "retry", "finish")
 
 

@@ -128,7 +128,7 @@ class AttentiveDecoder(Decoder):
 
     def compile_cell(self) -> None:
         """Compile the cell for training. The loop over words has another length in each batch: as
-        a whole it would be compiled anew for each."""
+        a whole it would be compiled again for each."""
         self._compiled_cell = torch.compile(self.run_cell, dynamic=True)
 
     @abstractmethod
